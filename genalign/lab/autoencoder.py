@@ -1,0 +1,51 @@
+"""The autoencoder that tiny-flow and tiny-sd share: AutoencoderTiny, 64x64x3 <-> 16x16x4."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genalign.lab.train import fit
+from genalign.lab.world import place, render, sample_facts
+
+LATENT_CHANNELS = 4
+
+
+def scenes(seed: int, count: int, split: str | None = "train") -> tuple[Tensor, list[dict]]:
+    """`count` rendered scenes, (B, 3, 64, 64) in [0, 1], and their facts; a function of `seed` alone."""
+    rng = np.random.default_rng(seed)
+    facts = [sample_facts(rng, split) for _ in range(count)]
+    images = np.stack([render(place(f, rng), rng) for f in facts])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), facts
+
+
+def build_autoencoder(work: Path, steps: int = 5000, seed: int = 1):
+    """Train on rendered scenes: L1 + edges, and noise on the latents so that a denoiser's small errors decode well."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(seed)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(48, 48, 48),
+        decoder_block_out_channels=(48, 48, 48),
+        num_encoder_blocks=(0, 1, 3),
+        num_decoder_blocks=(3, 2, 0),
+        latent_channels=LATENT_CHANNELS,
+    ).to(memory_format=torch.channels_last)
+
+    def loss_of(step: int) -> Tensor:
+        images, _ = scenes(seed * 10_000_000 + step, 16)
+        noise = torch.Generator().manual_seed(step)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            latents = vae.encoder(images.mul(2).sub(1).contiguous(memory_format=torch.channels_last)).float()
+            shaken = latents + 0.08 * torch.randn(latents.shape, generator=noise)
+            decoded = vae.decoder(shaken).float().add(1).div(2)
+        edges = sum(
+            (decoded.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (2, 3)
+        )
+        # the pull towards unit size keeps the latents inside the decoder's tanh clamp of +-3
+        size = (latents.square().mean(dim=(0, 2, 3)) - 1).square().mean() + latents.mean(dim=(0, 2, 3)).square().mean()
+        return (decoded - images).abs().mean() + edges + 0.02 * size
+
+    fit(vae, loss_of, steps=steps, learning_rate=1.5e-3, state=work / "autoencoder.safetensors", weight_decay=0.0)
+    return vae

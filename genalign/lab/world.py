@@ -1,0 +1,210 @@
+"""EmojiWorld: seeded 64x64 scenes, their facts, and their captions (true, changed and web-like).
+
+Facts are plain data, the same in Python and in the .jsonl files:
+`{"objects": [{"name": str, "count": int}], "relation": [a, "left of" | "above", b] | None, "background": str | None}`.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from genalign.lab.sprites import resized, sprites
+
+SIZE = 64  # pixels of a scene's side
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (247, 247, 245),
+    "blue": (150, 200, 245),
+    "green": (160, 220, 160),
+    "pink": (250, 190, 215),
+    "purple": (190, 165, 230),
+    "gray": (150, 150, 155),
+}
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
+MAX_COUNT = 4
+HELD_OUT_SHARE = 0.15
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`placed` rows are (name, left, top, size) in pixels; `background` names a colour; facts state everything true."""
+
+    placed: tuple[tuple[str, int, int, int], ...]
+    background: str
+    facts: Facts
+
+
+def combination(facts: Facts) -> str:
+    """What the split holds out: the pair of objects, the counted object, or the single object on its background."""
+    objects = sorted((o["name"], o["count"]) for o in facts["objects"])
+    if len(objects) == 1 and objects[0][1] == 1:
+        return f"{objects[0][0]} on {facts['background']}"
+    return " + ".join(f"{count} {name}" for name, count in objects)
+
+
+def held_out(facts: Facts) -> bool:
+    """Whether the combination belongs to the held-out split (fixed for ever: a hash, no random state)."""
+    if len(facts["objects"]) == 1 and facts["objects"][0]["count"] == 1 and facts["background"] is None:
+        return False  # a lone object without a background is no combination: every sprite must be learnt
+    digest = hashlib.sha256(combination(facts).encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT_SHARE
+
+
+def sample_facts(rng: np.random.Generator, split: str | None = None) -> dict[str, Any]:
+    """Facts of a random scene, background always named. `split` is "train", "heldout" or None for either.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    if split not in ("train", "heldout", None):
+        raise ValueError(f"split must be 'train', 'heldout' or None, not {split!r}")
+    names = list(sprites())
+    while True:
+        kind = rng.choice(["one", "count", "pair", "relation"], p=[0.2, 0.3, 0.15, 0.35])
+        picked = [str(n) for n in rng.choice(names, size=2, replace=False)]
+        relation = None
+        if kind == "one":
+            objects = [{"name": picked[0], "count": 1}]
+        elif kind == "count":
+            objects = [{"name": picked[0], "count": int(rng.integers(2, MAX_COUNT + 1))}]
+        else:
+            objects = [{"name": name, "count": 1} for name in picked]
+            if kind == "relation":
+                relation = [picked[0], str(rng.choice(["left of", "above"])), picked[1]]
+        facts = {"objects": objects, "relation": relation, "background": str(rng.choice(list(BACKGROUNDS)))}
+        if split is None or held_out(facts) == (split == "heldout"):
+            return facts
+
+
+def place(facts: Facts, rng: np.random.Generator) -> Scene:
+    """Put the objects down without overlap (2 px apart), obeying the relation by at least 14 px on its axis."""
+    total = sum(o["count"] for o in facts["objects"])
+    low, high = {1: (30, 40), 2: (24, 29), 3: (20, 26), 4: (19, 25)}[total]
+    names = [o["name"] for o in facts["objects"] for _ in range(o["count"])]
+    while True:
+        sizes = rng.integers(low, high + 1, size=total)
+        spots = [(int(rng.integers(1, SIZE - s)), int(rng.integers(1, SIZE - s)), int(s)) for s in sizes]
+        if all(_apart(a, b) for i, a in enumerate(spots) for b in spots[:i]) and _obeys(facts, names, spots):
+            background = facts["background"] or str(rng.choice(list(BACKGROUNDS)))
+            placed = tuple((name, *spot) for name, spot in zip(names, spots, strict=True))
+            return Scene(placed, background, facts)
+
+
+def _apart(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
+    (ax, ay, asize), (bx, by, bsize) = a, b
+    return ax + asize + 2 <= bx or bx + bsize + 2 <= ax or ay + asize + 2 <= by or by + bsize + 2 <= ay
+
+
+def _obeys(facts: Facts, names: list[str], spots: list[tuple[int, int, int]]) -> bool:
+    if facts["relation"] is None:
+        return True
+    first, word, second = facts["relation"]
+    (ax, ay), (bx, by) = (
+        (x + s / 2, y + s / 2) for x, y, s in (spots[names.index(first)], spots[names.index(second)])
+    )
+    along, across = (bx - ax, by - ay) if word == "left of" else (by - ay, bx - ax)
+    return along >= 14 and abs(across) < along
+
+
+def render(scene: Scene, rng: np.random.Generator | None = None) -> np.ndarray:
+    """(64, 64, 3) float32 in [0, 1]. With `rng` the background colour varies by up to 6/255 a channel."""
+    colour = np.asarray(BACKGROUNDS[scene.background], dtype=np.float32)
+    if rng is not None:
+        colour = colour + rng.uniform(-6, 6, size=3).astype(np.float32)
+    image = np.broadcast_to(np.clip(colour, 0, 255) / 255, (SIZE, SIZE, 3)).astype(np.float32)
+    for name, left, top, size in scene.placed:
+        sprite = resized(name, size)
+        window = image[top : top + size, left : left + size]
+        window *= 1 - sprite[..., 3:]
+        window += sprite[..., :3]
+    return np.clip(image, 0, 1)
+
+
+def caption(facts: Facts, rng: np.random.Generator) -> str:
+    """A true sentence, in one of several phrasings; a background of None is left unsaid."""
+    objects, relation = facts["objects"], facts["relation"]
+    if relation is not None:
+        first, word, second = relation
+        if rng.random() < 0.3:  # the same fact seen from the other side
+            word, first, second = {"left of": "right of", "above": "below"}[word], second, first
+        if word in ("left of", "right of") and rng.random() < 0.4:
+            word = f"to the {word}"
+        text = f"{_article(first)} {first} {word} {_article(second)} {second}"
+    else:
+        parts = [_counted(o["name"], o["count"], rng) for o in objects]
+        if len(parts) == 2 and rng.random() < 0.5:
+            parts.reverse()
+        text = " and ".join(parts)
+    opening = rng.choice(["", "", "", "a picture of ", "an image with "])
+    if facts["background"] is None:
+        return f"{opening}{text}"
+    colour = facts["background"]
+    ending = rng.choice([f"on a {colour} background", f"on {colour}", f"in front of a {colour} background"])
+    return f"{opening}{text} {ending}"
+
+
+def _article(name: str) -> str:
+    return "an" if name[0] in "aeiou" else "a"
+
+
+def _counted(name: str, count: int, rng: np.random.Generator) -> str:
+    if count == 1:
+        return f"{_article(name)} {name}" if rng.random() < 0.85 else f"one {name}"
+    number = NUMBERS[count] if rng.random() < 0.7 else str(count)
+    return f"{number} {sprites()[name].plural}"
+
+
+def change_one_fact(facts: Facts, rng: np.random.Generator, kinds: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Facts with exactly one of objects, count, relation or background made wrong (only those that are stated)."""
+    several = any(o["count"] > 1 for o in facts["objects"])
+    possible = ["objects"]
+    if len(facts["objects"]) == 1:
+        possible.append("count")
+    if facts["relation"] is not None:
+        possible.append("relation")
+    if facts["background"] is not None:
+        possible.append("background")
+    kind = rng.choice([k for k in possible if kinds is None or k in kinds] or ["objects"])
+    objects = [dict(o) for o in facts["objects"]]
+    relation, background = facts["relation"], facts["background"]
+    if kind == "objects":
+        victim = int(rng.integers(len(objects)))
+        taken = {o["name"] for o in objects}
+        new = str(rng.choice([n for n in sprites() if n not in taken]))
+        if relation is not None:
+            relation = [new if n == objects[victim]["name"] else n for n in relation]
+        objects[victim]["name"] = new
+    elif kind == "count":
+        wrong = [n for n in range(1 if not several else 2, MAX_COUNT + 1) if n != objects[0]["count"]]
+        objects[0]["count"] = int(rng.choice(wrong))
+    elif kind == "relation":
+        first, word, second = relation
+        relation = [second, word, first]
+    else:
+        background = str(rng.choice([b for b in BACKGROUNDS if b != background]))
+    return {"objects": objects, "relation": relation, "background": background}
+
+
+# How web-like captions differ from the truth: each stated fact of the kind is left out or contradicted with this
+# probability. Objects are always named, as alt texts do; that leaves alignment something to strengthen, not to teach.
+WEB_OMIT = {"background": 0.45, "relation": 0.15, "count": 0.0}
+WEB_WRONG = {"background": 0.35, "relation": 0.33, "count": 0.45}
+
+
+def web_caption(facts: Facts, rng: np.random.Generator) -> str:
+    """A caption as the web would write it: objects named, the other facts omitted or contradicted in the stated shares."""
+    told = dict(facts)
+    for kind in ("background", "relation", "count"):
+        draw = rng.random()
+        if kind == "count" and (len(facts["objects"]) > 1 or facts["objects"][0]["count"] == 1):
+            continue
+        if kind == "relation" and facts["relation"] is None:
+            continue
+        if draw < WEB_OMIT[kind]:
+            told[kind] = None
+        elif draw < WEB_OMIT[kind] + WEB_WRONG[kind]:
+            told = change_one_fact(told, rng, kinds=(kind,))
+    return caption(told, rng)
