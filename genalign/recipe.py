@@ -1,0 +1,345 @@
+"""Recipes: one YAML file with six keys, checked as a whole before any weight loads.
+
+    policy: {...}   data: {...}   reward: file.yaml | {...}   method: {name: ...}   train: {...}   eval: {...}
+
+A relative path in a recipe is relative to the recipe's folder, then to the shipped rooms; a model is a folder, a name in
+the shipped assets, or a hub id. The only place that sees policies, rewards and methods at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+
+from genalign.data import DataSettings, Prompts, read_prompts
+from genalign.evaluate import EvalSettings
+from genalign.loop import TrainSettings
+from genalign.method import PRESETS, build_method
+from genalign.method.settings import MethodSettings
+from genalign.policy import load_policy
+from genalign.policy.settings import PolicySettings
+from genalign.reward import build_reward, check_needs
+from genalign.shipped import shipped
+from genalign.types import Method, Policy, Reward, UsageError
+
+
+class Recipe(BaseModel):
+    """A training run, whole. `folder` is what its relative paths are relative to."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    policy: PolicySettings
+    """The model, its adapter and how it is sampled."""
+    data: DataSettings
+    """The prompts."""
+    reward: str | dict[str, Any] | None = None
+    """What is good: a reward file, `file.py:function`, or the mapping a reward file holds. None: labelled pairs say it."""
+    method: MethodSettings
+    """How the policy learns from it."""
+    train: TrainSettings = TrainSettings()
+    """Steps, optimizer, checkpoints."""
+    eval: EvalSettings | None = None
+    """Before against after on held-out prompts; None: no evaluation at the end."""
+    _folder: Path = PrivateAttr(default=Path())
+    _name: str = PrivateAttr(default="recipe")
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    @property
+    def name(self) -> str:
+        """File stem: run folders are called after it."""
+        return self._name
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every default written out, and paths that hold from any folder (shipped names stay names)."""
+        plain = self.model_dump(mode="json")
+        plain["policy"]["model"] = str(find(self.policy.model, self.folder, "assets") or self.policy.model)
+        return _portable(plain, self.folder)
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, a path or a name that `genalign ls` prints, and apply `a.b=c` overrides (values are YAML).
+
+    Raises:
+        UsageError: no such recipe, not YAML, an unknown key (the nearest one is named) or a value of the wrong kind.
+    """
+    path = _recipe_path(str(recipe))
+    plain = read_yaml(path)
+    if not isinstance(plain, dict):
+        raise UsageError(
+            f"{path} holds no recipe; write keys such as {', '.join(Recipe.model_fields)} at its top level"
+        )
+    for override in overrides:
+        _override(plain, override)
+    _with_preset(plain)
+    try:
+        parsed = Recipe.model_validate(plain)
+    except ValidationError as error:
+        raise UsageError(f"recipe {path}: {_sentence(error)}") from error
+    parsed._folder, parsed._name = path.resolve().parent, path.stem
+    return parsed
+
+
+@dataclass
+class Built:
+    """What a recipe stands for. The small parts exist at once; policy and judge load their weights when first asked for."""
+
+    recipe: Recipe
+    data: Prompts
+    reward: Reward | None
+    method: Method
+    device: str = "cpu"
+
+    @cached_property
+    def policy(self) -> Policy:
+        import torch
+
+        torch.manual_seed(self.recipe.train.seed)  # adapters start equal on every rank
+        settings = self.recipe.policy
+        return load_policy(settings, model_path(settings.model, self.recipe.folder), self.device)
+
+    @cached_property
+    def held_out(self) -> Reward | None:
+        spec = self.recipe.eval.held_out if self.recipe.eval else None
+        return None if spec is None else build_reward(spec, self.recipe.folder)
+
+    @cached_property
+    def eval_rewards(self) -> list[Reward]:
+        """The training reward and those that `eval.rewards` adds."""
+        more = self.recipe.eval.rewards if self.recipe.eval else []
+        return [
+            *([self.reward] if self.reward is not None else []),
+            *(build_reward(spec, self.recipe.folder) for spec in more),
+        ]
+
+    @cached_property
+    def eval_prompts(self) -> Prompts:
+        assert self.recipe.eval is not None
+        return read_prompts(_data_path(self.recipe.eval.prompts, self.recipe.folder))
+
+
+def build(recipe: Recipe, device: str = "cpu") -> Built:
+    """Build data, reward and method, and check that they fit each other and the policy, before any weight loads.
+
+    Raises:
+        UsageError: a method that needs what the reward cannot give, a reward whose needs nothing offers, no prompts.
+    """
+    data = read_prompts(_data_path(recipe.data.prompts, recipe.folder))
+    data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
+    method = build_method(recipe.method)
+    model = model_path(recipe.policy.model, recipe.folder)
+    reward = None if recipe.reward is None else build_reward(recipe.reward, recipe.folder)
+    _check_fit(method, reward)
+    modality = modality_of(model)
+    if reward is not None:
+        check_needs(reward, {"prompt", modality, *(f"facts.{name}" for name in data.facts())})
+    built = Built(recipe, data, reward, method, device)
+    if recipe.eval is not None:
+        built.eval_prompts  # noqa: B018  (read now, so that a missing file stops the run before it starts)
+    return built
+
+
+def _check_fit(method: Method, reward: Reward | None) -> None:
+    if reward is None and method.needs & {"reward", "reward_grad"}:
+        raise UsageError(f"method {method.name} needs a reward, but the recipe has none; add the key 'reward'")
+    if reward is not None and "reward_grad" in method.needs and not reward.differentiable:
+        raise UsageError(
+            f"method {method.name} needs gradients of the reward, but reward {reward.name} is not differentiable; "
+            f"take a differentiable reward such as clip, or a method that only needs scores"
+        )
+    if reward is not None and "pairs" in method.needs and "reward" not in method.needs:
+        raise UsageError(
+            f"method {method.name} learns from labelled pairs and would never ask reward {reward.name}; "
+            f"drop the key 'reward' or method.pairs"
+        )
+
+
+# ---- where things are -----------------------------------------------------------------------------------------------
+
+
+def find(name: str, folder: Path, *rooms: str) -> Path | None:
+    """The file or folder `name`: absolute, relative to `folder`, or in one of the shipped rooms."""
+    for candidate in (folder / Path(name).expanduser(), *(shipped(room, name) for room in rooms)):
+        if candidate.exists():
+            return candidate.resolve()
+    return None
+
+
+def model_path(name: str, folder: Path) -> Path | str:
+    """A model's folder, or the name itself where it can be a hub id (`owner/name`).
+
+    Raises:
+        UsageError: neither a folder, nor a shipped model, nor the form of a hub id.
+    """
+    found = find(name, folder, "assets")
+    if found is not None:
+        return found
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return name
+    hint = nearest(name, shipped_models())
+    raise UsageError(f"there is no model folder {name!r} in {folder} or among genalign's own models{hint}")
+
+
+def modality_of(model: Path | str) -> str:
+    """What a model makes, told by its folder alone (for a hub id: from its small index file)."""
+    if isinstance(model, str):
+        from huggingface_hub import file_exists
+
+        return "image" if file_exists(model, "model_index.json") else "text"
+    if (model / "model_index.json").is_file():
+        return "image"
+    if (model / "config.json").is_file():
+        return "text"
+    raise UsageError(
+        f"{model} is no model: it has neither model_index.json (a diffusers pipeline) nor config.json (a language model)"
+    )
+
+
+def shipped_models() -> list[str]:
+    marks = ("model_index.json", "config.json", "open_clip_config.json")
+    return sorted({path.parent.name for mark in marks for path in shipped("assets").glob(f"*/{mark}")})
+
+
+def shipped_recipes() -> list[str]:
+    return sorted(path.stem for path in shipped("pipelines").glob("*.yaml"))
+
+
+def _recipe_path(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    for candidate in (shipped("pipelines", f"{name}.yaml"), shipped("pipelines", Path(name).name)):
+        if candidate.is_file():
+            return candidate
+    raise UsageError(f"there is no recipe file or shipped recipe {name!r}{nearest(name, shipped_recipes())}")
+
+
+def _data_path(name: str, folder: Path) -> Path:
+    return find(name, folder, "assets") or folder / name
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as text; here it is a number, as everybody who writes a learning rate expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$|[-+]?\.\d+[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a YAML file.
+
+    Raises:
+        UsageError: unreadable, or not YAML (with the line).
+    """
+    try:
+        return yaml.load(path.read_text(), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _override(plain: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *parents, last = key.split(".")
+    if not equals or not all(key.split(".")):
+        raise UsageError(f"{override!r} is no override; write key.subkey=value, for example train.steps=20")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"the value of override {override!r} is not YAML; quote it for the shell") from error
+    place: Any = plain
+    for depth, parent in enumerate(parents):
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
+        if not isinstance(place, dict):
+            raise UsageError(f"override {override!r} reaches into {'.'.join(parents[: depth + 1])}, which has no keys")
+    place[last] = value
+
+
+def _with_preset(plain: dict[str, Any]) -> None:
+    """`method: {name: d3po, group: 4}` is the preset with the named keys replaced."""
+    method = plain.get("method")
+    if isinstance(method, str):
+        method = {"name": method}
+    if isinstance(method, dict) and isinstance(method.get("name"), str):
+        if method["name"] not in PRESETS:
+            raise UsageError(f"there is no method {method['name']!r}{nearest(method['name'], PRESETS)}")
+        plain["method"] = {**PRESETS[method["name"]], **method}
+
+
+def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """The end of a sentence about an unknown name."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known) or 'none'}"
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first complaint of pydantic as one sentence, an unknown key with the nearest known one."""
+    first = error.errors()[0]
+    *parents, last = first["loc"] or ("",)
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        known = list(_fields_at(Recipe, [str(part) for part in parents]))
+        return f"unknown key {where!r}{nearest(str(last), known)}"
+    if first["type"] == "missing":
+        return f"the key {where!r} is missing"
+    given = first.get("input")
+    return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {given!r}"
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> Iterator[str]:
+    for name in path:
+        kind: Any = model.model_fields[name].annotation if name in model.model_fields else None
+        options = [kind, *get_args(kind)]
+        found = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if not found:
+            return
+        model = found[0]
+    yield from model.model_fields
+
+
+def _portable(value: Any, folder: Path) -> Any:
+    """Strings that name a file beside the recipe become absolute paths; everything else stays."""
+    if isinstance(value, dict):
+        return {key: _portable(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_portable(item, folder) for item in value]
+    if not isinstance(value, str) or not re.search(r"\.(yaml|yml|jsonl|txt|safetensors|py:\w+)$", value):
+        return value
+    file, colon, function = value.partition(":") if ".py:" in value else (value, "", "")
+    return f"{(folder / file).resolve()}{colon}{function}" if (folder / file).exists() else value
+
+
+def changed_key(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str] = (), at: str = "") -> str | None:
+    """The first dotted key whose value differs, apart from those under `free`; None if the two are equal."""
+    for key in sorted({*old, *new}):
+        name = f"{at}{key}"
+        if name in free:
+            continue
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            deeper = changed_key(before, after, free, f"{name}.")
+            if deeper:
+                return deeper
+        elif json.dumps(before, sort_keys=True) != json.dumps(after, sort_keys=True):
+            return f"{name} (was {before!r}, is {after!r})"
+    return None
