@@ -261,7 +261,7 @@ def _total(reward: Reward) -> tuple[str, ...]:
 def _distinct(names: list[str]) -> list[str]:
     if not names:
         raise UsageError("there is nothing to evaluate with: give eval.held_out or eval.rewards")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UsageError(f"two rewards of the evaluation both report {twice[0]!r}; drop one of them from eval.rewards")
     return names
