@@ -83,10 +83,12 @@ class Media(Mapping[str, Track]):
         joined: dict[str, Track] = {}
         for name in parts[0]:
             datas = [part[name].data for part in parts]
-            if all(isinstance(d, Tensor) for d in datas) and len({d.shape[1:] for d in datas}) == 1:  # type: ignore[union-attr]
-                joined[name] = Track(torch.cat(datas), parts[0][name].rate)  # type: ignore[arg-type]
+            tensors = [d for d in datas if isinstance(d, Tensor)]
+            if len(tensors) == len(datas) and len({d.shape[1:] for d in tensors}) == 1:
+                joined[name] = Track(torch.cat(tensors), parts[0][name].rate)
             else:
-                joined[name] = Track([row for d in datas for row in d], parts[0][name].rate)  # type: ignore[arg-type]
+                rows = [row for d in datas for row in d]
+                joined[name] = Track(rows, parts[0][name].rate)  # type: ignore[arg-type]
         return Media(**joined)
 
 
@@ -95,8 +97,8 @@ class Prompt:
     """What is asked for.
 
     text: the prompt. media: input image or edit source (one row), or None. facts: whatever a reward may check (answer,
-    scene, exemplar id); read-only. uid: its row number in the data file: the group of its samples, and part of their
-    seeds, so that neither batch size nor world size changes what is drawn.
+    scene, exemplar id); read-only. uid: its row number in the data file: the group of its samples, and part of
+    their seeds, so that neither batch size nor world size changes what is drawn.
     """
 
     text: str
@@ -118,8 +120,8 @@ def sample_seed(seed: int, uid: int, k: int) -> int:
 class Trajectory:
     """A rollout: media, and a row of log-probabilities that only its policy can replay.
 
-    prompts: B, one a row (repeated within a group). group: (B,) int64, the prompt's uid; siblings share it and need not be
-    adjacent. logp: (B,S) fp32, each a SUM over latent dims, or a token's log-prob, under the policy that sampled.
+    prompts: B, one a row (repeated within a group). group: (B,) int64, the prompt's uid; siblings share it and need not
+    be adjacent. logp: (B,S) fp32, each a SUM over latent dims, or a token's log-prob, under the policy that sampled.
     mask: (B,S) bool, False where a row has no such step. seeds: (B,) python ints, the sample seeds.
     rows_together: rows of the rollout's own micro-batches (contiguous): replay in these to get the log-ratio exactly 0.
     steps_together: how many steps one replay forward yields: 1 for denoising steps, S for tokens.
@@ -137,7 +139,7 @@ class Trajectory:
     tape: Any = None
 
     def units(self, rows: Sequence[int] | None = None) -> list[tuple[list[int], list[int]]]:
-        """(rows, steps) blocks that cover the trajectory, each one replay: the rollout's own micro-batches, step by step."""
+        """(rows, steps) blocks that cover the trajectory, each one replay: the rollout's own micro-batches by step."""
         chosen = list(range(len(self.prompts))) if rows is None else list(rows)
         total = self.logp.shape[1]
         return [
@@ -227,8 +229,8 @@ class Steps:
 
     score (R,S) fp32 with grad: log-density SUMMED over latent dims, or the token's log-prob. count: latent dims of one
     step (1 for a token), so that nats per dim = score / count. mask (R,S) bool. versus_score (R,S) without grad, and
-    kl (R,S) >= 0 with grad in closed form, and gap (R,S) = |out - out_versus|^2 (None for tokens), all only when replayed
-    `versus` other weights. features: (R,S,H) for a value head, or None.
+    kl (R,S) >= 0 with grad in closed form, and gap (R,S) = |out - out_versus|^2 (None for tokens), all only when
+    replayed `versus` other weights. features: (R,S,H) for a value head, or None.
     """
 
     score: Tensor
@@ -277,7 +279,7 @@ class Policy(Protocol):
         guidance: float | None = None,
         steps: int | None = None,
     ) -> Media:
-        """Plain deterministic sampling without grad (ODE, DDIM eta 0, greedy), one row a prompt, for eval and `sample`."""
+        """Plain deterministic sampling without grad (ODE, DDIM eta 0, greedy), one row a prompt."""
         ...
 
     def weights(self, which: Weights) -> AbstractContextManager[None]:
@@ -297,7 +299,7 @@ class Policy(Protocol):
         ...
 
     def save_adapter(self, folder: Any) -> None:
-        """Write adapter/ (adapter_config.json, adapter_model.safetensors, and diffusers' own LoRA file where it has one)."""
+        """Write adapter_config.json, adapter_model.safetensors, and diffusers' own LoRA file where it has one."""
         ...
 
     def calls(self) -> int:
@@ -324,6 +326,7 @@ class Experience:
     trajectory: Trajectory
     scores: Scores | None
     advantage: Tensor | None = None  # (B,)
+    counted: Tensor | None = None  # (B,) bool: rows that enter the loss (not masked, and their scores have spread)
     pairs: Tensor | None = None  # (P,2) int64 rows: winner, loser
     global_rows: int = 0  # rows (or pairs) that count, over all ranks
     log: Mapping[str, float] = field(default_factory=dict)

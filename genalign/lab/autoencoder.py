@@ -1,6 +1,7 @@
 """The autoencoder that tiny-flow and tiny-sd share: AutoencoderTiny, 64x64x3 <-> 16x16x4."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ def scenes(seed: int, count: int, split: str | None = "train") -> tuple[Tensor, 
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), facts
 
 
-def build_autoencoder(work: Path, steps: int = 5000, seed: int = 1):
+def build_autoencoder(work: Path, steps: int = 5000, seed: int = 1) -> Any:
     """Train on rendered scenes: L1 + edges, and noise on the latents so that a denoiser's small errors decode well."""
     from diffusers import AutoencoderTiny
 
@@ -40,9 +41,7 @@ def build_autoencoder(work: Path, steps: int = 5000, seed: int = 1):
             latents = vae.encoder(images.mul(2).sub(1).contiguous(memory_format=torch.channels_last)).float()
             shaken = latents + 0.08 * torch.randn(latents.shape, generator=noise)
             decoded = vae.decoder(shaken).float().add(1).div(2)
-        edges = sum(
-            (decoded.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (2, 3)
-        )
+        edges = sum((decoded.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (2, 3))
         # the pull towards unit size keeps the latents inside the decoder's tanh clamp of +-3
         size = (latents.square().mean(dim=(0, 2, 3)) - 1).square().mean() + latents.mean(dim=(0, 2, 3)).square().mean()
         return (decoded - images).abs().mean() + edges + 0.02 * size

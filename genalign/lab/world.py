@@ -20,7 +20,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "green": (160, 220, 160),
     "pink": (250, 190, 215),
     "purple": (190, 165, 230),
-    "gray": (150, 150, 155),
+    "gray": (98, 98, 106),
 }
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 MAX_COUNT = 4
@@ -102,9 +102,7 @@ def _obeys(facts: Facts, names: list[str], spots: list[tuple[int, int, int]]) ->
     if facts["relation"] is None:
         return True
     first, word, second = facts["relation"]
-    (ax, ay), (bx, by) = (
-        (x + s / 2, y + s / 2) for x, y, s in (spots[names.index(first)], spots[names.index(second)])
-    )
+    (ax, ay), (bx, by) = ((x + s / 2, y + s / 2) for x, y, s in (spots[names.index(first)], spots[names.index(second)]))
     along, across = (bx - ax, by - ay) if word == "left of" else (by - ay, bx - ax)
     return along >= 14 and abs(across) < along
 
@@ -195,7 +193,7 @@ WEB_WRONG = {"background": 0.35, "relation": 0.33, "count": 0.45}
 
 
 def web_caption(facts: Facts, rng: np.random.Generator) -> str:
-    """A caption as the web would write it: objects named, the other facts omitted or contradicted in the stated shares."""
+    """A caption as the web would write it: objects named, other facts omitted or contradicted in the stated shares."""
     told = dict(facts)
     for kind in ("background", "relation", "count"):
         draw = rng.random()

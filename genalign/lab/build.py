@@ -1,0 +1,118 @@
+"""`genalign lab build NAME`: make the shipped world and models again. Every builder resumes from its work folder."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genalign.lab.world import caption, sample_facts
+from genalign.shipped import shipped
+from genalign.types import UsageError
+
+PROMPTS = {"train": 4096, "heldout": 1024}
+BACKGROUND_STATED = 0.6
+
+
+def build_prompts(folder: Path, seed: int = 20) -> None:
+    """train.jsonl and heldout.jsonl: true captions and their facts, no text twice, split by combination."""
+    for index, (split, count) in enumerate(PROMPTS.items()):
+        rng = np.random.default_rng((seed, index))
+        rows: dict[str, dict[str, Any]] = {}
+        while len(rows) < count:
+            facts = sample_facts(rng, split)
+            lone = len(facts["objects"]) == 1 and facts["objects"][0]["count"] == 1
+            if not (lone and split == "heldout") and rng.random() > BACKGROUND_STATED:
+                facts["background"] = None
+            rows.setdefault(text := caption(facts, rng), {"prompt": text, "facts": facts})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+
+
+def _world(work: Path, out: Path) -> None:
+    build_prompts(out)
+
+
+def _autoencoder(work: Path) -> Any:
+    """The shared autoencoder, trained if the work folder has none yet; scaled so that latents have unit size."""
+    from diffusers import AutoencoderTiny
+
+    from genalign.lab.autoencoder import build_autoencoder
+
+    if not (work / "vae" / "config.json").exists():
+        build_autoencoder(work).save_pretrained(work / "vae")
+    vae = AutoencoderTiny.from_pretrained(work / "vae").eval()
+    vae.register_to_config(scaling_factor=0.92)
+    return vae
+
+
+def _flow(work: Path, out: Path) -> None:
+    from genalign.lab.flow import build_flow
+
+    _save_pipeline(build_flow(work, _autoencoder(work)), out)
+
+
+def _sd(work: Path, out: Path) -> None:
+    from genalign.lab.sd import build_sd
+
+    _save_pipeline(build_sd(work, _autoencoder(work)), out)
+
+
+def _save_pipeline(pipeline: Any, out: Path) -> None:
+    import torch
+
+    pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
+
+
+def _clip(work: Path, out: Path) -> None:
+    from genalign.lab.clip import build_clip, save_clip
+
+    save_clip(*build_clip(work), out)
+
+
+def _judge(work: Path, out: Path) -> None:
+    from genalign.lab.judge import build_judge, save_judge
+
+    save_judge(build_judge(work), out)
+
+
+BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
+    "world": ("emojiworld", _world),
+    "flow": ("tiny-flow", _flow),
+    "sd": ("tiny-sd", _sd),
+    "clip": ("tiny-clip", _clip),
+    "judge": ("tiny-judge", _judge),
+}
+
+
+def main(name: str, out: Path | None = None, work: Path | None = None, font: Path | None = None) -> None:
+    """Build one part, or "sprites" (needs `font`, the Noto Color Emoji .ttf), and write its model card.
+
+    Args:
+        out: where to write; default: its folder in assets/.
+        work: checkpoints of the training, so that a killed build resumes; default: runs/lab.
+
+    Raises:
+        UsageError: unknown name, or sprites without a font.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if name == "sprites":
+        from genalign.lab.sprites import build_sheet
+
+        if font is None or not font.exists():
+            raise UsageError("building the sprites needs --font PATH, the NotoColorEmoji.ttf of the Noto fonts")
+        build_sheet(font, out or shipped("assets", "emojiworld"))
+        return
+    if name not in BUILDERS:
+        raise UsageError(f"unknown part {name!r}; genalign lab build knows sprites, {', '.join(BUILDERS)}")
+    folder_name, builder = BUILDERS[name]
+    target = out or shipped("assets", folder_name)
+    work = work or Path("runs/lab")
+    work.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
+    builder(work, target)
+    card = Path(__file__).parent / "cards" / f"{folder_name}.md"
+    if card.exists():
+        shutil.copyfile(card, target / "README.md")

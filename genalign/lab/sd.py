@@ -1,0 +1,76 @@
+"""tiny-sd: a v-prediction UNet with a DDIM scheduler, as a StableDiffusionPipeline."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genalign.lab.flow import TEXT_WIDTH, latent_bank, text_encoder, web_batch
+from genalign.lab.text import MAX_TOKENS, build_tokenizer
+from genalign.lab.train import fit
+
+
+def unet() -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(64, 112),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        transformer_layers_per_block=1,
+    )
+
+
+def build_sd(work: Path, vae: Any, steps: int = 6000, rows: int = 32, seed: int = 5) -> Any:
+    """Train UNet and text encoder on web-like captions by v-prediction (Salimans & Ho 2022, arXiv 2202.00512) with
+    the betas of Stable Diffusion; returns the pipeline."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    both = nn.ModuleDict({"text": text_encoder(tokenizer, projected=False), "denoiser": unet()})
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        timestep_spacing="trailing",
+    )
+    bank = latent_bank(vae, work)
+    scale = float(vae.config.scaling_factor)
+
+    def loss_of(step: int) -> Tensor:
+        clean, texts = web_batch(bank, step, rows, seed)
+        clean = clean * scale
+        draw = torch.Generator().manual_seed(step)
+        noise = torch.randn(clean.shape, generator=draw)
+        times = torch.randint(1000, (rows,), generator=draw)
+        tokens = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            context = both["text"](tokens.input_ids).last_hidden_state
+            velocity = both["denoiser"](
+                scheduler.add_noise(clean, noise, times), times, encoder_hidden_states=context, return_dict=False
+            )[0]
+        return (velocity.float() - scheduler.get_velocity(clean, noise, times)).square().mean()
+
+    fit(both, loss_of, steps=steps, learning_rate=8e-4, state=work / "sd.safetensors", weight_decay=0.01)
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=both["text"],
+        tokenizer=tokenizer,
+        unet=both["denoiser"],
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
