@@ -1,0 +1,107 @@
+"""What all methods share: scores over ranks, and the dealing of micro-batches to optimizer updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from genalign.ranks import all_sum, gather, rank
+from genalign.types import Loss, Policy, Prompt, Reward, Scores, Trajectory, UsageError, sample_seed
+
+Block = TypeVar("Block")
+
+
+def rollout_seed(seed: int, step: int) -> int:
+    """The rollout seed of one training step: the same prompt gets new samples whenever it comes round."""
+    return sample_seed(seed, step, -1)
+
+
+def sample_and_score(
+    policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, group: int, seed: int, method: str
+) -> tuple[Trajectory, Scores]:
+    """Roll out `group` rows a prompt and score them; scores come back on the CPU, detached."""
+    if reward is None:
+        raise UsageError(f"method {method} needs a reward; add the key 'reward' to the recipe")
+    trajectory = policy.rollout(prompts, group, seed)
+    with torch.no_grad():
+        return trajectory, _to_cpu(reward(trajectory.prompts, trajectory.media, trajectory.group))
+
+
+def over_ranks(scores: Scores, group: Tensor) -> tuple[Scores, Tensor, slice]:
+    """Scores and group of all ranks' rows, and where this rank's rows are among them; `info` stays behind."""
+    lengths = gather(torch.tensor([len(group)]))
+    start = int(lengths[: rank()].sum())
+    everyone = replace(
+        scores,
+        values=gather(scores.values),
+        valid=gather(scores.valid),
+        failed=gather(scores.failed),
+        total=gather(scores.total),
+        total_valid=gather(scores.total_valid),
+        confidence=None,
+        std=None,
+        info={},
+    )
+    return everyone, gather(group.cpu()), slice(start, start + len(group))
+
+
+def reward_log(scores: Scores) -> dict[str, float]:
+    """TRL's `reward` and `rewards/<aspect>/mean`, each over the rows where it can be read; left out where none can."""
+    columns = {"reward": (scores.total, scores.total_valid)}
+    for k, name in enumerate(scores.names):
+        columns[f"rewards/{name}/mean"] = (scores.values[:, k], scores.valid[:, k])
+    return {name: float(value[valid].double().mean()) for name, (value, valid) in columns.items() if valid.any()}
+
+
+def deal(blocks: Sequence[Block], counts: Sequence[float], updates: int) -> list[tuple[list[Block], float]]:
+    """Deal micro-batches out to optimizer updates: for each, this rank's blocks that count, and the global count.
+
+    Blocks go round in turns, so that ranks with equally many blocks (a multiple of `updates`) make the same updates as
+    one rank with all of them. An update in which nothing counts on any rank is left out: its gradient would be zero.
+
+    Raises:
+        UsageError: there are fewer micro-batches than updates (on all ranks alike).
+    """
+    local = [[float(len(blocks[k::updates])), float(sum(counts[k::updates]))] for k in range(updates)]
+    everyone = all_sum(torch.tensor(local, dtype=torch.float64)).tolist()
+    if any(not number for number, _ in everyone):
+        raise UsageError(
+            f"method.updates_per_rollout is {updates}, but a rollout has only {int(sum(n for n, _ in everyone))} "
+            f"micro-batches; lower it or policy.batch_size"
+        )
+    dealt = []
+    for k, (_, total) in enumerate(everyone):
+        here = zip(blocks[k::updates], counts[k::updates], strict=True)
+        if total:
+            dealt.append(([block for block, count in here if count], total))
+    return dealt
+
+
+def emit(policy: Policy, units: Sequence[Block], loss: Callable[[Block], Loss]) -> Iterator[Loss]:
+    """The losses of one optimizer update; the last has step=True, which a rank without rows owes as well."""
+    for i, unit in enumerate(units):
+        yield replace(loss(unit), step=i == len(units) - 1)
+    if not units:
+        parameters = [p for group in policy.parameter_groups() for p in group["params"]]
+        yield Loss(torch.stack([(p * 0.0).sum() for p in parameters]).sum(), step=True)
+
+
+def sums(quantities: dict[str, Tensor], counts: Tensor) -> dict[str, tuple[float, float]]:
+    """Loss.log of some quantities shaped like `counts` (bool): their sums where it is True, and the number of those."""
+    stacked = torch.stack([torch.where(counts, q.detach().float(), 0.0).sum() for q in (*quantities.values(), counts)])
+    *totals, number = stacked.tolist()
+    return {name: (total, number) for name, total in zip(quantities, totals, strict=True)}
+
+
+def _to_cpu(scores: Scores) -> Scores:
+    return replace(
+        scores,
+        **{
+            name: getattr(scores, name).detach().cpu()
+            for name in ("values", "valid", "failed", "total", "total_valid", "weights")
+        },
+    )

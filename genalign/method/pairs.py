@@ -1,0 +1,84 @@
+"""Labelled pairs: which of two seeds of a prompt a person, or a reward, preferred."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from genalign.types import UsageError
+
+SHAPE = '{"prompt": str, "chosen_seed": int, "rejected_seed": int, "model": str, "sampler": str}'
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """One line of the file. model, sampler: digests of what drew the two samples, so that they can be drawn again."""
+
+    prompt: str
+    chosen_seed: int
+    rejected_seed: int
+    model: str
+    sampler: str
+
+
+@runtime_checkable
+class Reproducible(Protocol):
+    """A policy that can say whether it would draw the same sample from the same seed."""
+
+    def digest(self) -> Mapping[str, str]:
+        """{"model": hash of the reference weights, "sampler": hash of the sampling settings}."""
+        ...
+
+
+def read_pairs(path: Path) -> dict[str, list[LabelledPair]]:
+    """The labelled pairs of a .jsonl file by prompt.
+
+    Raises:
+        UsageError: missing, unreadable, empty, or a line that is no labelled pair (named by its number).
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the labelled pairs {path} ({error}); check method.pairs") from error
+    pairs: dict[str, list[LabelledPair]] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            pair = _parse(line, f"line {number} of {path}")
+            pairs.setdefault(pair.prompt, []).append(pair)
+    if not pairs:
+        raise UsageError(f"{path} holds no labelled pairs; write one {SHAPE} a line")
+    return pairs
+
+
+def _parse(line: str, where: str) -> LabelledPair:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{where} is not JSON ({error.msg}); write one {SHAPE} a line") from error
+    for key, kind in LabelledPair.__annotations__.items():
+        value = row.get(key) if isinstance(row, dict) else None
+        if type(value).__name__ != kind:
+            raise UsageError(f"{where} has no {kind} under {key!r}; write one {SHAPE} a line")
+    if row["chosen_seed"] == row["rejected_seed"]:
+        raise UsageError(f"{where} prefers seed {row['chosen_seed']} to itself; drop the line")
+    return LabelledPair(**{key: row[key] for key in LabelledPair.__annotations__})
+
+
+def check_digest(policy: object, pair: LabelledPair, path: Path) -> None:
+    """Refuse pairs that this policy would not draw again as they were labelled.
+
+    Raises:
+        UsageError: another model or another sampler drew them, or the policy cannot tell.
+    """
+    if not isinstance(policy, Reproducible):
+        raise UsageError(f"{type(policy).__name__} has no digest, so the pairs of {path} cannot be drawn again with it")
+    now = policy.digest()
+    for key, cure in (("model", "policy.model"), ("sampler", "policy.sampler")):
+        if getattr(pair, key) != now[key]:
+            raise UsageError(
+                f"the pairs of {path} were drawn with {key} {getattr(pair, key)[:12]}, not with this recipe's "
+                f"{now[key][:12]}; set {cure} to what it was, or label again"
+            )

@@ -1,0 +1,122 @@
+"""Preferences between recorded samples: D3PO step by step, DPO on whole sequences; one class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genalign.losses import all_pairs, best_worst_pairs, dpo_loss
+from genalign.method.common import deal, emit, over_ranks, reward_log, rollout_seed, sample_and_score, sums
+from genalign.method.pairs import LabelledPair, check_digest, read_pairs
+from genalign.method.settings import MethodSettings
+from genalign.ranks import all_sum
+from genalign.types import Experience, Loss, Policy, Prompt, Reward, Trajectory, UsageError
+
+Unit = tuple[Tensor, list[int]]  # pairs (P,2), steps
+
+
+class Preference:
+    """The DPO family on pairs of recorded samples of one prompt: z = beta * [(theta_w - ref_w) - (theta_l - ref_l)].
+
+    One example is what one replay yields of a pair: a denoising step (D3PO, arXiv 2311.13231, eq. 14), or all tokens of
+    a completion (DPO, arXiv 2305.18290, eq. 7). Its score is the SUM of log-densities over latent dims and steps of the
+    example, so beta is per nat of the summed log-ratio. Pairs come from a reward (`pair_rule` within each group, ties
+    dropped) or from a labelled file, whose samples are drawn again from their seeds under the reference weights.
+
+    Departs from D3PO: (1) Its code averages the log-density over the D latent dims and takes beta 0.1; that is
+    beta 0.1 / D here, so small that the sigmoid never bends; 0.1 per nat lets it saturate as DPO's does. (2) Nothing
+    clamps the log-ratios. (3) Samples of a pair start from noises of their own. (4) The reference is the policy without its
+    adapters, in the same batch layout, so that the first loss is exactly log 2.
+    """
+
+    def __init__(self, settings: MethodSettings, folder: Path = Path()) -> None:
+        self.settings = settings
+        self.name = settings.name
+        self.path = None if settings.pairs is None else folder / settings.pairs
+        self.labelled = None if self.path is None else read_pairs(self.path)
+        self.needs = frozenset(
+            {
+                "rollout",
+                "pairs" if self.labelled else "reward",
+                *([] if settings.loss == "simpo" else ["reference"]),
+            }
+        )
+
+    def collect(
+        self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
+    ) -> Experience:
+        if self.labelled is not None:
+            return self._draw_again(policy, prompts, step)
+        s = self.settings
+        trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
+        find = best_worst_pairs if s.pair_rule == "best_worst" else all_pairs
+        pairs = find(scores, trajectory.group.cpu(), s.min_gap)
+        everyone, _, _ = over_ranks(scores, trajectory.group)
+        return Experience(trajectory, scores, pairs=pairs, global_rows=_global(len(pairs)), log=reward_log(everyone))
+
+    def _draw_again(self, policy: Policy, prompts: Sequence[Prompt], step: int) -> Experience:
+        """One labelled pair for each prompt that has any, another one whenever the prompt comes round."""
+        assert self.labelled is not None
+        assert self.path is not None
+        chosen: list[tuple[Prompt, LabelledPair]] = []
+        for prompt in prompts:
+            known = self.labelled.get(prompt.text)
+            if known:
+                chosen.append((prompt, known[(prompt.uid + step) % len(known)]))
+        if not chosen:
+            raise UsageError(
+                f"no prompt of step {step} has a labelled pair in {self.path}; set data.prompts to that file"
+            )
+        for _, pair in chosen:
+            check_digest(policy, pair, self.path)
+        seeds = [seed for _, pair in chosen for seed in (pair.chosen_seed, pair.rejected_seed)]
+        with policy.weights("reference"):
+            trajectory = policy.rollout([prompt for prompt, _ in chosen], 2, seeds)
+        pairs = torch.arange(2 * len(chosen)).reshape(-1, 2)
+        return Experience(trajectory, None, pairs=pairs, global_rows=_global(len(pairs)))
+
+    def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
+        trajectory = experience.trajectory
+        assert experience.pairs is not None
+        together = max(1, trajectory.rows_together // 2)
+        packs = list(experience.pairs.split(together)) if len(experience.pairs) else []
+        examples = [[(pack, steps) for _, steps in trajectory.units([0])] for pack in packs]
+        counts = [float(sum(_complete(trajectory, unit).sum() for unit in units)) for units in examples]
+        for mine, total in deal(examples, counts, self.settings.updates_per_rollout):
+            units = [unit for pack in mine for unit in pack if _complete(trajectory, unit).any()]
+            yield from emit(policy, units, partial(self._loss, policy, trajectory, total))
+
+    def _loss(self, policy: Policy, trajectory: Trajectory, total: float, unit: Unit) -> Loss:
+        pairs, steps = unit
+        s = self.settings
+        rows, place = torch.unique(pairs, return_inverse=True)  # place (P,2): where in `rows` a pair's samples are
+        replayed = policy.replay(trajectory, rows.tolist(), steps, versus=None if s.loss == "simpo" else "reference")
+        score = replayed.score if replayed.versus_score is None else replayed.score - replayed.versus_score  # (R,S)
+        score = torch.where(replayed.mask, score, 0.0).sum(1)  # (R,)
+        if s.loss in ("ipo", "simpo"):
+            score = score / (replayed.mask.sum(1).clamp(min=1) * replayed.count)
+        chosen, rejected = score[place.to(score.device)].unbind(1)  # (P,)
+        counts = _complete(trajectory, unit).to(score.device)
+        loss = dpo_loss(s.loss, chosen, rejected, s.beta, s.gamma)
+        log = {
+            "rewards/chosen": s.beta * chosen,
+            "rewards/rejected": s.beta * rejected,
+            "rewards/accuracies": chosen > rejected,
+            "rewards/margins": s.beta * (chosen - rejected),
+            "loss": loss,
+        }
+        return Loss(torch.where(counts, loss, 0.0).sum() / total, sums(log, counts))
+
+
+def _complete(trajectory: Trajectory, unit: Unit) -> Tensor:
+    """(P,) bool: both samples of the pair have a recorded step in the example."""
+    pairs, steps = unit
+    return trajectory.mask.cpu()[:, steps].any(1)[pairs].all(1)
+
+
+def _global(count: int) -> int:
+    return int(all_sum(torch.tensor(count)))

@@ -1,0 +1,53 @@
+"""The four things a method asks of a process group; without one, each is the identity."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def _running() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if _running() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if _running() else 1
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The rows of all ranks, in rank order; ranks may hold unequal numbers of rows, none included.
+
+    All ranks must agree on the dtype and on the trailing dimensions. Gradients do not pass.
+    """
+    if world() == 1:
+        return tensor
+    here = tensor.detach().to(_device()).contiguous()
+    lengths = [torch.zeros(1, dtype=torch.long, device=here.device) for _ in range(world())]
+    dist.all_gather(lengths, torch.tensor([len(here)], device=here.device))
+    longest = int(torch.stack(lengths).max())
+    wire = here.to(torch.uint8) if here.dtype == torch.bool else here  # not every backend carries bool
+    padded = wire.new_zeros(longest, *wire.shape[1:])
+    padded[: len(wire)] = wire
+    parts = [torch.empty_like(padded) for _ in range(world())]
+    dist.all_gather(parts, padded)
+    rows = torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
+    return rows.to(tensor.device, tensor.dtype)
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """The elementwise sum over ranks, on every rank; the argument is left as it was."""
+    if world() == 1:
+        return tensor
+    total = tensor.detach().to(_device(), copy=True)
+    dist.all_reduce(total)
+    return total.to(tensor.device)
+
+
+def _device() -> torch.device:
+    """Where collectives run: NCCL carries CUDA tensors only, gloo carries those of the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend() else torch.device("cpu")
