@@ -1,7 +1,7 @@
 """Checkpoints that survive being killed: safetensors and JSON, written aside, renamed whole, and checked before use.
 
-A folder `checkpoint-N/` holds one .safetensors file per part (adapter, ema, optimizer, random, reward), `state.json`, and
-`manifest.json` with the SHA-256 of each. It counts only if every sum agrees; N is the number of finished steps.
+A folder `checkpoint-N/` holds one .safetensors file per part (adapter, ema, optimizer, random, reward), `state.json`,
+and `manifest.json` with the SHA-256 of each. It counts only if every sum agrees; N is the number of finished steps.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def save_checkpoint(
 
 def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of `run` (None if there is none), and a sentence for each newer one passed over."""
-    refused = []
+    refused: list[str] = []
     for folder in reversed(_folders(run)):
         fault = _fault(folder)
         if fault is None:
@@ -152,7 +152,7 @@ def load_optimizer_state(
 
 def random_state() -> dict[str, Tensor]:
     """State of the global generators of torch (CPU and this device), numpy and Python as tensors."""
-    kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    _, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
     version, words, spare = random.getstate()
     state = {
         "torch": torch.get_rng_state(),

@@ -24,7 +24,7 @@ class DataSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     prompts: str
-    """A .jsonl file, one `{"prompt": str, "facts": {...}}` a line (facts may be left out), or a .txt file, one prompt a line."""
+    """A .txt file, one prompt a line, or a .jsonl file, one `{"prompt": str, "facts": {...}}` a line."""
     prompts_per_step: int = Field(8, ge=1)
     """Prompts of one training step, over all ranks together."""
 
@@ -57,7 +57,7 @@ class Prompts:
         """
         if count > len(self):
             raise UsageError(
-                f"data.prompts_per_step is {count} but {self.path} has only {len(self)} prompts; lower it or add prompts"
+                f"data.prompts_per_step is {count} but {self.path} has {len(self)} prompts; lower it or add prompts"
             )
         epoch, place = divmod(step, len(self) // count)
         order = np.random.default_rng([seed, epoch]).permutation(len(self))

@@ -1,4 +1,4 @@
-"""The training loop: draw prompts, collect, lose, reduce, step, log, save. It is handed objects and knows none of them."""
+"""The training loop: draw prompts, collect, lose, reduce, step, log, save. It knows its objects by protocol only."""
 
 from __future__ import annotations
 
@@ -167,11 +167,15 @@ def gather_scores(scores: Scores) -> Scores:
     """Scores of all ranks in rank order, so that a reward's state moves equally everywhere."""
     if world() == 1:
         return scores
-    optional = {"confidence": scores.confidence, "std": scores.std}
     return replace(
         scores,
-        **{name: gather(getattr(scores, name)) for name in ("values", "valid", "failed", "total", "total_valid")},
-        **{name: None if value is None else gather(value) for name, value in optional.items()},
+        values=gather(scores.values),
+        valid=gather(scores.valid),
+        failed=gather(scores.failed),
+        total=gather(scores.total),
+        total_valid=gather(scores.total_valid),
+        confidence=None if scores.confidence is None else gather(scores.confidence),
+        std=None if scores.std is None else gather(scores.std),
         info={},
     )
 
@@ -242,13 +246,14 @@ def restore(progress: Progress, saved: ck.Checkpoint) -> None:
     Raises:
         GenalignError: it belongs to other data, another reward, or a model with other adapters.
     """
-    policy, named = progress.policy, progress.policy.named_trainable()
+    named = progress.policy.named_trainable()
     for what, digest in progress.digests.items():
         if saved.state["digests"].get(what, digest) != digest:
-            raise GenalignError(
-                f"{what} changed since {saved.folder} was written; put the old one back or start a new run"
-            )
+            raise GenalignError(f"{what} changed since {saved.folder} was written; put it back or start a new run")
     _copy(named, saved.parts["adapter"], saved.folder)
+    if "ema" in saved.parts:
+        with progress.policy.weights("ema"):
+            _copy(progress.policy.named_trainable(), saved.parts["ema"], saved.folder)
     ck.load_optimizer_state(progress.optimizer, named, saved.parts["optimizer"])
     if progress.reward is not None:
         progress.reward.load_state_dict(saved.parts["reward"])
@@ -261,9 +266,7 @@ def restore(progress: Progress, saved: ck.Checkpoint) -> None:
 @torch.no_grad()
 def _copy(named: Mapping[str, torch.nn.Parameter], saved: Mapping[str, Tensor], folder: Path) -> None:
     if set(named) != set(saved) or any(named[name].shape != saved[name].shape for name in named):
-        raise GenalignError(
-            f"the adapter in {folder} has other layers than this policy; resume with the recipe of that run"
-        )
+        raise GenalignError(f"the adapter in {folder} has other layers than this policy; resume with its own recipe")
     for name, parameter in named.items():
         parameter.copy_(saved[name])
 

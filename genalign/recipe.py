@@ -2,13 +2,12 @@
 
     policy: {...}   data: {...}   reward: file.yaml | {...}   method: {name: ...}   train: {...}   eval: {...}
 
-A relative path in a recipe is relative to the recipe's folder, then to the shipped rooms; a model is a folder, a name in
-the shipped assets, or a hub id. The only place that sees policies, rewards and methods at once.
+A relative path in a recipe is relative to the recipe's folder, then to the shipped rooms; a model is a folder, a name
+in the shipped assets, or a hub id. The only place that sees policies, rewards and methods at once.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,12 +22,12 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from genalign.data import DataSettings, Prompts, read_prompts
 from genalign.evaluate import EvalSettings
 from genalign.loop import TrainSettings
-from genalign.method import PRESETS, build_method
+from genalign.method import build_method
 from genalign.method.settings import MethodSettings
+from genalign.places import data_path, find, modality_of, model_path, nearest, recipe_path
 from genalign.policy import load_policy
 from genalign.policy.settings import PolicySettings
 from genalign.reward import build_reward, check_needs
-from genalign.shipped import shipped
 from genalign.types import Method, Policy, Reward, UsageError
 
 
@@ -42,7 +41,7 @@ class Recipe(BaseModel):
     data: DataSettings
     """The prompts."""
     reward: str | dict[str, Any] | None = None
-    """What is good: a reward file, `file.py:function`, or the mapping a reward file holds. None: labelled pairs say it."""
+    """What is good: a reward file, `file.py:function`, or a reward file's mapping. None: labelled pairs say it."""
     method: MethodSettings
     """How the policy learns from it."""
     train: TrainSettings = TrainSettings()
@@ -74,15 +73,12 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: no such recipe, not YAML, an unknown key (the nearest one is named) or a value of the wrong kind.
     """
-    path = _recipe_path(str(recipe))
+    path = recipe_path(str(recipe))
     plain = read_yaml(path)
     if not isinstance(plain, dict):
-        raise UsageError(
-            f"{path} holds no recipe; write keys such as {', '.join(Recipe.model_fields)} at its top level"
-        )
+        raise UsageError(f"{path} holds no recipe; its top-level keys are {', '.join(Recipe.model_fields)}")
     for override in overrides:
         _override(plain, override)
-    _with_preset(plain)
     try:
         parsed = Recipe.model_validate(plain)
     except ValidationError as error:
@@ -93,7 +89,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 @dataclass
 class Built:
-    """What a recipe stands for. The small parts exist at once; policy and judge load their weights when first asked for."""
+    """What a recipe stands for. The small parts exist at once; policy and judge load their weights when first read."""
 
     recipe: Recipe
     data: Prompts
@@ -126,7 +122,7 @@ class Built:
     @cached_property
     def eval_prompts(self) -> Prompts:
         assert self.recipe.eval is not None
-        return read_prompts(_data_path(self.recipe.eval.prompts, self.recipe.folder))
+        return read_prompts(data_path(self.recipe.eval.prompts, self.recipe.folder))
 
 
 def build(recipe: Recipe, device: str = "cpu") -> Built:
@@ -135,9 +131,9 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     Raises:
         UsageError: a method that needs what the reward cannot give, a reward whose needs nothing offers, no prompts.
     """
-    data = read_prompts(_data_path(recipe.data.prompts, recipe.folder))
+    data = read_prompts(data_path(recipe.data.prompts, recipe.folder))
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
-    method = build_method(recipe.method)
+    method = build_method(recipe.method, recipe.folder)
     model = model_path(recipe.policy.model, recipe.folder)
     reward = None if recipe.reward is None else build_reward(recipe.reward, recipe.folder)
     _check_fit(method, reward)
@@ -163,69 +159,6 @@ def _check_fit(method: Method, reward: Reward | None) -> None:
             f"method {method.name} learns from labelled pairs and would never ask reward {reward.name}; "
             f"drop the key 'reward' or method.pairs"
         )
-
-
-# ---- where things are -----------------------------------------------------------------------------------------------
-
-
-def find(name: str, folder: Path, *rooms: str) -> Path | None:
-    """The file or folder `name`: absolute, relative to `folder`, or in one of the shipped rooms."""
-    for candidate in (folder / Path(name).expanduser(), *(shipped(room, name) for room in rooms)):
-        if candidate.exists():
-            return candidate.resolve()
-    return None
-
-
-def model_path(name: str, folder: Path) -> Path | str:
-    """A model's folder, or the name itself where it can be a hub id (`owner/name`).
-
-    Raises:
-        UsageError: neither a folder, nor a shipped model, nor the form of a hub id.
-    """
-    found = find(name, folder, "assets")
-    if found is not None:
-        return found
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return name
-    hint = nearest(name, shipped_models())
-    raise UsageError(f"there is no model folder {name!r} in {folder} or among genalign's own models{hint}")
-
-
-def modality_of(model: Path | str) -> str:
-    """What a model makes, told by its folder alone (for a hub id: from its small index file)."""
-    if isinstance(model, str):
-        from huggingface_hub import file_exists
-
-        return "image" if file_exists(model, "model_index.json") else "text"
-    if (model / "model_index.json").is_file():
-        return "image"
-    if (model / "config.json").is_file():
-        return "text"
-    raise UsageError(
-        f"{model} is no model: it has neither model_index.json (a diffusers pipeline) nor config.json (a language model)"
-    )
-
-
-def shipped_models() -> list[str]:
-    marks = ("model_index.json", "config.json", "open_clip_config.json")
-    return sorted({path.parent.name for mark in marks for path in shipped("assets").glob(f"*/{mark}")})
-
-
-def shipped_recipes() -> list[str]:
-    return sorted(path.stem for path in shipped("pipelines").glob("*.yaml"))
-
-
-def _recipe_path(name: str) -> Path:
-    if Path(name).is_file():
-        return Path(name)
-    for candidate in (shipped("pipelines", f"{name}.yaml"), shipped("pipelines", Path(name).name)):
-        if candidate.is_file():
-            return candidate
-    raise UsageError(f"there is no recipe file or shipped recipe {name!r}{nearest(name, shipped_recipes())}")
-
-
-def _data_path(name: str, folder: Path) -> Path:
-    return find(name, folder, "assets") or folder / name
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -273,23 +206,6 @@ def _override(plain: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise UsageError(f"override {override!r} reaches into {'.'.join(parents[: depth + 1])}, which has no keys")
     place[last] = value
-
-
-def _with_preset(plain: dict[str, Any]) -> None:
-    """`method: {name: d3po, group: 4}` is the preset with the named keys replaced."""
-    method = plain.get("method")
-    if isinstance(method, str):
-        method = {"name": method}
-    if isinstance(method, dict) and isinstance(method.get("name"), str):
-        if method["name"] not in PRESETS:
-            raise UsageError(f"there is no method {method['name']!r}{nearest(method['name'], PRESETS)}")
-        plain["method"] = {**PRESETS[method["name"]], **method}
-
-
-def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    """The end of a sentence about an unknown name."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known) or 'none'}"
 
 
 def _sentence(error: ValidationError) -> str:

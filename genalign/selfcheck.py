@@ -56,7 +56,13 @@ def check_equal(tensors: Sequence[Tensor | None], what: str) -> None:
         return
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(b"none" if tensor is None else tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(
+            b"none" if tensor is None else tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        )
     mine = torch.tensor([int.from_bytes(digest.digest()[:7], "big")], dtype=torch.int64)
     if len(set(gather(mine).tolist())) > 1:
         raise GenalignError(f"self-check failed: {what} differ between ranks; check that all ranks run the same recipe")
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()

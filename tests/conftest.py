@@ -2,14 +2,11 @@
 
 import os
 import socket
-import sys
-from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that tests may say `from tests.x import ...`
 
 _connect = socket.socket.connect
 LOOPBACK = ("127.", "::1", "localhost")

@@ -1,0 +1,32 @@
+# make env    .venv with everything that tests and demo need
+# make align  align the embedded text-to-image model by preferences (D3PO), and report before against after
+# make test   all quick tests; make test-slow: the trainings; make bench: cost of a step against its floor
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: env align test test-slow bench lint
+
+env: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+align: env
+	$(BIN)/genalign train pipelines/image-d3po.yaml
+
+test: env
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: env
+	$(BIN)/python -m pytest -m slow
+
+bench: env
+	$(BIN)/python -m tests.bench.test_bench_policy
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports

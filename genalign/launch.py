@@ -1,0 +1,293 @@
+"""`genalign train`, from the launcher's environment to the report: the order in which a run comes about."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from genalign.checkpoint import load_checkpoint, newest_checkpoint
+from genalign.loop import Progress, restore, start, train, update
+from genalign.ranks import gather, rank, world
+from genalign.recipe import Built, Recipe, build, changed_key, load_recipe, read_yaml
+from genalign.types import GenalignError, UsageError, Weights
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+RECIPE = "recipe.yaml"
+TWO_RANKS = (
+    "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 --num_machines 1 "
+    "--mixed_precision no --dynamo_backend no -m genalign train RECIPE"
+)
+MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step
+    *(f"train.{name}" for name in ("steps", "resume", "report_to", "checkpoint_every", "keep_checkpoints")),
+    "train.sample_every",
+    "eval",
+)
+GRID_PROMPTS = 8
+
+
+def train_recipe(
+    name: str, overrides: Sequence[str] = (), out: Path | None = None, resume: str | None = None, plan: bool = False
+) -> Path | None:
+    """Run a recipe; returns the run folder (None for a plan, which leaves nothing behind)."""
+    check_launcher(os.environ)
+    recipe = load_recipe(name, overrides)
+    if resume is not None:
+        recipe.train.resume = resume
+    device = join_ranks()
+    check_launcher(os.environ, world())
+    if recipe.data.prompts_per_step < world():
+        raise UsageError(
+            f"data.prompts_per_step is {recipe.data.prompts_per_step}, fewer than the {world()} ranks; raise it"
+        )
+    built = build(recipe, device)
+    if plan:
+        print_plan(built)
+        return None
+    run, resumed = run_folder(recipe, out)
+    progress = start(
+        built.policy,
+        built.reward,
+        recipe.train,
+        {"data.prompts": built.data.digest} | ({"reward": built.reward.version} if built.reward else {}),
+    )
+    if resumed:
+        resume_from(progress, run)
+    run_steps(built, progress, run)
+    finish(built, run)
+    return run
+
+
+def check_launcher(environ: Mapping[str, str], processes: int | None = None) -> None:
+    """Refuse a launcher that promised several processes and started one.
+
+    `processes`: how many there are, once known. `accelerate launch --num_processes 2 --cpu` sets MASTER_PORT and no
+    WORLD_SIZE: it would train alone while its user believes in two ranks.
+
+    Raises:
+        UsageError: with the command that does start them.
+    """
+    promised = environ.get("WORLD_SIZE")
+    if promised is None and "MASTER_PORT" in environ and "ACCELERATE_MIXED_PRECISION" in environ:
+        raise UsageError(
+            f"the launcher set MASTER_PORT but started a single process; for two ranks on a CPU: {TWO_RANKS}"
+        )
+    if promised is not None and (not promised.isdigit() or (int(promised) > 1 and "RANK" not in environ)):
+        raise UsageError(f"WORLD_SIZE is {promised} but this process has no RANK; for two ranks on a CPU: {TWO_RANKS}")
+    if promised is not None and processes is not None and int(promised) != processes:
+        raise UsageError(f"WORLD_SIZE is {promised} but {processes} process runs; for two ranks on a CPU: {TWO_RANKS}")
+
+
+def join_ranks() -> str:
+    """Join the launcher's process group, if there is one; returns this rank's device."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return str(PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device)
+
+
+def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
+    """Make the run's folder and write recipe.yaml into it, or find the one to resume; (folder, whether it is resumed).
+
+    Raises:
+        UsageError: it cannot be written, holds another run, or (on resuming) belongs to another recipe.
+    """
+    resolved = recipe.resolved()
+    if recipe.train.resume is not None:
+        run = _run_to_resume(recipe, out)
+        changed = changed_key(read_yaml(run / RECIPE), resolved, MAY_CHANGE)
+        if changed is not None:
+            raise UsageError(f"cannot resume {run}: the recipe changed at {changed}; restore it or start a new run")
+    else:
+        stamp = _from_rank_0(time.strftime("%Y%m%d-%H%M%S"))
+        run = out or Path("runs") / f"{recipe.name}-{stamp}"
+        if (run / RECIPE).exists():
+            raise UsageError(f"{run} already holds a run; choose another --out, or go on with it by --resume {run}")
+    _from_rank_0("")  # all ranks have looked before rank 0 writes
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        probe = run / f".writable-{rank()}"
+        probe.write_text("")
+        probe.unlink()
+        if rank() == 0:
+            draft = run / f".{RECIPE}.tmp"
+            draft.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+            os.replace(draft, run / RECIPE)
+    except OSError as error:
+        raise UsageError(f"cannot write the run folder {run} ({error.strerror}); choose another with --out") from error
+    return run, recipe.train.resume is not None
+
+
+def _run_to_resume(recipe: Recipe, out: Path | None) -> Path:
+    wanted = recipe.train.resume
+    if wanted != "latest":
+        run = Path(str(wanted))
+    elif out is not None:
+        run = out
+    else:
+        runs = sorted(path.parent for path in Path("runs").glob(f"{recipe.name}-*/{RECIPE}"))
+        if not runs:
+            raise UsageError(
+                f"there is no run of {recipe.name} under {Path('runs').resolve()} to resume; start one first"
+            )
+        run = runs[-1]
+    if not (run / RECIPE).is_file():
+        raise UsageError(f"{run} is no run folder (it has no {RECIPE}); give the folder that genalign train wrote")
+    return run
+
+
+def resume_from(progress: Progress, run: Path) -> None:
+    folder, refused = newest_checkpoint(run)
+    if rank() == 0:
+        for sentence in refused:
+            print(sentence, file=sys.stderr)
+        print(f"resuming from {folder or 'the start: no whole checkpoint'}", file=sys.stderr)
+    if folder is not None:
+        restore(progress, load_checkpoint(folder))
+
+
+def run_steps(built: Built, progress: Progress, run: Path) -> None:
+    """Train with a progress bar, one line a step, grids of samples, and the trackers that the recipe names."""
+    from tqdm import tqdm
+
+    from genalign.report import log_line
+
+    settings = built.recipe.train
+    seed, count = settings.seed, built.recipe.data.prompts_per_step
+    tracker = _trackers(settings.report_to, run, built.recipe)
+    with tqdm(total=settings.steps, initial=progress.step, unit="step", disable=rank() != 0 or None) as bar:
+        for log in train(progress, built.method, lambda step: built.data.draw(step, count, seed), run):
+            step = int(log["step"])
+            bar.update()
+            if rank() == 0:
+                _say(bar, log_line(step, settings.steps, log))
+                if tracker is not None:
+                    tracker.log({name: value for name, value in log.items() if name != "step"}, step=step)
+            if step % settings.sample_every == 0 or step == settings.steps:
+                _draw_grid(built, run, step)
+    if tracker is not None:
+        tracker.end_training()
+
+
+def finish(built: Built, run: Path) -> None:
+    """What a run ends with: the adapter, the evaluation, the report and the model card."""
+    if rank() == 0:
+        with built.policy.weights(tuned(built.recipe)):
+            built.policy.save_adapter(run / "adapter")
+    if built.recipe.eval is not None:
+        from genalign.evaluate import evaluate, print_table
+
+        result = evaluate(
+            built.policy,
+            list(built.eval_prompts),
+            built.eval_rewards,
+            built.held_out,
+            built.recipe.eval,
+            run,
+            tuned=tuned(built.recipe),
+        )
+        if rank() == 0:
+            print_table(result)
+    if rank() == 0:
+        from genalign.card import write_card
+        from genalign.report import write_report
+
+        write_report(run)
+        write_card(run)
+        print(f"{run}: report.html, README.md and adapter/ are written")
+
+
+def tuned(recipe: Recipe) -> Weights:
+    return "policy" if recipe.train.ema is None else "ema"
+
+
+def print_plan(built: Built) -> None:
+    """What a run would do and cost: the recipe, counts, memory, and an ETA from one step that is really timed."""
+    recipe, policy, method = built.recipe, built.policy, built.method
+    progress = start(policy, built.reward, recipe.train)
+    prompts = built.data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)[rank() :: world()]
+    begun = time.perf_counter()
+    experience = method.collect(policy, prompts, built.reward, recipe.train.seed, 0)
+    update(progress, method, experience)
+    seconds, calls = time.perf_counter() - begun, policy.calls()
+    if rank() != 0:
+        return
+    rows = len(experience.trajectory.prompts) * world()
+    trainable = sum(p.numel() * p.element_size() for p in policy.named_trainable().values())
+    copies = 4 if recipe.train.ema is None else 5  # value, gradient, two moments, average
+    steps = recipe.train.steps
+    print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
+    print(f"samples a step    {rows} ({recipe.data.prompts_per_step} prompts)")
+    print(f"optimizer steps   {steps * recipe.method.updates_per_rollout}")
+    print(
+        f"denoiser calls    {calls * world()} a step, {calls * world() * steps} in all (forward passes of one sample)"
+    )
+    print(f"memory            {_peak_bytes() / 2**20:.0f} MiB at the peak of a step, of which adapter, gradient and "
+          f"optimizer {copies * trainable / 2**20:.1f} MiB")  # fmt: skip
+    minutes, rest = divmod(round(seconds * steps), 60)
+    print(f"time              {seconds:.2f} s a step, {minutes} min {rest} s for {steps} steps, without evaluation")
+
+
+def _peak_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _draw_grid(built: Built, run: Path, step: int) -> None:
+    if rank() != 0:
+        return
+    from genalign.grid import sample_grid
+
+    settings = built.recipe.eval
+    prompts = list(built.data if settings is None else built.eval_prompts)[:GRID_PROMPTS]
+    sample_grid(built.policy, prompts, [0], run / "samples" / f"step-{step}" / "grid.png", tuned=tuned(built.recipe))
+
+
+def _trackers(names: list[str], run: Path, recipe: Recipe) -> Any:
+    if not names:
+        return None
+    from accelerate import Accelerator
+
+    tracker = Accelerator(log_with=names, project_dir=run)
+    missing = set(names) - {str(getattr(name, "value", name)) for name in tracker.log_with}
+    if missing:
+        raise UsageError(f"tracker {missing.pop()!r} is not installed; install it or drop it from train.report_to")
+    tracker.init_trackers("genalign", config={"recipe": yaml.safe_dump(recipe.resolved())})
+    return tracker
+
+
+def _say(bar: tqdm[Any], line: str) -> None:
+    left = (bar.total - bar.n) / (bar.format_dict["rate"] or 1e-9) if bar.format_dict["rate"] else None
+    bar.write(line if left is None else f"{line}  eta {int(left) // 60}:{int(left) % 60:02d}", file=sys.stdout)
+    sys.stdout.flush()
+
+
+def _from_rank_0(text: str) -> str:
+    """The text of rank 0, on every rank; also a barrier."""
+    mine = text.encode() if rank() == 0 else b""
+    return bytes(gather(torch.tensor(list(mine), dtype=torch.uint8)).tolist()).decode()
+
+
+def load_run(run: Path, device: str = "cpu") -> Built:
+    """A finished run: its recipe built, its adapter in the policy.
+
+    Raises:
+        UsageError: no run folder. GenalignError: no adapter in it yet, or a damaged one.
+    """
+    if not (run / RECIPE).is_file():
+        raise UsageError(f"{run} is no run folder (it has no {RECIPE}); give the folder that genalign train wrote")
+    if not (run / "adapter").is_dir():
+        raise GenalignError(f"{run} has no adapter yet; finish it by genalign train {run / RECIPE} --resume {run}")
+    built = build(load_recipe(run / RECIPE), device)
+    built.policy.load_adapter(run / "adapter")
+    return built

@@ -1,0 +1,168 @@
+"""What needs no training: `sample`, `score` and `eval` of the command line."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from genalign.data import read_prompts
+from genalign.launch import RECIPE, load_run
+from genalign.places import modality_of, model_path, resolve_reward
+from genalign.types import Media, Policy, Prompt, Track, UsageError, Weights
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def sample_files(args: Namespace) -> None:
+    """Write DIR/00000.png ... and DIR/samples.jsonl; sample k of every prompt is drawn from seed + k."""
+    prompts = _prompts(args)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "samples.jsonl").write_text("")
+    except OSError as error:
+        raise UsageError(f"cannot write {args.out} ({error.strerror}); choose another folder with --out") from error
+    policy, which, batch = _source(args)
+    repeated = [prompt for prompt in prompts for _ in range(args.n)]
+    seeds = [args.seed + k for _ in prompts for k in range(args.n)]
+    with policy.weights(which), (args.out / "samples.jsonl").open("w") as index:
+        for first in range(0, len(repeated), batch):
+            part = repeated[first : first + batch]
+            media = policy.generate(part, seeds[first : first + batch], guidance=args.guidance, steps=args.steps)
+            for k, prompt in enumerate(part):
+                file = _write(media, k, args.out / f"{first + k:05d}")
+                row = {"file": file.name, "prompt": prompt.text, "facts": dict(prompt.facts), "seed": seeds[first + k]}
+                index.write(json.dumps(row) + "\n")
+    print(f"{len(repeated)} samples in {args.out}")
+
+
+def _prompts(args: Namespace) -> list[Prompt]:
+    if (args.prompt is None) == (args.prompts is None):
+        raise UsageError("give genalign sample either a PROMPT or --prompts FILE")
+    if args.n < 1:
+        raise UsageError(f"--n is {args.n}; it must be at least 1")
+    return [Prompt(args.prompt)] if args.prompts is None else list(read_prompts(args.prompts))
+
+
+def _source(args: Namespace) -> tuple[Policy, Weights, int]:
+    """The policy of a run or of a plain model, the weights to draw with, and the batch size."""
+    folder = Path(args.source)
+    if (folder / RECIPE).is_file():
+        built = load_run(folder, device())
+        return built.policy, "reference" if args.base else "policy", built.recipe.policy.batch_size
+    from genalign.policy import load_policy
+    from genalign.policy.settings import PolicySettings
+
+    path = model_path(args.source, Path())
+    if isinstance(path, Path):
+        modality_of(path)
+    settings = PolicySettings(model=args.source)
+    return load_policy(settings, path, device()), "reference", settings.batch_size
+
+
+def _write(media: Media, row: int, stem: Path) -> Path:
+    if "image" in media:
+        from genalign.media import save_png
+
+        path = stem.with_suffix(".png")
+        save_png(media["image"].data[row], path)
+    else:
+        path = stem.with_suffix(".txt")
+        path.write_text(str(media["text"].data[row]))
+    return path
+
+
+def score_files(args: Namespace) -> None:
+    """Print every aspect and the total of each file."""
+    from genalign.reward import build_reward, check_needs
+
+    prompts = _prompts_of_files(args)
+    media = _read_media(args.media)
+    reward = build_reward(resolve_reward(args.reward), Path())
+    facts = set.intersection(*(set(prompt.facts) for prompt in prompts)) if prompts else set()
+    check_needs(reward, {*media, *(["prompt"] if args.prompt or args.prompts else []), *(f"facts.{f}" for f in facts)})
+    with torch.no_grad():
+        scores = reward(prompts, media, None)
+    columns = [*scores.names, "total"]
+    rows = []
+    for k, file in enumerate(args.media):
+        values = [*scores.values[k].tolist(), scores.total[k].item()]
+        valid = [*scores.valid[k].tolist(), bool(scores.total_valid[k])]
+        named = {name: value if ok else None for name, value, ok in zip(columns, values, valid, strict=True)}
+        failed = [name for name, wrong in zip(scores.names, scores.failed[k].tolist(), strict=True) if wrong]
+        rows.append({"file": str(file), "reward": reward.name, **named, "failed": failed})
+    if args.json:
+        print("\n".join(json.dumps(row) for row in rows))
+    else:
+        _print_scores(rows, columns)
+
+
+def _print_scores(rows: list[dict[str, object]], columns: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("file", *columns)
+    for row in rows:
+        failed = row["failed"]
+        assert isinstance(failed, list)
+        cells = ["failed" if name in failed else "-" if row[name] is None else f"{row[name]:.4f}" for name in columns]
+        table.add_row(str(row["file"]), *cells)
+    Console().print(table)
+
+
+def _prompts_of_files(args: Namespace) -> list[Prompt]:
+    if args.prompt and args.prompts:
+        raise UsageError("give genalign score either --prompt or --prompts FILE")
+    given = list(read_prompts(args.prompts)) if args.prompts else [Prompt(t, uid=k) for k, t in enumerate(args.prompt)]
+    if len(given) <= 1:
+        given = (given or [Prompt("")]) * len(args.media)
+    if len(given) != len(args.media):
+        raise UsageError(
+            f"there are {len(given)} prompts for {len(args.media)} media files; give one for all, or one each"
+        )
+    return given
+
+
+def _read_media(files: list[Path]) -> Media:
+    """One Media of all files; images must agree in size."""
+    for file in files:
+        if not file.is_file():
+            raise UsageError(f"there is no media file {file}; check --media")
+    suffixes = {file.suffix.lower() for file in files}
+    if suffixes <= {".txt"}:
+        return Media(text=Track([file.read_text() for file in files]))
+    if not suffixes <= set(IMAGES):
+        raise UsageError(
+            f"genalign score reads {', '.join(IMAGES)} or .txt, all of one kind, not {', '.join(sorted(suffixes))}"
+        )
+    from genalign.media import load_png
+
+    images = [load_png(file) for file in files]
+    same = len({image.shape for image in images}) == 1
+    return Media(image=Track(torch.stack(images) if same else images))
+
+
+def evaluate_run(args: Namespace) -> None:
+    """Evaluate a finished run anew, with further rewards if asked for."""
+    from genalign.evaluate import evaluate, print_table
+    from genalign.report import write_report
+
+    built = load_run(args.run, device())
+    if built.recipe.eval is None:
+        raise UsageError(f"{args.run / RECIPE} has no key 'eval'; add one that names eval.prompts")
+    built.recipe.eval.rewards += [resolve_reward(spec) for spec in args.reward]
+    settings = built.recipe.eval
+    result = evaluate(
+        built.policy, list(built.eval_prompts), built.eval_rewards, built.held_out, settings, args.run, tuned="policy"
+    )
+    write_report(args.run)
+    if args.json:
+        print("\n".join(json.dumps({"metric": name, **row}) for name, row in result["metrics"].items()))
+    else:
+        print_table(result)
