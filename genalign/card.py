@@ -48,12 +48,13 @@ def provenance(run: Path) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     recipe, blob = read_recipe(run)
+    model = Path(str(recipe["policy"]["model"]))
     try:
         own = version("genalign")
     except PackageNotFoundError:
         own = "from a checkout"
     return {
-        "base_model": str(recipe["policy"]["model"]),
+        "base_model": model.name if model.is_absolute() else str(model),
         "method": str(recipe["method"]["name"]),
         "reward": reward_name(recipe.get("reward")),
         "recipe_sha256": hashlib.sha256(blob).hexdigest(),
@@ -71,38 +72,57 @@ def read_recipe(run: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def reward_name(spec: Any) -> str:
-    """A reward file's stem, the name of a head, or the parts of a combination."""
+    """The name of a head, a file or a function; of a combination, its kind and its parts."""
     if spec is None:
         return "labelled pairs"
+    parts = ", ".join(_heads(spec))
+    return f"{next(iter(spec))}({parts})" if isinstance(spec, Mapping) and "use" not in spec else parts
+
+
+def _heads(spec: Any) -> list[str]:
+    if isinstance(spec, str):
+        return [spec.rpartition("/")[2].removesuffix(".yaml")]
     if isinstance(spec, Mapping):
         if "use" in spec:
-            return reward_name(spec["use"])
-        return " + ".join(
-            f"{key}({reward_name(value)})" for key, value in spec.items() if isinstance(value, dict | list)
-        )
-    if isinstance(spec, list):
-        return ", ".join(reward_name(part) for part in spec)
-    name = str(spec).rpartition("/")[2]
-    return name.removesuffix(".yaml")
+            return _heads(spec["use"])
+        spec = [value for value in spec.values() if isinstance(value, dict | list)]
+    return [head for part in spec for head in _heads(part)]
 
 
 def loading(run: Path) -> str:
-    """The lines of Python that load this adapter with diffusers, transformers and peft alone."""
-    model, index = Path(str(read_recipe(run)[0]["policy"]["model"])), {}
-    if (model / "model_index.json").is_file():
-        index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    """The lines of Python that load this adapter without genalign."""
+    model = base_model(run)
     pipeline = f'from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained("{model}")\n'
     if (run / "adapter" / DIFFUSERS_FILE).is_file():
         return f'{pipeline}pipe.load_lora_weights("adapter")'
-    if index:
+    index = pipeline_index(model)
+    if index is not None:
         denoiser = "unet" if "unet" in index else "transformer"
-        peft = f'pipe.{denoiser} = PeftModel.from_pretrained(pipe.{denoiser}, "adapter")'
-        return f"from peft import PeftModel\n{pipeline}{peft}"
+        return (
+            f"from peft import PeftModel\n{pipeline}"
+            f'pipe.{denoiser} = PeftModel.from_pretrained(pipe.{denoiser}, "adapter")'
+        )
     return (
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{model}"), "adapter")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{model}")'
     )
+
+
+def base_model(run: Path) -> str:
+    """Folder or hub id, as the recipe has it."""
+    return str(read_recipe(run)[0]["policy"]["model"])
+
+
+def pipeline_index(model: str) -> dict[str, Any] | None:
+    """model_index.json of a diffusers pipeline, from its folder or the hub's cache; None for any other model."""
+    path = Path(model) / "model_index.json"
+    if not Path(model).exists() and model.count("/") == 1:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(model, "model_index.json")
+        path = Path(cached) if isinstance(cached, str) else path
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def table(result: Mapping[str, Any]) -> str:

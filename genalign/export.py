@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genalign.card import provenance, write_card
+from genalign.card import base_model, pipeline_index, provenance, write_card
 from genalign.types import GenalignError, UsageError
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def export(run: Path, to: str, dest: Path) -> Path:
         shutil.copy2(run / "README.md", dest / "README.md")
         (dest / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         return dest
-    if config.get("task_type") == "CAUSAL_LM":
-        raise UsageError(f"{run} tuned a language model, which ComfyUI does not load; export it to diffusers' layout")
+    if pipeline_index(base_model(run)) is None:
+        raise UsageError(f"{run} tuned no diffusers pipeline, and ComfyUI loads no other adapter; take --to diffusers")
     path = dest if dest.suffix == ".safetensors" else dest / f"{run.resolve().name}.safetensors"
     _refuse_taken(path, path.exists())
     from safetensors.torch import save_file
