@@ -111,7 +111,7 @@ class Prompt:
 
 
 def sample_seed(seed: int, uid: int, k: int) -> int:
-    """Seed (63 bits) of the k-th sample of prompt `uid` under run seed `seed`, the same on every rank and batch size."""
+    """Seed (63 bits) of the k-th sample of prompt `uid` under run seed `seed`, on any rank and in any batch."""
     digest = hashlib.sha256(f"{seed}/{uid}/{k}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -203,12 +203,23 @@ class Reward(Protocol):
     differentiable: gradients flow from scores to media. version: hash of weights, preprocessing and settings.
     """
 
-    name: str
-    needs: frozenset[str]
-    aspects: tuple[str, ...]
-    looks_at: Literal["sample", "group", "batch"]
-    differentiable: bool
-    version: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    @property
+    def aspects(self) -> tuple[str, ...]: ...
+
+    @property
+    def looks_at(self) -> Literal["sample", "group", "batch"]: ...
+
+    @property
+    def differentiable(self) -> bool: ...
+
+    @property
+    def version(self) -> str: ...
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         """Score B samples; group (B,) int64 says which are siblings (None: all are strangers)."""

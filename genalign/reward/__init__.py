@@ -1,0 +1,28 @@
+"""Rewards: heads, plain functions, and an algebra that makes rewards of rewards. One protocol for every modality."""
+
+from genalign.reward.algebra import Hybrid, Sum
+from genalign.reward.base import check_needs
+from genalign.reward.build import build_reward, shipped_rewards
+from genalign.reward.clip import ClipReward
+from genalign.reward.function import FunctionReward, reward
+from genalign.reward.head import HeadReward, save_head
+from genalign.reward.runner import Runner, guarded
+from genalign.reward.sharpness import Sharpness
+from genalign.reward.worker import FileReward
+
+__all__ = [
+    "ClipReward",
+    "FileReward",
+    "FunctionReward",
+    "HeadReward",
+    "Hybrid",
+    "Runner",
+    "Sharpness",
+    "Sum",
+    "build_reward",
+    "check_needs",
+    "guarded",
+    "reward",
+    "save_head",
+    "shipped_rewards",
+]

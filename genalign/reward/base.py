@@ -1,0 +1,201 @@
+"""What every reward shares: a state of nothing, hashes, column names, and how aspects become one number."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from genalign.shipped import shipped
+from genalign.types import Media, Prompt, Reward, Scores, UsageError
+
+Missing = Literal["zero_advantage", "renormalise", "invalid"]
+Scope = Literal["sample", "group", "batch"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+class Stateless:
+    """The three verbs of a reward that has no state of its own."""
+
+    def update(self, scores: Scores, step: int) -> None:
+        """Nothing to learn or to count."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if state:
+            raise UsageError(
+                f"{type(self).__name__} has no state, but was given {', '.join(state)}; check the checkpoint"
+            )
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of JSON-like parts; the same on every machine."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A short hash of every parameter and buffer, names included."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        sha.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        sha.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()[:16]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown `word`: the known name nearest to it, else all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(names)}" if names else ""
+
+
+def resolve_model(model: str | Path, folder: Path | None = None) -> str:
+    """A model's folder (relative to `folder`, then among the shipped assets), or a hub id as it is.
+
+    Raises:
+        UsageError: neither a folder nor of the form owner/name.
+    """
+    asset = shipped("assets", str(model))
+    for candidate in ((folder or Path()) / Path(model).expanduser(), asset):
+        if candidate.is_dir():
+            return str(candidate.resolve())
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+        return str(model)
+    known = [path.name for path in shipped("assets").iterdir() if path.is_dir()]
+    raise UsageError(
+        f"no model folder {str(model)!r} beside the recipe or among the assets{nearest(str(model), known)}"
+    )
+
+
+def column(part: Reward, aspect: str) -> str:
+    """The name of a part's aspect inside a combination."""
+    return aspect if aspect == part.name else f"{part.name}/{aspect}"
+
+
+def aspect_weights(reward: Reward) -> Tensor:
+    """(K,) what each aspect adds to the reward's total; 1 for each unless the reward has `weights`."""
+    return torch.tensor(getattr(reward, "weights", None) or [1.0] * len(reward.aspects))
+
+
+def widest(scopes: Iterable[Scope]) -> Scope:
+    return max(scopes, key=SCOPES.index)
+
+
+def combine(
+    values: Tensor, valid: Tensor, failed: Tensor, weights: Tensor, group: Tensor | None, missing: Missing
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum over columns, (B,) and where it may be read, (B,): the abstain rule.
+
+    values, valid, failed: (B,P); weights (P,). Columns of weight 0 play no part. A row is unreadable where a column
+    failed or where all abstain. Where only some abstain: "zero_advantage" puts the mean of the row's valid siblings in
+    their place (without any: 0, the same for all siblings), so that they move no advantage; "renormalise" gives their
+    weight to the others; "invalid" makes the row unreadable.
+    """
+    used = weights != 0
+    values, valid, failed, weights = values[:, used], valid[:, used], failed[:, used], weights[used].to(values)
+    readable = valid.any(1) & ~failed.any(1)
+    values = torch.where(valid, values, 0.0)
+    if missing == "invalid":
+        readable = valid.all(1)
+    elif missing == "zero_advantage":
+        values = torch.where(valid, values, _siblings_mean(values, valid, group))
+    total = values @ weights
+    if missing == "renormalise":
+        told = valid.to(values) @ weights.abs()
+        total = total * weights.abs().sum() / torch.where(told > 0, told, 1.0)
+    return torch.where(readable, total, 0.0), readable
+
+
+def _siblings_mean(values: Tensor, valid: Tensor, group: Tensor | None) -> Tensor:
+    if group is None:
+        return torch.zeros_like(values)
+    _, index = torch.unique(group.to(values.device), return_inverse=True)
+    zeros = values.new_zeros(int(index.max()) + 1 if len(index) else 0, values.shape[1])
+    sums = zeros.index_add(0, index, values)
+    counts = zeros.index_add(0, index, valid.to(values))
+    return (sums / counts.clamp(min=1))[index]
+
+
+def total_confidence(scores: Scores) -> Tensor:
+    """(B,) confidence in the total: the mean over its valid columns, by absolute weight; 0 where it cannot be read."""
+    if scores.confidence is None:
+        return scores.total_valid.to(scores.values.dtype)
+    share = scores.valid.to(scores.values.dtype) * scores.weights.abs()
+    mean = (scores.confidence * share).sum(1) / share.sum(1).clamp(min=1e-12)
+    return torch.where(scores.total_valid, mean, 0.0)
+
+
+def all_failed(reward: Reward, rows: int, error: str) -> Scores:
+    """What a reward says that could not be asked at all."""
+    shape = (rows, len(reward.aspects))
+    return Scores(
+        names=reward.aspects,
+        values=torch.zeros(shape),
+        valid=torch.zeros(shape, dtype=torch.bool),
+        failed=torch.ones(shape, dtype=torch.bool),
+        total=torch.zeros(rows),
+        total_valid=torch.zeros(rows, dtype=torch.bool),
+        weights=aspect_weights(reward),
+        info={"error": [error] * rows},
+    )
+
+
+def cat_scores(parts: Sequence[Scores]) -> Scores:
+    """Join batches of one reward's scores; confidence and std are kept where any batch has them."""
+    first = parts[0]
+    keys = {key: None for part in parts for key in part.info}
+    return Scores(
+        names=first.names,
+        values=torch.cat([part.values for part in parts]),
+        valid=torch.cat([part.valid for part in parts]),
+        failed=torch.cat([part.failed for part in parts]),
+        total=torch.cat([part.total for part in parts]),
+        total_valid=torch.cat([part.total_valid for part in parts]),
+        weights=first.weights,
+        confidence=_cat_optional([part.confidence for part in parts], [part.valid for part in parts]),
+        std=_cat_optional([part.std for part in parts], [torch.zeros_like(part.values) for part in parts]),
+        info={key: [row for part in parts for row in part.info.get(key, [None] * len(part.total))] for key in keys},
+    )
+
+
+def _cat_optional(given: Sequence[Tensor | None], otherwise: Sequence[Tensor]) -> Tensor | None:
+    if all(tensor is None for tensor in given):
+        return None
+    return torch.cat([b.float() if a is None else a for a, b in zip(given, otherwise, strict=True)])
+
+
+def check_needs(reward: Reward, available: Iterable[str]) -> None:
+    """Refuse a reward that reads what the data lacks. `available`: modalities, "prompt", and keys as "facts.answer".
+
+    Raises:
+        UsageError: naming the reward, what it needs, and the nearest name on offer.
+    """
+    offered = set(available)
+    for need in sorted(reward.needs - offered):
+        raise UsageError(
+            f"reward {reward.name!r} needs {need!r}, which the data does not offer{nearest(need, offered)}"
+        )
+
+
+def texts(prompts: Sequence[Prompt]) -> list[str]:
+    return [prompt.text for prompt in prompts]
+
+
+def image_batches(media: Media, size: int) -> list[Tensor]:
+    """The images in fp32, (R,3,H,W) with R <= size; one by one where their shapes differ. Autograd is kept."""
+    data = media["image"].data
+    if isinstance(data, Tensor):
+        return list(data.float().split(size))
+    return [row[None].float() for row in data if isinstance(row, Tensor)]

@@ -1,0 +1,250 @@
+"""Plain functions as rewards: parameter names pick what they read, and what they return says how they went.
+
+A function is called once a batch of B rows. Its parameters, by name:
+    prompt, prompts             list of B strings
+    image, images, video, ...   what the policy made, as in `Media`: a float tensor (B,3,H,W) in [0,1] (video
+                                (B,F,3,H,W), audio (B,C,N) in [-1,1]), or a list of B tensors where shapes differ
+    text, completions           list of B strings
+    facts, metadata             list of B mappings
+    media, group                the whole `Media`; list of B ints, equal for siblings
+    anything else               that key of each prompt's facts, a list of B (None where a row lacks it)
+    **columns                   everything above that is not named, as TRL passes it
+A parameter with a default is optional, and may be set where the reward is used. TRL's `f(prompts, completions,
+**columns)` and flow_grpo's `f(images, prompts, metadata) -> (scores, info)` fit as they are.
+
+It returns B scores: a list whose entries are a number, None (abstains) or a pair (score, confidence in [0,1]); or a
+tensor or array (B,); or a *tuple* of two such columns (scores, confidences); or a mapping aspect -> any of these; or
+(any of these, mapping of info). NaN, inf, and a confidence outside [0,1] are failures of their row.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from genalign.reward.base import Scope, Stateless, all_failed, cat_scores, combine, digest, nearest, texts
+from genalign.types import MODALITIES, Media, Prompt, Scores, UsageError
+
+ALIASES = {
+    "prompts": "prompt",
+    "metadata": "facts",
+    **{f"{name}s": name for name in MODALITIES},
+    "completion": "text",
+    "completions": "text",
+}
+EVERY_BATCH = ("facts", "media", "group")
+
+
+class FunctionReward(Stateless):
+    """A function as a reward; see the module for what it may read and return.
+
+    name: None takes the function's. needs: what it reads beyond its parameter names. aspects: the keys of the mapping
+    it returns, or a mapping aspect -> weight (0: kept for the log only); None: one aspect, called like the reward.
+    looks_at: None decides by the parameter `group`. settings: values of parameters that have a default.
+
+    A call that raises is repeated row by row, so that only the rows at fault are masked (not if siblings matter).
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        needs: Sequence[str] = (),
+        aspects: Sequence[str] | Mapping[str, float] | None = None,
+        looks_at: Scope | None = None,
+        differentiable: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.function = function
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
+        weighted = aspects if isinstance(aspects, Mapping) else dict.fromkeys(aspects or (self.name,), 1.0)
+        self.aspects, self.weights = tuple(weighted), tuple(float(weight) for weight in weighted.values())
+        self.single = aspects is None
+        self.settings = dict(settings or {})
+        self.extra_needs = tuple(needs)
+        parameters = inspect.signature(function).parameters.values()
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        self.takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self.optional = {p.name for p in named if p.default is not p.empty}
+        self.parameters = tuple(p.name for p in named)
+        unknown = sorted(set(self.settings) - self.optional)
+        if unknown:
+            raise UsageError(f"reward {self.name!r} has no setting {unknown[0]!r}{nearest(unknown[0], self.optional)}")
+        self.needs = frozenset(needs) | {
+            need for p in self.parameters if p not in self.optional and (need := _need(p)) is not None
+        }
+        summed = sum(weight != 0 for weight in self.weights)
+        self.looks_at: Scope = looks_at or ("group" if "group" in self.parameters or summed > 1 else "sample")
+        self.differentiable = differentiable
+
+    def with_settings(self, settings: Mapping[str, Any], name: str | None = None) -> FunctionReward:
+        """The same function with other values of its optional parameters."""
+        weighted = dict(zip(self.aspects, self.weights, strict=True))
+        return FunctionReward(
+            self.function,
+            name=name or self.name,
+            needs=self.extra_needs,
+            aspects=None if self.single else weighted,
+            looks_at=self.looks_at,
+            differentiable=self.differentiable,
+            settings={**self.settings, **settings},
+        )
+
+    @property
+    def version(self) -> str:
+        return digest(self.name, _source(self.function), self.settings, self.aspects, self.weights)
+
+    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+            try:
+                result = self._ask(prompts, media, group)
+            except Exception:
+                if self.looks_at != "sample" or len(prompts) < 2:
+                    raise
+            else:
+                return self._read(result, len(prompts), group)
+            return self._row_by_row(prompts, media, group)
+
+    def _ask(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Any:
+        return self.function(**self._arguments(prompts, media, group))
+
+    def _arguments(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> dict[str, Any]:
+        facts = [prompt.facts for prompt in prompts]
+        offered: dict[str, Any] = {key: [fact.get(key) for fact in facts] for fact in facts for key in fact}
+        offered |= {name: track.data for name, track in media.items()}
+        offered |= {"prompt": texts(prompts), "facts": [dict(fact) for fact in facts], "media": media}
+        offered["group"] = list(range(len(prompts))) if group is None else group.tolist()
+        chosen: dict[str, Any] = {}
+        for name in self.parameters:
+            source = ALIASES.get(name, name)
+            if source in offered and name not in self.settings:
+                chosen[name] = offered[source]
+            elif name not in self.optional:
+                chosen[name] = [None] * len(prompts)
+        if self.takes_all:
+            rest = {"prompts": offered["prompt"], **({"completions": offered["text"]} if "text" in media else {})}
+            rest |= {key: value for key, value in offered.items() if key not in ("media", "facts", "prompt", "text")}
+            chosen = {**rest, **chosen}
+        return {**chosen, **self.settings}
+
+    def _row_by_row(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:
+        rows = []
+        for i, prompt in enumerate(prompts):
+            try:
+                alone = self._ask([prompt], media.select([i]), None if group is None else group[i : i + 1])
+                rows.append(self._read(alone, 1, None))
+            except Exception as error:
+                rows.append(all_failed(self, 1, describe(error)))
+        return cat_scores(rows)
+
+    def _read(self, result: Any, rows: int, group: Tensor | None) -> Scores:
+        info: Mapping[str, Any] = {}
+        if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
+            result, info = result
+        if not isinstance(result, Mapping):
+            result = {self.aspects[0]: result} if self.single else {}
+        if set(result) != set(self.aspects):
+            raise ValueError(f"returned the aspects {sorted(result)}, but is declared with {sorted(self.aspects)}")
+        columns = [read_column(result[aspect], rows) for aspect in self.aspects]
+        values, valid, failed, confidence = (torch.stack(part, 1) for part in zip(*columns, strict=True))
+        weights = torch.tensor(self.weights)
+        total, total_valid = combine(values, valid, failed, weights, group, "zero_advantage")
+        kept = {key: list(value) for key, value in info.items() if isinstance(value, list) and len(value) == rows}
+        if failed.any():
+            kept["error"] = ["returned a number that is not finite" if row else None for row in failed.any(1)]
+        return Scores(self.aspects, values, valid, failed, total, total_valid, weights, confidence, info=kept)
+
+
+@overload
+def reward(function: Callable[..., Any]) -> FunctionReward: ...
+
+
+@overload
+def reward(
+    *,
+    name: str | None = None,
+    needs: Sequence[str] = (),
+    aspects: Sequence[str] | Mapping[str, float] | None = None,
+    looks_at: Scope | None = None,
+    differentiable: bool = False,
+) -> Callable[[Callable[..., Any]], FunctionReward]: ...
+
+
+def reward(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Make a function a reward: `@reward`, or `@reward(needs=..., aspects=...)` as `FunctionReward` takes them."""
+    if function is not None:
+        return FunctionReward(function)
+    return lambda later: FunctionReward(later, **options)
+
+
+def describe(error: BaseException) -> str:
+    """One line: kind, message, and the line of the user's file where it happened."""
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    place = "" if where is None else f" ({Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno})"
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}{place}"
+
+
+def read_column(column: Any, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One aspect as returned -> values, valid, failed, confidence, each (B,).
+
+    Raises:
+        ValueError: wrong length or shape.
+        TypeError: entries that are not numbers.
+    """
+    sure: Any = None
+    if isinstance(column, tuple) and len(column) == 2 and hasattr(column[0], "__len__"):
+        column, sure = column
+    scores, said = _numbers(column, rows, "scores")
+    if sure is None and isinstance(column, list | tuple):
+        sure = [entry[1] if _is_pair(entry) else 1.0 for entry in column]
+    confidence = torch.ones(rows) if sure is None else _numbers(sure, rows, "confidences")[0]
+    sound = torch.isfinite(scores) & (confidence >= 0) & (confidence <= 1)
+    valid = said & sound
+    return torch.where(valid, scores, 0.0), valid, said & ~sound, torch.where(valid, confidence, 0.0)
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, list | tuple) and len(entry) == 2
+
+
+def _numbers(column: Any, rows: int, what: str) -> tuple[Tensor, Tensor]:
+    if isinstance(column, str) or not hasattr(column, "__len__"):
+        raise TypeError(f"returned {type(column).__name__} where {rows} {what} were expected")
+    if not isinstance(column, list | tuple):
+        column = torch.as_tensor(column)
+        if column.shape != (rows,):
+            raise ValueError(f"returned {what} of shape {tuple(column.shape)} for {rows} rows")
+        return column.float().cpu(), torch.ones(rows, dtype=torch.bool)
+    if len(column) != rows:
+        raise ValueError(f"returned {len(column)} {what} for {rows} rows")
+    plain = [entry[0] if _is_pair(entry) else entry for entry in column]
+    numbers = [
+        torch.as_tensor(0.0 if entry is None else entry, dtype=torch.float32).cpu().reshape(()) for entry in plain
+    ]
+    said = torch.tensor([entry is not None for entry in plain], dtype=torch.bool)
+    return torch.stack(numbers) if numbers else torch.zeros(0), said
+
+
+def _need(parameter: str) -> str | None:
+    name = ALIASES.get(parameter, parameter)
+    if name in EVERY_BATCH:
+        return None
+    return name if name == "prompt" or name in MODALITIES else f"facts.{name}"
+
+
+def _source(function: Callable[..., Any]) -> str:
+    """The text of the file a function stands in (its helpers count too), else its byte code."""
+    plain = inspect.unwrap(function)
+    try:
+        path = inspect.getsourcefile(plain if hasattr(plain, "__code__") else type(plain))
+        return f"{getattr(plain, '__qualname__', '')} {Path(str(path)).read_text()}"
+    except (TypeError, OSError):
+        return str(getattr(plain, "__code__", plain))

@@ -1,0 +1,186 @@
+"""Asking a reward safely: a failure is a mask and a count, never a number and never the end of the run."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from genalign.reward.base import Scope, all_failed, cat_scores
+from genalign.reward.function import describe
+from genalign.types import GenalignError, Media, Prompt, Reward, Scores
+
+RANGES = {"image": (-0.01, 1.01), "video": (-0.01, 1.01), "audio": (-1.01, 1.01)}  # with room for rounding
+
+
+def guarded(reward: Reward, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:
+    """Scores of `reward` on the CPU in fp32, whatever it does: rows it cannot be trusted on are marked as failed.
+
+    An exception, another number of rows, other aspects or values that are not floating point fail every row; NaN, inf
+    and a confidence outside [0,1] fail their entry. Gradients pass. genalign's own errors (a missing model) pass too.
+    """
+    rows = len(prompts)
+    try:
+        scores = reward(prompts, media, group)
+        if len(scores.total) != rows or tuple(scores.names) != tuple(reward.aspects):
+            raise ValueError(f"returned {len(scores.total)} rows of {scores.names} for {rows} of {reward.aspects}")
+        if not (scores.values.is_floating_point() and scores.total.is_floating_point()):
+            raise TypeError(f"returned scores of dtype {scores.values.dtype}")
+    except GenalignError:
+        raise
+    except Exception as error:
+        return all_failed(reward, rows, describe(error))
+    return _checked(scores)
+
+
+def _checked(scores: Scores) -> Scores:
+    values, total = scores.values.float().cpu(), scores.total.float().cpu()
+    valid, failed, readable = scores.valid.cpu(), scores.failed.cpu(), scores.total_valid.cpu()
+    confidence = None if scores.confidence is None else scores.confidence.float().cpu()
+    sound = torch.isfinite(values)
+    if confidence is not None:
+        sound = sound & (confidence >= 0) & (confidence <= 1)
+    broken = valid & ~sound
+    valid, failed = valid & sound, failed | broken
+    weights = scores.weights.float().cpu()
+    used = weights != 0
+    readable = readable & torch.isfinite(total) & ~broken[:, used].any(1)
+    info = dict(scores.info)
+    if broken.any():
+        said = info.get("error", [None] * len(total))
+        wrong = "returned a number that is not finite, or a confidence outside [0,1]"
+        info["error"] = [wrong if bad else old for old, bad in zip(said, broken.any(1).tolist(), strict=True)]
+    return replace(
+        scores,
+        values=torch.where(valid, values, 0.0),
+        valid=valid,
+        failed=failed,
+        total=torch.where(readable, total, 0.0),
+        total_valid=readable,
+        weights=weights,
+        confidence=None if confidence is None else torch.where(valid, confidence, 0.0),
+        std=None if scores.std is None else scores.std.float().cpu(),
+        info=info,
+    )
+
+
+class Runner:
+    """A reward, asked in batches, with its failures masked and counted; a reward itself.
+
+    batch_size: rows a call (None: all); siblings stay together where the reward looks at them. max_failure: more than
+    this share of the last `window` rows failed, and more than one, ends the run; 0 ends it at the first.
+
+    Raises (when called):
+        GenalignError: too many failures, or media outside the range of its modality.
+    """
+
+    def __init__(
+        self, reward: Reward, batch_size: int | None = None, max_failure: float = 0.05, window: int = 1000
+    ) -> None:
+        self.reward, self.batch_size, self.max_failure = reward, batch_size, max_failure
+        self.last_error = "no message"
+        self._recent: deque[tuple[list[bool], list[bool]]] = deque(maxlen=window)  # rows: failed (K,), abstained (K,)
+
+    @property
+    def name(self) -> str:
+        return self.reward.name
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.reward.needs
+
+    @property
+    def aspects(self) -> tuple[str, ...]:
+        return self.reward.aspects
+
+    @property
+    def looks_at(self) -> Scope:
+        return self.reward.looks_at
+
+    @property
+    def differentiable(self) -> bool:
+        return self.reward.differentiable
+
+    @property
+    def version(self) -> str:
+        return self.reward.version
+
+    def update(self, scores: Scores, step: int) -> None:
+        self.reward.update(scores, step)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.reward.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.reward.load_state_dict(state)
+
+    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        if len(prompts) != media.rows:
+            raise GenalignError(f"reward {self.name!r} was given {len(prompts)} prompts but {media.rows} rows of media")
+        _check_range(self.name, media)
+        chunks = self._chunks(len(prompts), group)
+        parts = []
+        for rows in chunks:
+            asked = [prompts[i] for i in rows]
+            siblings = None if group is None else group[rows]
+            parts.append(guarded(self.reward, asked, media if len(chunks) == 1 else media.select(rows), siblings))
+        joined = parts[0] if len(parts) == 1 else cat_scores(parts)
+        order = [row for rows in chunks for row in rows]
+        scores = joined if order == sorted(order) else joined.select([order.index(i) for i in range(len(order))])
+        self._count(scores)
+        return scores
+
+    def _chunks(self, rows: int, group: Tensor | None) -> list[list[int]]:
+        if self.batch_size is None or self.looks_at == "batch" or rows <= self.batch_size:
+            return [list(range(rows))]
+        together: dict[int, list[int]] = {}
+        for row in range(rows):
+            together.setdefault(row if self.looks_at == "sample" or group is None else int(group[row]), []).append(row)
+        chunks: list[list[int]] = []
+        for siblings in together.values():
+            if chunks and len(chunks[-1]) + len(siblings) <= self.batch_size:
+                chunks[-1].extend(siblings)
+            else:
+                chunks.append(list(siblings))
+        return chunks
+
+    def _count(self, scores: Scores) -> None:
+        abstained = ~(scores.valid | scores.failed)
+        self._recent.extend(zip(scores.failed.tolist(), abstained.tolist(), strict=True))
+        told = [error for error in scores.info.get("error", []) if error]
+        self.last_error = told[-1] if told else self.last_error
+        failed, rows = sum(any(row) for row, _ in self._recent), len(self._recent)
+        if scores.failed.any() and failed > (max(1.0, self.max_failure * rows) if self.max_failure else 0):
+            culprits = [name for name, bad in zip(scores.names, scores.failed.any(0).tolist(), strict=True) if bad]
+            raise GenalignError(
+                f"reward {self.name!r} failed on {failed} of the last {rows} samples ({', '.join(culprits)}), "
+                f"more than max_failure={self.max_failure:g} allows; the last error: {self.last_error}; "
+                f"mend the reward, then resume the run"
+            )
+
+    def log(self) -> dict[str, float]:
+        """Shares of the last `window` rows, failed and abstained counted apart: `rewards/<aspect>/fail_rate` and
+        `.../abstain_rate`."""
+        rows = len(self._recent)
+        rates: dict[str, float] = {}
+        for k, aspect in enumerate(self.aspects):
+            rates[f"rewards/{aspect}/fail_rate"] = sum(failed[k] for failed, _ in self._recent) / max(rows, 1)
+            rates[f"rewards/{aspect}/abstain_rate"] = sum(said[k] for _, said in self._recent) / max(rows, 1)
+        return rates
+
+
+def _check_range(name: str, media: Media) -> None:
+    for modality, (low, high) in RANGES.items():
+        if modality not in media:
+            continue
+        data = media[modality].data
+        for tensor in [data] if isinstance(data, Tensor) else data:
+            least, most = (float(edge) for edge in torch.aminmax(tensor.detach()))  # type: ignore[union-attr]
+            if not (low <= least and most <= high):
+                raise GenalignError(
+                    f"reward {name!r} was given {modality} values in [{least:.3g}, {most:.3g}], outside "
+                    f"[{round(low):d}, {round(high):d}]; convert them before scoring"
+                )

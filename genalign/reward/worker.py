@@ -1,0 +1,263 @@
+"""Rewards from a user's file, in one process of their own that can be killed.
+
+A thread that is told to stop goes on working; only a process can be ended for sure. The worker is this module, started
+afresh by the interpreter (nothing is forked, `__main__` is not run again), and talks in frames over its pipes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from genalign.reward.base import Scope, Stateless, nearest
+from genalign.reward.function import FunctionReward, describe
+from genalign.reward.wire import pack_batch, pack_scores, receive, send, unpack_batch, unpack_scores
+from genalign.shipped import shipped
+from genalign.types import Media, Prompt, Scores, UsageError
+
+START_SECONDS = 300.0  # to start an interpreter and import the user's file; not part of a call's time-out
+BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from genalign.reward.worker import serve; serve()"
+
+
+class Worker:
+    """The process and its pipes. It starts when first asked, and again when asked after it died."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None while there is no process."""
+        return None if self._process is None else self._process.pid
+
+    def ask(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """Send one frame and wait for the answer, at most `timeout` seconds.
+
+        Raises:
+            UsageError: the worker says that it was asked for something that is not there.
+            TimeoutError: the time ran out; the process, and all it started, has been killed.
+            RuntimeError: the process died, or the user's code raised.
+        """
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._process = _start()
+                self._exchange({"ask": "hello"}, START_SECONDS)
+            reply = self._exchange(message, timeout)
+        if "error" in reply:
+            raise (UsageError if reply["usage"] else RuntimeError)(reply["error"])
+        return reply
+
+    def _exchange(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            _kill(process)
+
+        timer = threading.Timer(timeout, end)
+        timer.start()
+        try:
+            send(process.stdin, message)
+            reply = receive(process.stdout)
+        except BrokenPipeError:
+            reply = None
+        finally:
+            timer.cancel()
+        if reply is None or late.is_set():
+            self.close()
+        if reply is not None:
+            return reply
+        if late.is_set():
+            raise TimeoutError(f"no answer within {timeout:g} s; its process was killed")
+        raise RuntimeError(f"its process died with exit code {process.returncode}")
+
+    def close(self) -> None:
+        """End the process now."""
+        if self._process is not None:
+            _kill(self._process)
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(BrokenPipeError):  # unsent bytes of a dead process
+                    pipe.close()  # type: ignore[union-attr]
+        self._process = None
+
+
+def _start() -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", BOOT, json.dumps(sys.path)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+WORKER = Worker()  # one for all rewards from files
+atexit.register(WORKER.close)
+
+
+class FileReward(Stateless):
+    """`file.py:name`, a function or a reward in a user's file, scored in the worker.
+
+    target: the path is relative to `folder` (None: the current one), then to the shipped rewards. timeout: seconds that
+    one call may take. settings: values of the function's optional parameters.
+
+    Raises:
+        UsageError: no such file or name, the file cannot be imported, an unknown setting.
+    """
+
+    differentiable = False
+
+    def __init__(
+        self,
+        target: str,
+        folder: Path | None = None,
+        *,
+        name: str | None = None,
+        timeout: float = 60.0,
+        **settings: Any,
+    ) -> None:
+        path, _, function = target.rpartition(":")
+        if not path.endswith(".py") or not function:
+            raise UsageError(f"{target!r} names no reward; write the file and the function as 'file.py:function'")
+        self._address = {"path": str(find_file(path, folder)), "function": function, "name": name, "settings": settings}
+        self.timeout = timeout
+        self.name = name or function
+
+    @cached_property
+    def _spec(self) -> dict[str, Any]:
+        return WORKER.ask({"ask": "describe", **self._address}, START_SECONDS)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(self._spec["needs"])
+
+    @property
+    def aspects(self) -> tuple[str, ...]:
+        return tuple(self._spec["aspects"])
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return tuple(self._spec["weights"])
+
+    @property
+    def looks_at(self) -> Scope:
+        return self._spec["looks_at"]
+
+    @property
+    def version(self) -> str:
+        return self._spec["version"]
+
+    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        message = {"ask": "score", **self._address, "batch": pack_batch(prompts, media, group)}
+        return unpack_scores(WORKER.ask(message, self.timeout)["scores"])
+
+
+def find_file(path: str, folder: Path | None) -> Path:
+    """A reward's file, relative to `folder`, then to the shipped rewards.
+
+    Raises:
+        UsageError: in neither place.
+    """
+    places = [folder or Path(), shipped("rewards")]
+    for place in places:
+        if (found := place / Path(path).expanduser()).is_file():
+            return found.resolve()
+    known = [file.name for place in places for file in place.glob(f"*{Path(path).suffix}")]
+    raise UsageError(
+        f"no reward file {path!r} in {places[0].resolve()} or among the shipped rewards{nearest(path, known)}"
+    )
+
+
+# ---- the other side of the pipes ------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Answer frames until the pipe closes. What user code prints goes to stderr, so that it cannot garble a frame."""
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    loaded: dict[str, FunctionReward] = {}
+    while (message := receive(source)) is not None:
+        try:
+            reply = _answer(message, loaded)
+        except Exception as error:
+            usage = isinstance(error, UsageError)
+            reply = {"error": str(error) if usage else describe(error), "usage": usage}
+        with contextlib.suppress(BrokenPipeError):  # the asker is gone, and so is the next frame
+            send(sink, reply)
+
+
+def _answer(message: Mapping[str, Any], loaded: dict[str, FunctionReward]) -> dict[str, Any]:
+    if message["ask"] == "hello":
+        return {}
+    address = {key: message[key] for key in ("path", "function", "name", "settings")}
+    key = json.dumps(address, sort_keys=True)
+    if key not in loaded:
+        loaded[key] = load_function(**address)
+    reward = loaded[key]
+    if message["ask"] == "score":
+        return {"scores": pack_scores(reward(*unpack_batch(message["batch"])))}
+    return {
+        "needs": sorted(reward.needs),
+        "aspects": reward.aspects,
+        "weights": reward.weights,
+        "looks_at": reward.looks_at,
+        "version": reward.version,
+    }
+
+
+def load_function(
+    path: str, function: str, name: str | None = None, settings: Mapping[str, Any] | None = None
+) -> FunctionReward:
+    """Import a user's file under a name nothing else has, and take the function from it as a reward.
+
+    Raises:
+        UsageError: the file cannot be imported, or has no such function.
+    """
+    module = _import(Path(path))
+    found = getattr(module, function, None)
+    if not callable(found):
+        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"{path} has no function {function!r}{nearest(function, own)}")
+    reward = found if isinstance(found, FunctionReward) else FunctionReward(found, name=function)
+    return reward.with_settings(settings or {}, name)
+
+
+def _import(path: Path) -> ModuleType:
+    unique = f"genalign_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if unique in sys.modules:
+        return sys.modules[unique]
+    spec = importlib.util.spec_from_file_location(unique, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # so that the file may import its neighbours
+    sys.modules[unique] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[unique]
+        raise UsageError(f"reward file {path} cannot be imported: {describe(error)}") from error
+    return module
