@@ -75,6 +75,8 @@ def reward_name(spec: Any) -> str:
     """The name of a head, a file or a function; of a combination, its kind and its parts."""
     if spec is None:
         return "labelled pairs"
+    if isinstance(spec, Mapping) and "name" in spec:
+        return str(spec["name"])
     parts = ", ".join(_heads(spec))
     return f"{next(iter(spec))}({parts})" if isinstance(spec, Mapping) and "use" not in spec else parts
 

@@ -56,11 +56,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure the base ("reference" weights) and the tuned policy, write `out`/eval.json and return what it holds.
 
-    A metric is called `<reward name>/<aspect>`; a training reward of several aspects also has `<reward name>/total`.
-    It counts the prompts on which it is valid both before and after, each by its mean over the seeds. `delta` has a
-    95% interval from a paired bootstrap over those prompts; `sweep` holds both rows over all guidance scales, there
-    over the prompts valid in that cell, and how many samples failed to be scored. The best scale is chosen by the
-    judge's first aspect, without a judge by the first reward. Ranks share the prompts; rank 0 writes.
+    A metric is called `<reward name>/<aspect>` (an aspect named like its reward is called so once); a training reward
+    of several aspects also has `<reward name>/total`. It counts the prompts on which it is valid both before and after,
+    each by its mean over the seeds. `delta` has a 95% interval from a paired bootstrap over those prompts; `sweep` holds
+    both rows over all guidance scales, there over the prompts valid in that cell, and how many samples failed to be
+    scored. The best scale is chosen by the judge's first aspect, without a judge by the first reward. Ranks share the
+    prompts; rank 0 writes.
 
     `tuned`: "ema" where the run kept an average. `base_cache`: a .safetensors file that keeps the base's scores
     between calls; it is written when absent, or when the model, prompts, seeds, scales or rewards are others.
@@ -71,8 +72,8 @@ def evaluate(
     chosen = tuple(prompts)[: settings.count]
     if not chosen:
         raise UsageError("there is nothing to evaluate: the eval prompts file holds no prompt")
-    named = [[f"{reward.name}/{aspect}" for aspect in (*reward.aspects, *_total(reward))] for reward in rewards]
-    held = [f"{held_out.name}/{aspect}" for aspect in held_out.aspects] if held_out is not None else []
+    named = [[_metric(reward, aspect) for aspect in (*reward.aspects, *_total(reward))] for reward in rewards]
+    held = [_metric(held_out, aspect) for aspect in held_out.aspects] if held_out is not None else []
     names = _distinct([name for of_reward in named for name in of_reward] + held)
     headline = names.index(held[0] if held else named[0][-1])
     sampled = "image" in policy.modalities
@@ -230,8 +231,8 @@ class _Trial:
             values[scores.failed.cpu()] = float("inf")
             total = scores.total.detach().double().cpu()  # (P*J,)
             total[~scores.total_valid.cpu()] = float("nan")
-            columns |= {f"{reward.name}/total": total}
-            columns |= {f"{reward.name}/{aspect}": values[:, k] for k, aspect in enumerate(scores.names)}
+            columns[_metric(reward, "total")] = total
+            columns |= {_metric(reward, aspect): values[:, k] for k, aspect in enumerate(scores.names)}
         table = torch.stack([columns[name] for name in self.names], dim=1)  # (P*J, K)
         return table.reshape(len(prompts), len(self.seeds), len(self.names))
 
@@ -252,6 +253,10 @@ class _Trial:
             ],
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _metric(reward: Reward, aspect: str) -> str:
+    return reward.name if aspect == reward.name else f"{reward.name}/{aspect}"
 
 
 def _total(reward: Reward) -> tuple[str, ...]:

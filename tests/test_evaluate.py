@@ -127,6 +127,11 @@ def test_training_rewards_are_marked_and_have_a_total(tmp_path):
     assert result["sweep"]["headline"] == "judge/grey"
 
 
+def test_an_aspect_called_like_its_reward_is_named_once(tmp_path):
+    result = run(tmp_path, rewards=[Level("grey")])
+    assert set(result["metrics"]) == {"grey", "grey/odd", "grey/broken", "grey/total"}
+
+
 def test_batch_size_changes_nothing(tmp_path):
     assert run(tmp_path, held_out=Level(), batch_size=1) == run(tmp_path, held_out=Level(), batch_size=64)
 

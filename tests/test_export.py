@@ -111,6 +111,7 @@ def test_card_tells_model_method_reward_and_numbers(run):
         ("/a/rules.py:facts", "rules.py:facts"),
         (None, "labelled pairs"),
         ({"use": "clip", "model": "x"}, "clip"),
+        ({"use": "clip", "name": "likeness"}, "likeness"),
         ({"sum": [{"use": "clip"}, {"use": "x.py:f", "weight": 2.0}]}, "sum(clip, x.py:f)"),
         (
             {"hybrid": {"rule": {"use": "r.py:f"}, "model": {"use": "clip"}, "mode": "confidence"}},
