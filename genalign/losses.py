@@ -34,8 +34,8 @@ def advantages(
 
     group (B,) int64 names the siblings, which need not be adjacent. rule: "sum_then_normalise" centres and scales the
     reward's own total (GRPO, arXiv 2402.03300); "normalise_then_sum" does so with each weighted aspect, adds them up by
-    weight and divides by the std of the batch (GDPO, arXiv 2601.05242), an abstaining aspect adding nothing. std: by what
-    a centred score is divided: its group's unbiased std, that of all rows, or nothing (Dr. GRPO, arXiv 2503.20783).
+    weight and divides by the std of the batch (GDPO, arXiv 2601.05242), an abstaining aspect adding nothing. std: a
+    centred score is divided by the unbiased std of its group, of all rows, or by 1 (Dr. GRPO, arXiv 2503.20783).
     baseline: the mean of the group, of the batch (DDPO, arXiv 2305.13301) or of the siblings (RLOO, arXiv 2402.14740).
 
     counted is False, and the advantage 0, where a row was masked (its total cannot be read; one of its weighted aspects
@@ -82,7 +82,7 @@ def _group_statistics(x: Tensor, valid: Tensor, index: Tensor, groups: int) -> t
     mean = zeros.index_add(0, index, x) / count.clamp(min=1)
     centred = torch.where(valid, x - mean[index], 0.0)
     deviation = (zeros.index_add(0, index, centred.square()) / (count - 1).clamp(min=1)).sqrt()
-    peak = zeros.index_reduce(0, index, x.abs(), "amax")
+    peak = zeros.scatter_reduce(0, index[:, None].expand_as(x), x.abs(), "amax")
     return mean, deviation, deviation > RELATIVE_FLOOR * peak, count
 
 

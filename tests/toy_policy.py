@@ -15,7 +15,7 @@ DIMS = 6
 
 
 class ToyPolicy:
-    """x' = x + drift(prompt) + sigma z, for a few steps; the drift is a base plus a trainable `delta`, as an adapter is.
+    """x' = x + drift(prompt) + sigma z, for a few steps; the drift is linear in `delta`, and 0 with adapters off.
 
     The tape is the latents (B,S+1,D). `token_like` makes one replay yield all steps, as a language model does.
     """
