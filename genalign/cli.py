@@ -14,13 +14,13 @@ from typing import NoReturn
 KINDS = ("recipes", "rewards", "methods", "models")
 
 
-class _Wrong(Exception):
+class _ArgumentError(Exception):
     """A command line that argparse refuses: one sentence."""
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise _Wrong(f"{message}; see {self.prog} --help")
+        raise _ArgumentError(f"{message}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def explain(error: Exception) -> tuple[str, int]:
     """One sentence about an error, and the exit code: 2 usage, 1 run."""
-    if isinstance(error, _Wrong):
+    if isinstance(error, _ArgumentError):
         return str(error), 2
     types = sys.modules.get("genalign.types")  # an error of ours can only come from code that imported it
     if types is not None and isinstance(error, types.GenalignError):
@@ -61,7 +61,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     args, rest = _parser().parse_known_args(words)
     stray = [word for word in rest if word.startswith("-") or args.verb is not train]
     if stray:
-        raise _Wrong(f"genalign {words[0]} knows no argument {stray[0]!r}; see genalign {words[0]} --help")
+        raise _ArgumentError(f"genalign {words[0]} knows no argument {stray[0]!r}; see genalign {words[0]} --help")
     if args.verb is train:
         args.overrides += rest
     return args
@@ -70,7 +70,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="genalign", description="Align generative models with rewards.", allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
-    debug = argparse.ArgumentParser(add_help=False)
+    debug = _Parser(add_help=False)
     debug.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="print the traceback of an error"
     )

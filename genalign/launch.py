@@ -136,9 +136,7 @@ def _run_to_resume(recipe: Recipe, out: Path | None) -> Path:
     else:
         runs = sorted(path.parent for path in Path("runs").glob(f"{recipe.name}-*/{RECIPE}"))
         if not runs:
-            raise UsageError(
-                f"there is no run of {recipe.name} under {Path('runs').resolve()} to resume; start one first"
-            )
+            raise UsageError(f"{Path('runs').resolve()} holds no run of {recipe.name} to resume; start one first")
         run = runs[-1]
     if not (run / RECIPE).is_file():
         raise UsageError(f"{run} is no run folder (it has no {RECIPE}); give the folder that genalign train wrote")
@@ -183,17 +181,12 @@ def finish(built: Built, run: Path) -> None:
     if rank() == 0:
         with built.policy.weights(tuned(built.recipe)):
             built.policy.save_adapter(run / "adapter")
-    if built.recipe.eval is not None:
+    if built.recipe.eval is not None and built.eval_prompts is not None:
         from genalign.evaluate import evaluate, print_table
 
+        prompts, settings = list(built.eval_prompts), built.recipe.eval
         result = evaluate(
-            built.policy,
-            list(built.eval_prompts),
-            built.eval_rewards,
-            built.held_out,
-            built.recipe.eval,
-            run,
-            tuned=tuned(built.recipe),
+            built.policy, prompts, built.eval_rewards, built.held_out, settings, run, tuned=tuned(built.recipe)
         )
         if rank() == 0:
             print_table(result)
@@ -248,8 +241,7 @@ def _draw_grid(built: Built, run: Path, step: int) -> None:
         return
     from genalign.grid import sample_grid
 
-    settings = built.recipe.eval
-    prompts = list(built.data if settings is None else built.eval_prompts)[:GRID_PROMPTS]
+    prompts = list(built.eval_prompts or built.data)[:GRID_PROMPTS]
     sample_grid(built.policy, prompts, [0], run / "samples" / f"step-{step}" / "grid.png", tuned=tuned(built.recipe))
 
 
@@ -278,8 +270,8 @@ def _from_rank_0(text: str) -> str:
     return bytes(gather(torch.tensor(list(mine), dtype=torch.uint8)).tolist()).decode()
 
 
-def load_run(run: Path, device: str = "cpu") -> Built:
-    """A finished run: its recipe built, its adapter in the policy.
+def load_run(run: Path, device: str = "cpu", more_rewards: Sequence[str] = ()) -> Built:
+    """A finished run: its recipe built (with further rewards to evaluate by), its adapter in the policy.
 
     Raises:
         UsageError: no run folder. GenalignError: no adapter in it yet, or a damaged one.
@@ -288,6 +280,9 @@ def load_run(run: Path, device: str = "cpu") -> Built:
         raise UsageError(f"{run} is no run folder (it has no {RECIPE}); give the folder that genalign train wrote")
     if not (run / "adapter").is_dir():
         raise GenalignError(f"{run} has no adapter yet; finish it by genalign train {run / RECIPE} --resume {run}")
-    built = build(load_recipe(run / RECIPE), device)
+    recipe = load_recipe(run / RECIPE)
+    if recipe.eval is not None:
+        recipe.eval.rewards += more_rewards
+    built = build(recipe, device)
     built.policy.load_adapter(run / "adapter")
     return built

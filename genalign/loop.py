@@ -27,25 +27,25 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    steps: int = Field(60, ge=1)
+    steps: int = Field(default=60, ge=1)
     """Rollouts; each ends in `method.updates_per_rollout` optimizer updates."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of everything drawn: adapter, prompts, samples."""
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
     """Of AdamW, constant."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Of AdamW."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Of AdamW, decoupled."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient's global norm is clipped to this."""
-    ema: float | None = Field(None, gt=0, lt=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of the averaged weights, which are then what is evaluated and saved; null: the last weights are."""
-    checkpoint_every: int = Field(20, ge=1)
+    checkpoint_every: int = Field(default=20, ge=1)
     """Steps between checkpoints; one more is written at the end."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that stay on disk."""
-    sample_every: int = Field(20, ge=1)
+    sample_every: int = Field(default=20, ge=1)
     """Steps between grids of base beside tuned samples; one more is drawn at the end."""
     resume: str | None = None
     """Run folder to go on with, or `latest`: the newest one of this recipe."""
@@ -97,22 +97,23 @@ def train(
         step, begun, calls = progress.step, time.perf_counter(), policy.calls()
         prompts = draw(step)[rank() :: world()]
         experience = method.collect(policy, prompts, reward, settings.seed, step)
-        collected = time.perf_counter()
+        rollout, calls = time.perf_counter() - begun, policy.calls() - calls
         if step == first:
             check_replay(policy, experience, fresh=step == 0)
+        begun, calls = time.perf_counter(), calls - policy.calls()  # the check is not what a step costs
         log = update(progress, method, experience, check=step == first)
         if reward is not None and experience.scores is not None:
             reward.update(gather_scores(experience.scores), step)
         progress.step += 1
-        ended = time.perf_counter()
-        rows = all_sum(torch.tensor([len(experience.trajectory.prompts), policy.calls() - calls], dtype=torch.float64))
+        updating, calls = time.perf_counter() - begun, calls + policy.calls()
+        rows = all_sum(torch.tensor([len(experience.trajectory.prompts), calls], dtype=torch.float64))
         log = {
             "step": progress.step,
             **log,
-            "step_time": ended - begun,
-            "time/rollout": collected - begun,
-            "time/update": ended - collected,
-            "perf/samples_per_s": rows[0].item() / (ended - begun),
+            "step_time": rollout + updating,
+            "time/rollout": rollout,
+            "time/update": updating,
+            "perf/samples_per_s": rows[0].item() / (rollout + updating),
             "calls": rows[1].item(),
         }
         if rank() == 0:

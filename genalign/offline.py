@@ -10,7 +10,7 @@ import torch
 
 from genalign.data import read_prompts
 from genalign.launch import RECIPE, load_run
-from genalign.places import modality_of, model_path, resolve_reward
+from genalign.places import fetch_model, model_path, portable
 from genalign.types import Media, Policy, Prompt, Track, UsageError, Weights
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -59,10 +59,8 @@ def _source(args: Namespace) -> tuple[Policy, Weights, int]:
     from genalign.policy import load_policy
     from genalign.policy.settings import PolicySettings
 
-    path = model_path(args.source, Path())
-    if isinstance(path, Path):
-        modality_of(path)
     settings = PolicySettings(model=args.source)
+    path = fetch_model(model_path(args.source, Path()))
     return load_policy(settings, path, device()), "reference", settings.batch_size
 
 
@@ -84,7 +82,7 @@ def score_files(args: Namespace) -> None:
 
     prompts = _prompts_of_files(args)
     media = _read_media(args.media)
-    reward = build_reward(resolve_reward(args.reward), Path())
+    reward = build_reward(args.reward, Path())
     facts = set.intersection(*(set(prompt.facts) for prompt in prompts)) if prompts else set()
     check_needs(reward, {*media, *(["prompt"] if args.prompt or args.prompts else []), *(f"facts.{f}" for f in facts)})
     with torch.no_grad():
@@ -153,14 +151,13 @@ def evaluate_run(args: Namespace) -> None:
     from genalign.evaluate import evaluate, print_table
     from genalign.report import write_report
 
-    built = load_run(args.run, device())
-    if built.recipe.eval is None:
-        raise UsageError(f"{args.run / RECIPE} has no key 'eval'; add one that names eval.prompts")
-    built.recipe.eval.rewards += [resolve_reward(spec) for spec in args.reward]
+    more = [str(portable(name, Path())) for name in args.reward]  # relative to here, not to the run
+    built = load_run(args.run, device(), more)
     settings = built.recipe.eval
-    result = evaluate(
-        built.policy, list(built.eval_prompts), built.eval_rewards, built.held_out, settings, args.run, tuned="policy"
-    )
+    if settings is None or built.eval_prompts is None:
+        raise UsageError(f"{args.run / RECIPE} has no key 'eval'; add one that names eval.prompts")
+    prompts = list(built.eval_prompts)
+    result = evaluate(built.policy, prompts, built.eval_rewards, built.held_out, settings, args.run)
     write_report(args.run)
     if args.json:
         print("\n".join(json.dumps({"metric": name, **row}) for name, row in result["metrics"].items()))

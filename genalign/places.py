@@ -6,9 +6,10 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from genalign.shipped import shipped
-from genalign.types import UsageError
+from genalign.types import GenalignError, UsageError
 
 
 def find(name: str, folder: Path, *rooms: str) -> Path | None:
@@ -35,11 +36,13 @@ def model_path(name: str, folder: Path) -> Path | str:
 
 
 def modality_of(model: Path | str) -> str:
-    """What a model makes, told by its folder alone (for a hub id: from its small index file)."""
-    if isinstance(model, str):
-        from huggingface_hub import file_exists
+    """What a model makes, told by its folder (of a hub id: by its index file) before any weight loads.
 
-        return "image" if file_exists(model, "model_index.json") else "text"
+    Raises:
+        UsageError: the folder holds no model. GenalignError: the hub cannot be reached.
+    """
+    if isinstance(model, str):
+        return "image" if _hub_file(model, "model_index.json") else "text"
     if (model / "model_index.json").is_file():
         return "image"
     if (model / "config.json").is_file():
@@ -47,6 +50,43 @@ def modality_of(model: Path | str) -> str:
     raise UsageError(
         f"{model} is no model: it has neither model_index.json (diffusers pipeline) nor config.json (language model)"
     )
+
+
+def _hub_file(name: str, file: str) -> bool:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        hf_hub_download(name, file)
+        return True
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise _unreachable(name) from error
+    except EntryNotFoundError:
+        return False
+    except HfHubHTTPError as error:
+        raise _unreachable(name) from error
+
+
+def _unreachable(name: str) -> GenalignError:
+    return GenalignError(
+        f"model {name!r} is no folder here and cannot be fetched from the hub (check name and network)"
+    )
+
+
+def fetch_model(model: Path | str) -> Path:
+    """The folder of a model, downloaded from the hub where it is a hub id.
+
+    Raises:
+        GenalignError: the hub cannot be reached.
+    """
+    if isinstance(model, Path):
+        return model
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model))
+    except OSError as error:  # what huggingface_hub raises offline, for a name it does not know, and without access
+        raise _unreachable(model) from error
 
 
 def shipped_models() -> list[str]:
@@ -76,3 +116,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names) or 'none'}"
+
+
+def portable(value: Any, folder: Path) -> Any:
+    """Strings that name a file beside the recipe become absolute paths; everything else stays."""
+    if isinstance(value, dict):
+        return {key: portable(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [portable(item, folder) for item in value]
+    if not isinstance(value, str) or not re.search(r"\.(yaml|yml|jsonl|txt|safetensors|py:\w+)$", value):
+        return value
+    file, colon, function = value.partition(":") if ".py:" in value else (value, "", "")
+    return f"{(folder / file).resolve()}{colon}{function}" if (folder / file).exists() else value

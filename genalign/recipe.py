@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -24,10 +24,10 @@ from genalign.evaluate import EvalSettings
 from genalign.loop import TrainSettings
 from genalign.method import build_method
 from genalign.method.settings import MethodSettings
-from genalign.places import data_path, find, modality_of, model_path, nearest, recipe_path
+from genalign.places import data_path, fetch_model, find, modality_of, model_path, nearest, portable, recipe_path
 from genalign.policy import load_policy
 from genalign.policy.settings import PolicySettings
-from genalign.reward import build_reward, check_needs
+from genalign.reward import Runner, build_reward, check_needs
 from genalign.types import Method, Policy, Reward, UsageError
 
 
@@ -64,7 +64,7 @@ class Recipe(BaseModel):
         """Plain data with every default written out, and paths that hold from any folder (shipped names stay names)."""
         plain = self.model_dump(mode="json")
         plain["policy"]["model"] = str(find(self.policy.model, self.folder, "assets") or self.policy.model)
-        return _portable(plain, self.folder)
+        return portable(plain, self.folder)
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -89,13 +89,19 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 @dataclass
 class Built:
-    """What a recipe stands for. The small parts exist at once; policy and judge load their weights when first read."""
+    """What a recipe stands for. Rewards load their weights at their first call, the policy when it is first read.
+
+    eval_rewards: the training reward and those of `eval.rewards`; held_out: the judge; both for eval_prompts.
+    """
 
     recipe: Recipe
+    device: str
     data: Prompts
     reward: Reward | None
     method: Method
-    device: str = "cpu"
+    eval_prompts: Prompts | None = None
+    eval_rewards: list[Reward] = field(default_factory=list)
+    held_out: Reward | None = None
 
     @cached_property
     def policy(self) -> Policy:
@@ -103,47 +109,38 @@ class Built:
 
         torch.manual_seed(self.recipe.train.seed)  # adapters start equal on every rank
         settings = self.recipe.policy
-        return load_policy(settings, model_path(settings.model, self.recipe.folder), self.device)
-
-    @cached_property
-    def held_out(self) -> Reward | None:
-        spec = self.recipe.eval.held_out if self.recipe.eval else None
-        return None if spec is None else build_reward(spec, self.recipe.folder)
-
-    @cached_property
-    def eval_rewards(self) -> list[Reward]:
-        """The training reward and those that `eval.rewards` adds."""
-        more = self.recipe.eval.rewards if self.recipe.eval else []
-        return [
-            *([self.reward] if self.reward is not None else []),
-            *(build_reward(spec, self.recipe.folder) for spec in more),
-        ]
-
-    @cached_property
-    def eval_prompts(self) -> Prompts:
-        assert self.recipe.eval is not None
-        return read_prompts(data_path(self.recipe.eval.prompts, self.recipe.folder))
+        folder = fetch_model(model_path(settings.model, self.recipe.folder))
+        return load_policy(settings, folder, self.device)
 
 
 def build(recipe: Recipe, device: str = "cpu") -> Built:
-    """Build data, reward and method, and check that they fit each other and the policy, before any weight loads.
+    """Build data, rewards and method, and check that they fit each other and the policy, before any weight loads.
 
     Raises:
         UsageError: a method that needs what the reward cannot give, a reward whose needs nothing offers, no prompts.
     """
-    data = read_prompts(data_path(recipe.data.prompts, recipe.folder))
+    folder, settings = recipe.folder, recipe.eval
+    data = read_prompts(data_path(recipe.data.prompts, folder))
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
-    method = build_method(recipe.method, recipe.folder)
-    model = model_path(recipe.policy.model, recipe.folder)
-    reward = None if recipe.reward is None else build_reward(recipe.reward, recipe.folder)
+    method = build_method(recipe.method, folder)
+    modality = modality_of(model_path(recipe.policy.model, folder))
+    reward = None if recipe.reward is None else _reward(recipe.reward, folder, modality, data)
     _check_fit(method, reward)
-    modality = modality_of(model)
-    if reward is not None:
-        check_needs(reward, {"prompt", modality, *(f"facts.{name}" for name in data.facts())})
-    built = Built(recipe, data, reward, method, device)
-    if recipe.eval is not None:
-        built.eval_prompts  # noqa: B018  (read now, so that a missing file stops the run before it starts)
+    built = Built(recipe, device, data, reward, method)
+    if settings is not None:
+        prompts = built.eval_prompts = read_prompts(data_path(settings.prompts, folder))
+        built.eval_rewards = [_reward(spec, folder, modality, prompts) for spec in settings.rewards]
+        if reward is not None:
+            built.eval_rewards.insert(0, reward)
+        if settings.held_out is not None:
+            built.held_out = _reward(settings.held_out, folder, modality, prompts)
     return built
+
+
+def _reward(spec: str | dict[str, Any], folder: Path, modality: str, prompts: Prompts) -> Reward:
+    reward = build_reward(spec, folder)
+    check_needs(reward, {"prompt", modality, *(f"facts.{name}" for name in prompts.facts())})
+    return Runner(reward)
 
 
 def _check_fit(method: Method, reward: Reward | None) -> None:
@@ -215,7 +212,7 @@ def _sentence(error: ValidationError) -> str:
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         known = list(_fields_at(Recipe, [str(part) for part in parents]))
-        return f"unknown key {where!r}{nearest(str(last), known)}"
+        return f"there is no key {where!r}{nearest(str(last), known)}"
     if first["type"] == "missing":
         return f"the key {where!r} is missing"
     given = first.get("input")
@@ -231,18 +228,6 @@ def _fields_at(model: type[BaseModel], path: Sequence[str]) -> Iterator[str]:
             return
         model = found[0]
     yield from model.model_fields
-
-
-def _portable(value: Any, folder: Path) -> Any:
-    """Strings that name a file beside the recipe become absolute paths; everything else stays."""
-    if isinstance(value, dict):
-        return {key: _portable(item, folder) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_portable(item, folder) for item in value]
-    if not isinstance(value, str) or not re.search(r"\.(yaml|yml|jsonl|txt|safetensors|py:\w+)$", value):
-        return value
-    file, colon, function = value.partition(":") if ".py:" in value else (value, "", "")
-    return f"{(folder / file).resolve()}{colon}{function}" if (folder / file).exists() else value
 
 
 def changed_key(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str] = (), at: str = "") -> str | None:
