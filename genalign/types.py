@@ -313,6 +313,10 @@ class Policy(Protocol):
         """Write adapter_config.json, adapter_model.safetensors, and diffusers' own LoRA file where it has one."""
         ...
 
+    def load_adapter(self, folder: Any) -> None:
+        """Read back what `save_adapter` wrote, into the trainable parameters."""
+        ...
+
     def calls(self) -> int:
         """Denoiser (or LM) forward passes so far, counted in samples: a batch of 8 under guidance counts 16."""
         ...

@@ -110,6 +110,8 @@ class ToyPolicy:
 
     def save_adapter(self, folder: Any) -> None: ...
 
+    def load_adapter(self, folder: Any) -> None: ...
+
     def calls(self) -> int:
         return len(self.replays)
 
