@@ -1,0 +1,32 @@
+"""Generators whose sampling can be replayed with gradients: diffusion pipelines and language models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from genalign.types import UsageError
+
+if TYPE_CHECKING:
+    from genalign.policy.settings import PolicySettings
+    from genalign.types import Policy
+
+
+def load_policy(settings: PolicySettings, model_path: Path | str, device: str = "cpu") -> Policy:
+    """The policy in a folder: a diffusion pipeline where it holds a model_index.json, else a causal language model.
+
+    Raises UsageError where the folder is neither.
+    """
+    folder = Path(model_path)
+    if (folder / "model_index.json").is_file():
+        from genalign.policy.diffusion import load_diffusion
+
+        return load_diffusion(settings, folder, device)
+    if (folder / "config.json").is_file():
+        from genalign.policy.language import load_language
+
+        return load_language(settings, folder, device)
+    raise UsageError(
+        f"{folder} is no model: it holds neither model_index.json (a diffusion pipeline) nor config.json (a language"
+        " model)"
+    )

@@ -1,0 +1,140 @@
+"""A LoRA adapter inside a frozen network, and switching between the weights it can compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from genalign.policy.settings import Lora
+from genalign.types import GenalignError, UsageError, Weights
+
+# How diffusers and transformers name the linear layers of attention.
+ATTENTION = (
+    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("q_proj", "k_proj", "v_proj", "o_proj"),
+)
+
+
+class Adapter:
+    """LoRA (Hu et al. 2021) injected by peft into `model`, whose own weights are frozen; B starts at zero.
+
+    Parameters are held in float32 where the base is in half precision. "reference" computes without the adapter,
+    bit-equal to the base and without a second copy; "ema" lends the averaged parameters to the model. Switching leaves
+    requires_grad alone (peft's own switch does not).
+
+    Raises UsageError where no layer matches the targets.
+    """
+
+    def __init__(self, model: nn.Module, settings: Lora) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
+
+        self.model = model
+        self.config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=_targets(model, settings))
+        model.requires_grad_(False)
+        inject_adapter_in_model(self.config, model)
+        model.eval()
+        self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dtype.itemsize < 4:
+                parameter.data = parameter.data.float()
+        self._trainable = {
+            name.replace(".default", ""): parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        self._average = {name: parameter.detach().clone() for name, parameter in self._trainable.items()}
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters, named `<layer>.lora_A.weight`; inside weights("ema") they hold the averaged values."""
+        return dict(self._trainable)
+
+    @contextmanager
+    def weights(self, which: Weights) -> Iterator[None]:
+        if which == "reference":
+            before = [layer._disable_adapters for layer in self._layers]
+            for layer in self._layers:
+                layer._disable_adapters = True
+            try:
+                yield
+            finally:
+                for layer, flag in zip(self._layers, before, strict=True):
+                    layer._disable_adapters = flag
+        elif which == "ema":
+            self._swap()
+            try:
+                yield
+            finally:
+                self._swap()
+        else:
+            yield
+
+    def _swap(self) -> None:
+        for name, parameter in self._trainable.items():
+            parameter.data, self._average[name] = self._average[name], parameter.data
+
+    @torch.no_grad()
+    def step_ema(self, decay: float) -> None:
+        for name, parameter in self._trainable.items():
+            self._average[name].lerp_(parameter, 1 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The adapter's tensors, contiguous and on the CPU."""
+        return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in self._trainable.items()}
+
+    def save(self, folder: Path) -> None:
+        """adapter_config.json and adapter_model.safetensors, as PeftModel.from_pretrained reads them."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.save_pretrained(folder)
+        tensors = {f"base_model.model.{name}": tensor for name, tensor in self.state_dict().items()}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote.
+
+        Raises UsageError where the file is missing or belongs to other layers, GenalignError where it is corrupt.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        file = folder / "adapter_model.safetensors"
+        if not file.is_file():
+            raise UsageError(f"there is no adapter at {file}; give the adapter/ folder of a finished run")
+        try:
+            tensors = load_file(file)
+        except SafetensorError as error:
+            raise GenalignError(f"{file} is corrupt ({error}); copy it again or export it from a checkpoint") from error
+        found = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+        wanted = {name: tuple(parameter.shape) for name, parameter in self._trainable.items()}
+        if {name: tuple(tensor.shape) for name, tensor in found.items()} != wanted:
+            raise UsageError(f"{file} belongs to another model or policy.lora; use the recipe it was trained by")
+        for name, parameter in self._trainable.items():
+            parameter.copy_(found[name])
+
+
+def _targets(model: nn.Module, settings: Lora) -> list[str]:
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+    def matches(target: str) -> bool:
+        return any(name == target or name.endswith(f".{target}") for name in linear)
+
+    if settings.targets is None:
+        found = [target for target in ATTENTION if matches(target)]
+        if not found:
+            raise UsageError("no attention projection was found by name; list the layers under policy.lora.targets")
+        return found
+    missing = [target for target in settings.targets if not matches(target)]
+    if missing or not settings.targets:
+        raise UsageError(
+            f"policy.lora.targets: {missing[0]!r} is no linear layer of the model"
+            if missing
+            else "policy.lora.targets is empty; leave it out to adapt every attention projection"
+        )
+    return settings.targets

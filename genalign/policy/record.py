@@ -1,0 +1,133 @@
+"""Recording a rollout, and proving on its first micro-batch that replay reproduces it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genalign.policy.tape import Chunk, Replay, Stage
+from genalign.transition import StepTable
+from genalign.types import GenalignError
+
+
+class Recorder:
+    """Denoise and step hooks of one micro-batch: the kernel steps, and what replay needs is kept.
+
+    table: made at the first step, when the scheduler knows its time grid. keep: also hold every latent, argument and
+    output, for `verify` or because guidance remembers earlier steps.
+    """
+
+    def __init__(
+        self, stage: Stage, generators: Sequence[torch.Generator], make_table: Callable[[], StepTable], keep: bool
+    ) -> None:
+        self.stage, self.generators, self.make_table, self.keep = stage, generators, make_table, keep
+        self.rows = len(generators)
+        self.table: StepTable | None = None
+        self.chunk = Chunk()
+        self.logp: list[Tensor] = []
+        self.arguments: list[list[tuple[int, Any]]] = [[]]  # per step: (first branch, (args, kwargs)) of each call
+        self.received: list[Tensor] = []
+        self._step = 0
+
+    def denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        outs = self.stage.answer(args, kwargs, self.rows)
+        if self.keep:
+            branches = self.chunk.outputs.setdefault(self._step, [])
+            self.arguments[-1].append((len(branches), (args, kwargs)))
+            branches.extend(outs)
+        return self.stage.join(outs)
+
+    def step(self, out: Tensor, sample: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = self.make_table()
+        table, i = self.table, self._step
+        mean = table.mean(i, sample, out)
+        noisy = float(table.S[i]) > 0
+        moved = table.step(i, mean, self._noise(mean) if noisy else None, sample.dtype)
+        if noisy or self.keep:
+            self.chunk.latents.setdefault(i, sample)
+            self.chunk.latents[i + 1] = moved
+        if noisy:
+            self.logp.append(table.logp(i, moved, mean))
+        if self.keep:
+            self.received.append(out)
+            self.arguments.append([])
+        self._step += 1
+        return moved
+
+    def forget(self) -> None:
+        """Drop what only `verify` needed."""
+        noisy = set(self.table.stochastic) if self.table is not None else set()
+        kept = noisy | {i + 1 for i in noisy}
+        self.chunk = Chunk({i: x for i, x in self.chunk.latents.items() if i in kept})
+        self.arguments, self.received = [], []
+
+    def _noise(self, like: Tensor) -> Tensor:
+        shape = (1, *like.shape[1:])
+        drawn = [torch.randn(shape, generator=generator) for generator in self.generators]
+        return torch.cat(drawn).to(like)
+
+
+def verify(record: Recorder, play: Callable[[Replay], None]) -> bool:
+    """Replay every step of a fully kept recording, and say whether guidance remembers earlier steps.
+
+    Recorded outputs answer for the denoiser, so this proves the pipeline's own code around it: at each step the
+    denoiser must be given, and the scheduler must receive, bit for bit what the rollout saw.
+
+    Raises GenalignError where even a complete recording is not reproduced.
+    """
+    lean = _first_inexact(record, play, whole=False)
+    if lean is None:
+        return False
+    whole = _first_inexact(record, play, whole=True)
+    if whole is None:
+        return True
+    raise GenalignError(
+        f"{type(record.stage.pipeline).__name__} cannot be replayed exactly: step {whole} of {len(record.received)}"
+        " differs when its __call__ is entered again; report it with the pipeline's name"
+    )
+
+
+def _first_inexact(record: Recorder, play: Callable[[Replay], None], whole: bool) -> int | None:
+    for i in range(len(record.received)):
+        chunk = record.chunk if whole else Chunk({i: record.chunk.latents[i]})
+        given: list[tuple[int, Any]] = []
+
+        def answer(
+            step: int, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Any] = given
+        ) -> list[Tensor]:
+            given.append((branch, (args, kwargs)))
+            many = record.stage.branches(args, kwargs, record.rows)
+            return record.chunk.outputs[step][branch : branch + many]
+
+        replay = Replay(record.stage, chunk, record.rows, [i], answer)
+        play(replay)
+        if not (_same(given, record.arguments[i]) and _same(replay.received.get(i), record.received[i])):
+            return i
+    return None
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)
+
+
+def guided_by(received: Tensor, outs: Sequence[Tensor]) -> list[bool]:
+    """Which branches enter the guided output with a positive weight (least squares), and so keep their graph."""
+    if len(outs) == 1:
+        return [True]
+    fitted = [out if out.shape == received.shape else out[:, : received.shape[1]] for out in outs]
+    if any(out.shape != received.shape for out in fitted):
+        return [True] * len(outs)
+    columns = torch.stack([out.double().flatten() for out in fitted], 1).cpu()
+    weights = torch.linalg.lstsq(columns, received.double().flatten()[:, None].cpu(), driver="gelsd").solution[:, 0]
+    positive = (weights > 0).tolist()
+    return positive if any(positive) else [True] * len(outs)

@@ -1,0 +1,73 @@
+"""The one-step path that a pipeline's scheduler walks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from genalign.transition import Path, flow_path, preserving_path
+from genalign.types import UsageError
+
+
+def is_flow(scheduler: Any) -> bool:
+    config = scheduler.config
+    return (
+        type(scheduler).__name__.startswith("FlowMatch")
+        or config.get("prediction_type") == "flow_prediction"
+        or bool(config.get("use_flow_sigmas"))
+    )
+
+
+def one_step(scheduler: Any) -> Any:
+    """The one-step scheduler whose time grid the kernels walk; the scheduler itself where it is one already.
+
+    Multistep and stochastic samplers have a memory or noise that no transition density describes, so they are replaced
+    by the Euler step of their flow, or by DDIM on their betas. Raises UsageError where that is not possible.
+    """
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    config = dict(scheduler.config)
+    if config.get("thresholding") or config.get("invert_sigmas"):
+        option = "thresholding" if config.get("thresholding") else "invert_sigmas"
+        raise UsageError(f"the pipeline's scheduler sets {option}, which no Gaussian step describes; turn it off")
+    if is_flow(scheduler):
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not config.get("stochastic_sampling"):
+            return scheduler
+        shift = config.get("flow_shift", config.get("shift", 1.0))
+        known = {"num_train_timesteps", "use_dynamic_shifting", "base_shift", "max_shift", "shift_terminal"}
+        kept = {key: value for key, value in config.items() if key in known and value is not None}
+        return FlowMatchEulerDiscreteScheduler(**kept, shift=shift)
+    if isinstance(scheduler, DDIMScheduler):
+        return scheduler
+    if "beta_schedule" not in config and config.get("trained_betas") is None:
+        raise UsageError(f"{type(scheduler).__name__} has neither betas nor a flow, so its steps have no known density")
+    swapped = DDIMScheduler.from_config(config)
+    if "clip_sample" not in config:
+        swapped.register_to_config(clip_sample=False)
+    return swapped
+
+
+def is_deterministic_one_step(scheduler: Any) -> bool:
+    """Whether plain sampling by this scheduler is the ODE taken in single steps."""
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+
+    known = isinstance(scheduler, (DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler))
+    return known and not scheduler.config.get("stochastic_sampling")
+
+
+def path_of(scheduler: Any) -> Path:
+    """The path of a one-step scheduler whose set_timesteps was called."""
+    if is_flow(scheduler):
+        return flow_path(scheduler.sigmas.double().cpu())
+    config = scheduler.config
+    now = scheduler.timesteps.cpu()
+    then = now - config.num_train_timesteps // scheduler.num_inference_steps
+    abar = scheduler.alphas_cumprod.double().cpu()
+    final = torch.as_tensor(scheduler.final_alpha_cumprod, dtype=torch.float64).cpu()
+    return preserving_path(
+        abar[now],
+        torch.where(then >= 0, abar[then.clamp_min(0)], final),
+        predicts=config.prediction_type,
+        clip=config.clip_sample_range if config.clip_sample else None,
+    )

@@ -1,0 +1,62 @@
+"""What a recipe may say under `policy:`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Kernel = Literal["flow-sde", "cps", "dance", "ddim", "ode"]
+
+
+class Lora(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of each update."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale: the update counts alpha / rank."""
+    targets: list[str] | None = None
+    """Names (or name ends) of the linear layers to adapt. None: every attention projection."""
+
+
+class Sampler(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    kernel: Kernel = "flow-sde"
+    """How a rollout steps: flow-sde, dance (flow models only), cps, ddim, ode (any model)."""
+    noise: float = Field(default=0.7, ge=0)
+    """Noise level of the kernel: a of flow-sde, eta of dance, cps and ddim."""
+    steps: int = Field(default=10, ge=1)
+    """Denoising steps of a rollout."""
+    window: int | None = Field(default=None, ge=1)
+    """How many consecutive steps are stochastic (and trained); the others follow the ODE. None: all that can be."""
+    window_start: tuple[int, int] | None = None
+    """Half-open range from which the rollout seed draws the window's first step. None: wherever the window fits."""
+    guidance: float | None = None
+    """Guidance scale of rollouts, 1 for none. None: the pipeline's own default."""
+
+
+class PolicySettings(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    """A shipped model's name or a folder that from_pretrained loads."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the frozen weights are held in; adapters stay float32."""
+    lora: Lora = Lora()
+    """The trained adapter."""
+    sampler: Sampler = Sampler()
+    """How a diffusion rollout samples."""
+    batch_size: int = Field(default=32, ge=1)
+    """Rows of one micro-batch, in rollouts and in replay."""
+    attention: Literal["sdpa", "xformers", "flash"] = "sdpa"
+    """Attention kernel."""
+    call: dict[str, Any] = {}
+    """Further arguments of the pipeline call (height, negative_prompt, ...), the same in rollout and generate."""
+    max_new_tokens: int = Field(default=32, ge=1)
+    """Language models: the longest completion."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Language models: sampling temperature of a rollout."""
+    system: str | None = None
+    """Language models: system prompt."""
