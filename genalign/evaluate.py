@@ -60,8 +60,8 @@ def evaluate(
     of several aspects also has `<reward name>/total`. It counts the prompts on which it is valid both before and after,
     each by its mean over the seeds. `delta` has a 95% interval from a paired bootstrap over those prompts; `sweep`
     holds both rows over all guidance scales, there over the prompts valid in that cell, and how many samples failed to
-    be scored. The best scale is chosen by the judge's first aspect, without a judge by the first reward. Ranks share the
-    prompts; rank 0 writes.
+    be scored. The best scale is chosen by the judge's first aspect, without a judge by the first reward. Ranks share
+    the prompts; rank 0 writes.
 
     `tuned`: "ema" where the run kept an average. `base_cache`: a .safetensors file that keeps the base's scores
     between calls; it is written when absent, or when the model, prompts, seeds, scales or rewards are others.

@@ -1,0 +1,103 @@
+"""What README.md says is true: its Python runs, its commands run, its tree is the tree."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from genalign.cli import main
+from genalign.method.settings import PRESETS
+from genalign.types import Media, Prompt, Track
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BUDGET = (  # behind the README's own overrides, so that these win
+    *("train.steps=1", "data.prompts_per_step=2", "method.group=2"),
+    *("eval.count=2", "eval.steps=2", "eval.guidance=[1.0]"),
+)
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_ten_lines_of_python_train(elsewhere, capsys):
+    code = blocks("python")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 14
+    (elsewhere / "ten_lines.py").write_text(code)
+    exec(compile(code, "ten_lines.py", "exec"), {"__name__": "ten_lines"})
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [int(step) for step, _ in said] == [1, 2]
+    assert (elsewhere / "runs/blue/adapter/adapter_model.safetensors").is_file()
+
+
+def test_reward_example_scores_and_abstains():
+    space = {}
+    exec(blocks("python")[1], space)
+    prompts = [Prompt("why?"), Prompt("go on")]
+    scores = space["short"](prompts, Media(text=Track(["two words", "and more"])))
+    assert scores.valid.flatten().tolist() == [True, False]
+    assert scores.values[0].item() == -2.0
+
+
+def test_commands_run_in_their_order(elsewhere, capsys):
+    commands = [shlex.split(line, comments=True) for line in blocks("bash")[0].splitlines()]
+    assert len(commands) >= 10
+    for words in commands:
+        assert words[0] == "genalign"
+        extra = BUDGET if words[1] == "train" else ()
+        assert main([*words[1:], *extra]) == 0, (words, capsys.readouterr().err)
+    for name in ("recipe.yaml", "metrics.jsonl", "eval.json", "report.html", "README.md", "adapter", "checkpoint-1"):
+        assert (elsewhere / "runs/mine" / name).exists(), name
+    assert (elsewhere / "mine.safetensors").is_file()
+    assert len(list((elsewhere / "apples").glob("*.png"))) == 4
+
+
+def test_every_verb_is_shown():
+    from genalign.cli import _parser
+
+    verbs = set(next(action for action in _parser()._actions if action.choices).choices)
+    shown = {line.split()[1] for line in blocks("bash")[0].splitlines()}
+    assert verbs - shown <= {"lab"}
+
+
+def test_tree_names_every_file():
+    tree = README.split("## The tree")[1].split("```")[1]
+    shown = re.findall(r"^ *([\w./-]+)", tree, re.MULTILINE)
+    files = [path for path in (ROOT / "genalign").rglob("*.py") if path.name not in ("__init__.py", "__main__.py")]
+    for path in files:
+        assert shown.count(path.name) == len([p for p in files if p.name == path.name]), path.name
+    for name in shown:
+        found = (ROOT / name).exists() or list((ROOT / "genalign").rglob(name.rstrip("/")))
+        assert found, name
+
+
+def test_method_table_is_complete():
+    table = README.split("## What there is")[1].split("\n\n")[1]
+    assert set(re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)) == set(PRESETS)
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    for link in links:
+        if not link.startswith("http"):
+            assert (ROOT / link).exists(), link
+
+
+def test_blue_reward_is_what_its_comment_says():
+    """The README's `blue`: blue minus red, (B,)."""
+    space = {}
+    exec(blocks("python")[0].split("built =")[0], space)
+    image = torch.zeros(2, 3, 4, 4)
+    image[0, 2], image[1, 0] = 1.0, 0.5
+    scores = space["blue"]([Prompt("a"), Prompt("b")], Media(image=Track(image)))
+    assert scores.total.tolist() == [1.0, -0.5]
