@@ -52,7 +52,9 @@ class TextMemo:
         tensors = any(isinstance(value, Tensor) for value in arguments.values())
         if not isinstance(prompt, list) or tensors or arguments.get("num_images_per_prompt", 1) != 1:
             return real(**arguments)
-        by_row = [name for name, value in arguments.items() if isinstance(value, list) and len(value) == len(prompt)]
+        by_row = [
+            n for n, value in arguments.items() if isinstance(value, list) and n.startswith(("prompt", "negative"))
+        ]
         shared = {name: value for name, value in arguments.items() if name not in by_row}
         rows = [tuple(arguments[name][k] for name in by_row) for k in range(len(prompt))]
         key = (tuple(by_row), repr(sorted(shared.items(), key=lambda item: item[0])), tuple(rows))
