@@ -152,19 +152,6 @@ class StepTable:
         x0, eps = self.endpoints(i, x, out)
         return float(self.A[i]) * x0 + float(self.B[i]) * eps
 
-    def sensitivity(self, i: int) -> float:
-        """g = d mu / d out of step i (without clipping)."""
-        a, s, big_a, big_b = (float(row[i]) for row in (self.path.a, self.path.s, self.A, self.B))
-        match self.path.predicts:
-            case "velocity":
-                return big_b * a - big_a * s
-            case "epsilon":
-                return big_b - big_a * s / a
-            case "v_prediction":
-                return big_b * a - big_a * s
-            case "sample":
-                return big_a - big_b * a / s
-
     def step(self, i: int, mean: Tensor, noise: Tensor | None, dtype: torch.dtype) -> Tensor:
         """x' = mu + S z, rounded to the dtype it is stored in: only then may it be scored."""
         moved = mean if noise is None else mean + float(self.S[i]) * noise
