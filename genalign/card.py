@@ -94,10 +94,12 @@ def _heads(spec: Any) -> list[str]:
 def loading(run: Path) -> str:
     """The lines of Python that load this adapter without genalign."""
     model = base_model(run)
-    pipeline = f'from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained("{model}")\n'
+    index = pipeline_index(model)
+    absent = sorted(name for name, kind in (index or {}).items() if kind == [None, None])
+    arguments = ", ".join([f'"{model}"', *(f"{name}=None" for name in absent)])  # diffusers insists on hearing of some
+    pipeline = f"from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained({arguments})\n"
     if (run / "adapter" / DIFFUSERS_FILE).is_file():
         return f'{pipeline}pipe.load_lora_weights("adapter")'
-    index = pipeline_index(model)
     if index is not None:
         denoiser = "unet" if "unet" in index else "transformer"
         return (

@@ -39,7 +39,9 @@ def run(tmp_path, base):
     """A finished run of a pipeline whose denoiser is `base`; peft itself writes the adapter."""
     folder, model = tmp_path / "image-d3po-1", tmp_path / "tiny-model"
     model.mkdir()
-    (model / "model_index.json").write_text(json.dumps({"_class_name": "X", "transformer": ["diffusers", "Y"]}))
+    (model / "model_index.json").write_text(
+        json.dumps({"_class_name": "X", "transformer": ["diffusers", "Y"], "vae": [None, None]})
+    )
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["to_q", "to_k"], init_lora_weights=False)
     torch.manual_seed(1)
     get_peft_model(base, config).save_pretrained(folder / "adapter")
@@ -85,6 +87,7 @@ def test_card_shows_the_loader_that_fits(run, tmp_path):
     assert 'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "adapter")' in loading(run)
     save_file({"x": torch.zeros(1)}, run / "adapter/pytorch_lora_weights.safetensors")
     assert 'pipe.load_lora_weights("adapter")' in loading(run)
+    assert '/tiny-model", vae=None)' in loading(run)
     (run / "adapter/pytorch_lora_weights.safetensors").unlink()
     (tmp_path / "tiny-model/model_index.json").unlink()
     assert "AutoModelForCausalLM" in loading(run)
