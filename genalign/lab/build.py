@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +112,7 @@ def main(name: str, out: Path | None = None, work: Path | None = None, font: Pat
     work.mkdir(parents=True, exist_ok=True)
     target.mkdir(parents=True, exist_ok=True)
     builder(work, target)
-    card = Path(__file__).parent / "cards" / f"{folder_name}.md"
-    if card.exists():
-        shutil.copyfile(card, target / "README.md")
+    if folder_name != "emojiworld":
+        from genalign.lab.cards import write_card
+
+        write_card(target)

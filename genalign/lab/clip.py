@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genalign.lab.judge import shake
 from genalign.lab.text import MAX_TOKENS, build_tokenizer

@@ -1,0 +1,142 @@
+"""Model cards of the shipped models: what each is, and its measured accuracies, written when it is built."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genalign.lab.judge import Judge
+from genalign.lab.verifier import verify_batch
+from genalign.lab.world import WEB_OMIT, WEB_WRONG, change_one_fact, place, render, sample_facts
+from genalign.shipped import shipped
+from genalign.types import Media, Prompt, Track
+
+GUIDANCE = (1.0, 2.0, 3.0, 5.0)
+_HEAD = "---\nlicense: apache-2.0\ntags: [genalign, emojiworld, {tag}]\n---\n\n# {title}\n\n{text}\n"
+_WORLD = (
+    "EmojiWorld is a world of 64x64 scenes of 42 Noto Color Emoji (Apache-2.0 images); captions name objects, counts, "
+    "one relation and a background, and every fact can be checked."
+)
+
+
+def heldout_prompts(count: int) -> list[Prompt]:
+    """The first `count` rows of emojiworld/heldout.jsonl."""
+    lines = shipped("assets", "emojiworld", "heldout.jsonl").read_text().splitlines()[:count]
+    rows = [json.loads(line) for line in lines]
+    return [Prompt(row["prompt"], facts=row["facts"], uid=uid) for uid, row in enumerate(rows)]
+
+
+def draw(pipeline: Any, prompts: list[Prompt], guidance: float, steps: int, **call: Any) -> Tensor:
+    """(B, 3, 64, 64) in [0, 1]: one image a prompt by the plain pipeline, seeds 0, 1, 2, ..."""
+    pipeline.set_progress_bar_config(disable=True)
+    parts = []
+    for start in range(0, len(prompts), 64):
+        texts = [p.text for p in prompts[start : start + 64]]
+        seeds = [torch.Generator().manual_seed(start + i) for i in range(len(texts))]
+        made = pipeline(
+            texts, generator=seeds, guidance_scale=guidance, num_inference_steps=steps, output_type="pt",
+            height=64, width=64, **call,
+        )  # fmt: skip
+        parts.append(made.images)
+    return torch.cat(parts).float().clamp(0, 1)
+
+
+def base_sweep(folder: Path, count: int = 512, steps: int = 10, **call: Any) -> tuple[dict[float, float], float]:
+    """Held-out judge's whole-prompt accuracy by guidance scale, and its agreement with the verifier on 500 samples."""
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    prompts, judge = heldout_prompts(count), Judge()
+    sweep, agreement = {}, 0.0
+    for guidance in GUIDANCE:
+        images = draw(pipeline, prompts, guidance, steps, **call)
+        verdict = judge(prompts, Media(image=Track(images))).total.numpy()
+        sweep[guidance] = float(verdict.mean())
+        if sweep[guidance] == max(sweep.values()):
+            rule = verify_batch(images.permute(0, 2, 3, 1).numpy()[:500], [p.facts for p in prompts[:500]])
+            agreement = float((rule["all_facts"][0] == verdict[:500]).mean())
+    return sweep, agreement
+
+
+def judge_accuracy(count: int = 1000, seed: int = 30) -> tuple[float, float]:
+    """Share of clean held-out scenes judged wholly right, and of captions with one changed fact rejected."""
+    rng = np.random.default_rng(seed)
+    facts = [sample_facts(rng, "heldout") for _ in range(count)]
+    images = torch.from_numpy(np.stack([render(place(f, rng), rng) for f in facts])).permute(0, 3, 1, 2)
+    media, judge = Media(image=Track(images)), Judge()
+    right = judge([Prompt("", facts=f) for f in facts], media).total.mean()
+    wrong = judge([Prompt("", facts=change_one_fact(f, rng)) for f in facts], media).total.mean()
+    return float(right), float(1 - wrong)
+
+
+def _pipeline_card(folder: Path, what: str, tag: str, **call: Any) -> str:
+    sweep, agreement = base_sweep(folder, **call)
+    shares = ", ".join(f"{kind} omitted {WEB_OMIT[kind]:.0%}, contradicted {WEB_WRONG[kind]:.0%}" for kind in WEB_WRONG)
+    row = " | ".join(f"{value:.1%}" for value in sweep.values())
+    argument = "".join(f", {key}={value}" for key, value in call.items())
+    text = f"""{what} {_WORLD}
+
+Pre-trained on *web-like captions* of training scenes: objects always named; of the facts a scene has, {shares}. So it
+draws well and follows half-heartedly, which is what alignment mends. Held-out combinations never occur in training.
+
+Held-out judge, whole prompt right, 512 prompts of `emojiworld/heldout.jsonl`, seeds 0-511, 10 steps:
+
+| guidance {" | ".join(f"{g:g}" for g in sweep)} |
+|{"---|" * len(sweep)}
+| {row} |
+
+The judge agrees with the rule verifier on {agreement:.1%} of 500 samples at the best guidance.
+
+```python
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("assets/{folder.name}")
+pipe("three roses on a pink background", guidance_scale=3.0, num_inference_steps=10{argument}).images[0]
+```
+
+Made by `genalign lab build {folder.name.removeprefix("tiny-")}`."""
+    return _HEAD.format(tag=tag, title=folder.name, text=text)
+
+
+def write_card(folder: Path) -> None:
+    """Measure the model in `folder` (its name says which it is) and write its README.md."""
+    if folder.name == "tiny-flow":
+        card = _pipeline_card(
+            folder,
+            "A rectified-flow transformer (SD3 class, 6 layers, width 192) with an AutoencoderTiny (64x64x3 to "
+            "16x16x4) and one small CLIP text tower, stored twice because the pipeline class has two.",
+            "text-to-image",
+            max_sequence_length=0,
+        )
+    elif folder.name == "tiny-sd":
+        card = _pipeline_card(
+            folder,
+            "A v-prediction UNet with a DDIM scheduler, the autoencoder of tiny-flow and a small CLIP text tower.",
+            "text-to-image",
+        )
+    elif folder.name == "tiny-clip":
+        from genalign.lab.clip import clip_accuracy
+
+        text = f"""An open_clip model (ViT, 64 patches, width 160, 5 layers), a possible training reward. {_WORLD}
+
+Trained contrastively on rendered training scenes with true captions, each image also against its caption with one
+fact changed. On 1,000 held-out scenes it prefers the true caption to one with a changed fact in
+{clip_accuracy(folder):.1%}. Load it with `open_clip.create_model_and_transforms("local-dir:assets/tiny-clip")`.
+
+Made by `genalign lab build clip`."""
+        card = _HEAD.format(tag="clip", title=folder.name, text=text)
+    else:
+        right, rejected = judge_accuracy()
+        text = f"""The held-out judge: a convolutional detector of object centres and background colour. **Never use it as
+a training reward.** {_WORLD}
+
+Trained on rendered scenes and true facts only, never on generated images or the rule verifier's output; augmented by
+gain, offset, blur and noise. On 1,000 clean held-out scenes {right:.1%} of whole prompts are judged right, and
+{rejected:.1%} of captions with one changed fact are rejected. Its agreement with the verifier on base samples stands
+in the cards of tiny-flow and tiny-sd.
+
+Made by `genalign lab build judge`."""
+        card = _HEAD.format(tag="judge", title=folder.name, text=text)
+    (folder / "README.md").write_text(card + "\n")
