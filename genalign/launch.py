@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from genalign.checkpoint import load_checkpoint, newest_checkpoint
-from genalign.loop import Progress, restore, start, train, update
+from genalign.loop import METRICS, Progress, restore, start, train, update
 from genalign.ranks import gather, rank, world
 from genalign.recipe import Built, Recipe, build, changed_key, load_recipe, read_yaml
 from genalign.types import GenalignError, UsageError, Weights
@@ -110,7 +110,7 @@ def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
     else:
         stamp = _from_rank_0(time.strftime("%Y%m%d-%H%M%S"))
         run = out or Path("runs") / f"{recipe.name}-{stamp}"
-        if (run / RECIPE).exists():
+        if (run / METRICS).exists():
             raise UsageError(f"{run} already holds a run; choose another --out, or go on with it by --resume {run}")
     _from_rank_0("")  # all ranks have looked before rank 0 writes
     try:

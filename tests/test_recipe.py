@@ -1,0 +1,138 @@
+"""Recipes: what parses, what is refused and in which words, and where names and paths lead."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from genalign.places import find, model_path
+from genalign.recipe import build, changed_key, load_recipe
+from genalign.shipped import shipped
+from genalign.types import UsageError
+
+RECIPES = sorted(shipped("pipelines").glob("*.yaml"))
+
+
+def test_every_shipped_recipe_parses_and_names_what_exists() -> None:
+    assert {path.stem for path in RECIPES} >= {"image-d3po", "image-flow-grpo", "image-ddpo", "text-grpo", "text-dpo"}
+    for path in RECIPES:
+        recipe = load_recipe(path)
+        built = build(recipe)  # reads data and rewards, and checks that all fits; no weights
+        assert "policy" not in vars(built)
+        assert len(built.data) >= recipe.data.prompts_per_step
+        assert built.eval_prompts is not None
+        assert len(built.eval_prompts) >= 32
+        assert not {p.text for p in built.data} & {p.text for p in built.eval_prompts}, f"{path}: trained on the exam"
+
+
+def test_every_key_of_a_shipped_recipe_is_commented() -> None:
+    for path in RECIPES:
+        for line in path.read_text().splitlines():
+            key, colon, value = line.partition(":")
+            if colon and value.strip() and not key.strip().startswith("#") and not line.startswith("reward:"):
+                documented = "#" in line or key.strip() in DOCUMENTED_ONCE
+                assert documented, f"{path.name}: {line.strip()} has no comment"
+
+
+DOCUMENTED_ONCE = {"prompts", "count", "seed", "seeds", "guidance", "steps"}  # say themselves, or are explained above
+
+
+def test_a_resolved_recipe_is_a_recipe_of_the_same_content(tmp_path: Path) -> None:
+    for path in RECIPES:
+        resolved = load_recipe(path, ["train.seed=7"]).resolved()
+        (tmp_path / path.name).write_text(yaml.safe_dump(resolved))
+        again = load_recipe(tmp_path / path.name)
+        assert again.resolved() == resolved
+        assert again.train.seed == 7
+
+
+def test_overrides_are_yaml_and_reach_everything() -> None:
+    recipe = load_recipe(
+        "image-flow-grpo",
+        [
+            "train.learning_rate=1e-4",
+            "policy.sampler.window=null",
+            "method.clip_nats=[0.5, 2]",
+            "policy.call.height=64",
+            "reward={use: sharpness}",
+            "eval=null",
+        ],
+    )
+    assert recipe.train.learning_rate == 1e-4
+    assert recipe.policy.sampler.window is None
+    assert recipe.method.clip_nats == (0.5, 2.0)
+    assert recipe.policy.call["height"] == 64
+    assert recipe.reward == {"use": "sharpness"}
+    assert recipe.eval is None
+
+
+def test_scientific_notation_is_a_number_even_where_no_type_says_so() -> None:
+    assert load_recipe("image-d3po", ["policy.call.x=1e-4"]).policy.call["x"] == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.stepz=3", r"no key 'train.stepz'; did you mean 'steps'\?"),
+        ("policy.lora.rnk=3", r"no key 'policy.lora.rnk'; did you mean 'rank'\?"),
+        ("eval.heldout=x", r"no key 'eval.heldout'; did you mean 'held_out'\?"),
+        ("polices={}", r"no key 'polices'; did you mean 'policy'\?"),
+        ("train.steps=few", r"train.steps: input should be a valid integer.*'few'"),
+        ("train.steps", r"'train.steps' is no override; write key.subkey=value"),
+        ("train.steps=[1", r"not YAML"),
+        ("reward.x=1", r"reaches into reward, which has no keys"),
+        ("method.name=grop", r"no method 'grop'; did you mean 'grpo'\?"),
+        ("data=null", r"data: input should be"),
+    ],
+)
+def test_what_is_wrong_is_named(override: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as refused:
+        load_recipe("image-flow-grpo", [override])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_key_and_an_unknown_recipe(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("policy: {model: tiny-flow}\ndata: {prompts: a.txt}\n")
+    with pytest.raises(UsageError, match="the key 'method' is missing"):
+        load_recipe(tmp_path / "r.yaml")
+    with pytest.raises(UsageError, match="'image-d3p'; did you mean 'image-d3po'"):
+        load_recipe("image-d3p")
+    (tmp_path / "r.yaml").write_text("policy: [\n")
+    with pytest.raises(UsageError, match=r"is not YAML.*line 2"):
+        load_recipe(tmp_path / "r.yaml")
+    (tmp_path / "r.yaml").write_text("just words\n")
+    with pytest.raises(UsageError, match="holds no recipe; its top-level keys are policy, data"):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_copied_recipe_still_finds_what_is_shipped_and_prefers_what_is_beside_it(tmp_path: Path) -> None:
+    shutil.copy(shipped("pipelines", "image-d3po.yaml"), tmp_path / "mine.yaml")
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert recipe.name == "mine"
+    assert recipe.resolved()["reward"] == "image-hybrid.yaml"  # shipped names stay portable
+    assert find("emojiworld", recipe.folder, "assets") == shipped("assets", "emojiworld").resolve()
+    shutil.copy(shipped("rewards", "image-hybrid.yaml"), tmp_path)
+    (tmp_path / "emojiworld").mkdir()
+    (tmp_path / "emojiworld" / "train.jsonl").write_text('{"prompt": "one"}\n')
+    resolved = load_recipe(tmp_path / "mine.yaml").resolved()
+    assert resolved["reward"] == str((tmp_path / "image-hybrid.yaml").resolve())
+    assert resolved["data"]["prompts"] == str((tmp_path / "emojiworld" / "train.jsonl").resolve())
+    assert resolved["eval"]["prompts"] == "emojiworld/heldout.jsonl"
+
+
+def test_a_model_is_a_folder_a_shipped_name_or_a_hub_id(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    assert model_path("net", tmp_path) == (tmp_path / "net").resolve()
+    assert model_path("somebody/some-model", tmp_path) == "somebody/some-model"
+    with pytest.raises(UsageError, match="no model folder 'nett'"):
+        model_path("nett", tmp_path)
+
+
+def test_changed_key_names_the_first_difference_and_skips_what_may_change() -> None:
+    old = {"a": {"b": 1, "c": [1, 2]}, "d": None}
+    assert changed_key(old, {"a": {"c": [1, 2], "b": 1}, "d": None}) is None
+    assert changed_key(old, {"a": {"b": 2, "c": [1, 2]}, "d": None}) == "a.b (was 1, is 2)"
+    assert changed_key(old, {"a": {"b": 2, "c": [1, 2]}, "d": None}, free=("a.b",)) is None
+    assert changed_key(old, {"a": {"b": 1}, "d": None}) == "a.c (was [1, 2], is None)"
+    assert changed_key(old, {"a": 3, "d": 4}, free=("a",)) == "d (was None, is 4)"
