@@ -21,6 +21,10 @@ Scope = Literal["sample", "group", "batch"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
+class ScoringError(Exception):
+    """A scoring that went wrong, told in words a user can act on; becomes a mask, never a stop."""
+
+
 class Stateless:
     """The three verbs of a reward that has no state of its own."""
 

@@ -27,7 +27,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Scope, Stateless, all_failed, cat_scores, combine, digest, nearest, texts
+from genalign.reward.base import Scope, ScoringError, Stateless, all_failed, cat_scores, combine, digest, nearest, texts
 from genalign.types import MODALITIES, Media, Prompt, Scores, UsageError
 
 ALIASES = {
@@ -150,7 +150,7 @@ class FunctionReward(Stateless):
         if not isinstance(result, Mapping):
             result = {self.aspects[0]: result} if self.single else {}
         if set(result) != set(self.aspects):
-            raise ValueError(f"returned the aspects {sorted(result)}, but is declared with {sorted(self.aspects)}")
+            raise ScoringError(f"returned the aspects {sorted(result)}, but is declared with {sorted(self.aspects)}")
         columns = [read_column(result[aspect], rows) for aspect in self.aspects]
         values, valid, failed, confidence = (torch.stack(part, 1) for part in zip(*columns, strict=True))
         weights = torch.tensor(self.weights)
@@ -184,7 +184,9 @@ def reward(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """One line: kind, message, and the line of the user's file where it happened."""
+    """One line: kind, message, and where it happened; a ScoringError speaks for itself."""
+    if isinstance(error, ScoringError):
+        return str(error)
     where = error.__traceback__
     while where is not None and where.tb_next is not None:
         where = where.tb_next
@@ -196,8 +198,7 @@ def read_column(column: Any, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
     """One aspect as returned -> values, valid, failed, confidence, each (B,).
 
     Raises:
-        ValueError: wrong length or shape.
-        TypeError: entries that are not numbers.
+        ScoringError: wrong length or shape, or no column at all.
     """
     sure: Any = None
     if isinstance(column, tuple) and len(column) == 2 and hasattr(column[0], "__len__"):
@@ -217,14 +218,14 @@ def _is_pair(entry: Any) -> bool:
 
 def _numbers(column: Any, rows: int, what: str) -> tuple[Tensor, Tensor]:
     if isinstance(column, str) or not hasattr(column, "__len__"):
-        raise TypeError(f"returned {type(column).__name__} where {rows} {what} were expected")
+        raise ScoringError(f"returned {type(column).__name__} where {rows} {what} were expected")
     if not isinstance(column, list | tuple):
         column = torch.as_tensor(column)
         if column.shape != (rows,):
-            raise ValueError(f"returned {what} of shape {tuple(column.shape)} for {rows} rows")
+            raise ScoringError(f"returned {what} of shape {tuple(column.shape)} for {rows} rows")
         return column.float().cpu(), torch.ones(rows, dtype=torch.bool)
     if len(column) != rows:
-        raise ValueError(f"returned {len(column)} {what} for {rows} rows")
+        raise ScoringError(f"returned {len(column)} {what} for {rows} rows")
     plain = [entry[0] if _is_pair(entry) else entry for entry in column]
     numbers = [
         torch.as_tensor(0.0 if entry is None else entry, dtype=torch.float32).cpu().reshape(()) for entry in plain

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Scope, all_failed, cat_scores
+from genalign.reward.base import Scope, ScoringError, all_failed, cat_scores
 from genalign.reward.function import describe
 from genalign.types import GenalignError, Media, Prompt, Reward, Scores
 
@@ -26,9 +26,9 @@ def guarded(reward: Reward, prompts: Sequence[Prompt], media: Media, group: Tens
     try:
         scores = reward(prompts, media, group)
         if len(scores.total) != rows or tuple(scores.names) != tuple(reward.aspects):
-            raise ValueError(f"returned {len(scores.total)} rows of {scores.names} for {rows} of {reward.aspects}")
+            raise ScoringError(f"returned {len(scores.total)} rows of {scores.names} for {rows} of {reward.aspects}")
         if not (scores.values.is_floating_point() and scores.total.is_floating_point()):
-            raise TypeError(f"returned scores of dtype {scores.values.dtype}")
+            raise ScoringError(f"returned scores of dtype {scores.values.dtype}")
     except GenalignError:
         raise
     except Exception as error:

@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import Tensor
 
-from genalign.reward.base import Scope, Stateless, nearest
+from genalign.reward.base import Scope, ScoringError, Stateless, nearest
 from genalign.reward.function import FunctionReward, describe
 from genalign.reward.wire import pack_batch, pack_scores, receive, send, unpack_batch, unpack_scores
 from genalign.shipped import shipped
@@ -51,8 +51,8 @@ class Worker:
 
         Raises:
             UsageError: the worker says that it was asked for something that is not there.
-            TimeoutError: the time ran out; the process, and all it started, has been killed.
-            RuntimeError: the process died, or the user's code raised.
+            ScoringError: the time ran out (the process, and all it started, has been killed), the process died, or the
+                user's code raised.
         """
         with self._lock:
             if self._process is None or self._process.poll() is not None:
@@ -60,7 +60,7 @@ class Worker:
                 self._exchange({"ask": "hello"}, START_SECONDS)
             reply = self._exchange(message, timeout)
         if "error" in reply:
-            raise (UsageError if reply["usage"] else RuntimeError)(reply["error"])
+            raise (UsageError if reply["usage"] else ScoringError)(reply["error"])
         return reply
 
     def _exchange(self, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
@@ -83,13 +83,16 @@ class Worker:
             reply = None
         finally:
             timer.cancel()
+        if reply is None and not late.is_set():
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its pipe has closed; let it tell its exit code
+                process.wait(5)
         if reply is None or late.is_set():
             self.close()
         if reply is not None:
             return reply
         if late.is_set():
-            raise TimeoutError(f"no answer within {timeout:g} s; its process was killed")
-        raise RuntimeError(f"its process died with exit code {process.returncode}")
+            raise ScoringError(f"no answer within {timeout:g} s; its process was killed")
+        raise ScoringError(f"its process died with exit code {process.returncode}")
 
     def close(self) -> None:
         """End the process now."""
