@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
+from tests.tiny_recipe import write_recipe
+
 ROOT = Path(__file__).parent.parent
 ROOMS = ("assets", "pipelines", "rewards")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -96,6 +98,11 @@ def test_wheel_works_outside_the_checkout(built, new_python, tmp_path):
     assert "train" in call(genalign, "--help", cwd=tmp_path)
     listed = call(genalign, "ls", "recipes", cwd=tmp_path)
     assert all(path.stem in listed for path in (ROOT / "pipelines").glob("*.yaml"))
+    recipe = write_recipe(tmp_path / "mine", train={"steps": 2}, eval=None)
+    call(genalign, "train", recipe, "train.steps=1", "--out", "run", cwd=tmp_path)
+    assert {"report.html", "README.md", "adapter", "metrics.jsonl"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
 
 
 def test_editable_install_reads_the_checkout(source, new_python, tmp_path):
