@@ -62,6 +62,8 @@ class LanguagePolicy:
             seeds = [sample_seed(seed, prompt.uid, k) for prompt in prompts for k in range(per_prompt)]
         else:
             seeds = list(seed)
+        if not rows or len(seeds) != len(rows):
+            raise UsageError(f"a rollout needs prompts and one seed a row, not {len(seeds)} seeds for {len(rows)} rows")
         asked = self._encode(rows, self.settings.max_new_tokens)
         completions: list[tuple[int, ...]] = []
         for block in self._blocks(len(rows)):
