@@ -152,6 +152,7 @@ def test_text_rules_know_number_and_name() -> None:
         ({"sum": {"use": "sharpness"}}, r"'sum' takes a list"),
         ({"sum": []}, r"sum of nothing"),
         ({"sum": [{"use": "sharpness", "weight": "two"}]}, r"weight of .* is 'two'"),
+        ({"hybrid": {"rule": "sharpness", "model": "sharpness", "alpha": "some"}}, r"alpha of .* is 'some'"),
         ({"sum": ["sharpness"], "mising": "invalid"}, r"'sum' has no setting 'mising'; did you mean 'missing'"),
         ({"sum": ["sharpness"], "missing": "invald"}, r"no missing rule 'invald'; did you mean 'invalid'"),
         ({"hybrid": {"rule": "sharpness"}}, r"keys rule and model"),
@@ -176,6 +177,8 @@ def test_files_are_found_beside_the_file_that_names_them(tmp_path: Path) -> None
     reward = build_reward("outer", tmp_path)
     assert reward.aspects == ("two", "again")
     assert reward(prompts(1), texts("x")).total.tolist() == [8.0]
+    (tmp_path / "small.yaml").write_text("{use: sharpness, half: 1e-3}")
+    assert build_reward("small", tmp_path).version == Sharpness(half=0.001).version
     (tmp_path / "bad.yaml").write_text("use: [unclosed")
     with pytest.raises(UsageError, match=r"bad\.yaml cannot be read"):
         build_reward("bad.yaml", tmp_path)

@@ -133,6 +133,7 @@ def test_infinite_masks_its_row_and_none_is_no_failure(folder: Path) -> None:
         ("rule.py:bright", {}, "no reward file 'rule.py'.*did you mean 'rules.py'"),
         ("rules.py:brigth", {}, "no function 'brigth'; did you mean 'bright'"),
         ("rules.py:bright", {"ofset": 1}, "no setting 'ofset'; did you mean 'offset'"),
+        ("rules.py:bright", {"timeout": "long"}, "timeout of reward 'bright' is 'long'"),
         ("broken.py:bright", {}, "broken.py cannot be imported.*nothing_of_that_name"),
         ("rules.py", {}, "file.py:function"),
     ],

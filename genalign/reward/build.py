@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ HEADS = {
     "judge": "genalign.lab.judge:Judge",
 }
 KINDS = ("use", "sum", "hybrid")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text; here it is a number, as in a recipe."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[\d.]+[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
 def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
@@ -62,8 +70,7 @@ def _sum(items: Any, rest: dict[str, Any], folder: Path) -> Reward:
     parts: list[tuple[Reward, float]] = []
     for item in items:
         weight = item.get("weight", 1.0) if isinstance(item, Mapping) else 1.0
-        if not isinstance(weight, int | float):
-            raise UsageError(f"the weight of {_short(item)} is {weight!r}; it must be a number")
+        _check_number("weight", weight, item)
         bare = {key: value for key, value in item.items() if key != "weight"} if isinstance(item, Mapping) else item
         parts.append((build_reward(bare, folder), float(weight)))
     _check_keys("sum", rest, {"missing", "name"})
@@ -76,6 +83,8 @@ def _hybrid(settings: Any, rest: dict[str, Any], folder: Path) -> Reward:
     _check_keys("hybrid", rest, {"name"})
     options = {str(key): value for key, value in settings.items() if key not in ("rule", "model")}
     _check_keys("hybrid", options, {"rule", "model", "mode", "alpha", "threshold"})
+    for key in ("alpha", "threshold"):
+        _check_number(key, options.get(key, 0.0), settings)
     rule, model = (build_reward(settings[key], folder) for key in ("rule", "model"))
     return Hybrid(rule, model, **options, **rest)
 
@@ -110,7 +119,7 @@ def shipped_rewards() -> list[str]:
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.load(path.read_text(), _Loader)  # a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"reward file {path} cannot be read: {' '.join(str(error).split())}") from error
 
@@ -139,6 +148,11 @@ def _check_keys(what: str, given: Mapping[str, Any], known: set[str]) -> None:
     unknown = next((key for key in given if key not in known), None)
     if unknown is not None:
         raise UsageError(f"reward {what!r} has no setting {unknown!r}{nearest(unknown, known)}")
+
+
+def _check_number(what: str, value: Any, spec: Any) -> None:
+    if not isinstance(value, int | float):
+        raise UsageError(f"the {what} of {_short(spec)} is {value!r}; it must be a number")
 
 
 def _short(spec: Any) -> str:

@@ -144,6 +144,8 @@ class FileReward(Stateless):
         if not path.endswith(".py") or not function:
             raise UsageError(f"{target!r} names no reward; write the file and the function as 'file.py:function'")
         self._address = {"path": str(find_file(path, folder)), "function": function, "name": name, "settings": settings}
+        if not isinstance(timeout, int | float) or timeout <= 0:
+            raise UsageError(f"the timeout of reward {function!r} is {timeout!r}; it must be a number of seconds")
         self.timeout = timeout
         self.name = name or function
 
