@@ -17,7 +17,7 @@ from torch import Tensor
 from genalign import checkpoint as ck
 from genalign.ranks import all_sum, gather, rank, world
 from genalign.selfcheck import check_equal, check_replay
-from genalign.types import Experience, GenalignError, Method, Policy, Prompt, Reward, Scores
+from genalign.types import Experience, GenalignError, Method, Policy, Prompt, Reward, Scores, UsageError
 
 METRICS = "metrics.jsonl"
 
@@ -245,12 +245,12 @@ def restore(progress: Progress, saved: ck.Checkpoint) -> None:
     """Put a checkpoint back, in place.
 
     Raises:
-        GenalignError: it belongs to other data, another reward, or a model with other adapters.
+        UsageError: data or reward are not what they were. GenalignError: it belongs to a model with other adapters.
     """
     named = progress.policy.named_trainable()
     for what, digest in progress.digests.items():
         if saved.state["digests"].get(what, digest) != digest:
-            raise GenalignError(f"{what} changed since {saved.folder} was written; put it back or start a new run")
+            raise UsageError(f"{what} changed since {saved.folder} was written; put it back or start a new run")
     _copy(named, saved.parts["adapter"], saved.folder)
     if "ema" in saved.parts:
         with progress.policy.weights("ema"):

@@ -68,8 +68,9 @@ def _write(media: Media, row: int, stem: Path) -> Path:
     if "image" in media:
         from genalign.media import save_png
 
-        path = stem.with_suffix(".png")
-        save_png(media["image"].data[row], path)
+        path, image = stem.with_suffix(".png"), media["image"].data[row]
+        assert isinstance(image, torch.Tensor)
+        save_png(image, path)
     else:
         path = stem.with_suffix(".txt")
         path.write_text(str(media["text"].data[row]))
