@@ -158,10 +158,13 @@ class StepTable:
         return moved.to(dtype)
 
     def logp(self, i: int, x_next: Tensor, mean: Tensor) -> Tensor:
-        """log N(x'; mu, S^2), summed over latent dims: (R,) nats. x' is a constant, gradients flow through mu."""
-        std = float(self.S[i])
-        squares = (_wide(x_next.detach()) - mean).square().flatten(1).sum(1)
-        return -squares / (2 * std**2) - mean[0].numel() * (math.log(std) + 0.5 * math.log(2 * math.pi))
+        """log N(x'; mu, S^2) plus the entropy of the step, summed over latent dims: (R,) nats.
+
+        x' is a constant, gradients flow through mu. The entropy depends on no weight, so ratios and gradients are those
+        of the density; with it the sum stays near 0, where float32 resolves 1e-5 nats at 65,536 dims (without, 1e-2).
+        """
+        z = (_wide(x_next.detach()) - mean) / float(self.S[i])
+        return (0.5 - 0.5 * z.square()).flatten(1).sum(1)
 
     def kl(self, i: int, mean: Tensor, other: Tensor) -> Tensor:
         """KL between two steps of equal std, |mu - mu_other|^2 / (2 S^2), summed over latent dims: (R,) nats."""
