@@ -31,12 +31,13 @@ def clip_tokenizer() -> Any:
 @functools.cache
 def letter_tokenizer() -> Any:
     """One token a letter, as T5, Gemma and Qwen tokenizers are called."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: k for k, token in enumerate(["<pad>", "<unk>", *LETTERS, " "])}
+    vocabulary = {token: k for k, token in enumerate(["<pad>", "<unk>", "<eos>", *LETTERS, " "])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 2)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", model_max_length=TOKENS
     )
@@ -63,7 +64,7 @@ def clip_text(projection: bool = False) -> Any:
 def t5_text() -> Any:
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(vocab_size=29, d_model=WIDTH, d_kv=8, d_ff=2 * WIDTH, num_layers=1, num_heads=2)
+    config = T5Config(vocab_size=30, d_model=WIDTH, d_kv=8, d_ff=2 * WIDTH, num_layers=1, num_heads=2)
     return T5EncoderModel(config).eval()
 
 
@@ -71,7 +72,7 @@ def gemma_text() -> Any:
     from transformers import Gemma2Config, Gemma2Model
 
     config = Gemma2Config(
-        vocab_size=29,
+        vocab_size=30,
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
         num_hidden_layers=1,
@@ -86,7 +87,7 @@ def qwen_text() -> Any:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
-        vocab_size=29,
+        vocab_size=30,
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
         num_hidden_layers=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -281,8 +282,10 @@ def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> Diffu
     from diffusers import DiffusionPipeline
 
     try:
+        index = json.loads((folder / "model_index.json").read_text())
+        absent = {name: None for name, kind in index.items() if kind == [None, None]}  # diffusers wants these said
         pipeline = DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True
+            folder, torch_dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True, **absent
         )
     except Exception as error:  # diffusers raises whatever the first broken file raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -42,10 +42,8 @@ def one_step(scheduler: Any) -> Any:
         return scheduler
     if "beta_schedule" not in config and config.get("trained_betas") is None:
         raise UsageError(f"{type(scheduler).__name__} has neither betas nor a flow, so its steps have no known density")
-    swapped = DDIMScheduler.from_config(config)
-    if "clip_sample" not in config:
-        swapped.register_to_config(clip_sample=False)
-    return swapped
+    # DDIM clips x0 unless told not to; a scheduler that never said so did not.
+    return DDIMScheduler.from_config(scheduler.config, clip_sample=bool(config.get("clip_sample")))
 
 
 def is_deterministic_one_step(scheduler: Any) -> bool:
