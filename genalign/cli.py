@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("train", train, "run a recipe")
     sub.add_argument("recipe", metavar="RECIPE", help="a .yaml file, or a name from `genalign ls recipes`")
-    sub.add_argument("overrides", metavar="a.b=c", nargs="*", help="replace one value of the recipe")
+    sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
     sub.add_argument("--plan", action="store_true", help="print what would be done and what it costs, and stop")
     sub.add_argument("--resume", metavar="RUN", help="go on with this run folder, or `latest`")
     sub.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE-DATE-TIME)")

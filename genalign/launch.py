@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
 
 from genalign.checkpoint import load_checkpoint, newest_checkpoint
-from genalign.loop import METRICS, Progress, restore, start, train, update
+from genalign.loop import METRICS, Progress, restore, start, train
 from genalign.ranks import gather, rank, world
 from genalign.recipe import Built, Recipe, build, changed_key, load_recipe, read_yaml
 from genalign.types import GenalignError, UsageError, Weights
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 RECIPE = "recipe.yaml"
 TWO_RANKS = (
@@ -51,6 +47,8 @@ def train_recipe(
         )
     built = build(recipe, device)
     if plan:
+        from genalign.plan import print_plan
+
         print_plan(built)
         return None
     run, resumed = run_folder(recipe, out)
@@ -76,15 +74,13 @@ def check_launcher(environ: Mapping[str, str], processes: int | None = None) -> 
     Raises:
         UsageError: with the command that does start them.
     """
-    promised = environ.get("WORLD_SIZE")
+    promised, cure = environ.get("WORLD_SIZE"), f"for two ranks on a CPU run {TWO_RANKS}"
     if promised is None and "MASTER_PORT" in environ and "ACCELERATE_MIXED_PRECISION" in environ:
-        raise UsageError(
-            f"the launcher set MASTER_PORT but started a single process; for two ranks on a CPU: {TWO_RANKS}"
-        )
+        raise UsageError(f"the launcher set MASTER_PORT but started a single process; {cure}")
     if promised is not None and (not promised.isdigit() or (int(promised) > 1 and "RANK" not in environ)):
-        raise UsageError(f"WORLD_SIZE is {promised} but this process has no RANK; for two ranks on a CPU: {TWO_RANKS}")
+        raise UsageError(f"WORLD_SIZE is {promised} but this process has no RANK, so it would train alone; {cure}")
     if promised is not None and processes is not None and int(promised) != processes:
-        raise UsageError(f"WORLD_SIZE is {promised} but {processes} process runs; for two ranks on a CPU: {TWO_RANKS}")
+        raise UsageError(f"WORLD_SIZE is {promised} but the number of processes is {processes}; {cure}")
 
 
 def join_ranks() -> str:
@@ -162,12 +158,15 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
     settings = built.recipe.train
     seed, count = settings.seed, built.recipe.data.prompts_per_step
     tracker = _trackers(settings.report_to, run, built.recipe)
-    with tqdm(total=settings.steps, initial=progress.step, unit="step", disable=rank() != 0 or None) as bar:
+    first, begun = progress.step, time.perf_counter()
+    with tqdm(total=settings.steps, initial=first, unit="step", disable=rank() != 0 or None) as bar:
         for log in train(progress, built.method, lambda step: built.data.draw(step, count, seed), run):
             step = int(log["step"])
             bar.update()
             if rank() == 0:
-                _say(bar, log_line(step, settings.steps, log))
+                left = round((time.perf_counter() - begun) / (step - first) * (settings.steps - step))
+                bar.write(f"{log_line(step, settings.steps, log)}  eta {left // 60}:{left % 60:02d}", file=sys.stdout)
+                sys.stdout.flush()
                 if tracker is not None:
                     tracker.log({name: value for name, value in log.items() if name != "step"}, step=step)
             if step % settings.sample_every == 0 or step == settings.steps:
@@ -203,39 +202,6 @@ def tuned(recipe: Recipe) -> Weights:
     return "policy" if recipe.train.ema is None else "ema"
 
 
-def print_plan(built: Built) -> None:
-    """What a run would do and cost: the recipe, counts, memory, and an ETA from one step that is really timed."""
-    recipe, policy, method = built.recipe, built.policy, built.method
-    progress = start(policy, built.reward, recipe.train)
-    prompts = built.data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)[rank() :: world()]
-    begun = time.perf_counter()
-    experience = method.collect(policy, prompts, built.reward, recipe.train.seed, 0)
-    update(progress, method, experience)
-    seconds, calls = time.perf_counter() - begun, policy.calls()
-    if rank() != 0:
-        return
-    rows = len(experience.trajectory.prompts) * world()
-    trainable = sum(p.numel() * p.element_size() for p in policy.named_trainable().values())
-    copies = 4 if recipe.train.ema is None else 5  # value, gradient, two moments, average
-    steps = recipe.train.steps
-    print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
-    print(f"samples a step    {rows} ({recipe.data.prompts_per_step} prompts)")
-    print(f"optimizer steps   {steps * recipe.method.updates_per_rollout}")
-    print(
-        f"denoiser calls    {calls * world()} a step, {calls * world() * steps} in all (forward passes of one sample)"
-    )
-    print(f"memory            {_peak_bytes() / 2**20:.0f} MiB at the peak of a step, of which adapter, gradient and "
-          f"optimizer {copies * trainable / 2**20:.1f} MiB")  # fmt: skip
-    minutes, rest = divmod(round(seconds * steps), 60)
-    print(f"time              {seconds:.2f} s a step, {minutes} min {rest} s for {steps} steps, without evaluation")
-
-
-def _peak_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def _draw_grid(built: Built, run: Path, step: int) -> None:
     if rank() != 0:
         return
@@ -256,12 +222,6 @@ def _trackers(names: list[str], run: Path, recipe: Recipe) -> Any:
         raise UsageError(f"tracker {missing.pop()!r} is not installed; install it or drop it from train.report_to")
     tracker.init_trackers("genalign", config={"recipe": yaml.safe_dump(recipe.resolved())})
     return tracker
-
-
-def _say(bar: tqdm[Any], line: str) -> None:
-    left = (bar.total - bar.n) / (bar.format_dict["rate"] or 1e-9) if bar.format_dict["rate"] else None
-    bar.write(line if left is None else f"{line}  eta {int(left) // 60}:{int(left) % 60:02d}", file=sys.stdout)
-    sys.stdout.flush()
 
 
 def _from_rank_0(text: str) -> str:

@@ -105,9 +105,9 @@ class Built:
 
     @cached_property
     def policy(self) -> Policy:
-        import torch
+        from accelerate.utils import set_seed
 
-        torch.manual_seed(self.recipe.train.seed)  # adapters start equal on every rank
+        set_seed(self.recipe.train.seed)  # of all global generators, so that adapters start equal on every rank
         settings = self.recipe.policy
         folder = fetch_model(model_path(settings.model, self.recipe.folder))
         return load_policy(settings, folder, self.device)
