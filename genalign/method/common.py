@@ -57,21 +57,26 @@ def reward_log(scores: Scores) -> dict[str, float]:
     return {name: float(value[valid].double().mean()) for name, (value, valid) in columns.items() if valid.any()}
 
 
-def deal(blocks: Sequence[Block], counts: Sequence[float], updates: int) -> list[tuple[list[Block], float]]:
+def deal(
+    blocks: Sequence[Block], counts: Sequence[float], updates: int, trajectory: Trajectory
+) -> list[tuple[list[Block], float]]:
     """Deal micro-batches out to optimizer updates: for each, this rank's blocks that count, and the global count.
 
     Blocks go round in turns, so that ranks with equally many blocks (a multiple of `updates`) make the same updates as
     one rank with all of them. An update in which nothing counts on any rank is left out: its gradient would be zero.
+    (Ties may leave fewer blocks than updates, or none; what must suffice is the rollout that they came from.)
 
     Raises:
         UsageError: there are fewer micro-batches than updates (on all ranks alike).
     """
-    local = [[float(len(blocks[k::updates])), float(sum(counts[k::updates]))] for k in range(updates)]
+    rolled = -(-len(trajectory.prompts) // trajectory.rows_together)
+    local = [[float(rolled > k), float(sum(counts[k::updates]))] for k in range(updates)]
     everyone = all_sum(torch.tensor(local, dtype=torch.float64)).tolist()
-    if any(not number for number, _ in everyone):
+    enough = sum(ranks > 0 for ranks, _ in everyone)
+    if enough < updates:
         raise UsageError(
-            f"method.updates_per_rollout is {updates}, but a rollout has only {int(sum(n for n, _ in everyone))} "
-            f"micro-batches; lower it or policy.batch_size"
+            f"method.updates_per_rollout is {updates}, but a rollout has only {enough} micro-batches a rank; "
+            f"lower it or policy.batch_size"
         )
     dealt = []
     for k, (_, total) in enumerate(everyone):

@@ -59,7 +59,7 @@ class PolicyGradient:
         rows = range(len(trajectory.prompts))
         blocks = [list(rows[i : i + trajectory.rows_together]) for i in rows[:: trajectory.rows_together]]
         counts = [float(weight[block].sum()) for block in blocks]
-        for mine, total in deal(blocks, counts, self.settings.updates_per_rollout):
+        for mine, total in deal(blocks, counts, self.settings.updates_per_rollout, trajectory):
             units = [unit for block in mine for unit in trajectory.units(block) if steps[unit[0]][:, unit[1]].any()]
             yield from emit(policy, units, partial(self._loss, policy, experience, total))
 

@@ -86,7 +86,7 @@ class Preference:
         packs = list(experience.pairs.split(together)) if len(experience.pairs) else []
         examples = [[(pack, steps) for _, steps in trajectory.units([0])] for pack in packs]
         counts = [float(sum(_complete(trajectory, unit).sum() for unit in units)) for units in examples]
-        for mine, total in deal(examples, counts, self.settings.updates_per_rollout):
+        for mine, total in deal(examples, counts, self.settings.updates_per_rollout, trajectory):
             units = [unit for pack in mine for unit in pack if _complete(trajectory, unit).any()]
             yield from emit(policy, units, partial(self._loss, policy, trajectory, total))
 
