@@ -167,7 +167,12 @@ def test_wrong_command_lines(refused: Any, words: Sequence[str]) -> None:
 
 @pytest.mark.parametrize(
     ("function", "words"),
-    [("nan", "not finite"), ("short", "returned 7 scores for 8 rows"), ("raises", "the lamp is broken"), ("hangs", "no answer within 3 s")],
+    [
+        ("nan", "not finite"),
+        ("short", "returned 7 scores for 8 rows"),
+        ("raises", "the lamp is broken"),
+        ("hangs", "no answer within 3 s"),
+    ],
 )
 def test_a_reward_that_fails(refused: Any, tmp_path: Path, function: str, words: str) -> None:
     reward = {"use": f"rules.py:{function}", "timeout": 3}

@@ -237,6 +237,23 @@ def test_a_policy_that_cannot_replay_is_stopped(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize("theirs", ["equal", "off by one bit"])
+def test_ranks_that_hold_different_bits_are_stopped(theirs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from genalign import selfcheck
+
+    ours = torch.tensor([0.1, 0.2])
+    other = ours if theirs == "equal" else torch.nextafter(ours, torch.ones(2))
+    sums: list[torch.Tensor] = []
+    monkeypatch.setattr(selfcheck, "world", lambda: 2)
+    monkeypatch.setattr(selfcheck, "gather", lambda mine: sums.append(mine) or torch.cat(sums))
+    selfcheck.check_equal([other, None], "gradients")  # what the other rank sends
+    if theirs == "equal":
+        selfcheck.check_equal([ours, None], "gradients")
+    else:
+        with pytest.raises(GenalignError, match="gradients differ between ranks"):
+            selfcheck.check_equal([ours, None], "gradients")
+
+
 def test_prompt_rows_carry_facts_and_row_numbers(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(
