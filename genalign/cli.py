@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):  # the bars of libraries; ours are asked for by name
         os.environ.setdefault(name, "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries will change is no news to a user
     try:
         args = parse(words)
         code: int | None = args.verb(args)

@@ -216,7 +216,10 @@ def _trackers(names: list[str], run: Path, recipe: Recipe) -> Any:
         return None
     from accelerate import Accelerator
 
-    tracker = Accelerator(log_with=names, project_dir=run)
+    try:
+        tracker = Accelerator(log_with=names, project_dir=run)
+    except ValueError as error:  # a name that accelerate does not know; it says which it does
+        raise UsageError(f"train.report_to: {error}") from error
     missing = set(names) - {str(getattr(name, "value", name)) for name in tracker.log_with}
     if missing:
         raise UsageError(f"tracker {missing.pop()!r} is not installed; install it or drop it from train.report_to")

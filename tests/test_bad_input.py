@@ -162,6 +162,17 @@ def test_wrong_command_lines(refused: Any, words: Sequence[str]) -> None:
     expect(refused(*words), 2, "--help")
 
 
+@pytest.mark.parametrize(("tracker", "words"), [("nonsense", "nonsense"), ("tensorboard", "is not installed")])
+def test_a_tracker_that_is_not_there(
+    refused: Any, tmp_path: Path, tracker: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accelerate.tracking.is_tensorboard_available", lambda: False)
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    path = write_recipe(tmp_path, train=QUICK, eval=None)
+    refusal = refused("train", path, f"train.report_to=[{tracker}]", "--out", tmp_path / "out")
+    expect(refusal, 2, words, "report_to")
+
+
 # ---- run errors -----------------------------------------------------------------------------------------------------
 
 
