@@ -60,9 +60,13 @@ def _sd(work: Path, out: Path) -> None:
 
 
 def _save_pipeline(pipeline: Any, out: Path) -> None:
+    """fp16 weights; transformers loads in the dtype its config names, diffusers in fp32, so the configs say fp32."""
     import torch
 
     pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
+    for path in out.glob("text_encoder*/config.json"):
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
 
 
 def _clip(work: Path, out: Path) -> None:
@@ -77,12 +81,19 @@ def _judge(work: Path, out: Path) -> None:
     save_judge(build_judge(work), out)
 
 
+def _text_head(work: Path, out: Path) -> None:
+    from genalign.lab.text_head import build_text_head, save_text_head
+
+    save_text_head(*build_text_head(work), out)
+
+
 BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "world": ("emojiworld", _world),
     "flow": ("tiny-flow", _flow),
     "sd": ("tiny-sd", _sd),
     "clip": ("tiny-clip", _clip),
     "judge": ("tiny-judge", _judge),
+    "text-head": ("tiny-text-head", _text_head),
 }
 
 

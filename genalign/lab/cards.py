@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genalign.lab.judge import Judge
 from genalign.lab.verifier import verify_batch
@@ -100,6 +100,20 @@ Made by `genalign lab build {folder.name.removeprefix("tiny-")}`."""
     return _HEAD.format(tag=tag, title=folder.name, text=text)
 
 
+def _text_head_accuracy(folder: Path) -> float:
+    from safetensors.torch import load_file
+    from transformers import AutoModel, AutoTokenizer
+
+    from genalign.lab.text_head import WIDTH, head_logits, text_head_accuracy
+
+    head = nn.Linear(WIDTH, 1)
+    head.load_state_dict(load_file(folder / "head.safetensors"))
+    both = nn.ModuleDict({"backbone": AutoModel.from_pretrained(folder, dtype=torch.float32), "head": head}).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        return text_head_accuracy(lambda texts: head_logits(both, tokenizer, texts).sigmoid())
+
+
 def write_card(folder: Path) -> None:
     """Measure the model in `folder` (its name says which it is) and write its README.md."""
     if folder.name == "tiny-flow":
@@ -108,7 +122,7 @@ def write_card(folder: Path) -> None:
             "A rectified-flow transformer (SD3 class, 6 layers, width 192) with an AutoencoderTiny (64x64x3 to "
             "16x16x4) and one small CLIP text tower, stored twice because the pipeline class has two.",
             "text-to-image",
-            max_sequence_length=0,
+            max_sequence_length=1,
         )
     elif folder.name == "tiny-sd":
         card = _pipeline_card(
@@ -127,10 +141,19 @@ fact changed. On 1,000 held-out scenes it prefers the true caption to one with a
 
 Made by `genalign lab build clip`."""
         card = _HEAD.format(tag="clip", title=folder.name, text=text)
+    elif folder.name == "tiny-text-head":
+        text = f"""A DistilBERT encoder (2 layers, width 64) with a linear reward head: how much a text reads like an
+EmojiWorld caption, in [0, 1]. {_WORLD}
+
+Trained on captions against the same with shuffled or replaced words: {_text_head_accuracy(folder):.1%} of 2,000 new
+ones are told apart. A first learned head for text rewards, not a judge of meaning.
+
+Made by `genalign lab build text-head`."""
+        card = _HEAD.format(tag="reward-model", title=folder.name, text=text)
     else:
         right, rejected = judge_accuracy()
-        text = f"""The held-out judge: a convolutional detector of object centres and background colour. **Never use it as
-a training reward.** {_WORLD}
+        text = f"""The held-out judge: a convolutional detector of object centres and background colour. **Never use it
+as a training reward.** {_WORLD}
 
 Trained on rendered scenes and true facts only, never on generated images or the rule verifier's output; augmented by
 gain, offset, blur and noise. On 1,000 clean held-out scenes {right:.1%} of whole prompts are judged right, and

@@ -118,6 +118,7 @@ def build_flow(work: Path, vae: Any, steps: int = 12_000, rows: int = 48, seed: 
         return (velocity.float() - (noise - clean)).square().mean()
 
     fit(both, loss_of, steps=steps, learning_rate=1e-3, state=work / "flow.safetensors", weight_decay=0.01)
+    encoder_3, tokenizer_3 = blank_t5()
     return StableDiffusion3Pipeline(
         transformer=both["denoiser"],
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
@@ -126,6 +127,31 @@ def build_flow(work: Path, vae: Any, steps: int = 12_000, rows: int = 48, seed: 
         tokenizer=tokenizer,
         text_encoder_2=both["text"],
         tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
+        text_encoder_3=encoder_3,
+        tokenizer_3=tokenizer_3,
     )
+
+
+def blank_t5() -> tuple[Any, Any]:
+    """A T5 encoder and tokenizer that say nothing: the pipeline class requires them, tiny-flow does not read them.
+
+    The tokenizer turns any text into the end token; the encoder's last norm has weight zero, so its output is exactly
+    what the pipeline puts where a T5 is missing.
+    """
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    backend = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    backend.normalizer = normalizers.Replace(Regex(".+"), "")
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=1
+    )
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=2 * TEXT_WIDTH, d_kv=8, d_ff=8, num_layers=1, num_heads=1,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    encoder = T5EncoderModel(config)
+    nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
+    return encoder, tokenizer

@@ -32,7 +32,9 @@ def fit(
     """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     average = {n: p.detach().clone() for n, p in parameters.items()}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True
+    )
     first = _restore(state, parameters, average, optimizer) if state.exists() else 0
     started, shown = time.monotonic(), 0.0
     model.train()
