@@ -79,11 +79,11 @@ def _write(media: Media, row: int, stem: Path) -> Path:
 
 def score_files(args: Namespace) -> None:
     """Print every aspect and the total of each file."""
-    from genalign.reward import build_reward, check_needs
+    from genalign.reward import Runner, build_reward, check_needs
 
     prompts = _prompts_of_files(args)
     media = _read_media(args.media)
-    reward = build_reward(args.reward, Path())
+    reward = Runner(build_reward(args.reward, Path()), max_failure=1.0)
     facts = set.intersection(*(set(prompt.facts) for prompt in prompts)) if prompts else set()
     check_needs(reward, {*media, *(["prompt"] if args.prompt or args.prompts else []), *(f"facts.{f}" for f in facts)})
     with torch.no_grad():
@@ -149,6 +149,7 @@ def _read_media(files: list[Path]) -> Media:
 
 def evaluate_run(args: Namespace) -> None:
     """Evaluate a finished run anew, with further rewards if asked for."""
+    from genalign.card import write_card
     from genalign.evaluate import evaluate, print_table
     from genalign.report import write_report
 
@@ -160,6 +161,7 @@ def evaluate_run(args: Namespace) -> None:
     prompts = list(built.eval_prompts)
     result = evaluate(built.policy, prompts, built.eval_rewards, built.held_out, settings, args.run)
     write_report(args.run)
+    write_card(args.run)
     if args.json:
         print("\n".join(json.dumps({"metric": name, **row}) for name, row in result["metrics"].items()))
     else:

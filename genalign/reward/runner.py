@@ -158,7 +158,7 @@ class Runner:
             raise GenalignError(
                 f"reward {self.name!r} failed on {failed} of the last {rows} samples ({', '.join(culprits)}), "
                 f"more than max_failure={self.max_failure:g} allows; the last error: {self.last_error}; "
-                f"mend the reward, then resume the run"
+                f"mend the cause and resume the run, or start a new run if the reward itself changes"
             )
 
     def log(self) -> dict[str, float]:
