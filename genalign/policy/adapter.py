@@ -22,6 +22,7 @@ ATTENTION = (
 class Adapter:
     """LoRA (Hu et al. 2021) injected by peft into `model`, whose own weights are frozen; B starts at zero.
 
+    A is drawn from a fixed seed, so that every rank starts from the same adapter.
     Parameters are held in float32 where the base is in half precision. "reference" computes without the adapter,
     bit-equal to the base and without a second copy; "ema" lends the averaged parameters to the model. Switching leaves
     requires_grad alone (peft's own switch does not).
@@ -36,7 +37,9 @@ class Adapter:
         self.model = model
         self.config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=_targets(model, settings))
         model.requires_grad_(False)
-        inject_adapter_in_model(self.config, model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            inject_adapter_in_model(self.config, model)
         model.eval()
         self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
         for parameter in model.parameters():

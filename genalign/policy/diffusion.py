@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from genalign.policy.adapter import Adapter
 from genalign.policy.attention import use_attention
-from genalign.policy.record import Recorder, guided_by, verify
-from genalign.policy.schedule import is_deterministic_one_step, one_step, path_of
-from genalign.policy.settings import PolicySettings, Sampler
-from genalign.policy.tape import Chunk, Replay, Stage
+from genalign.policy.record import Recorder, graphs, verify
+from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step, path_of, windowed
+from genalign.policy.settings import PolicySettings
+from genalign.policy.tape import Chunk, Replay, Stage, gather
 from genalign.transition import StepTable, step_table
 from genalign.types import GenalignError, Media, Prompt, Steps, Track, Trajectory, UsageError, Weights, sample_seed
 
@@ -48,6 +48,7 @@ class DiffusionPolicy:
         self.pipeline, self.settings = pipeline, settings
         self.modalities = _modalities(pipeline)
         self._kernel_scheduler = one_step(pipeline.scheduler)
+        check_kernel(self._kernel_scheduler, settings.sampler)
         if not is_deterministic_one_step(pipeline.scheduler):
             pipeline.scheduler = self._kernel_scheduler
         for module in pipeline.components.values():
@@ -111,7 +112,7 @@ class DiffusionPolicy:
             if table is not None:
                 return table
             whole = step_table(path_of(self.pipeline.scheduler), sampler.kernel, sampler.noise)
-            return _windowed(whole, sampler, window_seed)
+            return windowed(whole, sampler, window_seed)
 
         def call() -> dict[str, Any]:
             return self._call(texts, seeds, sampler.guidance, sampler.steps)
@@ -125,10 +126,14 @@ class DiffusionPolicy:
         record = Recorder(self._stage, started["generator"], make_table, keep=first or self._remembers)
         made = _media(self._stage.run(started, record.denoise, record.step))
         if first:
-            self._remembers = verify(record, lambda play: self._stage.run(call(), play.denoise, play.step))
-            self._graph = [guided_by(out, record.chunk.outputs[i]) for i, out in enumerate(record.received)]
-        if first and not self._remembers:
-            record.forget()
+
+            def play(replay: Replay) -> None:
+                self._stage.run(call(), replay.denoise, replay.step)
+
+            self._remembers = verify(record, play)
+            self._graph = graphs(record, play)
+            if not self._remembers:
+                record.forget()
         return record, made
 
     def replay(
@@ -141,7 +146,7 @@ class DiffusionPolicy:
         tape: Tape = trajectory.tape
         columns = list(range(len(tape.steps)) if steps is None else steps)
         wanted = [tape.steps[column] for column in columns]
-        chunk = _gather(tape.chunks, rows, trajectory.rows_together)
+        chunk = gather(tape.chunks, rows, trajectory.rows_together)
         others: dict[int, Tensor] = {}
         if versus is not None:  # first, so that nothing of it is alive beside the graph
             with torch.no_grad(), self.weights(versus):
@@ -291,32 +296,6 @@ def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> Diffu
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"the pipeline in {folder} cannot be loaded: {reason}") from error
     return DiffusionPolicy(pipeline.to(device), settings)
-
-
-def _windowed(table: StepTable, sampler: Sampler, seed: int) -> StepTable:
-    """The table with the sampler's window, its start drawn by the rollout's seed."""
-    width = sampler.window
-    if width is None:
-        return table
-    noisy = set(table.stochastic)
-    fits = [start for start in range(len(table)) if noisy.issuperset(range(start, start + width))]
-    starts = fits if sampler.window_start is None else list(range(*sampler.window_start))
-    if not starts or not set(starts) <= set(fits):
-        raise UsageError(
-            f"policy.sampler: a window of {width} from {sampler.window_start or 'any step'} covers a step that adds no"
-            f" noise; stochastic steps of {sampler.kernel} are {sorted(noisy)}"
-        )
-    return table.window(starts[sample_seed(seed, -1, 0) % len(starts)], width)
-
-
-def _gather(chunks: Sequence[Chunk], rows: Sequence[int], size: int) -> Chunk:
-    """The given rows of a rollout whose micro-batches have `size` rows, in the given order."""
-    parts: list[tuple[int, list[int]]] = []
-    for row in rows:
-        if not parts or parts[-1][0] != row // size:
-            parts.append((row // size, []))
-        parts[-1][1].append(row % size)
-    return Chunk.cat([chunks[at].select(local) for at, local in parts])
 
 
 def _texts(prompts: Sequence[Prompt]) -> list[str]:

@@ -122,14 +122,33 @@ def _same(a: Any, b: Any) -> bool:
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)
 
 
-def guided_by(received: Tensor, outs: Sequence[Tensor]) -> list[bool]:
-    """Which branches enter the guided output with a positive weight (least squares), and so keep their graph."""
-    if len(outs) == 1:
-        return [True]
-    fitted = [out if out.shape == received.shape else out[:, : received.shape[1]] for out in outs]
-    if any(out.shape != received.shape for out in fitted):
-        return [True] * len(outs)
-    columns = torch.stack([out.double().flatten() for out in fitted], 1).cpu()
-    weights = torch.linalg.lstsq(columns, received.double().flatten()[:, None].cpu(), driver="gelsd").solution[:, 0]
+def graphs(record: Recorder, play: Callable[[Replay], None]) -> list[list[bool]]:
+    """For each step, which branches enter the guided output with a positive weight, and so keep their graph in replay.
+
+    Noise answers for the denoiser at the step in question, so the weights (least squares) say what the pipeline does
+    and nothing about the data. The unconditional branch of guidance has weight 1 - w and loses its graph.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for i, outs in record.chunk.outputs.items():
+        noise = [torch.randn(out.shape, generator=generator).to(out) for out in outs]
+
+        def answer(
+            step: int, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any], noise: list[Tensor] = noise
+        ) -> list[Tensor]:
+            return noise[branch : branch + record.stage.branches(args, kwargs, record.rows)]
+
+        replay = Replay(record.stage, record.chunk, record.rows, [i], answer)
+        play(replay)
+        found.append(_positive(replay.received[i], noise))
+    return found
+
+
+def _positive(received: Tensor, branches: Sequence[Tensor]) -> list[bool]:
+    same = [x if x.shape == received.shape else x[:, : received.shape[1]] for x in branches]  # a variance half is cut
+    if len(same) == 1 or any(x.shape != received.shape for x in same):
+        return [True] * len(same)
+    columns = torch.stack([x.double().flatten() for x in same], 1).cpu()
+    weights = torch.linalg.lstsq(columns, received.double().flatten()[:, None].cpu()).solution[:, 0]
     positive = (weights > 0).tolist()
-    return positive if any(positive) else [True] * len(outs)
+    return positive if any(positive) else [True] * len(same)

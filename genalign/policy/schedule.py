@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from genalign.transition import Path, flow_path, preserving_path
-from genalign.types import UsageError
+from genalign.policy.settings import Sampler
+from genalign.transition import Path, StepTable, flow_path, kernel_rows, preserving_path
+from genalign.types import UsageError, sample_seed
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -54,6 +55,12 @@ def is_deterministic_one_step(scheduler: Any) -> bool:
     return known and not scheduler.config.get("stochastic_sampling")
 
 
+def check_kernel(scheduler: Any, sampler: Sampler) -> None:
+    """Raises UsageError where the sampler's kernel or noise does not fit the scheduler's path, before anything runs."""
+    path = flow_path([0.9, 0.1]) if is_flow(scheduler) else preserving_path([0.1], [0.9])
+    kernel_rows(path, sampler.kernel, sampler.noise)
+
+
 def path_of(scheduler: Any) -> Path:
     """The path of a one-step scheduler whose set_timesteps was called."""
     if is_flow(scheduler):
@@ -69,3 +76,19 @@ def path_of(scheduler: Any) -> Path:
         predicts=config.prediction_type,
         clip=config.clip_sample_range if config.clip_sample else None,
     )
+
+
+def windowed(table: StepTable, sampler: Sampler, seed: int) -> StepTable:
+    """The table with the sampler's window, its start drawn by the rollout's seed."""
+    width = sampler.window
+    if width is None:
+        return table
+    noisy = set(table.stochastic)
+    fits = [start for start in range(len(table)) if noisy.issuperset(range(start, start + width))]
+    starts = fits if sampler.window_start is None else list(range(*sampler.window_start))
+    if not starts or not set(starts) <= set(fits):
+        raise UsageError(
+            f"policy.sampler: a window of {width} from {sampler.window_start or 'any step'} covers a step that adds no"
+            f" noise; stochastic steps of {sampler.kernel} are {sorted(noisy)}"
+        )
+    return table.window(starts[sample_seed(seed, -1, 0) % len(starts)], width)

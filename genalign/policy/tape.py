@@ -61,6 +61,16 @@ class Chunk:
         )
 
 
+def gather(chunks: Sequence[Chunk], rows: Sequence[int], size: int) -> Chunk:
+    """The given rows of a rollout whose micro-batches have `size` rows, in the given order."""
+    parts: list[tuple[int, list[int]]] = []
+    for row in rows:
+        if not parts or parts[-1][0] != row // size:
+            parts.append((row // size, []))
+        parts[-1][1].append(row % size)
+    return Chunk.cat([chunks[at].select(local) for at, local in parts])
+
+
 class Stage:
     """A pipeline, its bare denoiser, and the runs that are taken through them.
 
