@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE-DATE-TIME)")
 
     sub = verb("sample", sample, "draw samples from a model or a run")
-    sub.add_argument("source", metavar="MODEL|RUN", help="a run folder, a model folder, a shipped model or a hub id")
+    sub.add_argument("source", metavar="MODEL|RUN", help="a run or recipe, a model folder, a shipped model or a hub id")
     sub.add_argument("prompt", metavar="PROMPT", nargs="?")
     sub.add_argument("--prompts", type=Path, metavar="FILE", help="a .jsonl or .txt file of prompts")
     sub.add_argument("--seed", type=int, default=0, help="seed of a prompt's first sample; the next has the next")
@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
     sub.add_argument("--steps", type=int, help="denoising steps (default: the recipe's)")
     sub.add_argument("--base", action="store_true", help="with the adapter of the run switched off")
+    sub.add_argument("--rollout", action="store_true", help="the base as training samples it, stored to be labelled")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
 
     sub = verb("score", score, "score files with a reward")

@@ -10,7 +10,9 @@ import torch
 
 from genalign.data import read_prompts
 from genalign.launch import RECIPE, load_run
-from genalign.places import fetch_model, model_path, portable
+from genalign.places import fetch_model, model_path, portable, shipped_recipes
+from genalign.policy.diffusion import DiffusionPolicy
+from genalign.recipe import build, load_recipe
 from genalign.types import Media, Policy, Prompt, Track, UsageError, Weights
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -21,25 +23,44 @@ def device() -> str:
 
 
 def sample_files(args: Namespace) -> None:
-    """Write DIR/00000.png ... and DIR/samples.jsonl; sample k of every prompt is drawn from seed + k."""
+    """Write DIR/00000.png ... and DIR/samples.jsonl; sample k of every prompt is drawn from seed + k.
+
+    A rollout also writes DIR/trajectories/, and in samples.jsonl the digests that labelled pairs carry.
+    """
     prompts = _prompts(args)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "samples.jsonl").write_text("")
     except OSError as error:
         raise UsageError(f"cannot write {args.out} ({error.strerror}); choose another folder with --out") from error
+    if args.rollout and (args.guidance is not None or args.steps is not None):
+        raise UsageError("--rollout samples as the recipe says; drop --guidance and --steps, or set them in the recipe")
     policy, which, batch = _source(args)
     repeated = [prompt for prompt in prompts for _ in range(args.n)]
     seeds = [args.seed + k for _ in prompts for k in range(args.n)]
     with policy.weights(which), (args.out / "samples.jsonl").open("w") as index:
         for first in range(0, len(repeated), batch):
             part = repeated[first : first + batch]
-            media = policy.generate(part, seeds[first : first + batch], guidance=args.guidance, steps=args.steps)
+            own = seeds[first : first + batch]
+            if args.rollout:
+                media, digests = _roll_out(policy, part, own, args.out / "trajectories" / f"{first:05d}.safetensors")
+            else:
+                media, digests = policy.generate(part, own, guidance=args.guidance, steps=args.steps), {}
             for k, prompt in enumerate(part):
                 file = _write(media, k, args.out / f"{first + k:05d}")
-                row = {"file": file.name, "prompt": prompt.text, "facts": dict(prompt.facts), "seed": seeds[first + k]}
+                row = {"file": file.name, "prompt": prompt.text, "facts": dict(prompt.facts), "seed": own[k]}
+                row |= digests
                 index.write(json.dumps(row) + "\n")
     print(f"{len(repeated)} samples in {args.out}")
+
+
+def _roll_out(policy: Policy, prompts: list[Prompt], seeds: list[int], path: Path) -> tuple[Media, dict[str, str]]:
+    """Samples as training draws them, their trajectory in `path`, and the digests of model and sampler."""
+    if not isinstance(policy, DiffusionPolicy):
+        raise UsageError("--rollout stores the trajectories of diffusion models only; drop it")
+    trajectory = policy.rollout(prompts, 1, seeds)
+    policy.save_trajectory(trajectory, path)
+    return trajectory.media, policy.digest()
 
 
 def _prompts(args: Namespace) -> list[Prompt]:
@@ -55,7 +76,11 @@ def _source(args: Namespace) -> tuple[Policy, Weights, int]:
     folder = Path(args.source)
     if (folder / RECIPE).is_file():
         built = load_run(folder, device())
-        return built.policy, "reference" if args.base else "policy", built.recipe.policy.batch_size
+        base = args.base or args.rollout
+        return built.policy, "reference" if base else "policy", built.recipe.policy.batch_size
+    if folder.suffix == ".yaml" or args.source in shipped_recipes():
+        recipe = load_recipe(args.source)
+        return build(recipe, device()).policy, "reference", recipe.policy.batch_size
     from genalign.policy import load_policy
     from genalign.policy.settings import PolicySettings
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from genalign.types import UsageError
+from genalign.types import Prompt, Trajectory, UsageError
 
 SHAPE = '{"prompt": str, "chosen_seed": int, "rejected_seed": int, "model": str, "sampler": str}'
 
@@ -30,6 +30,15 @@ class Reproducible(Protocol):
 
     def digest(self) -> Mapping[str, str]:
         """{"model": hash of the reference weights, "sampler": hash of the sampling settings}."""
+        ...
+
+
+@runtime_checkable
+class Recalling(Protocol):
+    """A policy that reads stored trajectories back."""
+
+    def recall(self, folder: Path, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Trajectory:
+        """The rows of these prompts and seeds, in this order, without sampling."""
         ...
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genalign.losses import all_pairs, best_worst_pairs, dpo_loss
 from genalign.method.common import deal, emit, over_ranks, reward_log, rollout_seed, sample_and_score, sums
-from genalign.method.pairs import LabelledPair, check_digest, read_pairs
+from genalign.method.pairs import LabelledPair, Recalling, check_digest, read_pairs
 from genalign.method.settings import MethodSettings
 from genalign.ranks import all_sum
 from genalign.types import Experience, Loss, Policy, Prompt, Reward, Trajectory, UsageError
@@ -37,6 +37,7 @@ class Preference:
         self.settings = settings
         self.name = settings.name
         self.path = None if settings.pairs is None else folder / settings.pairs
+        self.stored = None if settings.trajectories is None else folder / settings.trajectories
         self.labelled = None if self.path is None else read_pairs(self.path)
         self.needs = frozenset(
             {
@@ -74,8 +75,13 @@ class Preference:
         for _, pair in chosen:
             check_digest(policy, pair, self.path)
         seeds = [seed for _, pair in chosen for seed in (pair.chosen_seed, pair.rejected_seed)]
-        with policy.weights("reference"):
-            trajectory = policy.rollout([prompt for prompt, _ in chosen], 2, seeds)
+        if self.stored is None:
+            with policy.weights("reference"):
+                trajectory = policy.rollout([prompt for prompt, _ in chosen], 2, seeds)
+        elif isinstance(policy, Recalling):
+            trajectory = policy.recall(self.stored, [prompt for prompt, _ in chosen for _ in range(2)], seeds)
+        else:
+            raise UsageError(f"{type(policy).__name__} stores no trajectories; drop method.trajectories")
         pairs = torch.arange(2 * len(chosen)).reshape(-1, 2)
         return Experience(trajectory, None, pairs=pairs, global_rows=_global(len(pairs)))
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from genalign.types import UsageError
 
 GRADIENT = {"advantage", "std", "baseline", "advantage_clip", "clip_nats", "kl_beta", "loss_per"}
-PREFERENCE = {"loss", "beta", "gamma", "pair_rule", "min_gap", "pairs"}
+PREFERENCE = {"loss", "beta", "gamma", "pair_rule", "min_gap", "pairs", "trajectories"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "ddpo": {"group": 4, "baseline": "batch", "std": "batch", "advantage_clip": 5.0, "clip_nats": (1.6, 1.6)},
@@ -65,6 +65,9 @@ class MethodSettings(BaseModel):
     pairs: str | None = None
     """A .jsonl of labelled pairs, {prompt, chosen_seed, rejected_seed, model, sampler} a line; null: by reward."""
 
+    trajectories: str | None = None
+    """A folder of stored trajectories to read labelled pairs from; null: they are drawn again from their seeds."""
+
     @model_validator(mode="before")
     @classmethod
     def _with_preset(cls, given: Any) -> Any:
@@ -86,6 +89,8 @@ class MethodSettings(BaseModel):
                     name for name in PRESETS if key in (GRADIENT if "loss" not in PRESETS[name] else PREFERENCE)
                 )
                 raise UsageError(f"method {self.name} does not read method.{key}; drop it or take one of {kin}")
+        if self.trajectories is not None and self.pairs is None:
+            raise UsageError("method.trajectories holds the samples of labelled pairs; name those in method.pairs")
         if self.group == 1 and self.baseline != "batch" and self.pairs is None:
             raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
         return self

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from genalign.policy.adapter import Adapter
+from genalign.policy.archive import index_rows, load_rows, save_rows, settings_digest, weights_digest
 from genalign.policy.attention import use_attention
 from genalign.policy.record import Recorder, graphs, verify
 from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step, path_of, windowed
@@ -73,7 +75,7 @@ class DiffusionPolicy:
             window_seed = seed
         else:
             seeds = list(seed)
-            window_seed = seeds[0]
+            window_seed = 0  # where a window is drawn, it must not hang on which rows are drawn together
         if len(seeds) != len(rows):
             raise UsageError(f"{len(seeds)} seeds for {len(rows)} rows; give one seed a row")
         chunks: list[Chunk] = []
@@ -277,6 +279,48 @@ class DiffusionPolicy:
 
     def calls(self) -> int:
         return self._stage.calls
+
+    def digest(self) -> dict[str, str]:
+        """What must be unchanged for a seed to give the same rollout: the reference weights, and how they sample."""
+        s = self.settings
+        return {"model": self._model_digest, "sampler": settings_digest(s.sampler.model_dump(), s.dtype, s.call)}
+
+    @cached_property
+    def _model_digest(self) -> str:
+        modules = [module for module in self.pipeline.components.values() if isinstance(module, nn.Module)]
+        return weights_digest(modules, self.named_trainable().values())
+
+    def save_trajectory(self, trajectory: Trajectory, path: Path) -> None:
+        """Write what replay needs of a rollout, so that `recall` brings its rows back without sampling."""
+        tape: Tape = trajectory.tape
+        labels = [[prompt.text, seed] for prompt, seed in zip(trajectory.prompts, trajectory.seeds, strict=True)]
+        save_rows(path, tape.table, tape.steps, Chunk.cat(tape.chunks), trajectory.logp, labels)
+
+    def recall(self, folder: Path, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Trajectory:
+        """The stored rows of these prompts and seeds, in this order; without media.
+
+        Raises UsageError where `folder` lacks one of them.
+        """
+        if self._graph is None:
+            self.rollout(prompts[:1], 1, seeds[:1])  # proves that this pipeline can be replayed
+        index = index_rows(folder)
+        missing = [pair for pair in zip(_texts(prompts), seeds, strict=True) if pair not in index]
+        if missing:
+            raise UsageError(f"{folder} has no trajectory of seed {missing[0][1]} for prompt {missing[0][0]!r}")
+        table, steps, rows, logp = load_rows([index[pair] for pair in zip(_texts(prompts), seeds, strict=True)])
+        size = self.settings.batch_size
+        chunks = [rows.select(list(range(at, min(at + size, len(seeds))))) for at in range(0, len(seeds), size)]
+        return Trajectory(
+            prompts=tuple(prompts),
+            media=Media(),
+            group=torch.tensor([prompt.uid for prompt in prompts]),
+            logp=logp,
+            mask=torch.ones_like(logp, dtype=torch.bool),
+            seeds=tuple(seeds),
+            rows_together=size,
+            steps_together=1,
+            tape=Tape(table, steps, tuple(chunks)),
+        )
 
 
 def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> DiffusionPolicy:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genalign.policy.adapter import Adapter
+from genalign.policy.archive import settings_digest, weights_digest
 from genalign.policy.settings import PolicySettings
 from genalign.types import GenalignError, Media, Prompt, Steps, Track, Trajectory, UsageError, Weights, sample_seed
 
@@ -239,18 +238,14 @@ class LanguagePolicy:
     def digest(self) -> Mapping[str, str]:
         """What must be unchanged for a seed to give the same completion: the reference weights, and how they sample."""
         s = self.settings
-        how = json.dumps([s.max_new_tokens, s.temperature, s.system, s.dtype])
-        return {"model": self._model_digest, "sampler": hashlib.sha256(how.encode()).hexdigest()}
+        return {
+            "model": self._model_digest,
+            "sampler": settings_digest(s.max_new_tokens, s.temperature, s.system, s.dtype),
+        }
 
     @cached_property
     def _model_digest(self) -> str:
-        digest = hashlib.sha256()
-        trained = {id(parameter) for parameter in self.adapter.named_trainable().values()}
-        for name, parameter in self.model.named_parameters():
-            if id(parameter) not in trained:
-                digest.update(name.encode())
-                digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return weights_digest([self.model], self.adapter.named_trainable().values())
 
 
 class _Pick:

@@ -1,0 +1,103 @@
+"""Trajectories on disk, and the digests that say whether a policy would draw the same sample from the same seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from genalign.policy.tape import Chunk
+from genalign.transition import Path as DiffusionPath
+from genalign.transition import StepTable
+from genalign.types import GenalignError, UsageError
+
+ROWS = ("a", "s", "a_next", "s_next")
+
+
+def weights_digest(modules: Iterable[nn.Module], trained: Iterable[nn.Parameter]) -> str:
+    """SHA-256 of the modules' parameters and buffers by name, the trained ones left out."""
+    digest, skip = hashlib.sha256(), {id(parameter) for parameter in trained}
+    for module in modules:
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if id(tensor) not in skip:
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def settings_digest(*settings: Any) -> str:
+    """SHA-256 of settings as JSON."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def save_rows(path: Path, table: StepTable, steps: Sequence[int], rows: Chunk, logp: Tensor, labels: Any) -> None:
+    """Write one micro-batch's recorded steps. labels: [prompt text, seed] of each row.
+
+    Raises:
+        GenalignError: the pipeline's guidance remembers earlier steps, so latents alone do not bring the rows back.
+    """
+    if rows.outputs:
+        raise GenalignError("this pipeline's guidance remembers earlier steps, so its trajectories cannot be stored")
+    tensors = {f"latents/{i}": x.detach().cpu().contiguous() for i, x in rows.latents.items()}
+    tensors |= {"logp": logp.contiguous(), "A": table.A, "B": table.B, "S": table.S}
+    tensors |= {f"path/{name}": getattr(table.path, name).contiguous() for name in ROWS}
+    about = {"steps": list(steps), "predicts": table.path.predicts, "clip": table.path.clip, "rows": labels}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"genalign": json.dumps(about)})
+
+
+def index_rows(folder: Path) -> dict[tuple[str, int], tuple[Path, int]]:
+    """(prompt text, seed) -> (file, row) of every trajectory in a folder.
+
+    Raises:
+        UsageError: no readable trajectory there.
+    """
+    found: dict[tuple[str, int], tuple[Path, int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for row, (text, seed) in enumerate(_about(path)["rows"]):
+            found[text, seed] = path, row
+    if not found:
+        raise UsageError(f"{folder} holds no trajectories; draw some with genalign sample RECIPE --rollout")
+    return found
+
+
+def load_rows(places: Sequence[tuple[Path, int]]) -> tuple[StepTable, tuple[int, ...], Chunk, Tensor]:
+    """Table, recorded steps, latents and logp of rows that `index_rows` found, in the given order.
+
+    Raises:
+        UsageError: the files were drawn by different step tables.
+    """
+    tables: list[StepTable] = []
+    steps: tuple[int, ...] = ()
+    parts, logps = [], []
+    for path, row in places:
+        about = _about(path)
+        with safe_open(path, "pt") as file:
+            a, s, a_next, s_next = (file.get_tensor(f"path/{name}") for name in ROWS)
+            grid = DiffusionPath(a, s, a_next, s_next, about["predicts"], about["clip"])
+            tables.append(StepTable(grid, *(file.get_tensor(name) for name in "ABS")))
+            names = [name for name in file.keys() if name.startswith("latents/")]  # noqa: SIM118
+            parts.append(Chunk({int(n.removeprefix("latents/")): file.get_slice(n)[row : row + 1] for n in names}))
+            logps.append(file.get_slice("logp")[row : row + 1])
+        steps = tuple(about["steps"])
+        if not torch.equal(tables[0].S, tables[-1].S) or set(parts[0].latents) != set(parts[-1].latents):
+            raise UsageError(
+                f"{path} was drawn by another sampler than {places[0][0]}; keep them in folders of their own"
+            )
+    return tables[0], steps, Chunk.cat(parts), torch.cat(logps)
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {})["genalign"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UsageError(f"{path} is no trajectory of genalign ({error}); remove it or draw it again") from error
+    return about
