@@ -13,7 +13,7 @@ from genalign.policy.settings import PolicySettings, Sampler
 from genalign.types import Prompt
 from tests.tiny_pipelines import stable_diffusion_3
 
-ROWS, STEPS = 32, 10
+ROWS, STEPS = 32, 4
 PROMPTS = [Prompt(text, uid=k) for k, text in enumerate("abcd")]
 
 
@@ -86,7 +86,7 @@ def excluded(policy: DiffusionPolicy) -> dict[str, float]:
         }
 
 
-def overhead(guidance: float, repeats: int = 3, **size: Any) -> dict[str, float]:
+def overhead(guidance: float, repeats: int = 2, **size: Any) -> dict[str, float]:
     policy = made(guidance, **size)
     bare = Bare(policy)
     policy.pipeline.vae.decode = lambda latents, **_: (latents[:, :3],)  # a row of its own
@@ -123,13 +123,13 @@ def reference_memory(rows: int = 8, width: int = 64, layers: int = 4) -> tuple[i
 def test_denoiser_calls_equal_the_formula() -> None:
     """T F in a rollout, F + b for each trained step; times two under guidance; + F with a reference."""
     for guidance, branches in ((1.0, 1), (4.0, 2)):
-        policy = made(guidance, width=16, layers=1, rows=8, window=3)
+        policy = made(guidance, width=16, layers=1, rows=8, window=2)
         trajectory = policy.rollout(PROMPTS, 2, seed=0)
         assert policy.calls() == 8 * STEPS * branches
         update(policy, trajectory)
-        assert policy.calls() == 8 * branches * (STEPS + 3)
+        assert policy.calls() == 8 * branches * (STEPS + 2)
         update(policy, trajectory, "reference")
-        assert policy.calls() == 8 * branches * (STEPS + 3 + 2 * 3)
+        assert policy.calls() == 8 * branches * (STEPS + 2 + 2 * 2)
 
 
 def test_a_reference_costs_no_memory() -> None:
@@ -146,10 +146,13 @@ def test_the_table_can_be_measured() -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"CPU seconds, width 192, 6 layers, {ROWS} rows of 4x16x16, {STEPS} steps, best of 3")
+    print(f"CPU seconds, width 192, 6 layers, {ROWS} rows of 4x16x16, {STEPS} steps, best of 2")
     for guidance in (1.0, 4.0):
         row = overhead(guidance)
-        print(f"guidance {guidance}: policy {row['policy']:.2f}  bare {row['bare']:.2f}  ratio {row['ratio']:.3f}")
+        print(
+            f"guidance {guidance}: policy {row['policy']:.2f}  bare {row['bare']:.2f}  ratio {row['ratio']:.3f}",
+            flush=True,
+        )
     for name, spent in excluded(made()).items():
         print(f"{name}: {spent:.3f}")
     alone, beside = reference_memory()
