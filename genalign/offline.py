@@ -82,9 +82,11 @@ def _source(args: Namespace) -> tuple[Policy, Weights, int]:
         recipe = load_recipe(args.source)
         return build(recipe, device()).policy, "reference", recipe.policy.batch_size
     from genalign.policy import load_policy
-    from genalign.policy.settings import PolicySettings
+    from genalign.policy.settings import PolicySettings, Sampler
 
-    settings = PolicySettings(model=args.source)
+    if args.rollout:
+        raise UsageError(f"--rollout needs a sampler; give it a recipe or a run instead of the model {args.source}")
+    settings = PolicySettings(model=args.source, sampler=Sampler(kernel="ode"))
     path = fetch_model(model_path(args.source, Path()))
     return load_policy(settings, path, device()), "reference", settings.batch_size
 

@@ -254,11 +254,12 @@ def test_generate_is_greedy():
     policy = tiny_policy()
     disturb(policy)
     ids = policy.tokenizer(PROMPTS[2].text).input_ids
+    asked = len(ids)
     for _ in range(5):
         ids.append(int(policy.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
         if ids[-1] == 2:
             break
-    expected = policy.tokenizer.decode(ids[11:], skip_special_tokens=True)
+    expected = policy.tokenizer.decode(ids[asked:], skip_special_tokens=True)
     assert texts(policy.generate(PROMPTS, [0, 0, 0], steps=5))[2] == expected
     with pytest.raises(UsageError, match="has no guidance"):
         policy.generate(PROMPTS, [0, 0, 0], guidance=3.0)
