@@ -177,3 +177,13 @@ def test_builders_resume_where_they_were_killed(tmp_path):
     with pytest.raises(KilledError):
         train(tmp_path / "killed.safetensors", die_at=7)
     assert torch.equal(whole, train(tmp_path / "killed.safetensors"))
+
+
+def test_tokenizer_is_the_same_in_every_process_and_gives_each_word_one_token():
+    import subprocess
+    import sys
+
+    code = "from genalign.lab.text import build_tokenizer as b; print(b()('a red apple left of 3 cacti').input_ids)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    assert runs[0].stdout == runs[1].stdout
+    assert len(json.loads(runs[0].stdout)) == 7 + 2

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genalign.lab.autoencoder import scenes
-from genalign.lab.text import MAX_TOKENS, build_tokenizer
+from genalign.lab.text import MAX_TOKENS, shipped_tokenizer
 from genalign.lab.train import fit
 from genalign.lab.world import web_caption
+from genalign.shipped import shipped
 
 TEXT_WIDTH = 128
 SHIFT = 3.0  # background and layout are decided where sigma > 0.8: sampling and training both dwell there
@@ -34,24 +35,51 @@ def latent_bank(vae: Any, work: Path, count: int = 49_152, seed: int = 2) -> tup
     return load_file(path)["latents"], json.loads((work / "bank.json").read_text())
 
 
-def text_encoder(tokenizer: Any, layers: int = 3, projected: bool = True) -> Any:
-    """A small CLIP text tower, with or without the projection of its end token."""
+def text_encoder(tokenizer: Any, projected: bool = True) -> Any:
+    """The text tower of tiny-clip as a transformers model, with or without the projection of its end token."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    tower = CLIPTextModelWithProjection(config)
+    tower.load_state_dict(_clip_weights(load_file(shipped("assets", "tiny-clip", "open_clip_model.safetensors"))))
+    if projected:
+        return tower.eval().requires_grad_(False)
+    plain = CLIPTextModel(config)
+    weights = {name.removeprefix("text_model."): tensor for name, tensor in tower.state_dict().items()}
+    plain.load_state_dict({name: tensor for name, tensor in weights.items() if name in plain.state_dict()})
+    return plain.eval().requires_grad_(False)
+
+
+def _clip_weights(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An open_clip text tower under transformers' names."""
+    named = {
+        "text_model.embeddings.token_embedding.weight": given["token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": given["positional_embedding"],
+        "text_projection.weight": given["text_projection"].T,
+    }
+    parts = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2"}
+    parts |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    for kind in ("weight", "bias"):
+        named[f"text_model.final_layer_norm.{kind}"] = given[f"ln_final.{kind}"]
+        for layer in range(3):
+            old, new = f"transformer.resblocks.{layer}", f"text_model.encoder.layers.{layer}"
+            for theirs, ours in parts.items():
+                named[f"{new}.{ours}.{kind}"] = given[f"{old}.{theirs}.{kind}"]
+            for letter, block in zip("qkv", given[f"{old}.attn.in_proj_{kind}"].chunk(3), strict=True):
+                named[f"{new}.self_attn.{letter}_proj.{kind}"] = block
+    return {name: tensor.float().contiguous() for name, tensor in named.items()}
 
 
 def transformer(width: int = 192, layers: int = 6) -> Any:
@@ -82,7 +110,7 @@ def web_batch(bank: tuple[Tensor, list[dict[str, Any]]], step: int, rows: int, s
 
 
 def build_flow(work: Path, vae: Any, steps: int = 12_000, rows: int = 48, seed: int = 3) -> Any:
-    """Train transformer and text encoder together on web-like captions; returns the pipeline.
+    """Train the transformer on web-like captions, read by the frozen text tower of tiny-clip; returns the pipeline.
 
     Velocity matching with logit-normal times, mean 1.4 and deviation 1.5 (Esser et al. 2024, arXiv 2403.03206, section
     3.1, where they are 0 and 1): a background is a mean over 256 latents, so it is settled above sigma 0.9. One batch
@@ -92,8 +120,8 @@ def build_flow(work: Path, vae: Any, steps: int = 12_000, rows: int = 48, seed: 
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
-    both = nn.ModuleDict({"text": text_encoder(tokenizer), "denoiser": transformer()})
+    tokenizer = shipped_tokenizer()
+    text, denoiser = text_encoder(tokenizer), transformer()
     bank = latent_bank(vae, work)
     scale = float(vae.config.scaling_factor)
 
@@ -106,12 +134,12 @@ def build_flow(work: Path, vae: Any, steps: int = 12_000, rows: int = 48, seed: 
         tokens = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
         # plain matrix products: the fused attention's backward pass is slow on a CPU at 90 tokens
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            read = both["text"](tokens.input_ids, output_hidden_states=True)
+            read = text(tokens.input_ids, output_hidden_states=True)
             context = read.hidden_states[-2].repeat(1, 1, 2)  # the pipeline has this tower twice
             zeros = 256 if step % 24 == 7 else step % 3
             context = torch.cat([context, context.new_zeros(rows, zeros, context.shape[-1])], dim=1)
             noisy = (1 - sigma.view(-1, 1, 1, 1)) * clean + sigma.view(-1, 1, 1, 1) * noise
-            velocity = both["denoiser"](
+            velocity = denoiser(
                 noisy,
                 timestep=sigma * 1000,
                 encoder_hidden_states=context,
@@ -120,15 +148,15 @@ def build_flow(work: Path, vae: Any, steps: int = 12_000, rows: int = 48, seed: 
             )[0]
         return (velocity.float() - (noise - clean)).square().mean()
 
-    fit(both, loss_of, steps=steps, learning_rate=1.4e-3, state=work / "flow.safetensors", weight_decay=0.01)
+    fit(denoiser, loss_of, steps=steps, learning_rate=1.4e-3, state=work / "flow.safetensors", weight_decay=0.01)
     encoder_3, tokenizer_3 = blank_t5()
     return StableDiffusion3Pipeline(
-        transformer=both["denoiser"],
+        transformer=denoiser,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=vae,
-        text_encoder=both["text"],
+        text_encoder=text,
         tokenizer=tokenizer,
-        text_encoder_2=both["text"],
+        text_encoder_2=text,
         tokenizer_2=tokenizer,
         text_encoder_3=encoder_3,
         tokenizer_3=tokenizer_3,

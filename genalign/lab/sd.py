@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genalign.lab.flow import TEXT_WIDTH, latent_bank, text_encoder, web_batch
-from genalign.lab.text import MAX_TOKENS, build_tokenizer
+from genalign.lab.text import MAX_TOKENS, shipped_tokenizer
 from genalign.lab.train import fit
 
 
@@ -30,13 +30,15 @@ def unet() -> Any:
 
 
 def build_sd(work: Path, vae: Any, steps: int = 6000, rows: int = 32, seed: int = 5) -> Any:
-    """Train UNet and text encoder on web-like captions by v-prediction (Salimans & Ho 2022, arXiv 2202.00512) with
-    the betas of Stable Diffusion; returns the pipeline."""
+    """Train the UNet on web-like captions, read by the frozen tower of tiny-clip; returns the pipeline.
+
+    v-prediction (Salimans & Ho 2022, arXiv 2202.00512) with the betas of Stable Diffusion.
+    """
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
-    both = nn.ModuleDict({"text": text_encoder(tokenizer, projected=False), "denoiser": unet()})
+    tokenizer = shipped_tokenizer()
+    text, denoiser = text_encoder(tokenizer, projected=False), unet()
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -57,18 +59,18 @@ def build_sd(work: Path, vae: Any, steps: int = 6000, rows: int = 32, seed: int 
         times = torch.randint(1000, (rows,), generator=draw)
         tokens = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            context = both["text"](tokens.input_ids).last_hidden_state
-            velocity = both["denoiser"](
+            context = text(tokens.input_ids).last_hidden_state
+            velocity = denoiser(
                 scheduler.add_noise(clean, noise, times), times, encoder_hidden_states=context, return_dict=False
             )[0]
         return (velocity.float() - scheduler.get_velocity(clean, noise, times)).square().mean()
 
-    fit(both, loss_of, steps=steps, learning_rate=8e-4, state=work / "sd.safetensors", weight_decay=0.01)
+    fit(denoiser, loss_of, steps=steps, learning_rate=8e-4, state=work / "sd.safetensors", weight_decay=0.01)
     return StableDiffusionPipeline(
         vae=vae,
-        text_encoder=both["text"],
+        text_encoder=text,
         tokenizer=tokenizer,
-        unet=both["denoiser"],
+        unet=denoiser,
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,

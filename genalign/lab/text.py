@@ -1,41 +1,64 @@
 """The lab's tokenizer: a CLIP byte-pair vocabulary learnt from EmojiWorld captions, every word one token."""
 
-import json
+from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from genalign.lab.world import caption, sample_facts
+from genalign.shipped import shipped
 
 MAX_TOKENS = 24
+END = "</w>"
 
 
 def build_tokenizer() -> Any:
-    """A transformers CLIPTokenizer; padding is the end token, as CLIP's is."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    """A transformers CLIPTokenizer; padding is the end token, as CLIP's is. The same on every machine."""
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
     rng = np.random.default_rng(0)
-    corpus = [caption(sample_facts(rng), rng) for _ in range(20_000)]
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    learner.train_from_iterator(
-        corpus,
-        trainers.BpeTrainer(
-            vocab_size=1024,
-            min_frequency=2,
-            end_of_word_suffix="</w>",
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            special_tokens=["<|startoftext|>", "<|endoftext|>"],
-            show_progress=False,
-        ),
-    )
-    bpe = json.loads(learner.to_str())["model"]
-    vocab = dict(bpe["vocab"])
-    for symbol in pre_tokenizers.ByteLevel.alphabet():  # so that any text can be spelled
-        vocab.setdefault(symbol, len(vocab))
-        vocab.setdefault(symbol + "</w>", len(vocab))
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in bpe["merges"]]
+    words = Counter(word for _ in range(20_000) for word in caption(sample_facts(rng), rng).split())
+    merges = learn_merges(words)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # so that any text can be spelled
+    tokens = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(c + END for c in alphabet), *map("".join, merges)]
+    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def learn_merges(words: Counter[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges (Sennrich et al. 2016, arXiv 1508.07909, algorithm 1) until every word is one token.
+
+    Our own few lines, because the tokenizers library breaks ties by a hash that differs from process to process: two
+    runs of a builder would not agree on what token 261 is.
+    """
+    spelled = {word: (*word[:-1], word[-1] + END) for word in words}
+    merges: list[tuple[str, str]] = []
+    while True:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, parts in spelled.items():
+            for pair in pairwise(parts):
+                pairs[pair] += words[word]
+        if not pairs:
+            return merges
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        spelled = {word: _merge(parts, best) for word, parts in spelled.items()}
+
+
+def _merge(parts: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    merged: list[str] = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return tuple(merged)
+
+
+def shipped_tokenizer() -> Any:
+    """The tokenizer of tiny-clip, which the image models share with its text tower."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(shipped("assets", "tiny-clip"))
