@@ -158,7 +158,7 @@ as a training reward.** {_WORLD}
 Trained on rendered scenes and true facts only, never on generated images or the rule verifier's output; augmented by
 gain, offset, blur and noise. On 1,000 clean held-out scenes {right:.1%} of whole prompts are judged right, and
 {rejected:.1%} of captions with one changed fact are rejected. Its agreement with the verifier on base samples stands
-in the cards of tiny-flow and tiny-sd.
+in the card of each image model.
 
 Made by `genalign lab build judge`."""
         card = _HEAD.format(tag="judge", title=folder.name, text=text)
