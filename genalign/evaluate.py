@@ -42,6 +42,8 @@ class EvalSettings(BaseModel):
     """Further reward specs to report beside the training reward and the judge."""
     batch_size: int = Field(default=64, gt=0)
     """Prompts sampled and scored at a time."""
+    base_cache: str | None = None
+    """A .safetensors file that keeps the base's scores from run to run, relative to the working directory."""
 
 
 def evaluate(
@@ -51,7 +53,6 @@ def evaluate(
     held_out: Reward | None,
     settings: EvalSettings,
     out: Path,
-    base_cache: Path | None = None,
     tuned: Weights = "policy",
 ) -> dict[str, Any]:
     """Measure the base ("reference" weights) and the tuned policy, write `out`/eval.json and return what it holds.
@@ -63,8 +64,8 @@ def evaluate(
     be scored. The best scale is chosen by the judge's first aspect, without a judge by the first reward. Ranks share
     the prompts; rank 0 writes.
 
-    `tuned`: "ema" where the run kept an average. `base_cache`: a .safetensors file that keeps the base's scores
-    between calls; it is written when absent, or when the model, prompts, seeds, scales or rewards are others.
+    `tuned`: "ema" where the run kept an average. `settings.base_cache` is written when absent, or when the model,
+    prompts, seeds, scales or rewards are others.
 
     Raises:
         UsageError: no prompts, no reward at all, or two metrics of one name.
@@ -87,7 +88,8 @@ def evaluate(
         seeds=tuple(settings.seeds),
         batch_size=settings.batch_size,
     )
-    before, after = trial.base(base_cache), trial.sweep(tuned)
+    cache = None if settings.base_cache is None else Path(settings.base_cache)
+    before, after = trial.base(cache), trial.sweep(tuned)
     low, high = (_best(values[..., headline]) for values in (before, after))
     result = {
         "prompts": len(chosen),

@@ -69,10 +69,11 @@ class Level:
 PROMPTS = [Prompt(f"prompt {i}", uid=i) for i in range(7)]
 
 
-def run(out, policy=None, rewards=(), held_out=None, seeds=(0,), count=7, batch_size=3, **more):
+def run(out, policy=None, rewards=(), held_out=None, seeds=(0,), count=7, batch_size=3, base_cache=None, **more):
     settings = EvalSettings(
-        prompts="x", seeds=list(seeds), guidance=SCALES, count=count, batch_size=batch_size, steps=4
-    )
+        prompts="x", seeds=list(seeds), guidance=SCALES, count=count, batch_size=batch_size, steps=4,
+        base_cache=base_cache,
+    )  # fmt: skip
     return evaluate(policy or Painter(), PROMPTS, rewards, held_out, settings, out, **more)
 
 
@@ -149,7 +150,7 @@ def test_language_policy_has_one_entry_without_guidance(tmp_path):
 
 
 def test_base_cache_spares_the_base_and_notices_another_model(tmp_path, monkeypatch):
-    cache = tmp_path / "base.safetensors"
+    cache = str(tmp_path / "base.safetensors")
     first = run(tmp_path, held_out=Level(), base_cache=cache)
     again = Painter()
     assert run(tmp_path, again, held_out=Level(), base_cache=cache) == first
