@@ -14,12 +14,15 @@ FACTS = ("objects", "count", "relation", "background")
 
 @reward(needs=["facts.objects"], aspects={"scene_facts": 1.0, **dict.fromkeys(FACTS, 0.0)})
 def scene_facts(image, facts):
-    """Partial credit: the mean score of the facts that a prompt states, with its confidence; each fact for the log."""
+    """Half for the mean of the facts that a prompt states, half for all of them together; each fact for the log.
+
+    Partial credit alone ranks siblings poorly: a picture with one object too many is nearly as good as a right one.
+    """
     pictures = image.permute(0, 2, 3, 1).float().numpy()  # (B,64,64,3)
     told = verify_batch(pictures, facts)
     parts = {fact: stated(*told[fact]) for fact in FACTS}
-    rows = zip(*parts.values(), strict=True)
-    return {"scene_facts": [mean(row) for row in rows], **parts}
+    rows = zip(*parts.values(), told["all_facts"][0], strict=True)
+    return {"scene_facts": [credit(*row) for row in rows], **parts}
 
 
 @reward(needs=["facts.objects"])
@@ -34,7 +37,7 @@ def stated(score, confidence):
     return [None if np.isnan(s) else (float(s), float(c)) for s, c in zip(score, confidence, strict=True)]
 
 
-def mean(pairs):
-    """Mean score and mean confidence of the facts that are stated."""
-    told = [pair for pair in pairs if pair is not None]
-    return tuple(np.mean(told, axis=0)) if told else None
+def credit(*row):
+    """Score and confidence from the facts' pairs and, last, whether all facts hold."""
+    score, confidence = np.mean([pair for pair in row[:-1] if pair is not None], axis=0)
+    return (score + row[-1]) / 2, confidence

@@ -1,14 +1,14 @@
 """tiny-sd: a v-prediction UNet with a DDIM scheduler, as a StableDiffusionPipeline."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from genalign.lab.flow import TEXT_WIDTH, latent_bank, text_encoder, web_batch
-from genalign.lab.text import MAX_TOKENS, shipped_tokenizer
-from genalign.lab.train import fit
+from genalign.lab.flow import TEXT_WIDTH, latent_bank, read_tokens, text_encoder, web_batch
+from genalign.lab.text import shipped_tokenizer
+from genalign.lab.train import compiled, fit
 
 
 def unet() -> Any:
@@ -29,14 +29,14 @@ def unet() -> Any:
     )
 
 
-def build_sd(work: Path, vae: Any, steps: int = 6000, rows: int = 32, seed: int = 5) -> Any:
+def build_sd(work: Path, vae: Any, steps: int = 6000, rows: int = 32) -> Any:
     """Train the UNet on web-like captions, read by the frozen tower of tiny-clip; returns the pipeline.
 
     v-prediction (Salimans & Ho 2022, arXiv 2202.00512) with the betas of Stable Diffusion.
     """
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    torch.manual_seed(seed)
+    torch.manual_seed(5)
     tokenizer = shipped_tokenizer()
     text, denoiser = text_encoder(tokenizer, projected=False), unet()
     scheduler = DDIMScheduler(
@@ -48,22 +48,17 @@ def build_sd(work: Path, vae: Any, steps: int = 6000, rows: int = 32, seed: int 
         set_alpha_to_one=False,
         timestep_spacing="trailing",
     )
-    bank = latent_bank(vae, work)
-    scale = float(vae.config.scaling_factor)
+    bank, scale = latent_bank(vae, work), float(vae.config.scaling_factor)
+
+    forward = compiled(denoiser)
 
     def loss_of(step: int) -> Tensor:
-        clean, texts = web_batch(bank, step, rows, seed)
-        clean = clean * scale
-        draw = torch.Generator().manual_seed(step)
-        noise = torch.randn(clean.shape, generator=draw)
-        times = torch.randint(1000, (rows,), generator=draw)
-        tokens = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+        clean, noise, texts, generator = web_batch(bank, scale, step, rows, seed=5)
+        times = torch.randint(1000, (rows,), generator=generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            context = text(tokens.input_ids).last_hidden_state
-            velocity = denoiser(
-                scheduler.add_noise(clean, noise, times), times, encoder_hidden_states=context, return_dict=False
-            )[0]
-        return (velocity.float() - scheduler.get_velocity(clean, noise, times)).square().mean()
+            context = text(read_tokens(tokenizer, texts)).last_hidden_state
+            velocity = forward(scheduler.add_noise(clean, noise, times), times, context, return_dict=False)[0]
+        return cast("Tensor", (velocity.float() - scheduler.get_velocity(clean, noise, times)).square().mean())
 
     fit(denoiser, loss_of, steps=steps, learning_rate=8e-4, state=work / "sd.safetensors", weight_decay=0.01)
     return StableDiffusionPipeline(
