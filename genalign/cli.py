@@ -151,7 +151,7 @@ def _shipped(kind: str) -> list[tuple[str, str]]:
     from genalign.shipped import shipped
 
     if kind == "methods":
-        from genalign.method.settings import PRESETS
+        from genalign.method import PRESETS
 
         return [
             (name, ", ".join(f"{key}={value}" for key, value in preset.items())) for name, preset in PRESETS.items()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, SerializeAsAny, ValidationError
 
 from genalign.data import DataSettings, Prompts, read_prompts
 from genalign.evaluate import EvalSettings
@@ -42,7 +42,7 @@ class Recipe(BaseModel):
     """The prompts."""
     reward: str | dict[str, Any] | None = None
     """What is good: a reward file, `file.py:function`, or a reward file's mapping. None: labelled pairs say it."""
-    method: MethodSettings
+    method: SerializeAsAny[MethodSettings]
     """How the policy learns from it."""
     train: TrainSettings = TrainSettings()
     """Steps, optimizer, checkpoints."""

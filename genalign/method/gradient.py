@@ -4,16 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from genalign.losses import advantages, k3, ppo_clip
 from genalign.method.common import deal, emit, over_ranks, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.settings import MethodSettings
-from genalign.types import Experience, Loss, Policy, Prompt, Reward, Steps
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, UsageError
 
 Unit = tuple[list[int], list[int]]  # rows, steps
+
+
+class GradientSettings(MethodSettings):
+    """DDPO, Flow-GRPO, GRPO, RLOO: what a score is compared with, divided by, and how far an update may go."""
+
+    presets: ClassVar = {
+        "ddpo": {"group": 4, "baseline": "batch", "std": "batch", "advantage_clip": 5.0, "clip_nats": (1.6, 1.6)},
+        "flow-grpo": {"group": 16, "std": "batch", "advantage_clip": 5.0, "clip_nats": (1.0, 1.0)},
+        "grpo": {"group": 8, "clip_nats": (0.22, 0.18)},
+        "rloo": {"group": 4, "baseline": "leave_one_out", "std": "none", "loss_per": "row", "clip_nats": (0.22, 0.18)},
+    }
+
+    advantage: Literal["sum_then_normalise", "normalise_then_sum"] = "sum_then_normalise"
+    """Normalise the reward's total, or each of its aspects before they are summed (GDPO)."""
+    std: Literal["group", "batch", "none"] = "group"
+    """Divide a centred score by the standard deviation of its group, of the whole batch, or not at all."""
+    baseline: Literal["group", "batch", "leave_one_out"] = "group"
+    """What a score is compared with: the mean of its group, of the batch, or of its siblings."""
+    advantage_clip: float | None = Field(None, gt=0)
+    """Bound on |advantage|; null: none."""
+    clip_nats: tuple[float, float] = (0.2, 0.2)
+    """How far, down and up, a step's summed log-ratio may move before its gradient stops, in nats."""
+    kl_beta: float = Field(0.0, ge=0)
+    """Weight of the KL divergence from the reference per step, in nats."""
+    loss_per: Literal["step", "row"] = "step"
+    """What the loss is a mean over: steps of rows that count (GRPO), or rows, whose steps are summed (RLOO)."""
+
+    @model_validator(mode="after")
+    def _has_siblings(self) -> Self:
+        if self.group == 1 and self.baseline != "batch":
+            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+        return self
+
+    def build(self, folder: Path) -> Method:
+        return PolicyGradient(self)
 
 
 class PolicyGradient:
@@ -28,7 +66,7 @@ class PolicyGradient:
     spread.
     """
 
-    def __init__(self, settings: MethodSettings) -> None:
+    def __init__(self, settings: GradientSettings) -> None:
         self.settings = settings
         self.name = settings.name
         self.needs = frozenset({"rollout", "reward", *(["reference"] if settings.kl_beta else [])})
