@@ -41,7 +41,7 @@ class EvalSettings(BaseModel):
     rewards: list[str | dict[str, Any]] = []
     """Further reward specs to report beside the training reward and the judge."""
     batch_size: int = Field(default=64, gt=0)
-    """Prompts sampled and scored at a time."""
+    """Prompts sampled and scored at a time; all of them where a reward looks at the whole batch."""
     base_cache: str | None = None
     """A .safetensors file that keeps the base's scores from run to run, relative to the working directory."""
 
@@ -198,6 +198,8 @@ class _Trial:
         from tqdm import tqdm
 
         mine = list(range(rank(), len(self.prompts), world()))
+        whole = any(reward.looks_at == "batch" for reward in self.rewards)  # a measure of the set: asked once a scale
+        size = max(1, len(mine)) if whole else self.batch_size
         order = gather(torch.tensor(mine, dtype=torch.long)).argsort()
         table = []
         label = "base" if which == "reference" else "tuned"
@@ -205,8 +207,8 @@ class _Trial:
         with bar, self.policy.weights(which):
             for scale in self.scales:
                 rows = torch.zeros(len(mine), len(self.seeds), len(self.names), dtype=torch.float64)
-                for start in range(0, len(mine), self.batch_size):
-                    part = [self.prompts[i] for i in mine[start : start + self.batch_size]]
+                for start in range(0, len(mine), size):
+                    part = [self.prompts[i] for i in mine[start : start + size]]
                     rows[start : start + len(part)] = self._score(part, scale)
                     bar.update(len(part))
                 table.append(gather(rows)[order])

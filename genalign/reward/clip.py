@@ -67,20 +67,27 @@ class ClipReward(Stateless):
         return digest("clip", self.name, weights_digest(net), settings, self.scale, self.offset)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        seen = self.see(media)
+        with torch.autocast(seen.device.type, enabled=False):
+            cosine = F.cosine_similarity(seen, self.read(texts(prompts), seen.device), dim=1)
+        value = self.scale * cosine.cpu() + self.offset
+        valid = torch.ones(len(prompts), 1, dtype=torch.bool)
+        return Scores(self.aspects, value[:, None], valid, ~valid, value, valid[:, 0], torch.ones(1))
+
+    def see(self, media: Media) -> Tensor:
+        """Image features (B,E) of any length, with gradients, on the images' device."""
         net, preprocess, _ = self._loaded
         images = image_batches(media, self.batch_size)
         device = images[0].device
         net.to(device)
         with torch.autocast(device.type, enabled=False):
-            seen = torch.cat([net.encode_image(preprocess(part)) for part in images])  # (B,E)
-            cosine = F.cosine_similarity(seen, self._read(texts(prompts), device), dim=1)
-        value = self.scale * cosine.cpu() + self.offset
-        valid = torch.ones(len(prompts), 1, dtype=torch.bool)
-        return Scores(self.aspects, value[:, None], valid, ~valid, value, valid[:, 0], torch.ones(1))
+            return torch.cat([net.encode_image(preprocess(part)) for part in images])
 
     @torch.no_grad()
-    def _read(self, prompts: list[str], device: torch.device) -> Tensor:
+    def read(self, prompts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """Text features (B,E) of any length."""
         net, _, tokenizer = self._loaded
+        net.to(device)
         unique = list(dict.fromkeys(prompts))
         parts = [unique[i : i + self.batch_size] for i in range(0, len(unique), self.batch_size)]
         read = torch.cat([net.encode_text(tokenizer(part).to(device)) for part in parts])
