@@ -12,6 +12,7 @@ from genalign.losses import advantages
 from genalign.method import FAMILIES, PRESETS, MethodSettings, build_method
 from genalign.method.common import rollout_seed
 from genalign.method.gradient import GradientSettings
+from genalign.method.preference import PreferenceSettings
 from genalign.recipe import Recipe
 from genalign.types import GenalignError, Method, Policy, Prompt, Reward, UsageError
 from tests.toy_policy import DIMS, ToyPolicy, ToyReward
@@ -56,9 +57,9 @@ def train(learner: Method, policy: ToyPolicy, steps: int, lr: float = 0.05) -> l
     return rewards
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [*GradientSettings.presets, *PreferenceSettings.presets])
 @pytest.mark.parametrize("token_like", [False, True])
-def test_every_preset_raises_the_reward(name, token_like):
+def test_every_preset_of_recorded_steps_raises_the_reward(name, token_like):
     learner, policy = method(name, group=8), ToyPolicy(token_like=token_like)
     rewards = train(learner, policy, 30)
     assert isinstance(learner, Method)

@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from genalign.method.gradient import GradientSettings
+from genalign.method.guidance import GuidanceSettings
+from genalign.method.pathwise import PathwiseSettings
 from genalign.method.preference import PreferenceSettings
+from genalign.method.reno import RenoSettings
+from genalign.method.search import SearchSettings
 from genalign.method.settings import MethodSettings
+from genalign.method.steering import ParticleSettings
 from genalign.types import Method
 
 __all__ = ["FAMILIES", "PRESETS", "MethodSettings", "build_method"]
@@ -14,14 +19,21 @@ __all__ = ["FAMILIES", "PRESETS", "MethodSettings", "build_method"]
 FAMILIES: tuple[type[MethodSettings], ...] = (
     GradientSettings,
     PreferenceSettings,
+    PathwiseSettings,
+    SearchSettings,
+    RenoSettings,
+    ParticleSettings,
+    GuidanceSettings,
 )
 PRESETS = {name: dict(keys) for kind in FAMILIES for name, keys in kind.presets.items()}
 
 
-def build_method(settings: MethodSettings, folder: Path = Path()) -> Method:
+def build_method(settings: MethodSettings, folder: Path = Path(), pairs: PairSource | None = None) -> Method:
     """The method a recipe names; `folder` is what a relative path among its settings is relative to.
+
+    pairs: pictures to learn from instead of scored samples.
 
     Raises:
         UsageError: what the family cannot read, such as a malformed file of labelled pairs.
     """
-    return settings.build(folder)
+    return settings.build(folder) if pairs is None else settings.build_on(pairs)
