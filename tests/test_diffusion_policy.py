@@ -268,8 +268,8 @@ def test_every_kernel_rolls_out_and_replays(kernel) -> None:
 def test_what_is_drawn_does_not_depend_on_batches_or_on_who_draws() -> None:
     made, trajectory = rolled("stable-diffusion-3", True)
     assert isinstance(made, Policy)
-    alone = policy("stable-diffusion-3", True)
-    alone.settings = alone.settings.model_copy(update={"batch_size": 1})
+    one = settings("stable-diffusion-3", True).model_copy(update={"batch_size": 1})
+    alone = DiffusionPolicy(FAMILIES["stable-diffusion-3"].build(), one)
     last = alone.rollout(PROMPTS[2:], 2, seed=0)
     assert last.seeds == trajectory.seeds[4:]
     torch.testing.assert_close(last.media["image"].data, trajectory.media["image"].data[4:], rtol=0, atol=1e-4)

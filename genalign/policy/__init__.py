@@ -19,7 +19,7 @@ def load_policy(settings: PolicySettings, model_path: Path | str, device: str = 
     """
     folder = Path(model_path)
     if (folder / "model_index.json").is_file():
-        from genalign.policy.diffusion import load_diffusion
+        from genalign.policy.load import load_diffusion
 
         return load_diffusion(settings, folder, device)
     if (folder / "config.json").is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,23 @@ from torch import Tensor
 
 from genalign.policy.tape import Chunk, Replay, Stage
 from genalign.transition import StepTable
-from genalign.types import GenalignError
+from genalign.types import GenalignError, UsageError
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What replay needs: the rollout's table, which step each column of logp is, and the latents by micro-batch."""
+
+    table: StepTable
+    steps: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+
+    def clean(self) -> Tensor:
+        """The last latents (B,*L). Raises UsageError where they were not kept."""
+        kept = [chunk.clean for chunk in self.chunks if chunk.clean is not None]
+        if len(kept) < len(self.chunks):
+            raise UsageError("these trajectories were stored without their last latents; draw them again")
+        return torch.cat(kept)
 
 
 class Recorder:
@@ -52,6 +69,7 @@ class Recorder:
             self.chunk.latents[i + 1] = moved
         if noisy:
             self.logp.append(table.logp(i, moved, mean))
+        self.chunk.clean = moved  # of the last step, in the end
         if self.keep:
             self.received.append(out)
             self.arguments.append([])
@@ -62,7 +80,7 @@ class Recorder:
         """Drop what only `verify` needed."""
         noisy = set(self.table.stochastic) if self.table is not None else set()
         kept = noisy | {i + 1 for i in noisy}
-        self.chunk = Chunk({i: x for i, x in self.chunk.latents.items() if i in kept})
+        self.chunk = Chunk({i: x for i, x in self.chunk.latents.items() if i in kept}, clean=self.chunk.clean)
         self.arguments, self.received = [], []
 
     def _noise(self, like: Tensor) -> Tensor:
