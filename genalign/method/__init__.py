@@ -6,6 +6,7 @@ from pathlib import Path
 
 from genalign.method.gradient import GradientSettings
 from genalign.method.guidance import GuidanceSettings
+from genalign.method.pareto import ParetoSettings
 from genalign.method.pathwise import PathwiseSettings
 from genalign.method.preference import PreferenceSettings
 from genalign.method.reno import RenoSettings
@@ -19,6 +20,7 @@ __all__ = ["FAMILIES", "PRESETS", "MethodSettings", "build_method"]
 FAMILIES: tuple[type[MethodSettings], ...] = (
     GradientSettings,
     PreferenceSettings,
+    ParetoSettings,
     PathwiseSettings,
     SearchSettings,
     RenoSettings,

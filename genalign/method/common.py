@@ -28,7 +28,7 @@ def sample_and_score(
         raise UsageError(f"method {method} needs a reward; add the key 'reward' to the recipe")
     trajectory = policy.rollout(prompts, group, seed)
     with torch.no_grad():
-        return trajectory, _to_cpu(reward(trajectory.prompts, trajectory.media, trajectory.group))
+        return trajectory, to_cpu(reward(trajectory.prompts, trajectory.media, trajectory.group))
 
 
 def over_ranks(scores: Scores, group: Tensor) -> tuple[Scores, Tensor, slice]:
@@ -102,7 +102,8 @@ def sums(quantities: dict[str, Tensor], counts: Tensor) -> dict[str, tuple[float
     return {name: (total, number) for name, total in zip(quantities, totals, strict=True)}
 
 
-def _to_cpu(scores: Scores) -> Scores:
+def to_cpu(scores: Scores) -> Scores:
+    """Scores detached, on the CPU."""
     return replace(
         scores,
         **{
