@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,11 +23,13 @@ from genalign.data import DataSettings, Prompts, read_prompts
 from genalign.evaluate import EvalSettings
 from genalign.loop import TrainSettings
 from genalign.method import build_method
+from genalign.method.guidance import Guidance
 from genalign.method.settings import MethodSettings
 from genalign.places import data_path, fetch_model, find, modality_of, model_path, nearest, portable, recipe_path
 from genalign.policy import load_policy
 from genalign.policy.settings import PolicySettings
 from genalign.reward import Runner, build_reward, check_needs
+from genalign.reward.noisy import NoisyReward
 from genalign.types import Method, Policy, Reward, UsageError
 
 
@@ -122,10 +124,10 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     folder, settings = recipe.folder, recipe.eval
     data = read_prompts(data_path(recipe.data.prompts, folder))
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
-    method = build_method(recipe.method, folder)
+    method = with_latent_reward(build_method(recipe.method, folder), folder)
     modality = modality_of(model_path(recipe.policy.model, folder))
     reward = None if recipe.reward is None else _reward(recipe.reward, folder, modality, data)
-    _check_fit(method, reward)
+    check_fit(method, reward)
     built = Built(recipe, device, data, reward, method)
     if settings is not None:
         prompts = built.eval_prompts = read_prompts(data_path(settings.prompts, folder))
@@ -143,7 +145,31 @@ def _reward(spec: str | dict[str, Any], folder: Path, modality: str, prompts: Pr
     return Runner(reward)
 
 
-def _check_fit(method: Method, reward: Reward | None) -> None:
+def with_latent_reward(method: Method, folder: Path) -> Method:
+    """`method`, told where the reward is that guides it, if one does; that loads when it is first asked."""
+    if isinstance(method, Guidance):
+        name = method.settings.noisy
+
+        @cache
+        def latent() -> NoisyReward:
+            found = find(name, folder, "assets") or find(name, Path())
+            if found is None:
+                raise UsageError(
+                    f"there is no fitted reward {name!r}; make one by genalign fit-reward RECIPE --out DIR, "
+                    f"and set method.noisy=DIR"
+                )
+            return NoisyReward(found)
+
+        method.latent = latent
+    return method
+
+
+def check_fit(method: Method, reward: Reward | None) -> None:
+    """Refuse a method that needs what the reward cannot give.
+
+    Raises:
+        UsageError: naming both, and what to do.
+    """
     if reward is None and method.needs & {"reward", "reward_grad"}:
         raise UsageError(f"method {method.name} needs a reward, but the recipe has none; add the key 'reward'")
     if reward is not None and "reward_grad" in method.needs and not reward.differentiable:
