@@ -54,6 +54,7 @@ def train(learner: Method, policy: ToyPolicy, steps: int, lr: float = 0.05) -> l
             if loss.step:
                 optimizer.step()
                 optimizer.zero_grad()
+                policy.step_ema(0.5)
     return rewards
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from genalign.method.forward_preference import ForwardPreferenceSettings
 from genalign.method.gradient import GradientSettings
 from genalign.method.guidance import GuidanceSettings
+from genalign.method.matching import AwmSettings, NftSettings
 from genalign.method.pareto import ParetoSettings
 from genalign.method.pathwise import PathwiseSettings
 from genalign.method.preference import PreferenceSettings
 from genalign.method.reno import RenoSettings
 from genalign.method.search import SearchSettings
-from genalign.method.settings import MethodSettings
+from genalign.method.settings import MethodSettings, PairSource
 from genalign.method.steering import ParticleSettings
+from genalign.method.value import ValueSettings
+from genalign.method.weighted import WeightedSettings
 from genalign.types import Method
 
 __all__ = ["FAMILIES", "PRESETS", "MethodSettings", "build_method"]
@@ -20,6 +24,11 @@ __all__ = ["FAMILIES", "PRESETS", "MethodSettings", "build_method"]
 FAMILIES: tuple[type[MethodSettings], ...] = (
     GradientSettings,
     PreferenceSettings,
+    ValueSettings,
+    ForwardPreferenceSettings,
+    WeightedSettings,
+    NftSettings,
+    AwmSettings,
     ParetoSettings,
     PathwiseSettings,
     SearchSettings,

@@ -9,12 +9,21 @@ from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from genalign.losses import advantages, k3, ppo_clip
-from genalign.method.common import deal, emit, over_ranks, reward_log, rollout_seed, sample_and_score, sums
+from genalign.losses import advantages, ppo_clip
+from genalign.method.common import (
+    deal,
+    emit,
+    kl_of,
+    over_ranks,
+    reward_log,
+    rollout_seed,
+    row_units,
+    sample_and_score,
+    sums,
+)
 from genalign.method.settings import MethodSettings
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, UsageError
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError
 
 Unit = tuple[list[int], list[int]]  # rows, steps
 
@@ -90,16 +99,10 @@ class PolicyGradient:
         )
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
-        trajectory = experience.trajectory
-        assert experience.counted is not None
-        steps = trajectory.mask.cpu() & experience.counted[:, None]  # (B,S)
-        weight = steps if self.settings.loss_per == "step" else steps.any(1, keepdim=True)
-        rows = range(len(trajectory.prompts))
-        blocks = [list(rows[i : i + trajectory.rows_together]) for i in rows[:: trajectory.rows_together]]
-        counts = [float(weight[block].sum()) for block in blocks]
-        for mine, total in deal(blocks, counts, self.settings.updates_per_rollout, trajectory):
-            units = [unit for block in mine for unit in trajectory.units(block) if steps[unit[0]][:, unit[1]].any()]
-            yield from emit(policy, units, partial(self._loss, policy, experience, total))
+        units = row_units(experience, self.settings.loss_per == "row")
+        for mine, total in deal(*units, self.settings.updates_per_rollout, experience.trajectory):
+            cells = [unit for block in mine for unit in block]
+            yield from emit(policy, cells, partial(self._loss, policy, experience, total))
 
     def _loss(self, policy: Policy, experience: Experience, total: float, unit: Unit) -> Loss:
         rows, steps = unit
@@ -114,14 +117,7 @@ class PolicyGradient:
         loss, clipped = ppo_clip(replayed.score, old, advantage, *s.clip_nats)
         log = {"ratio/mean": (replayed.score - old).exp(), "clip_ratio/region_mean": clipped}
         if s.kl_beta:
-            log["kl"] = _kl(replayed)
+            log["kl"] = kl_of(replayed)
             loss = loss + s.kl_beta * log["kl"]
         log["loss"] = loss
         return Loss(torch.where(counts, loss, 0.0).sum() / total, sums(log, counts))
-
-
-def _kl(replayed: Steps) -> Tensor:
-    if replayed.kl is not None:
-        return replayed.kl
-    assert replayed.versus_score is not None
-    return k3(replayed.score, replayed.versus_score)

@@ -7,13 +7,26 @@ genalign/method/__init__.py is the table of families.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
-from genalign.types import Method, UsageError
+from genalign.types import Media, Method, UsageError
+
+
+class PairSource(Protocol):
+    """Given pictures of which one was preferred; a pair's number is the uid of its prompt."""
+
+    @property
+    def rows_together(self) -> int:
+        """Samples in one forward pass."""
+        ...
+
+    def load(self, pairs: Sequence[int]) -> Media:
+        """Images in [0,1], two rows a pair: the preferred one first."""
+        ...
 
 
 class MethodSettings(BaseModel):
@@ -57,6 +70,19 @@ class MethodSettings(BaseModel):
     def build(self, folder: Path) -> Method:
         """The method of these settings; a relative path among them is relative to `folder`."""
         raise NotImplementedError
+
+    def build_on(self, pairs: PairSource) -> Method:
+        """The method of these settings, learning from given pictures.
+
+        Raises:
+            UsageError: it learns from its own samples only.
+        """
+        from genalign.method import FAMILIES
+
+        kin = ", ".join(name for one in FAMILIES if one.build_on is not MethodSettings.build_on for name in one.presets)
+        raise UsageError(
+            f"method {self.name} does not learn from given pictures; add the key 'reward', or take one of {kin}"
+        )
 
 
 def family(name: str) -> type[MethodSettings]:
