@@ -65,7 +65,9 @@ class Recipe(BaseModel):
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default written out, and paths that hold from any folder (shipped names stay names)."""
         plain = self.model_dump(mode="json")
-        plain["policy"]["model"] = str(find(self.policy.model, self.folder, "assets") or self.policy.model)
+        for key in ("model", "writer"):
+            if name := plain["policy"][key]:
+                plain["policy"][key] = str(find(name, self.folder, "assets") or name)
         return portable(plain, self.folder)
 
 
@@ -112,6 +114,9 @@ class Built:
         set_seed(self.recipe.train.seed)  # of all global generators, so that adapters start equal on every rank
         settings = self.recipe.policy
         folder = fetch_model(model_path(settings.model, self.recipe.folder))
+        if settings.writer is not None:
+            writer = fetch_model(model_path(settings.writer, self.recipe.folder))
+            settings = settings.model_copy(update={"writer": str(writer)})
         return load_policy(settings, folder, self.device)
 
 
