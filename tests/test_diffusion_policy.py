@@ -215,16 +215,17 @@ def test_exported_adapter_draws_the_same_image_in_plain_diffusers(name, tmp_path
     assert sampler.guidance is None
 
 
-def draw(plain: Any, made: DiffusionPolicy) -> torch.Tensor:
+def draw(plain: Any, made: DiffusionPolicy, **more: Any) -> torch.Tensor:
     """PROMPTS[0] at seed 7 by diffusers alone, on the time grid that genalign used."""
     plain.scheduler = type(made.pipeline.scheduler).from_config(made.pipeline.scheduler.config)
     plain.set_progress_bar_config(disable=True)
     return plain(
-        PROMPTS[0].text,
+        prompt=PROMPTS[0].text,
         generator=torch.Generator().manual_seed(7),
         num_inference_steps=made.settings.sampler.steps,
         output_type="pt",
         **made.settings.call,
+        **more,
     ).images
 
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from genalign.policy.chunk import Chunk
 from genalign.policy.record import Tape
-from genalign.policy.tape import Chunk
 from genalign.transition import Path as DiffusionPath
 from genalign.transition import StepTable
 from genalign.types import GenalignError, Media, Prompt, Trajectory, UsageError

@@ -27,10 +27,10 @@ class Calls:
         self.name, self.fixed = type(pipeline).__name__, dict(fixed)
         self.parameters = inspect.signature(type(pipeline).__call__).parameters
         self.embedded = bool(denoiser.config.get("guidance_embeds"))  # the scale is an input of the model
-        scaled = {"guidance_scale", "true_cfg_scale"} & set(self.parameters)
-        self.off = None if self.embedded or not scaled else 1.0  # the scale that leaves the conditional branch alone
-        if hasattr(pipeline, "video_processor") or not hasattr(pipeline, "image_processor"):
-            raise UsageError(f"{self.name} does not make images, which is all this policy knows yet")
+        if hasattr(pipeline, "video_processor"):
+            raise UsageError(f"{self.name} makes videos; this policy knows only images yet")
+        if not hasattr(pipeline, "image_processor"):
+            raise UsageError(f"{self.name} has no image_processor, so the range of what it makes is not known")
         missing = [name for name in OURS if name not in self.parameters]
         if missing:
             raise UsageError(f"{self.name} takes no argument {missing[0]!r}, which sampling from prompts needs")
@@ -60,6 +60,11 @@ class Calls:
             "num_inference_steps": steps,
             "output_type": "pt",
         }
+
+    @property
+    def scaled(self) -> bool:
+        """Whether branches are mixed by a scale that __call__ takes."""
+        return not self.embedded and bool({"guidance_scale", "true_cfg_scale"} & set(self.parameters))
 
     def _guidance_argument(self) -> str:
         names = ("guidance_scale", "true_cfg_scale") if self.embedded else ("true_cfg_scale", "guidance_scale")

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from genalign.policy import forward, pathwise
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import recalled, save_trajectory, settings_digest, weights_digest
+from genalign.policy.chunk import Chunk, gather
 from genalign.policy.layout import Encoder
 from genalign.policy.pipe import Pipe
 from genalign.policy.record import Recorder, Tape, graphs, verify
 from genalign.policy.schedule import path_of, windowed
 from genalign.policy.settings import PolicySettings
-from genalign.policy.tape import Chunk, Replay, gather
+from genalign.policy.tape import Replay
 from genalign.transition import StepTable, step_table
 from genalign.types import GenalignError, Guide, Media, Prompt, Steps, Trajectory, UsageError, Weights, sample_seed
 

@@ -135,7 +135,7 @@ def decode(pipe: Pipe, clean: Tensor) -> Media:
 def decoded(pipe: Pipe, rows: int, last: Callable[[Tensor], Tensor], *hooks: AbstractContextManager[None]) -> Any:
     """The output of the pipeline's own decoding of last(x), which takes the place of x (R,*L) that it would decode."""
     with pipe.on_kernel():
-        call = pipe.unguided([pipe.like] * rows, range(rows))
+        call = pipe.call([pipe.like] * rows, range(rows))
         grid = only(pipe.kernel_scheduler, lambda steps: steps - 1, 1, lambda path, step: None)
         return pipe.stage.run(call, _blanks(pipe.stage, rows), lambda out, sample: last(sample), grid, *hooks)
 

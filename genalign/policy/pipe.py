@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,16 +47,18 @@ class Pipe:
     def call(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], guidance: float | None = None, steps: int | None = None
     ) -> dict[str, Any]:
-        """Arguments of the pipeline's __call__; None: guidance and steps of the sampler."""
+        """Arguments of the pipeline's __call__; None: guidance and steps of the sampler. Guidance 1 is none."""
         self._look(prompts[0])
         self.like = next((prompt for prompt in reversed(prompts) if prompt.media is not None), self.like)
         sampler = self.settings.sampler
         scale = sampler.guidance if guidance is None else guidance
+        if scale == 1 and self.calls.scaled:
+            scale = self._off
         return self.calls(prompts, seeds, scale, steps or sampler.steps)
 
-    def unguided(self, prompts: Sequence[Prompt], seeds: Sequence[int], steps: int | None = None) -> dict[str, Any]:
+    def unguided(self, prompts: Sequence[Prompt], seeds: Sequence[int], steps: int) -> dict[str, Any]:
         """The same, for the conditional branch alone; a model that reads the scale goes on reading the sampler's."""
-        return self.call(prompts, seeds, self.calls.off, steps)
+        return self.call(prompts, seeds, 1.0 if self.calls.scaled else None, steps)
 
     def parts(self, rows: int) -> list[slice]:
         """The rows of each micro-batch."""
@@ -79,7 +82,7 @@ class Pipe:
             self.like = Prompt("-", media=Media(image=Track(image[None])))
 
     def _look(self, prompt: Prompt) -> None:
-        """Before the first call: where the denoiser has its rows, and whether the pipeline does without an image."""
+        """Before the first call: where the denoiser has its rows, and whether the pipeline runs at all."""
         if self._looked:
             return
         sampler, alone = self.settings.sampler, self.settings.batch_size == 1 and prompt.media is not None
@@ -89,10 +92,20 @@ class Pipe:
                 self.stage.learn_batching(calls)
             except GenalignError:
                 raise
-            except Exception as error:  # whatever the pipeline runs into without its image
-                if prompt.media is None and "image" in self.calls.parameters:
-                    raise UsageError(
-                        f"{self.name} cannot draw from text alone ({error}); give each prompt an image"
-                    ) from error
-                raise
+            except Exception as error:  # whatever the pipeline runs into
+                text_only = prompt.media is None and "image" in self.calls.parameters
+                raise UsageError(
+                    f"{self.name} does not run with {type(self.pipeline.scheduler).__name__} and policy.call"
+                    f" {self.settings.call}{', or not without an image beside the text' if text_only else ''}: {error}"
+                ) from error
         self._looked = True
+
+    @cached_property
+    def _off(self) -> float:
+        """The scale that asks the denoiser for the fewest branches: 1, but 0 where the pipeline adds w (cond - uncond)
+        to cond."""
+        before, asked = self.stage.calls, {}
+        for scale in (1.0, 0.0):
+            asked[scale] = self.stage.asked(self.calls([self.like], [0], scale, self.settings.sampler.steps))
+        self.stage.calls = before  # a probe is not what anything costs
+        return min(asked, key=lambda scale: asked[scale])

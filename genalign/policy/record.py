@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.policy.tape import Chunk, Replay, Stage
+from genalign.policy.chunk import Chunk
+from genalign.policy.tape import Replay, Stage
 from genalign.transition import StepTable
 from genalign.types import GenalignError, UsageError
 
@@ -141,10 +142,11 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def graphs(record: Recorder, play: Callable[[Replay], None]) -> list[list[bool]]:
-    """For each step, which branches enter the guided output with a positive weight, and so keep their graph in replay.
+    """For each step, which branches the guided output leans towards, and which so keep their graph in replay.
 
     Noise answers for the denoiser at the step in question, so the weights (least squares) say what the pipeline does
-    and nothing about the data. The unconditional branch of guidance has weight 1 - w and loses its graph.
+    and nothing about the data. The unconditional branch of guidance has weight 1 - w, of the other sign than all
+    weights together, and loses its graph.
     """
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -158,15 +160,16 @@ def graphs(record: Recorder, play: Callable[[Replay], None]) -> list[list[bool]]
 
         replay = Replay(record.stage, record.chunk, record.rows, [i], answer)
         play(replay)
-        found.append(_positive(replay.received[i], noise))
+        found.append(_leaning(replay.received[i], noise))
     return found
 
 
-def _positive(received: Tensor, branches: Sequence[Tensor]) -> list[bool]:
-    same = [x if x.shape == received.shape else x[:, : received.shape[1]] for x in branches]  # a variance half is cut
-    if len(same) == 1 or any(x.shape != received.shape for x in same):
+def _leaning(received: Tensor, branches: Sequence[Tensor]) -> list[bool]:
+    channels = received.shape[1]
+    same = [x if x.numel() == received.numel() else x[:, :channels] for x in branches]  # a variance half is cut
+    if len(same) == 1 or any(x.numel() != received.numel() for x in same):
         return [True] * len(same)
     columns = torch.stack([x.double().flatten() for x in same], 1).cpu()
     weights = torch.linalg.lstsq(columns, received.double().flatten()[:, None].cpu()).solution[:, 0]
-    positive = (weights > 0).tolist()
-    return positive if any(positive) else [True] * len(same)
+    leaning = (weights * weights.sum() > 0).tolist()  # some pipelines turn the sign of all of them
+    return leaning if any(leaning) else [True] * len(same)

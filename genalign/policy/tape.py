@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from genalign.policy.branching import Place, part, row_axes
+from genalign.policy.chunk import Chunk
 from genalign.policy.text import TextMemo
 from genalign.types import UsageError
 
@@ -26,54 +26,6 @@ Denoise = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 class Enough(BaseException):
     """Leaves a pipeline's loop once the last wanted step is known, so that nothing is decoded in vain."""
-
-
-@dataclass
-class Chunk:
-    """What is kept of b rows.
-
-    latents: x before (key i) and after (key i + 1) each recorded step i, (b, *L) in the storage dtype, each held once.
-    outputs: the denoiser's branches at each step, (b, ...) each; kept only where guidance remembers earlier steps.
-    clean: the last latents (b, *L); None where they were not kept.
-    """
-
-    latents: dict[int, Tensor] = field(default_factory=dict)
-    outputs: dict[int, list[Tensor]] = field(default_factory=dict)
-    clean: Tensor | None = None
-
-    def select(self, rows: Sequence[int]) -> Chunk:
-        if list(rows) == list(range(len(next(iter(self.latents.values()))))):
-            return self
-        index = list(rows)
-        return Chunk(
-            {i: x[index] for i, x in self.latents.items()},
-            {i: [out[index] for out in outs] for i, outs in self.outputs.items()},
-            None if self.clean is None else self.clean[index],
-        )
-
-    @staticmethod
-    def cat(parts: Sequence[Chunk]) -> Chunk:
-        if len(parts) == 1:
-            return parts[0]
-        clean = [part.clean for part in parts if part.clean is not None]
-        return Chunk(
-            {i: torch.cat([part.latents[i] for part in parts]) for i in parts[0].latents},
-            {
-                i: [torch.cat(branches) for branches in zip(*(part.outputs[i] for part in parts), strict=True)]
-                for i in parts[0].outputs
-            },
-            torch.cat(clean) if len(clean) == len(parts) else None,
-        )
-
-
-def gather(chunks: Sequence[Chunk], rows: Sequence[int], size: int) -> Chunk:
-    """The given rows of a rollout whose micro-batches have `size` rows, in the given order."""
-    parts: list[tuple[int, list[int]]] = []
-    for row in rows:
-        if not parts or parts[-1][0] != row // size:
-            parts.append((row // size, []))
-        parts[-1][1].append(row % size)
-    return Chunk.cat([chunks[at].select(local) for at, local in parts])
 
 
 class Stage:
@@ -165,6 +117,20 @@ class Stage:
         """How many branches of `rows` rows a denoiser call holds."""
         latent = args[0] if args else next(iter(kwargs.values()))
         return len(latent) // rows
+
+    def asked(self, call: Mapping[str, Any]) -> int:
+        """How many branches a call of one row asks for before it first steps."""
+        many: list[int] = []
+
+        def denoise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            many.append(self.branches(args, kwargs, 1))
+            return self.join(self.fill(args, kwargs, 1))
+
+        def step(out: Tensor, sample: Tensor) -> Tensor:
+            raise Enough
+
+        self.run(call, denoise, step)
+        return sum(many)
 
     def count(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The real denoiser, counted."""

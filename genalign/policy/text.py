@@ -134,7 +134,7 @@ def _leaves(tree: Any) -> Iterator[Tensor | list[Any]]:
 
 
 def _is_one_row(leaf: Tensor | list[Any]) -> bool:
-    return leaf.shape[:1] == (1,) if isinstance(leaf, Tensor) else len(leaf) == 1
+    return leaf.shape[:1] == (1,) if isinstance(leaf, Tensor) else len(leaf) <= 1
 
 
 def _axes(one: Any, two: Any) -> Any:
@@ -175,5 +175,5 @@ def _take(axes: Any, tree: Any, where: Sequence[int]) -> Any:
     if axes is None or tree is None:
         return tree
     if isinstance(tree, list):
-        return [tree[k] for k in where]
+        return [tree[k] for k in where] if tree else tree
     return tree.index_select(axes, torch.as_tensor(where, device=tree.device))
