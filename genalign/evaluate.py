@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from genalign.ranks import all_sum, gather, rank, world
-from genalign.types import Policy, Prompt, Reward, UsageError, Weights, sample_seed
+from genalign.types import Media, Prompt, Reward, UsageError, Weights, sample_seed
 
 BOOTSTRAP_DRAWS = 2000
 
@@ -46,8 +47,20 @@ class EvalSettings(BaseModel):
     """A .safetensors file that keeps the base's scores from run to run, relative to the working directory."""
 
 
+class Drawing(Protocol):
+    """What an evaluation asks of a policy: plain samples, under either weights."""
+
+    modalities: frozenset[str]
+
+    def generate(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], guidance: float | None = None, steps: int | None = None
+    ) -> Media: ...
+
+    def weights(self, which: Weights) -> AbstractContextManager[None]: ...
+
+
 def evaluate(
-    policy: Policy,
+    policy: Drawing,
     prompts: Sequence[Prompt],
     rewards: Sequence[Reward],
     held_out: Reward | None,
@@ -164,7 +177,7 @@ class _Trial:
     They are float64; NaN where a reward abstains and inf where it failed, so that neither can pass for a number.
     """
 
-    policy: Policy
+    policy: Drawing
     prompts: tuple[Prompt, ...]
     rewards: tuple[Reward, ...]
     names: tuple[str, ...]

@@ -57,10 +57,10 @@ def _bank(built: Built, settings: GuidanceSettings, out: Path) -> Bank:
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     if path.is_file():
         with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("digest") == digest:
+            kept = file.metadata() or {}
+            if kept.get("digest") == digest:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                prompts = tuple(json.loads(file.metadata()["prompts"]))
-                return Bank(prompts=prompts, **tensors)
+                return Bank(prompts=tuple(json.loads(kept["prompts"])), **tensors)
     bank = _draw(built, settings)
     tensors = {name: getattr(bank, name).contiguous() for name in ("latents", "group", "values", "valid", "weights")}
     save_file(tensors, path, metadata={"digest": digest, "prompts": json.dumps(bank.prompts)})

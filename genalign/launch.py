@@ -14,6 +14,7 @@ import yaml
 
 from genalign.checkpoint import load_checkpoint, newest_checkpoint
 from genalign.loop import METRICS, Progress, restore, start, train
+from genalign.method.searching import Searched, Searching
 from genalign.ranks import gather, rank, world
 from genalign.recipe import Built, Recipe, build, changed_key, load_recipe, read_yaml
 from genalign.types import GenalignError, UsageError, Weights
@@ -52,6 +53,9 @@ def train_recipe(
         print_plan(built)
         return None
     run, resumed = run_folder(recipe, out)
+    if isinstance(built.method, Searching):
+        measure_search(built, built.method, run)
+        return run
     progress = start(
         built.policy,
         built.reward,
@@ -173,6 +177,26 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
                 _draw_grid(built, run, step)
     if tracker is not None:
         tracker.end_training()
+
+
+def measure_search(built: Built, method: Searching, run: Path) -> None:
+    """The run of a method that trains nothing: plain samples (before) against searched ones (after), and the report."""
+    from genalign.evaluate import evaluate, print_table
+    from genalign.report import write_report
+
+    settings = built.recipe.eval
+    if settings is None or built.eval_prompts is None:
+        raise UsageError(
+            f"method {method.name} trains nothing, so its run is its evaluation; add the key 'eval', or search by "
+            f"genalign sample {built.recipe.name} PROMPT"
+        )
+    policy = Searched(built.policy, method, built.reward, built.recipe.policy.batch_size)
+    with built.policy.weights("reference"):
+        result = evaluate(policy, list(built.eval_prompts), built.eval_rewards, built.held_out, settings, run)
+    if rank() == 0:
+        print_table(result)
+        write_report(run)
+        print(f"{run}: eval.json and report.html are written")
 
 
 def finish(built: Built, run: Path) -> None:

@@ -45,8 +45,7 @@ def watch(
         seen.append(_coefficients(x, out, x0))
         return out
 
-    with torch.no_grad():
-        policy.generate_with_grad([prompt], [0], guidance=guidance, steps=steps, guide=look)
+    policy.generate_with_grad([prompt], [0], grad_steps=0, guidance=guidance, steps=steps, guide=look)
     return read_levels(seen)
 
 

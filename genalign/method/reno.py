@@ -81,10 +81,14 @@ class Reno(Inference):
         while True:
             with torch.set_grad_enabled(goes_on), bench.paying():
                 media = bench.pathwise.generate_with_grad(
-                    asked, noise=noise, guidance=guidance, steps=steps, checkpoint=s.checkpoint
+                    asked,
+                    noise=noise if goes_on else noise.detach(),
+                    grad_steps=None if goes_on else 0,
+                    guidance=guidance,
+                    steps=steps,
+                    checkpoint=s.checkpoint,
                 )
-            with torch.set_grad_enabled(goes_on):
-                total = bench.judge(media, rows, drawn)
+            total = bench.judge(media, rows, drawn)
             bench.plain = bench.plain or bench.spent.units / len(rows)
             if not goes_on:
                 return bench.found()

@@ -166,7 +166,7 @@ class Bench:
     def draw_from(self, rows: Sequence[int], noise: Tensor) -> Tensor:
         """The same from given noise (R,*L), without grad; their totals (R,)."""
         asked = [self.prompts[row] for row in rows]
-        with self.paying(), torch.no_grad():
+        with self.paying():
             media = self.pathwise.generate_with_grad(
                 asked, noise=noise, grad_steps=0, guidance=self.guidance, steps=self.steps
             )

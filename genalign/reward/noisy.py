@@ -153,15 +153,15 @@ def save_noisy(
     clean = [net(u.float(), torch.zeros(len(u)), c) for u, c in _split(bank.latents, text)]
     spread = torch.cat(clean).std(0).clamp(min=1e-6)
     settings = {
-        "aspects": json.dumps(list(aspects)),
-        "weights": json.dumps(bank.weights.tolist()),
-        "latent": json.dumps(list(net.latent)),
+        "aspects": list(aspects),
+        "weights": bank.weights.tolist(),
+        "latent": list(net.latent),
         "text": model,
-        "noise_aware": json.dumps(noise_aware),
+        "noise_aware": noise_aware,
     }
     tensors = {f"net.{name}": tensor.half().contiguous() for name, tensor in net.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({**tensors, "spread": spread}, folder / FILE, metadata=settings)
+    save_file({**tensors, "spread": spread}, folder / FILE, metadata={"settings": json.dumps(settings)})
 
 
 class NoisyReward:
@@ -179,13 +179,13 @@ class NoisyReward:
         self.folder = folder
         try:
             with safe_open(folder / FILE, "pt") as file:
-                self._settings = file.metadata() or {}
+                self._settings = json.loads((file.metadata() or {})["settings"])
                 self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            self.aspects: tuple[str, ...] = tuple(json.loads(self._settings["aspects"]))
-            self.weights: tuple[float, ...] = tuple(json.loads(self._settings["weights"]))
-            self.latent = tuple(json.loads(self._settings["latent"]))
-            self.noise_aware = bool(json.loads(self._settings["noise_aware"]))
-            self._text = self._settings["text"]
+            self.aspects = tuple(map(str, self._settings["aspects"]))
+            self.weights = tuple(map(float, self._settings["weights"]))
+            self.latent = tuple(map(int, self._settings["latent"]))
+            self.noise_aware = bool(self._settings["noise_aware"])
+            self._text = str(self._settings["text"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise UsageError(
                 f"{folder / FILE} holds no fitted reward ({error}); make one: genalign fit-reward RECIPE --out {folder}"
