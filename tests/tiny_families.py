@@ -438,6 +438,48 @@ def two_denoisers() -> Any:
     )
 
 
+def flux_kontext() -> Any:
+    from diffusers import FluxKontextPipeline, FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
+    return FluxKontextPipeline(
+        scheduler=flow_scheduler(use_dynamic_shifting=True),
+        vae=image_autoencoder(),
+        text_encoder=clip_text(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5_text(),
+        tokenizer_2=letter_tokenizer(),
+        transformer=transformer.eval(),
+    )
+
+
+def instruct_pix2pix() -> Any:
+    from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
+
+    torch.manual_seed(0)
+    return StableDiffusionInstructPix2PixPipeline(
+        vae=image_autoencoder(),
+        text_encoder=clip_text(),
+        tokenizer=clip_tokenizer(),
+        unet=unet(cross_attention_dim=WIDTH, in_channels=8),
+        scheduler=EulerAncestralDiscreteScheduler(**BETAS),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 SHORT = {**SMALL, "max_sequence_length": TOKENS}
 MORE = {
     "flux2-klein": Family(flux2_klein, flow=True, call={**SHORT, "text_encoder_out_layers": (1, 2, 3)}),
@@ -451,6 +493,12 @@ MORE = {
     "cogview4": Family(cogview4, flow=True, call={**SMALL, "max_sequence_length": 16}),
     "hunyuan-dit": Family(hunyuan_dit, flow=False, call={**SMALL, "use_resolution_binning": False}),
     "bria": Family(bria, flow=True, call=SHORT),
+}
+
+# These draw from a text and an image.
+EDIT = {
+    "flux-kontext": Family(flux_kontext, flow=True, call={**SHORT, "max_area": 256, "_auto_resize": False}),
+    "instruct-pix2pix": Family(instruct_pix2pix, flow=False),
 }
 
 # Families that cannot be aligned, and what each says of it.

@@ -143,7 +143,8 @@ class Stage:
         """The real denoiser, branch by branch: (rows, ...) each. graph: which branches keep their graph (None: all)."""
         many = self.branches(args, kwargs, rows)
         if many > 1 and self._row_axes is None:
-            return list(self._unwrap(self.count(args, kwargs)).split(rows))
+            outs = list(self._unwrap(self.count(args, kwargs)).split(rows))
+            return [out if graph is None or graph[k] else out.detach() for k, out in enumerate(outs)]
         outs = []
         for k in range(many):
             part_args, part_kwargs = (args, kwargs)
