@@ -53,6 +53,12 @@ def _flow(work: Path, out: Path) -> None:
     _save_pipeline(build_flow(work, _autoencoder(work)), out)
 
 
+def _turbo(work: Path, out: Path) -> None:
+    from genalign.lab.turbo import build_turbo
+
+    _save_pipeline(build_turbo(work), out)
+
+
 def _sd(work: Path, out: Path) -> None:
     from genalign.lab.sd import build_sd
 
@@ -90,6 +96,7 @@ def _text_head(work: Path, out: Path) -> None:
 BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "world": ("emojiworld", _world),
     "flow": ("tiny-flow", _flow),
+    "turbo": ("tiny-turbo", _turbo),
     "sd": ("tiny-sd", _sd),
     "clip": ("tiny-clip", _clip),
     "judge": ("tiny-judge", _judge),
