@@ -93,6 +93,12 @@ def _text_head(work: Path, out: Path) -> None:
     save_text_head(*build_text_head(work), out)
 
 
+def _expander(work: Path, out: Path) -> None:
+    from genalign.lab.expander import build_expander, save_expander
+
+    save_expander(*build_expander(work), out)
+
+
 BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "world": ("emojiworld", _world),
     "flow": ("tiny-flow", _flow),
@@ -101,6 +107,7 @@ BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "clip": ("tiny-clip", _clip),
     "judge": ("tiny-judge", _judge),
     "text-head": ("tiny-text-head", _text_head),
+    "expander": ("tiny-expander", _expander),
 }
 
 

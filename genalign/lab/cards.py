@@ -179,6 +179,19 @@ ones are told apart. A first learned head for text rewards, not a judge of meani
 
 Made by `genalign lab build text-head`."""
         card = _HEAD.format(tag="reward-model", title=folder.name, text=text)
+    elif folder.name == "tiny-expander":
+        from genalign.lab.expander import LEFT_OUT, expander_accuracy
+
+        kept, named = expander_accuracy(folder)
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in LEFT_OUT.items())
+        text = f"""A causal language model (Llama class, 3 layers, width 96) that says an EmojiWorld prompt in full: the writer
+of recipe image-parrot. {_WORLD}
+
+Trained on prompts that leave facts out ({shares}) and the same scene told in full. Of 500 held-out prompts, greedily
+expanded, {kept:.1%} keep every object, count and background that was asked; {named:.1%} name a background.
+
+Made by `genalign lab build expander`."""
+        card = _HEAD.format(tag="prompt-expansion", title=folder.name, text=text)
     else:
         right, rejected = judge_accuracy()
         text = f"""The held-out judge: a convolutional detector of object centres and background colour. **Never use it
