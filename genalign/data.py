@@ -1,4 +1,4 @@
-"""Prompts: a .jsonl or .txt file read once, and which of them a step trains on.
+"""Prompts: a file (or a table of preferred pictures) read once, and which of them a step trains on.
 
 Nothing here has state: the prompts of a step follow from (seed, step) alone, so a resumed run needs no cursor.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from genalign.preferences import Pairs, find_pairs
 from genalign.types import Prompt, UsageError
 
 
@@ -24,18 +25,24 @@ class DataSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     prompts: str
-    """A .txt file, one prompt a line, or a .jsonl file, one `{"prompt": str, "facts": {...}}` a line."""
+    """A .txt file, one prompt a line, or a .jsonl file, one `{"prompt": str, "facts": {...}}` a line. Or pairs of
+    pictures with the preferred one named, for methods that learn from them without a reward: a .jsonl file, one
+    `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line, a folder with one, or a dataset's id."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts of one training step, over all ranks together."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The rows of one file; a prompt's uid is its row number. `digest` is the SHA-256 of the file's bytes."""
+    """The rows of one file; a prompt's uid is its row number. `digest` is the SHA-256 of the file's bytes.
 
-    path: Path
+    pairs: where the rows are prompts of preferred pictures, those; a uid is then the number of a pair.
+    """
+
+    path: Path | str
     rows: tuple[Prompt, ...]
     digest: str
+    pairs: Pairs | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,12 +71,18 @@ class Prompts:
         return [self.rows[i] for i in order[place * count : (place + 1) * count]]
 
 
-def read_prompts(path: Path) -> Prompts:
-    """Read a prompt file.
+def read_prompts(path: Path | str) -> Prompts:
+    """Read a prompt file, or the prompts of a file, folder or dataset (`owner/name`) of preferred pictures.
 
     Raises:
         UsageError: missing, unreadable, empty, or a line that is no prompt (named by its number).
+        GenalignError: a dataset that cannot be fetched.
     """
+    pairs = find_pairs(path)
+    if pairs is not None:
+        rows = tuple(Prompt(pair.prompt, uid=uid) for uid, pair in enumerate(pairs.pairs))
+        return Prompts(path, rows, pairs.digest, pairs)
+    assert isinstance(path, Path)
     try:
         blob = path.read_bytes()
         lines = blob.decode().splitlines()

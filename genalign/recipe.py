@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -43,7 +43,7 @@ class Recipe(BaseModel):
     data: DataSettings
     """The prompts."""
     reward: str | dict[str, Any] | None = None
-    """What is good: a reward file, `file.py:function`, or a reward file's mapping. None: labelled pairs say it."""
+    """What is good: a reward file, `file.py:function`, or a reward file's mapping. None: pairs say it."""
     method: SerializeAsAny[MethodSettings]
     """How the policy learns from it."""
     train: TrainSettings = TrainSettings()
@@ -68,6 +68,8 @@ class Recipe(BaseModel):
         for key in ("model", "writer"):
             if name := plain["policy"][key]:
                 plain["policy"][key] = str(find(name, self.folder, "assets") or name)
+        if (pictures := self.folder / self.data.prompts).is_dir():
+            plain["data"]["prompts"] = str(pictures.resolve())
         return portable(plain, self.folder)
 
 
@@ -129,8 +131,12 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     folder, settings = recipe.folder, recipe.eval
     data = read_prompts(data_path(recipe.data.prompts, folder))
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
-    method = with_latent_reward(build_method(recipe.method, folder), folder)
+    if recipe.reward is None and data.pairs is not None:
+        method = recipe.method.build_on(replace(data.pairs, rows_together=recipe.policy.batch_size))
+    else:
+        method = with_latent_reward(build_method(recipe.method, folder), folder)
     modality = modality_of(model_path(recipe.policy.model, folder))
+    _check_weights(method, recipe, modality)
     reward = None if recipe.reward is None else _reward(recipe.reward, folder, modality, data)
     check_fit(method, reward)
     built = Built(recipe, device, data, reward, method)
@@ -148,6 +154,19 @@ def _reward(spec: str | dict[str, Any], folder: Path, modality: str, prompts: Pr
     reward = build_reward(spec, folder)
     check_needs(reward, {"prompt", modality, *(f"facts.{name}" for name in prompts.facts())})
     return Runner(reward)
+
+
+def _check_weights(method: Method, recipe: Recipe, modality: str) -> None:
+    """Refuse a method that needs of the policy what its kind, or the recipe, does not give."""
+    if "forward" in method.needs and modality == "text":
+        raise UsageError(
+            f"method {method.name} needs the forward process of a diffusion model, but {recipe.policy.model} writes "
+            f"text; take dpo, grpo or rloo"
+        )
+    if "ema" in method.needs and recipe.train.ema is None:
+        raise UsageError(
+            f"method {method.name} draws its samples with averaged weights, but train.ema is null; set train.ema=0.9"
+        )
 
 
 def with_latent_reward(method: Method, folder: Path) -> Method:

@@ -236,7 +236,7 @@ GIVEN = [Prompt(f"scene {i}", uid=i) for i in range(6)]
 
 def test_given_pictures_teach_without_a_reward_or_a_rollout():
     pictures, policy = Pictures(), ToyPolicy()
-    learner = build_method(MethodSettings(name="flow-dpo"), pairs=pictures)
+    learner = MethodSettings(name="flow-dpo").build_on(pictures)
     assert learner.needs == {"forward", "reference", "pairs"}
     optimizer = torch.optim.Adam(policy.parameter_groups(), lr=0.05)
     for step in range(20):
@@ -259,7 +259,7 @@ def test_given_pictures_teach_without_a_reward_or_a_rollout():
 def test_the_loss_of_given_pictures_is_that_of_the_same_samples():
     """A pair's noise hangs on its uid and the step, whatever it is drawn together with."""
     pictures, policy = Pictures(), disturbed()
-    learner = build_method(MethodSettings(name="flow-dpo", beta=1.0), pairs=pictures)
+    learner = MethodSettings(name="flow-dpo", beta=1.0).build_on(pictures)
     whole = [learner.collect(policy, GIVEN[:4], None, 7, 3)]
     parts = [learner.collect(policy, [prompt], None, 7, 3) for prompt in GIVEN[:4]]
     assert whole[0].noise.tolist() == [part.noise.item() for part in parts]
@@ -273,8 +273,8 @@ def test_the_loss_of_given_pictures_is_that_of_the_same_samples():
 
 def test_a_cycle_repeats_its_draws_and_asks_the_reference_once():
     pictures, policy = Pictures(), disturbed()
-    learner = build_method(MethodSettings(name="flow-dpo", cycle=2), pairs=pictures)
-    fresh = build_method(MethodSettings(name="flow-dpo"), pairs=pictures)
+    learner = MethodSettings(name="flow-dpo", cycle=2).build_on(pictures)
+    fresh = MethodSettings(name="flow-dpo").build_on(pictures)
     seen = [learner.collect(policy, GIVEN, None, 7, step) for step in range(4)]
     assert seen[0].times == seen[2].times != seen[1].times == seen[3].times
     assert seen[0].noise.tolist() == seen[2].noise.tolist() != seen[1].noise.tolist()
@@ -559,7 +559,7 @@ def test_settings_that_make_no_sense_are_refused(keys, message):
 @pytest.mark.parametrize("name", [*ROWS, "dpok", "grpo", "d3po"])
 def test_who_needs_own_samples_refuses_pictures(name):
     with pytest.raises(UsageError, match=rf"{name} does not learn from given pictures; .*diffusion-dpo, flow-dpo"):
-        build_method(MethodSettings(name=name), pairs=Pictures())
+        MethodSettings(name=name).build_on(Pictures())
 
 
 def test_dpok_compares_nothing_with_siblings():

@@ -13,7 +13,7 @@ from genalign.method.pathwise import PathwiseSettings
 from genalign.method.preference import PreferenceSettings
 from genalign.method.reno import RenoSettings
 from genalign.method.search import SearchSettings
-from genalign.method.settings import MethodSettings, PairSource
+from genalign.method.settings import MethodSettings
 from genalign.method.steering import ParticleSettings
 from genalign.method.value import ValueSettings
 from genalign.method.weighted import WeightedSettings
@@ -39,12 +39,10 @@ FAMILIES: tuple[type[MethodSettings], ...] = (
 PRESETS = {name: dict(keys) for kind in FAMILIES for name, keys in kind.presets.items()}
 
 
-def build_method(settings: MethodSettings, folder: Path = Path(), pairs: PairSource | None = None) -> Method:
+def build_method(settings: MethodSettings, folder: Path = Path()) -> Method:
     """The method a recipe names; `folder` is what a relative path among its settings is relative to.
-
-    pairs: pictures to learn from instead of scored samples.
 
     Raises:
         UsageError: what the family cannot read, such as a malformed file of labelled pairs.
     """
-    return settings.build(folder) if pairs is None else settings.build_on(pairs)
+    return settings.build(folder)
