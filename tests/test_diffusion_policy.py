@@ -19,6 +19,7 @@ from genalign.policy import load_policy
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.types import GenalignError, Media, Policy, Prompt, Track, Trajectory, UsageError, sample_seed
+from tests.tiny_families import EDIT, MORE, REFUSED
 from tests.tiny_pipelines import FAMILIES, stable_diffusion, stable_diffusion_3
 
 PROMPTS = [Prompt("a b", uid=1), Prompt("c d e", uid=2), Prompt("x", uid=5)]
@@ -439,7 +440,7 @@ def test_no_pipeline_or_network_of_a_family_is_named_in_the_code() -> None:
     root = Path(inspect.getfile(genalign)).parent
     files = [*(root / "policy").glob("*.py"), *(root / "method").glob("*.py"), root / "loop.py"]
     families = re.compile(r"(?!DiffusionPipeline\b)\w*(Pipeline|Transformer\w*Model|UNet\w*Model)$")
-    names = {name for name in dir(diffusers) if families.match(name)} | set(FAMILIES)
+    names = {name for name in dir(diffusers) if families.match(name)} | {*FAMILIES, *MORE, *EDIT, *REFUSED}
     assert len(names) > 150
     words = {file.name: set(re.findall(r"[\w-]+", file.read_text())) for file in files if file.exists()}
     assert len(words) >= 9
