@@ -184,8 +184,8 @@ Made by `genalign lab build text-head`."""
 
         kept, named = expander_accuracy(folder)
         shares = ", ".join(f"{kind} {share:.0%}" for kind, share in LEFT_OUT.items())
-        text = f"""A causal language model (Llama class, 3 layers, width 96) that says an EmojiWorld prompt in full: the writer
-of recipe image-parrot. {_WORLD}
+        text = f"""A causal language model (Llama class, 3 layers, width 96), the writer of recipe image-parrot: it says
+a prompt in full. {_WORLD}
 
 Trained on prompts that leave facts out ({shares}) and the same scene told in full. Of 500 held-out prompts, greedily
 expanded, {kept:.1%} keep every object, count and background that was asked; {named:.1%} name a background.
