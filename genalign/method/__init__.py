@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from genalign.method.distributional import DistributionalSettings
 from genalign.method.forward_preference import ForwardPreferenceSettings
 from genalign.method.gradient import GradientSettings
 from genalign.method.guidance import GuidanceSettings
@@ -30,6 +31,7 @@ FAMILIES: tuple[type[MethodSettings], ...] = (
     NftSettings,
     AwmSettings,
     ParetoSettings,
+    DistributionalSettings,
     PathwiseSettings,
     SearchSettings,
     RenoSettings,
