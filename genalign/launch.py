@@ -17,6 +17,7 @@ from genalign.loop import METRICS, Progress, restore, start, train
 from genalign.method.searching import Searched, Searching
 from genalign.ranks import gather, rank, world
 from genalign.recipe import Built, Recipe, build, changed_key, load_recipe, read_yaml
+from genalign.stopping import until_no_better
 from genalign.types import GenalignError, UsageError, Weights
 
 RECIPE = "recipe.yaml"
@@ -164,7 +165,8 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
     tracker = _trackers(settings.report_to, run, built.recipe)
     first, begun = progress.step, time.perf_counter()
     with tqdm(total=settings.steps, initial=first, unit="step", disable=rank() != 0 or None) as bar:
-        for log in train(progress, built.method, lambda step: built.data.draw(step, count, seed), run):
+        logs = train(progress, built.method, lambda step: built.data.draw(step, count, seed), run)
+        for log in until_no_better(progress, logs, run):
             step = int(log["step"])
             bar.update()
             if rank() == 0:
@@ -175,6 +177,8 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
                     tracker.log({name: value for name, value in log.items() if name != "step"}, step=step)
             if step % settings.sample_every == 0 or step == settings.steps:
                 _draw_grid(built, run, step)
+    if progress.step < settings.steps and rank() == 0:
+        print(f"the reward no longer grew: the weights are those of step {progress.step}, the best checkpoint")
     if tracker is not None:
         tracker.end_training()
 

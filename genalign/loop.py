@@ -46,6 +46,8 @@ class TrainSettings(BaseModel):
     """Steps between checkpoints; one more is written at the end."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that stay on disk."""
+    patience: int | None = Field(default=None, ge=1)
+    """Checkpoints in a row with no better mean reward, after which training ends with the best one; null: never."""
     sample_every: int = Field(default=20, ge=1)
     """Steps between grids of base beside tuned samples; one more is drawn at the end."""
     resume: str | None = None
