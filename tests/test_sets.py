@@ -379,6 +379,15 @@ def test_swap_credit_marks_the_better_half(room: Path):
     assert torch.equal((total[1::2] > total[0::2])[settled], wins[settled])
 
 
+def test_without_siblings_swap_is_leave_one_out(room: Path):
+    asked, media = prompts(9), images(9)
+    one, other = (
+        reward(room, credit=credit)(asked, media, torch.arange(9)).total for credit in ("swap", "leave_one_out")
+    )
+    torch.testing.assert_close(one, other)
+    assert one.std() > 0
+
+
 def on_two_ranks(monkeypatch, module: str, task) -> list:
     """task(rank) on two threads whose gather meets at a barrier, as two processes would."""
     barrier, mail, local = threading.Barrier(2, timeout=120), {}, threading.local()

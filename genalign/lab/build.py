@@ -93,6 +93,12 @@ def _text_head(work: Path, out: Path) -> None:
     save_text_head(*build_text_head(work), out)
 
 
+def _subject(work: Path, out: Path) -> None:
+    from genalign.lab.subject import build_subject
+
+    build_subject(out)
+
+
 def _expander(work: Path, out: Path) -> None:
     from genalign.lab.expander import build_expander, save_expander
 
@@ -101,6 +107,7 @@ def _expander(work: Path, out: Path) -> None:
 
 BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "world": ("emojiworld", _world),
+    "subject": ("emojiworld/subject", _subject),
     "flow": ("tiny-flow", _flow),
     "turbo": ("tiny-turbo", _turbo),
     "sd": ("tiny-sd", _sd),
@@ -137,7 +144,7 @@ def main(name: str, out: Path | None = None, work: Path | None = None, font: Pat
     work.mkdir(parents=True, exist_ok=True)
     target.mkdir(parents=True, exist_ok=True)
     builder(work, target)
-    if folder_name != "emojiworld":
+    if not folder_name.startswith("emojiworld"):
         from genalign.lab.cards import write_card
 
         write_card(target)

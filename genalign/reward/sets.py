@@ -53,7 +53,8 @@ class SetReward(Stateless):
     their texts; where exemplars are texts, the mean difference between the two modalities is taken from these and
     added. level: "sample" scores each image alone against the exemplars (frechet, kernel). credit: "leave_one_out",
     (n - 1) (value of the set - value without the sample); "swap", for pairs of siblings (the j-th of a prompt's first
-    half with the j-th of its second): n / 2 times what the better set of one of each loses by exchanging them.
+    half with the j-th of its second): n / 2 times what the better set of one of each loses by exchanging them, and
+    leave_one_out where no two samples are siblings, as in an evaluation.
     components: compare on this many principal components of the exemplars only. order: of vendi, 1 or 2.
 
     A Frechet distance of few samples rewards lost variance: keep n >= 8 dims (by components), or take kernel. Every
@@ -175,14 +176,12 @@ class SetReward(Stateless):
 
     def _credits(self, rows: Tensor, group: Tensor) -> Tensor:
         credit = rows.new_zeros(len(rows))
-        if self.credit == "leave_one_out":
-            if len(rows) < 2:
-                return credit
+        if len(rows) < 2:
+            return credit
+        first, second = couples(group).unbind(1)
+        if self.credit == "leave_one_out" or len(first) < 2:
             gained = self.measure.value(rows) - self.measure.leave_one_out(rows)
             return (len(rows) - 1) * self.measure.better * gained
-        first, second = couples(group).unbind(1)
-        if len(first) < 2:
-            return credit
         wins, lost = contrast(self.measure, rows[first], rows[second])
         credit[torch.where(wins, second, first)] = len(first) / 2 * lost
         credit[torch.where(wins, first, second)] = -len(first) / 2 * lost
