@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+from genalign.checkpoint import load_checkpoint
+from genalign.loop import TrainSettings, restore, start
+from genalign.loop import train as run_loop
 from genalign.losses import advantages, regression_weights
 from genalign.method import MethodSettings, build_method
 from genalign.method.forward import stratified_times
 from genalign.method.value import Value
-from genalign.types import Fitting, Media, Method, Prompt, Track, UsageError
+from genalign.types import Fitting, GenalignError, Media, Method, Prompt, Track, UsageError
 from tests.test_methods import LOG2, PROMPTS, backward, experience_of, mean, method, train
 from tests.toy_policy import DIMS, ToyPolicy, ToyReward
 
@@ -568,3 +572,51 @@ def test_dpok_compares_nothing_with_siblings():
     assert experience.counted.tolist() == [True, True, True, False]
     backward(learner, policy, experience)
     assert regression_weights(experience.scores, experience.trajectory.group, 1.0)[1].sum() == 0
+
+
+# ---- inside the training loop ---------------------------------------------------------------------------------------
+
+
+def run(folder, name: str, steps: int, saved=None, policy: ToyPolicy | None = None, **keys) -> ToyPolicy:
+    """`steps` steps of the real loop, from a checkpoint if one is given."""
+    policy = policy or Seeing()
+    settings = TrainSettings(steps=steps, learning_rate=0.05, checkpoint_every=1)
+    progress = start(policy, ToyReward(), settings)
+    if saved is not None:
+        restore(progress, load_checkpoint(saved))
+    folder.mkdir(exist_ok=True)
+    for _ in run_loop(progress, method(name, group=4, **keys), lambda step: PROMPTS, folder):
+        pass
+    return policy
+
+
+@pytest.mark.parametrize("name", ["dpok", "flow-dpo", "awm"])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(name, tmp_path):
+    whole = run(tmp_path / "whole", name, 4)
+    run(tmp_path / "parts", name, 2)
+    again = run(tmp_path / "parts", name, 4, saved=tmp_path / "parts" / "checkpoint-2")
+    assert torch.equal(again.delta, whole.delta)
+    assert whole.delta.abs().max() > 0.05
+    assert (tmp_path / "whole" / "checkpoint-4" / "method.safetensors").is_file() == (name == "dpok")
+    rows = [(tmp_path / part / "metrics.jsonl").read_text().splitlines() for part in ("whole", "parts")]
+    for one, other in zip(*rows, strict=True):
+        assert json.loads(one)["loss"] == json.loads(other)["loss"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("reference", "the reference's error against that of adapters off is .* squared error instead of exactly 0"),
+        ("start", "the distance to the reference before the first update"),
+    ],
+)
+def test_the_self_check_looks_at_the_forward_process(fault, message, tmp_path):
+    class Faulty(ToyPolicy):
+        def fit(self, prompts, clean, at, seeds, versus=None):
+            found = super().fit(prompts, clean, at, seeds, versus)
+            if fault == "start":
+                return found if versus is None else replace(found, gap=found.gap + 1e-6)
+            return found if versus is None else replace(found, versus_score=found.versus_score + 1e-3)
+
+    with pytest.raises(GenalignError, match=message):
+        run(tmp_path / "run", "flow-dpo", 1, policy=Faulty())
