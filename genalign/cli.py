@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 KINDS = ("recipes", "rewards", "methods", "models")
+SEARCHES = ("best-of-n", "random", "reno", "fk")
 
 
 class _ArgumentError(Exception):
@@ -61,12 +62,12 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Arguments of one verb. Overrides may stand anywhere after `train RECIPE`, also behind options."""
+    """Arguments of one verb. Overrides may stand anywhere behind the recipe, also behind options."""
     args, rest = _parser().parse_known_args(words)
-    stray = [word for word in rest if word.startswith("-") or args.verb is not train]
+    stray = [word for word in rest if word.startswith("-") or "overrides" not in args]
     if stray:
         raise _ArgumentError(f"genalign {words[0]} knows no argument {stray[0]!r}; see genalign {words[0]} --help")
-    if args.verb is train:
+    if rest:
         args.overrides += rest
     return args
 
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("sample", sample, "draw samples from a model or a run")
     sub.add_argument("source", metavar="MODEL|RUN", help="a run or recipe, a model folder, a shipped model or a hub id")
     sub.add_argument("prompt", metavar="PROMPT", nargs="?")
+    sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of a recipe")
     sub.add_argument("--prompts", type=Path, metavar="FILE", help="a .jsonl or .txt file of prompts")
     sub.add_argument("--seed", type=int, default=0, help="seed of a prompt's first sample; the next has the next")
     sub.add_argument("--n", type=int, default=1, help="samples per prompt")
@@ -109,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, help="denoising steps (default: the recipe's)")
     sub.add_argument("--base", action="store_true", help="with the adapter of the run switched off")
     sub.add_argument("--rollout", action="store_true", help="the base as training samples it, stored to be labelled")
+    sub.add_argument("--search", nargs="+", default=[], choices=SEARCHES, help="search for better samples, and compare")
+    sub.add_argument("--reward", nargs="+", default=[], metavar="R[=WEIGHT]", help="what to search for")
+    sub.add_argument("--budget", type=float, metavar="N", help="what each sample may cost, in plain samplings")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
 
     sub = verb("score", score, "score files with a reward")
@@ -122,6 +127,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run", metavar="RUN", type=Path)
     sub.add_argument("--reward", nargs="+", default=[], metavar="R", help="further rewards to measure")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    sub = verb("fit-reward", fit_reward, "fit a reward that reads noisy latents, to guide sampling by (method nrg)")
+    sub.add_argument("recipe", metavar="RECIPE", help="a .yaml file, or a name from `genalign ls recipes`")
+    sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="default: runs/fit-RECIPE; a killed fit goes on there")
 
     verb("doctor", doctor, "say what this installation can do")
 
@@ -151,7 +161,7 @@ def _shipped(kind: str) -> list[tuple[str, str]]:
     from genalign.shipped import shipped
 
     if kind == "methods":
-        from genalign.method.settings import PRESETS
+        from genalign.method import PRESETS
 
         return [
             (name, ", ".join(f"{key}={value}" for key, value in preset.items())) for name, preset in PRESETS.items()
@@ -217,6 +227,12 @@ def evaluate(args: argparse.Namespace) -> None:
     from genalign.offline import evaluate_run
 
     evaluate_run(args)
+
+
+def fit_reward(args: argparse.Namespace) -> None:
+    from genalign.fitting import fit_reward as fit
+
+    fit(args)
 
 
 def doctor(args: argparse.Namespace) -> int:

@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from genalign.ranks import all_sum, gather, rank, world
-from genalign.types import Policy, Prompt, Reward, UsageError, Weights, sample_seed
+from genalign.types import Media, Prompt, Reward, UsageError, Weights, sample_seed
 
 BOOTSTRAP_DRAWS = 2000
 
@@ -41,13 +42,25 @@ class EvalSettings(BaseModel):
     rewards: list[str | dict[str, Any]] = []
     """Further reward specs to report beside the training reward and the judge."""
     batch_size: int = Field(default=64, gt=0)
-    """Prompts sampled and scored at a time."""
+    """Prompts sampled and scored at a time; all of them where a reward looks at the whole batch."""
     base_cache: str | None = None
     """A .safetensors file that keeps the base's scores from run to run, relative to the working directory."""
 
 
+class Drawing(Protocol):
+    """What an evaluation asks of a policy: plain samples, under either weights."""
+
+    modalities: frozenset[str]
+
+    def generate(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], guidance: float | None = None, steps: int | None = None
+    ) -> Media: ...
+
+    def weights(self, which: Weights) -> AbstractContextManager[None]: ...
+
+
 def evaluate(
-    policy: Policy,
+    policy: Drawing,
     prompts: Sequence[Prompt],
     rewards: Sequence[Reward],
     held_out: Reward | None,
@@ -164,7 +177,7 @@ class _Trial:
     They are float64; NaN where a reward abstains and inf where it failed, so that neither can pass for a number.
     """
 
-    policy: Policy
+    policy: Drawing
     prompts: tuple[Prompt, ...]
     rewards: tuple[Reward, ...]
     names: tuple[str, ...]
@@ -198,6 +211,8 @@ class _Trial:
         from tqdm import tqdm
 
         mine = list(range(rank(), len(self.prompts), world()))
+        whole = any(reward.looks_at == "batch" for reward in self.rewards)  # a measure of the set: asked once a scale
+        size = max(1, len(mine)) if whole else self.batch_size
         order = gather(torch.tensor(mine, dtype=torch.long)).argsort()
         table = []
         label = "base" if which == "reference" else "tuned"
@@ -205,8 +220,8 @@ class _Trial:
         with bar, self.policy.weights(which):
             for scale in self.scales:
                 rows = torch.zeros(len(mine), len(self.seeds), len(self.names), dtype=torch.float64)
-                for start in range(0, len(mine), self.batch_size):
-                    part = [self.prompts[i] for i in mine[start : start + self.batch_size]]
+                for start in range(0, len(mine), size):
+                    part = [self.prompts[i] for i in mine[start : start + size]]
                     rows[start : start + len(part)] = self._score(part, scale)
                     bar.update(len(part))
                 table.append(gather(rows)[order])

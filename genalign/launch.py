@@ -14,8 +14,10 @@ import yaml
 
 from genalign.checkpoint import load_checkpoint, newest_checkpoint
 from genalign.loop import METRICS, Progress, restore, start, train
+from genalign.method.searching import Searched, Searching
 from genalign.ranks import gather, rank, world
 from genalign.recipe import Built, Recipe, build, changed_key, load_recipe, read_yaml
+from genalign.stopping import until_no_better
 from genalign.types import GenalignError, UsageError, Weights
 
 RECIPE = "recipe.yaml"
@@ -52,6 +54,9 @@ def train_recipe(
         print_plan(built)
         return None
     run, resumed = run_folder(recipe, out)
+    if isinstance(built.method, Searching):
+        measure_search(built, built.method, run)
+        return run
     progress = start(
         built.policy,
         built.reward,
@@ -160,7 +165,8 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
     tracker = _trackers(settings.report_to, run, built.recipe)
     first, begun = progress.step, time.perf_counter()
     with tqdm(total=settings.steps, initial=first, unit="step", disable=rank() != 0 or None) as bar:
-        for log in train(progress, built.method, lambda step: built.data.draw(step, count, seed), run):
+        logs = train(progress, built.method, lambda step: built.data.draw(step, count, seed), run)
+        for log in until_no_better(progress, logs, run):
             step = int(log["step"])
             bar.update()
             if rank() == 0:
@@ -171,8 +177,30 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
                     tracker.log({name: value for name, value in log.items() if name != "step"}, step=step)
             if step % settings.sample_every == 0 or step == settings.steps:
                 _draw_grid(built, run, step)
+    if progress.step < settings.steps and rank() == 0:
+        print(f"the reward no longer grew: the weights are those of step {progress.step}, the best checkpoint")
     if tracker is not None:
         tracker.end_training()
+
+
+def measure_search(built: Built, method: Searching, run: Path) -> None:
+    """The run of a method that trains nothing: plain samples (before) against searched ones (after), and the report."""
+    from genalign.evaluate import evaluate, print_table
+    from genalign.report import write_report
+
+    settings = built.recipe.eval
+    if settings is None or built.eval_prompts is None:
+        raise UsageError(
+            f"method {method.name} trains nothing, so its run is its evaluation; add the key 'eval', or search by "
+            f"genalign sample {built.recipe.name} PROMPT"
+        )
+    policy = Searched(built.policy, method, built.reward, built.recipe.policy.batch_size)
+    with built.policy.weights("reference"):
+        result = evaluate(policy, list(built.eval_prompts), built.eval_rewards, built.held_out, settings, run)
+    if rank() == 0:
+        print_table(result)
+        write_report(run)
+        print(f"{run}: eval.json and report.html are written")
 
 
 def finish(built: Built, run: Path) -> None:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,6 +46,8 @@ class TrainSettings(BaseModel):
     """Steps between checkpoints; one more is written at the end."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that stay on disk."""
+    patience: int | None = Field(default=None, ge=1)
+    """Checkpoints in a row with no better mean reward, after which training ends with the best one; null: never."""
     sample_every: int = Field(default=20, ge=1)
     """Steps between grids of base beside tuned samples; one more is drawn at the end."""
     resume: str | None = None
@@ -53,9 +56,21 @@ class TrainSettings(BaseModel):
     """Trackers that accelerate knows, such as tensorboard or wandb, besides metrics.jsonl."""
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """A method that learns something itself, such as a value network."""
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
 @dataclass
 class Progress:
-    """What a run carries from step to step, and all that a checkpoint must hold."""
+    """What a run carries from step to step, and all that a checkpoint must hold.
+
+    method: the one that is trained by, where it is Stateful. method_state: what a checkpoint held of it, until it is.
+    """
 
     policy: Policy
     reward: Reward | None
@@ -63,6 +78,8 @@ class Progress:
     settings: TrainSettings
     step: int = 0
     digests: Mapping[str, str] = field(default_factory=dict)
+    method: Stateful | None = None
+    method_state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def start(
@@ -91,6 +108,9 @@ def train(
     """
     policy, settings, reward = progress.policy, progress.settings, progress.reward
     first = progress.step
+    progress.method = method if isinstance(method, Stateful) else None
+    if progress.method is not None and progress.method_state:
+        progress.method.load_state_dict(progress.method_state)
     if rank() == 0:
         truncate_metrics(run / METRICS, first)
     while progress.step < settings.steps:
@@ -235,6 +255,8 @@ def save(progress: Progress, run: Path) -> None:
         "random": states,
         "reward": progress.reward.state_dict() if progress.reward is not None else {},
     }
+    if progress.method is not None:
+        parts["method"] = progress.method.state_dict()
     if progress.settings.ema is not None:
         with policy.weights("ema"):
             parts["ema"] = {name: p.detach().clone() for name, p in policy.named_trainable().items()}
@@ -258,6 +280,7 @@ def restore(progress: Progress, saved: ck.Checkpoint) -> None:
     ck.load_optimizer_state(progress.optimizer, named, saved.parts["optimizer"])
     if progress.reward is not None:
         progress.reward.load_state_dict(saved.parts["reward"])
+    progress.method_state = saved.parts.get("method", {})
     states = saved.parts["random"]
     mine = f"{rank() % (1 + max(int(name.partition('/')[0]) for name in states))}/"
     ck.set_random_state({name.removeprefix(mine): s for name, s in states.items() if name.startswith(mine)})

@@ -136,6 +136,48 @@ def dpo_loss(kind: PreferenceLoss, chosen: Tensor, rejected: Tensor, beta: float
     raise ValueError(f"unknown preference loss {kind!r}; one of {', '.join(get_args(PreferenceLoss))}")
 
 
+def nft_loss(
+    score: Tensor, old_score: Tensor, gap: Tensor, optimality: Tensor, beta: float, count: int, share: float
+) -> Tensor:
+    """DiffusionNFT's loss of each row (arXiv 2509.16117), weighted as its code does, from squared errors alone.
+
+    With o the old model's output, v the target and d = out - o, the model is made positive, o + beta d, and negative,
+    o - beta d, and each is regressed to v: the one by `optimality` in [0,1], the other by the rest. Both errors follow
+    from score = -|out - v|^2 and gap = |out - o|^2, with grad, and old_score = -|o - v|^2, SUMMED over `count` dims:
+    |o + b d - v|^2 = -(1 - b) old_score - b score - b (1 - b) gap. share: the squared error of x0_hat in one of the
+    output; an error of x0_hat is divided by its own size, so that all times and samples pull alike.
+
+    Departs from the code: (1) that size is the root of the mean square, not the mean absolute value, which squared
+    errors do not tell (0.80 of it for Gaussian errors). (2) The advantage's bound is no factor of the loss.
+    """
+
+    def error(b: float) -> Tensor:
+        square = share * -((1 - b) * old_score + b * score + b * (1 - b) * gap) / count
+        return square / square.detach().clamp(min=1e-10).sqrt()
+
+    return (optimality * error(beta) + (1 - optimality) * error(-beta)) / beta
+
+
+def regression_weights(
+    scores: Scores, group: Tensor, temperature: float, keep: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weight (B,) fp32 >= 0 of each row in a regression to its own sample, and counted (B,) bool.
+
+    softmax(total / temperature) over the `keep` best of each group (None: over all), times their number, so that the
+    mean over counted rows is 1 (reward-weighted regression, Peters and Schaal 2007, normalised per prompt). Groups
+    without spread count for nothing: nothing in them is better than the rest.
+    """
+    weight, counted = torch.zeros(len(group)), torch.zeros(len(group), dtype=torch.bool)
+    for rows in _readable_groups(scores, group):
+        total = scores.total[rows].double()
+        best = total.argsort(descending=True, stable=True)[:keep]
+        if total.max() - total.min() <= RELATIVE_FLOOR * total.abs().max():
+            continue
+        weight[rows[best]] = (torch.softmax(total[best] / temperature, 0) * len(best)).float()
+        counted[rows[best]] = True
+    return weight, counted
+
+
 def best_worst_pairs(scores: Scores, group: Tensor, min_gap: float = 0.0) -> Tensor:
     """(P,2) int64 rows, winner then loser: the best and the worst total of each group; ties give no pair."""
     pairs = []

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from genalign.data import read_prompts
 from genalign.launch import RECIPE, load_run
-from genalign.places import fetch_model, model_path, portable, shipped_recipes
+from genalign.places import fetch_model, modality_of, model_path, portable, shipped_recipes
 from genalign.policy.diffusion import DiffusionPolicy
-from genalign.recipe import build, load_recipe
+from genalign.recipe import Built, build, load_recipe
+from genalign.searches import reward_of, search_files, searches_of, write_sample
 from genalign.types import Media, Policy, Prompt, Track, UsageError, Weights
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -25,7 +29,8 @@ def device() -> str:
 def sample_files(args: Namespace) -> None:
     """Write DIR/00000.png ... and DIR/samples.jsonl; sample k of every prompt is drawn from seed + k.
 
-    A rollout also writes DIR/trajectories/, and in samples.jsonl the digests that labelled pairs carry.
+    A rollout also writes DIR/trajectories/, and in samples.jsonl the digests that labelled pairs carry. A search writes
+    its best samples, with their scores.
     """
     prompts = _prompts(args)
     try:
@@ -35,23 +40,35 @@ def sample_files(args: Namespace) -> None:
         raise UsageError(f"cannot write {args.out} ({error.strerror}); choose another folder with --out") from error
     if args.rollout and (args.guidance is not None or args.steps is not None):
         raise UsageError("--rollout samples as the recipe says; drop --guidance and --steps, or set them in the recipe")
-    policy, which, batch = _source(args)
+    source = _source(args)
     repeated = [prompt for prompt in prompts for _ in range(args.n)]
     seeds = [args.seed + k for _ in prompts for k in range(args.n)]
-    with policy.weights(which), (args.out / "samples.jsonl").open("w") as index:
-        for first in range(0, len(repeated), batch):
-            part = repeated[first : first + batch]
-            own = seeds[first : first + batch]
+    searches = searches_of(args, source.built)
+    if searches:
+        reward = reward_of(args, source.built, searches, source.modality, prompts)
+        with source.policy.weights(source.weights):
+            count = search_files(args, source.policy, searches, reward, repeated, seeds, source.batch)
+    else:
+        count = _draw(args, source, repeated, seeds)
+    print(f"{count} samples in {args.out}")
+
+
+def _draw(args: Namespace, source: _Source, prompts: list[Prompt], seeds: list[int]) -> int:
+    policy = source.policy
+    with policy.weights(source.weights), (args.out / "samples.jsonl").open("w") as index:
+        for first in range(0, len(prompts), source.batch):
+            part = prompts[first : first + source.batch]
+            own = seeds[first : first + source.batch]
             if args.rollout:
                 media, digests = _roll_out(policy, part, own, args.out / "trajectories" / f"{first:05d}.safetensors")
             else:
                 media, digests = policy.generate(part, own, guidance=args.guidance, steps=args.steps), {}
             for k, prompt in enumerate(part):
-                file = _write(media, k, args.out / f"{first + k:05d}")
+                file = write_sample(media, k, args.out / f"{first + k:05d}")
                 row = {"file": file.name, "prompt": prompt.text, "facts": dict(prompt.facts), "seed": own[k]}
                 row |= digests
                 index.write(json.dumps(row) + "\n")
-    print(f"{len(repeated)} samples in {args.out}")
+    return len(prompts)
 
 
 def _roll_out(policy: Policy, prompts: list[Prompt], seeds: list[int], path: Path) -> tuple[Media, dict[str, str]]:
@@ -71,37 +88,41 @@ def _prompts(args: Namespace) -> list[Prompt]:
     return [Prompt(args.prompt)] if args.prompts is None else list(read_prompts(args.prompts))
 
 
-def _source(args: Namespace) -> tuple[Policy, Weights, int]:
-    """The policy of a run or of a plain model, the weights to draw with, and the batch size."""
+@dataclass
+class _Source:
+    """Where samples come from: a policy that loads when it is first read, the weights to draw with, the batch size."""
+
+    load: Callable[[], Policy]
+    weights: Weights
+    batch: int
+    modality: str
+    built: Built | None = None
+
+    @cached_property
+    def policy(self) -> Policy:
+        return self.load()
+
+
+def _source(args: Namespace) -> _Source:
     folder = Path(args.source)
-    if (folder / RECIPE).is_file():
-        built = load_run(folder, device())
-        base = args.base or args.rollout
-        return built.policy, "reference" if base else "policy", built.recipe.policy.batch_size
-    if folder.suffix == ".yaml" or args.source in shipped_recipes():
-        recipe = load_recipe(args.source)
-        return build(recipe, device()).policy, "reference", recipe.policy.batch_size
+    run, recipe_file = (folder / RECIPE).is_file(), folder.suffix == ".yaml" or args.source in shipped_recipes()
+    if args.overrides and not recipe_file:
+        raise UsageError(f"{args.overrides[0]!r} would change a recipe, but {args.source} is none; drop it")
+    if run or recipe_file:
+        built = load_run(folder, device()) if run else build(load_recipe(args.source, args.overrides), device())
+        settings, tuned = built.recipe.policy, run and not (args.base or args.rollout)
+        modality = modality_of(model_path(settings.model, built.recipe.folder))
+        return _Source(lambda: built.policy, "policy" if tuned else "reference", settings.batch_size, modality, built)
     from genalign.policy import load_policy
     from genalign.policy.settings import PolicySettings, Sampler
 
     if args.rollout:
         raise UsageError(f"--rollout needs a sampler; give it a recipe or a run instead of the model {args.source}")
-    settings = PolicySettings(model=args.source, sampler=Sampler(kernel="ode"))
-    path = fetch_model(model_path(args.source, Path()))
-    return load_policy(settings, path, device()), "reference", settings.batch_size
-
-
-def _write(media: Media, row: int, stem: Path) -> Path:
-    if "image" in media:
-        from genalign.media import save_png
-
-        path, image = stem.with_suffix(".png"), media["image"].data[row]
-        assert isinstance(image, torch.Tensor)
-        save_png(image, path)
-    else:
-        path = stem.with_suffix(".txt")
-        path.write_text(str(media["text"].data[row]))
-    return path
+    plain = PolicySettings(model=args.source, sampler=Sampler(kernel="ode"))
+    found = model_path(args.source, Path())
+    return _Source(
+        lambda: load_policy(plain, fetch_model(found), device()), "reference", plain.batch_size, modality_of(found)
+    )
 
 
 def score_files(args: Namespace) -> None:

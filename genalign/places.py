@@ -107,8 +107,12 @@ def recipe_path(name: str) -> Path:
     raise UsageError(f"there is no recipe file or shipped recipe {name!r}{nearest(name, shipped_recipes())}")
 
 
-def data_path(name: str, folder: Path) -> Path:
-    return find(name, folder, "assets") or folder / name
+def data_path(name: str, folder: Path) -> Path | str:
+    """A prompts file or folder, or the name itself where it can only be a dataset's id (`owner/name`)."""
+    found = find(name, folder, "assets")
+    if found is None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith((".jsonl", ".txt", ".json")):
+        return name
+    return found or folder / name
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

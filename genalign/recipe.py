@@ -11,23 +11,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, SerializeAsAny, ValidationError
 
 from genalign.data import DataSettings, Prompts, read_prompts
 from genalign.evaluate import EvalSettings
 from genalign.loop import TrainSettings
 from genalign.method import build_method
+from genalign.method.guidance import Guidance
 from genalign.method.settings import MethodSettings
 from genalign.places import data_path, fetch_model, find, modality_of, model_path, nearest, portable, recipe_path
 from genalign.policy import load_policy
 from genalign.policy.settings import PolicySettings
 from genalign.reward import Runner, build_reward, check_needs
+from genalign.reward.noisy import NoisyReward
 from genalign.types import Method, Policy, Reward, UsageError
 
 
@@ -41,8 +43,8 @@ class Recipe(BaseModel):
     data: DataSettings
     """The prompts."""
     reward: str | dict[str, Any] | None = None
-    """What is good: a reward file, `file.py:function`, or a reward file's mapping. None: labelled pairs say it."""
-    method: MethodSettings
+    """What is good: a reward file, `file.py:function`, or a reward file's mapping. None: pairs say it."""
+    method: SerializeAsAny[MethodSettings]
     """How the policy learns from it."""
     train: TrainSettings = TrainSettings()
     """Steps, optimizer, checkpoints."""
@@ -63,7 +65,11 @@ class Recipe(BaseModel):
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default written out, and paths that hold from any folder (shipped names stay names)."""
         plain = self.model_dump(mode="json")
-        plain["policy"]["model"] = str(find(self.policy.model, self.folder, "assets") or self.policy.model)
+        for key in ("model", "writer"):
+            if name := plain["policy"][key]:
+                plain["policy"][key] = str(find(name, self.folder, "assets") or name)
+        if (pictures := self.folder / self.data.prompts).is_dir():
+            plain["data"]["prompts"] = str(pictures.resolve())
         return portable(plain, self.folder)
 
 
@@ -110,6 +116,9 @@ class Built:
         set_seed(self.recipe.train.seed)  # of all global generators, so that adapters start equal on every rank
         settings = self.recipe.policy
         folder = fetch_model(model_path(settings.model, self.recipe.folder))
+        if settings.writer is not None:
+            writer = fetch_model(model_path(settings.writer, self.recipe.folder))
+            settings = settings.model_copy(update={"writer": str(writer)})
         return load_policy(settings, folder, self.device)
 
 
@@ -122,10 +131,14 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     folder, settings = recipe.folder, recipe.eval
     data = read_prompts(data_path(recipe.data.prompts, folder))
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
-    method = build_method(recipe.method, folder)
+    if recipe.reward is None and data.pairs is not None:
+        method = recipe.method.build_on(replace(data.pairs, rows_together=recipe.policy.batch_size))
+    else:
+        method = with_latent_reward(build_method(recipe.method, folder), folder)
     modality = modality_of(model_path(recipe.policy.model, folder))
+    _check_weights(method, recipe, modality)
     reward = None if recipe.reward is None else _reward(recipe.reward, folder, modality, data)
-    _check_fit(method, reward)
+    check_fit(method, reward)
     built = Built(recipe, device, data, reward, method)
     if settings is not None:
         prompts = built.eval_prompts = read_prompts(data_path(settings.prompts, folder))
@@ -143,7 +156,44 @@ def _reward(spec: str | dict[str, Any], folder: Path, modality: str, prompts: Pr
     return Runner(reward)
 
 
-def _check_fit(method: Method, reward: Reward | None) -> None:
+def _check_weights(method: Method, recipe: Recipe, modality: str) -> None:
+    """Refuse a method that needs of the policy what its kind, or the recipe, does not give."""
+    if "forward" in method.needs and modality == "text":
+        raise UsageError(
+            f"method {method.name} needs the forward process of a diffusion model, but {recipe.policy.model} writes "
+            f"text; take dpo, grpo or rloo"
+        )
+    if "ema" in method.needs and recipe.train.ema is None:
+        raise UsageError(
+            f"method {method.name} draws its samples with averaged weights, but train.ema is null; set train.ema=0.9"
+        )
+
+
+def with_latent_reward(method: Method, folder: Path) -> Method:
+    """`method`, told where the reward is that guides it, if one does; that loads when it is first asked."""
+    if isinstance(method, Guidance):
+        name = method.settings.noisy
+
+        @cache
+        def latent() -> NoisyReward:
+            found = find(name, folder, "assets") or find(name, Path())
+            if found is None:
+                raise UsageError(
+                    f"there is no fitted reward {name!r}; make one by genalign fit-reward RECIPE --out DIR, "
+                    f"and set method.noisy=DIR"
+                )
+            return NoisyReward(found)
+
+        method.latent = latent
+    return method
+
+
+def check_fit(method: Method, reward: Reward | None) -> None:
+    """Refuse a method that needs what the reward cannot give.
+
+    Raises:
+        UsageError: naming both, and what to do.
+    """
     if reward is None and method.needs & {"reward", "reward_grad"}:
         raise UsageError(f"method {method.name} needs a reward, but the recipe has none; add the key 'reward'")
     if reward is not None and "reward_grad" in method.needs and not reward.differentiable:

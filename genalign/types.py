@@ -9,7 +9,7 @@ S steps, K aspects of a reward, R rows of a micro-batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -322,6 +322,72 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class Fitting(Protocol):
+    """A policy that can be trained on given samples by its forward process (Diffusion-DPO, RWR, NFT and their kin)."""
+
+    def encode(self, media: Media) -> Tensor:
+        """Images in [0,1] -> clean latents (B,*L) in the layout that the sampler steps in, without grad."""
+        ...
+
+    def clean(self, trajectory: Trajectory) -> Tensor:
+        """The clean latents (B,*L) that a rollout ended with: nothing need be encoded to fit own samples."""
+        ...
+
+    def fit(
+        self,
+        prompts: Sequence[Prompt],
+        clean: Tensor,
+        at: float,
+        seeds: Sequence[int],
+        versus: Weights | None = None,
+    ) -> Steps:
+        """How well R rows are denoised from x_t = a x0 + s eps at one time t, without guidance: Steps with S = 1.
+
+        clean: x0 (R,*L). at in [0,1): which step of a fine sampling grid, 0 the noisiest; one time a call, so rows that
+        shall share t are given in one call. eps (R,*L) is drawn from each row's seed: equal seeds share their noise.
+        score (R,1) = -|target - out|^2 with grad, SUMMED over latent dims, target being what the model was trained to
+        say (velocity, epsilon, v or sample); versus_score without grad, gap with grad. Errors are fp32 or wider.
+        """
+        ...
+
+
+Guide = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (step, x, out, x0_hat) -> out, all (B,*L)
+
+
+@runtime_checkable
+class Pathwise(Protocol):
+    """A policy through whose sampling gradients flow, to its weights or to its noise (AlignProp, DRaFT, ReNO)."""
+
+    def generate_with_grad(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int] | None = None,
+        *,
+        noise: Tensor | None = None,
+        grad_steps: int | None = None,
+        guidance: float | None = None,
+        steps: int | None = None,
+        guide: Guide | None = None,
+        checkpoint: bool = True,
+    ) -> Media:
+        """What generate() draws, as one micro-batch and with grad: the last `grad_steps` steps keep it (None: all).
+
+        noise (B,*L): what sampling starts from, which may require grad; else it is drawn from the seeds. guide: may
+        change the guided output of each step, before the sampler takes it. checkpoint: every denoiser call is
+        recomputed in backward, so that what it saves does not grow with the steps.
+        """
+        ...
+
+    def initial_noise(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
+        """What generate() starts from at these seeds: standard normal, (B,*L)."""
+        ...
+
+    def decode(self, clean: Tensor) -> Media:
+        """Clean latents (B,*L) -> media with grad, by the pipeline's own decoding."""
+        ...
+
+
 @dataclass(frozen=True)
 class Loss:
     """One micro-batch: `total` is a scalar already divided by the GLOBAL row count; backward() it at once.
@@ -349,7 +415,11 @@ class Experience:
 
 @runtime_checkable
 class Method(Protocol):
-    """What you collect and what you lose. needs: any of "rollout", "pairs", "reference", "reward", "reward_grad"."""
+    """What you collect and what you lose.
+
+    needs: any of "rollout", "pairs", "reference", "reward", "forward" (a policy that is Fitting) and "reward_grad" (a
+    differentiable reward, and a policy that is Pathwise).
+    """
 
     name: str
     needs: frozenset[str]

@@ -19,6 +19,7 @@ from genalign.policy import load_policy
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.types import GenalignError, Media, Policy, Prompt, Track, Trajectory, UsageError, sample_seed
+from tests.tiny_families import EDIT, MORE, REFUSED
 from tests.tiny_pipelines import FAMILIES, stable_diffusion, stable_diffusion_3
 
 PROMPTS = [Prompt("a b", uid=1), Prompt("c d e", uid=2), Prompt("x", uid=5)]
@@ -215,16 +216,17 @@ def test_exported_adapter_draws_the_same_image_in_plain_diffusers(name, tmp_path
     assert sampler.guidance is None
 
 
-def draw(plain: Any, made: DiffusionPolicy) -> torch.Tensor:
+def draw(plain: Any, made: DiffusionPolicy, **more: Any) -> torch.Tensor:
     """PROMPTS[0] at seed 7 by diffusers alone, on the time grid that genalign used."""
     plain.scheduler = type(made.pipeline.scheduler).from_config(made.pipeline.scheduler.config)
     plain.set_progress_bar_config(disable=True)
     return plain(
-        PROMPTS[0].text,
+        prompt=PROMPTS[0].text,
         generator=torch.Generator().manual_seed(7),
         num_inference_steps=made.settings.sampler.steps,
         output_type="pt",
         **made.settings.call,
+        **more,
     ).images
 
 
@@ -268,8 +270,8 @@ def test_every_kernel_rolls_out_and_replays(kernel) -> None:
 def test_what_is_drawn_does_not_depend_on_batches_or_on_who_draws() -> None:
     made, trajectory = rolled("stable-diffusion-3", True)
     assert isinstance(made, Policy)
-    alone = policy("stable-diffusion-3", True)
-    alone.settings = alone.settings.model_copy(update={"batch_size": 1})
+    one = settings("stable-diffusion-3", True).model_copy(update={"batch_size": 1})
+    alone = DiffusionPolicy(FAMILIES["stable-diffusion-3"].build(), one)
     last = alone.rollout(PROMPTS[2:], 2, seed=0)
     assert last.seeds == trajectory.seeds[4:]
     torch.testing.assert_close(last.media["image"].data, trajectory.media["image"].data[4:], rtol=0, atol=1e-4)
@@ -438,7 +440,7 @@ def test_no_pipeline_or_network_of_a_family_is_named_in_the_code() -> None:
     root = Path(inspect.getfile(genalign)).parent
     files = [*(root / "policy").glob("*.py"), *(root / "method").glob("*.py"), root / "loop.py"]
     families = re.compile(r"(?!DiffusionPipeline\b)\w*(Pipeline|Transformer\w*Model|UNet\w*Model)$")
-    names = {name for name in dir(diffusers) if families.match(name)} | set(FAMILIES)
+    names = {name for name in dir(diffusers) if families.match(name)} | {*FAMILIES, *MORE, *EDIT, *REFUSED}
     assert len(names) > 150
     words = {file.name: set(re.findall(r"[\w-]+", file.read_text())) for file in files if file.exists()}
     assert len(words) >= 9

@@ -54,8 +54,11 @@ class Level:
     aspects: tuple[str, ...] = ("grey", "odd", "broken")
     version: str = "1"
     needs: frozenset[str] = frozenset({"image"})
+    looks_at: str = "sample"
+    rows: list = field(default_factory=list)
 
     def __call__(self, prompts, media, group=None):
+        self.rows.append(len(prompts))
         track = next(iter(media.values())).data
         level = torch.tensor([float(t) for t in track]) if isinstance(track, list) else track.mean((1, 2, 3))
         uid = torch.tensor([p.uid for p in prompts])
@@ -75,6 +78,15 @@ def run(out, policy=None, rewards=(), held_out=None, seeds=(0,), count=7, batch_
         base_cache=base_cache,
     )  # fmt: skip
     return evaluate(policy or Painter(), PROMPTS, rewards, held_out, settings, out, **more)
+
+
+def test_a_reward_that_looks_at_the_batch_sees_all_prompts_at_once(tmp_path):
+    whole, plain = Level("whole", looks_at="batch"), Level()
+    result = run(tmp_path / "whole", rewards=[whole], seeds=(0, 1))
+    assert whole.rows == [14] * 6  # three scales, before and after
+    run(tmp_path / "plain", rewards=[plain], seeds=(0, 1))
+    assert plain.rows == [6, 6, 2] * 6
+    assert result["metrics"]["whole/grey"]["before"] > 0
 
 
 def test_values_sweep_and_best_scale(tmp_path):

@@ -11,7 +11,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from genalign.losses import advantages, all_pairs, best_worst_pairs, dpo_loss, k3, ppo_clip
+from genalign.losses import (
+    advantages,
+    all_pairs,
+    best_worst_pairs,
+    dpo_loss,
+    k3,
+    nft_loss,
+    ppo_clip,
+    regression_weights,
+)
 from tests.toy_policy import make_scores
 
 GROUP = torch.tensor([7, 3, 7, 3, 7, 3, 7, 3])  # interleaved, and not numbered from 0
@@ -357,3 +366,75 @@ def test_all_pairs_are_every_untied_two():
     pairs = all_pairs(scored(column(totals)), GROUP, min_gap=0.06)
     assert {tuple(pair) for pair in pairs.tolist()} == expected
     assert len(pairs) == len(expected) == 3
+
+
+# ---- weights and the forward process --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [None, 2])
+def test_regression_weights_are_the_loop(keep):
+    totals = [0.3, 0.28, 0.9, 0.29, None, 0.31, 0.1, None]
+    weight, counted = regression_weights(scored(column(totals)), GROUP, 0.2, keep)
+    expected = [0.0] * 8
+    for name in (3, 7):
+        rows = [i for i in range(8) if GROUP[i] == name and totals[i] is not None]
+        best = sorted(rows, key=lambda i: -totals[i])[:keep]
+        for i in best:
+            expected[i] = len(best) * math.exp(totals[i] / 0.2) / sum(math.exp(totals[j] / 0.2) for j in best)
+    torch.testing.assert_close(weight, torch.tensor(expected), atol=1e-6, rtol=1e-5)
+    assert counted.tolist() == [value > 0 for value in expected]
+    assert weight[counted].mean() == pytest.approx(1.0, rel=1e-6)
+
+
+def test_regression_weights_ignore_the_rewards_offset_and_never_overflow():
+    totals = torch.rand(8, 1)
+    weight, _ = regression_weights(scored(totals), GROUP, 0.2)
+    torch.testing.assert_close(regression_weights(scored(totals - 64.0), GROUP, 0.2)[0], weight, atol=1e-4, rtol=1e-3)
+    cold, counted = regression_weights(scored(totals), GROUP, 1e-8)
+    assert cold.isfinite().all()
+    assert counted.all()
+    for name in (3, 7):
+        rows = (name == GROUP).nonzero().flatten()
+        assert cold[rows].tolist() == [4.0 * (row == rows[totals[rows, 0].argmax()]) for row in rows]
+
+
+def test_regression_weights_of_a_constant_group_are_none():
+    values = torch.full((8, 1), 0.7)
+    values[0] *= 1 + 1e-7
+    values[GROUP == 3] = torch.rand(4, 1)
+    weight, counted = regression_weights(scored(values), GROUP, 1.0)
+    assert counted.tolist() == (GROUP == 3).tolist()
+    assert not weight[GROUP == 7].any()
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.25])
+def test_nft_loss_is_that_of_the_outputs(beta):
+    """Float64, from the vectors that it only knows the squares of."""
+    generator = torch.Generator().manual_seed(9)
+    target, old, out = torch.randn(3, 5, 32, generator=generator, dtype=torch.float64).unbind()
+    out.requires_grad_(True)
+    good = torch.rand(5, generator=generator, dtype=torch.float64)
+
+    def square(x: torch.Tensor) -> torch.Tensor:
+        return x.square().sum(1)
+
+    found = nft_loss(-square(target - out), -square(target - old), square(out - old), good, beta, 32, 0.09)
+    expected = torch.zeros(5, dtype=torch.float64)
+    for share, sign in ((good, 1), (1 - good, -1)):
+        x0_error = 0.3 * (old + sign * beta * (out - old) - target)
+        expected = expected + share / beta * x0_error.square().mean(1) / x0_error.detach().square().mean(1).sqrt()
+    torch.testing.assert_close(found, expected)
+    (ours,), (theirs,) = (torch.autograd.grad(loss.sum(), out, retain_graph=True) for loss in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_nft_loss_pulls_to_the_good_and_pushes_from_the_bad():
+    target, out = torch.ones(2, 4), torch.zeros(2, 4, requires_grad=True)
+    old = out.detach()
+    score, gap = -(target - out).square().sum(1), (out - old).square().sum(1)
+    nft_loss(score, score.detach(), gap, torch.tensor([1.0, 0.0]), 1.0, 4, 1.0).sum().backward(retain_graph=True)
+    assert (out.grad[0] < 0).all()
+    torch.testing.assert_close(out.grad[0], -out.grad[1])
+    even = nft_loss(score, score.detach(), gap, torch.full((2,), 0.5), 1.0, 4, 1.0)
+    (still,) = torch.autograd.grad(even.sum(), out)
+    assert not still.any()

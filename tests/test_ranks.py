@@ -92,6 +92,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "grpo": {"kl_beta": 0.1},
     "flow-grpo": {"kl_beta": 0.1, "advantage": "normalise_then_sum"},
     "d3po": {},
+    "flow-dpo": {},
+    "flow-rwr": {},
+    "nft": {},
+    "awm": {"kl_beta": 0.1},
+    "dpok": {"kl_beta": 0.1},
 }
 CASES = {
     f"{name}-{split}": ({"name": name, "group": 4, **keys}, *SHARES[split])

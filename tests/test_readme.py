@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genalign.cli import main
-from genalign.method.settings import PRESETS
+from genalign.method import PRESETS
 from genalign.types import Media, Prompt, Track
 
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""A Gaussian random walk that is a Policy: small enough to check every number of a method by hand."""
+"""A Gaussian random walk that is a Policy and Fitting: small enough to check every number of a method by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ DIMS = 6
 class ToyPolicy:
     """x' = x + drift(prompt) + sigma z, for a few steps; the drift is linear in `delta`, and 0 with adapters off.
 
-    The tape is the latents (B,S+1,D). `token_like` makes one replay yield all steps, as a language model does.
+    The tape is the latents (B,S+1,D). `token_like` makes one replay yield all steps, as a language model does. Its
+    forward process is the straight path with s = 1 - at; the velocity it predicts is x_t / 2 minus the drift.
     """
 
     modalities = frozenset({"image"})
@@ -25,12 +26,18 @@ class ToyPolicy:
     def __init__(self, steps: int = 3, rows_together: int = 2, sigma: float = 0.5, token_like: bool = False) -> None:
         self.steps, self.rows_together, self.sigma, self.token_like = steps, rows_together, sigma, token_like
         self.delta = nn.Parameter(torch.zeros(3, DIMS))
-        self.adapters_on = True
+        self.average = torch.zeros(3, DIMS)
+        self.which: Weights = "policy"
         self.replays: list[tuple[list[int], list[int]]] = []
+        self.fits: list[tuple[list[int], float, list[int], Weights | None]] = []
+
+    @property
+    def adapters_on(self) -> bool:
+        return self.which == "policy"
 
     def drift(self, prompts: Sequence[Prompt]) -> Tensor:
         features = torch.tensor([[1.0, p.uid % 3, (p.uid * 7 % 5) / 5] for p in prompts])  # (R,3)
-        return features @ self.delta if self.adapters_on else 0 * (features @ self.delta.detach())
+        return features @ {"policy": self.delta, "ema": self.average, "reference": 0 * self.average}[self.which]
 
     def rollout(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> Trajectory:
         rows = tuple(p for p in prompts for _ in range(per_prompt))
@@ -84,6 +91,40 @@ class ToyPolicy:
         kl = ((drift - other_drift).square().sum(-1) / (2 * self.sigma**2))[:, None].expand_as(score)
         return Steps(score, DIMS, mask, versus_score=other, kl=kl)
 
+    def encode(self, media: Media) -> Tensor:
+        return torch.stack([image.flatten().logit() for image in media["image"].data])  # type: ignore[union-attr]
+
+    def clean(self, trajectory: Trajectory) -> Tensor:
+        return trajectory.tape[:, -1]
+
+    def noised(self, clean: Tensor, at: float, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """x_t and the target, each (R,D)."""
+        noise = torch.stack([torch.randn(DIMS, generator=torch.Generator().manual_seed(s)) for s in seeds])
+        return at * clean + (1 - at) * noise, noise - clean
+
+    def velocity(self, prompts: Sequence[Prompt], x: Tensor) -> Tensor:
+        return x / 2 - self.drift(prompts)
+
+    def fit(
+        self,
+        prompts: Sequence[Prompt],
+        clean: Tensor,
+        at: float,
+        seeds: Sequence[int],
+        versus: Weights | None = None,
+    ) -> Steps:
+        assert len(prompts) == len(clean) == len(seeds)
+        self.fits.append(([p.uid for p in prompts], at, list(seeds), versus))
+        x, target = self.noised(clean, at, seeds)
+        out = self.velocity(prompts, x)
+        score, mask = -(target - out).square().sum(1, keepdim=True), torch.ones(len(x), 1, dtype=torch.bool)
+        if versus is None:
+            return Steps(score, DIMS, mask)
+        with self.weights(versus), torch.no_grad():
+            other = self.velocity(prompts, x)
+        other_score = -(target - other).square().sum(1, keepdim=True)
+        return Steps(score, DIMS, mask, other_score, gap=(out - other).square().sum(1, keepdim=True))
+
     def generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], guidance: float | None = None, steps: int | None = None
     ) -> Media:
@@ -91,11 +132,11 @@ class ToyPolicy:
 
     @contextmanager
     def weights(self, which: Weights) -> Iterator[None]:
-        before, self.adapters_on = self.adapters_on, which == "policy"
+        before, self.which = self.which, which
         try:
             yield
         finally:
-            self.adapters_on = before
+            self.which = before
 
     def digest(self) -> dict[str, str]:
         return {"model": "toy", "sampler": f"steps {self.steps} sigma {self.sigma}"}
@@ -106,14 +147,15 @@ class ToyPolicy:
     def named_trainable(self) -> dict[str, nn.Parameter]:
         return {"delta": self.delta}
 
-    def step_ema(self, decay: float) -> None: ...
+    def step_ema(self, decay: float) -> None:
+        self.average.lerp_(self.delta.detach(), 1 - decay)
 
     def save_adapter(self, folder: Any) -> None: ...
 
     def load_adapter(self, folder: Any) -> None: ...
 
     def calls(self) -> int:
-        return len(self.replays)
+        return len(self.replays) + len(self.fits)
 
 
 class ToyReward:

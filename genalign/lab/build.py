@@ -53,6 +53,12 @@ def _flow(work: Path, out: Path) -> None:
     _save_pipeline(build_flow(work, _autoencoder(work)), out)
 
 
+def _turbo(work: Path, out: Path) -> None:
+    from genalign.lab.turbo import build_turbo
+
+    _save_pipeline(build_turbo(work), out)
+
+
 def _sd(work: Path, out: Path) -> None:
     from genalign.lab.sd import build_sd
 
@@ -87,13 +93,28 @@ def _text_head(work: Path, out: Path) -> None:
     save_text_head(*build_text_head(work), out)
 
 
+def _subject(work: Path, out: Path) -> None:
+    from genalign.lab.subject import build_subject
+
+    build_subject(out)
+
+
+def _expander(work: Path, out: Path) -> None:
+    from genalign.lab.expander import build_expander, save_expander
+
+    save_expander(*build_expander(work), out)
+
+
 BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "world": ("emojiworld", _world),
+    "subject": ("emojiworld/subject", _subject),
     "flow": ("tiny-flow", _flow),
+    "turbo": ("tiny-turbo", _turbo),
     "sd": ("tiny-sd", _sd),
     "clip": ("tiny-clip", _clip),
     "judge": ("tiny-judge", _judge),
     "text-head": ("tiny-text-head", _text_head),
+    "expander": ("tiny-expander", _expander),
 }
 
 
@@ -123,7 +144,7 @@ def main(name: str, out: Path | None = None, work: Path | None = None, font: Pat
     work.mkdir(parents=True, exist_ok=True)
     target.mkdir(parents=True, exist_ok=True)
     builder(work, target)
-    if folder_name != "emojiworld":
+    if not folder_name.startswith("emojiworld"):
         from genalign.lab.cards import write_card
 
         write_card(target)

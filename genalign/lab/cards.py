@@ -100,6 +100,33 @@ Made by `genalign lab build {folder.name.removeprefix("tiny-")}`."""
     return _HEAD.format(tag=tag, title=folder.name, text=text)
 
 
+def _turbo_card(folder: Path) -> str:
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    prompts = heldout_prompts(512)
+    images = draw(pipeline, prompts, 1.0, 1, max_sequence_length=1)
+    verdict = Judge()(prompts, Media(image=Track(images))).total.numpy()
+    rule = verify_batch(images.permute(0, 2, 3, 1).numpy()[:500], [p.facts for p in prompts[:500]])
+    agreement = float((rule["all_facts"][0] == verdict[:500]).mean())
+    text = f"""A one-step student of tiny-flow: the same transformer, autoencoder and text tower, distilled by
+regression on the teacher's guided ODE and by distribution matching. Sample it with one step and without guidance.
+{_WORLD}
+
+Held-out judge, whole prompt right, 512 prompts of `emojiworld/heldout.jsonl`, seeds 0-511, one step:
+{verdict.mean():.1%} (tiny-flow's card says what its teacher reaches in ten). The judge agrees with the rule verifier on
+{agreement:.1%} of 500 of them.
+
+```python
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("assets/{folder.name}")
+pipe("three roses", guidance_scale=1.0, num_inference_steps=1, max_sequence_length=1).images[0]
+```
+
+Made by `genalign lab build turbo`."""
+    return _HEAD.format(tag="text-to-image", title=folder.name, text=text)
+
+
 def _text_head_accuracy(folder: Path) -> float:
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer
@@ -124,6 +151,8 @@ def write_card(folder: Path) -> None:
             "text-to-image",
             max_sequence_length=1,
         )
+    elif folder.name == "tiny-turbo":
+        card = _turbo_card(folder)
     elif folder.name == "tiny-sd":
         card = _pipeline_card(
             folder,
@@ -150,6 +179,19 @@ ones are told apart. A first learned head for text rewards, not a judge of meani
 
 Made by `genalign lab build text-head`."""
         card = _HEAD.format(tag="reward-model", title=folder.name, text=text)
+    elif folder.name == "tiny-expander":
+        from genalign.lab.expander import LEFT_OUT, expander_accuracy
+
+        kept, named = expander_accuracy(folder)
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in LEFT_OUT.items())
+        text = f"""A causal language model (Llama class, 3 layers, width 96), the writer of recipe image-parrot: it says
+a prompt in full. {_WORLD}
+
+Trained on prompts that leave facts out ({shares}) and the same scene told in full. Of 500 held-out prompts, greedily
+expanded, {kept:.1%} keep every object, count and background that was asked; {named:.1%} name a background.
+
+Made by `genalign lab build expander`."""
+        card = _HEAD.format(tag="prompt-expansion", title=folder.name, text=text)
     else:
         right, rejected = judge_accuracy()
         text = f"""The held-out judge: a convolutional detector of object centres and background colour. **Never use it

@@ -15,6 +15,8 @@ from genalign.lab.facts import KINDS, check, relation_margin
 from genalign.lab.sprites import resized, sprites
 from genalign.lab.world import BACKGROUNDS, SIZE, Facts
 
+Box = tuple[int, int, int, int]  # top, bottom, left, right
+
 _SIDE = 16  # pixels at which a blob is compared with the sprites
 _SMALLEST = 40  # pixels of area below which a blob is dirt
 _FAR = 0.16  # mean colour distance at which a match is worth nothing
@@ -38,20 +40,26 @@ def _templates() -> tuple[list[str], np.ndarray]:
 
 def look(image: np.ndarray) -> tuple[list[Blob], str, float]:
     """Objects, background name and the background's sureness in one (64, 64, 3) image in [0, 1]."""
-    border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, :2].reshape(-1, 3)])
-    ground = np.median(border, axis=0)
+    ground, boxes = segment(image)
     palette = np.asarray(list(BACKGROUNDS.values()), dtype=np.float32) / 255
     distance = np.abs(palette - ground).mean(axis=1)
     nearest, second = np.argsort(distance)[:2]
     background_sureness = float(
         np.clip(1 - distance[nearest] / max(distance[second], 1e-6), 0, 1) * (distance[nearest] < 0.1)
     )
-    mask = ndimage.gaussian_filter(np.abs(image - ground).max(axis=2), 0.6) > 0.12
-    blobs = [_name_blob(image, ground, box) for box in _boxes(mask)]
+    blobs = [_name_blob(image, ground, box) for box in boxes]
     return blobs, list(BACKGROUNDS)[nearest], background_sureness
 
 
-def _boxes(mask: np.ndarray) -> list[tuple[int, int, int, int]]:
+def segment(image: np.ndarray) -> tuple[np.ndarray, list[Box]]:
+    """The background's colour (3,), and the box of everything that stands out from it."""
+    border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, :2].reshape(-1, 3)])
+    ground = np.median(border, axis=0)
+    mask = ndimage.gaussian_filter(np.abs(image - ground).max(axis=2), 0.6) > 0.12
+    return ground, _boxes(mask)
+
+
+def _boxes(mask: np.ndarray) -> list[Box]:
     """Boxes (top, bottom, left, right) of components; small satellites (sparkles, drops) join a near big one."""
     labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     parts = []
@@ -75,7 +83,8 @@ def _gap(a: Sequence[int], b: Sequence[int]) -> int:
     return max(b[0] - a[1], a[0] - b[1], b[2] - a[3], a[2] - b[3])
 
 
-def _name_blob(image: np.ndarray, ground: np.ndarray, box: tuple[int, int, int, int]) -> Blob:
+def crop(image: np.ndarray, ground: np.ndarray, box: Box) -> np.ndarray:
+    """(16, 16, 3): the square around a box, background beyond the image's edge."""
     top, bottom, left, right = box
     side = max(bottom - top, right - left)
     y, x = (top + bottom) / 2, (left + right) / 2
@@ -86,14 +95,18 @@ def _name_blob(image: np.ndarray, ground: np.ndarray, box: tuple[int, int, int, 
         )
         for c in range(3)
     ]
-    crop = np.stack(samples, axis=-1)
+    return np.stack(samples, axis=-1)
+
+
+def _name_blob(image: np.ndarray, ground: np.ndarray, box: Box) -> Blob:
     names, templates = _templates()
     drawn = templates[..., :3] + (1 - templates[..., 3:]) * ground  # (K, 16, 16, 3) on this background
-    distance = np.abs(drawn - crop).mean(axis=(1, 2, 3))
+    distance = np.abs(drawn - crop(image, ground, box)).mean(axis=(1, 2, 3))
     best, second = np.argsort(distance)[:2]
     quality = np.clip(1 - distance[best] / _FAR, 0, 1)
     margin = np.clip((distance[second] - distance[best]) / max(distance[second], 1e-6) * 3, 0, 1)
-    return Blob(names[best], x, y, float(quality * margin))
+    top, bottom, left, right = box
+    return Blob(names[best], (left + right) / 2, (top + bottom) / 2, float(quality * margin))
 
 
 def verify(image: np.ndarray, facts: Facts) -> dict[str, tuple[float, float]]:

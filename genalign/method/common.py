@@ -9,8 +9,20 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from genalign.losses import k3
 from genalign.ranks import all_sum, gather, rank
-from genalign.types import Loss, Policy, Prompt, Reward, Scores, Trajectory, UsageError, sample_seed
+from genalign.types import (
+    Experience,
+    Loss,
+    Policy,
+    Prompt,
+    Reward,
+    Scores,
+    Steps,
+    Trajectory,
+    UsageError,
+    sample_seed,
+)
 
 Block = TypeVar("Block")
 
@@ -28,7 +40,7 @@ def sample_and_score(
         raise UsageError(f"method {method} needs a reward; add the key 'reward' to the recipe")
     trajectory = policy.rollout(prompts, group, seed)
     with torch.no_grad():
-        return trajectory, _to_cpu(reward(trajectory.prompts, trajectory.media, trajectory.group))
+        return trajectory, to_cpu(reward(trajectory.prompts, trajectory.media, trajectory.group))
 
 
 def over_ranks(scores: Scores, group: Tensor) -> tuple[Scores, Tensor, slice]:
@@ -86,6 +98,23 @@ def deal(
     return dealt
 
 
+def row_units(
+    experience: Experience, per_row: bool = False
+) -> tuple[list[list[tuple[list[int], list[int]]]], list[float]]:
+    """A rollout's micro-batches, each as the (rows, steps) units in which anything counts, and how much counts in each.
+
+    What is counted are recorded steps of counted rows, or (`per_row`) counted rows.
+    """
+    trajectory = experience.trajectory
+    assert experience.counted is not None
+    steps = trajectory.mask.cpu() & experience.counted[:, None]  # (B,S)
+    weight = steps.any(1, keepdim=True) if per_row else steps
+    rows = range(len(trajectory.prompts))
+    blocks = [list(rows[i : i + trajectory.rows_together]) for i in rows[:: trajectory.rows_together]]
+    units = [[unit for unit in trajectory.units(block) if steps[unit[0]][:, unit[1]].any()] for block in blocks]
+    return units, [float(weight[block].sum()) for block in blocks]
+
+
 def emit(policy: Policy, units: Sequence[Block], loss: Callable[[Block], Loss]) -> Iterator[Loss]:
     """The losses of one optimizer update; the last has step=True, which a rank without rows owes as well."""
     for i, unit in enumerate(units):
@@ -102,7 +131,16 @@ def sums(quantities: dict[str, Tensor], counts: Tensor) -> dict[str, tuple[float
     return {name: (total, number) for name, total in zip(quantities, totals, strict=True)}
 
 
-def _to_cpu(scores: Scores) -> Scores:
+def kl_of(replayed: Steps) -> Tensor:
+    """KL to the weights it was replayed versus, (R,S) in nats: the closed form where there is one, else k3."""
+    if replayed.kl is not None:
+        return replayed.kl
+    assert replayed.versus_score is not None
+    return k3(replayed.score, replayed.versus_score)
+
+
+def to_cpu(scores: Scores) -> Scores:
+    """Scores detached, on the CPU."""
     return replace(
         scores,
         **{

@@ -4,16 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 import torch
-from torch import Tensor
+from pydantic import Field, model_validator
 
-from genalign.losses import advantages, k3, ppo_clip
-from genalign.method.common import deal, emit, over_ranks, reward_log, rollout_seed, sample_and_score, sums
+from genalign.losses import advantages, ppo_clip
+from genalign.method.common import (
+    deal,
+    emit,
+    kl_of,
+    over_ranks,
+    reward_log,
+    rollout_seed,
+    row_units,
+    sample_and_score,
+    sums,
+)
 from genalign.method.settings import MethodSettings
-from genalign.types import Experience, Loss, Policy, Prompt, Reward, Steps
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError
 
 Unit = tuple[list[int], list[int]]  # rows, steps
+
+
+class GradientSettings(MethodSettings):
+    """DDPO, Flow-GRPO, GRPO, RLOO: what a score is compared with, divided by, and how far an update may go."""
+
+    presets: ClassVar = {
+        "ddpo": {"group": 4, "baseline": "batch", "std": "batch", "advantage_clip": 5.0, "clip_nats": (1.6, 1.6)},
+        "flow-grpo": {"group": 16, "std": "batch", "advantage_clip": 5.0, "clip_nats": (1.0, 1.0)},
+        "grpo": {"group": 8, "clip_nats": (0.22, 0.18)},
+        "rloo": {"group": 4, "baseline": "leave_one_out", "std": "none", "loss_per": "row", "clip_nats": (0.22, 0.18)},
+    }
+
+    advantage: Literal["sum_then_normalise", "normalise_then_sum"] = "sum_then_normalise"
+    """Normalise the reward's total, or each of its aspects before they are summed (GDPO)."""
+    std: Literal["group", "batch", "none"] = "group"
+    """Divide a centred score by the standard deviation of its group, of the whole batch, or not at all."""
+    baseline: Literal["group", "batch", "leave_one_out"] = "group"
+    """What a score is compared with: the mean of its group, of the batch, or of its siblings."""
+    advantage_clip: float | None = Field(None, gt=0)
+    """Bound on |advantage|; null: none."""
+    clip_nats: tuple[float, float] = (0.2, 0.2)
+    """How far, down and up, a step's summed log-ratio may move before its gradient stops, in nats."""
+    kl_beta: float = Field(0.0, ge=0)
+    """Weight of the KL divergence from the reference per step, in nats."""
+    loss_per: Literal["step", "row"] = "step"
+    """What the loss is a mean over: steps of rows that count (GRPO), or rows, whose steps are summed (RLOO)."""
+
+    @model_validator(mode="after")
+    def _has_siblings(self) -> Self:
+        if self.group == 1 and self.baseline != "batch":
+            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+        return self
+
+    def build(self, folder: Path) -> Method:
+        return PolicyGradient(self)
 
 
 class PolicyGradient:
@@ -28,7 +75,7 @@ class PolicyGradient:
     spread.
     """
 
-    def __init__(self, settings: MethodSettings) -> None:
+    def __init__(self, settings: GradientSettings) -> None:
         self.settings = settings
         self.name = settings.name
         self.needs = frozenset({"rollout", "reward", *(["reference"] if settings.kl_beta else [])})
@@ -52,16 +99,10 @@ class PolicyGradient:
         )
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
-        trajectory = experience.trajectory
-        assert experience.counted is not None
-        steps = trajectory.mask.cpu() & experience.counted[:, None]  # (B,S)
-        weight = steps if self.settings.loss_per == "step" else steps.any(1, keepdim=True)
-        rows = range(len(trajectory.prompts))
-        blocks = [list(rows[i : i + trajectory.rows_together]) for i in rows[:: trajectory.rows_together]]
-        counts = [float(weight[block].sum()) for block in blocks]
-        for mine, total in deal(blocks, counts, self.settings.updates_per_rollout, trajectory):
-            units = [unit for block in mine for unit in trajectory.units(block) if steps[unit[0]][:, unit[1]].any()]
-            yield from emit(policy, units, partial(self._loss, policy, experience, total))
+        units = row_units(experience, self.settings.loss_per == "row")
+        for mine, total in deal(*units, self.settings.updates_per_rollout, experience.trajectory):
+            cells = [unit for block in mine for unit in block]
+            yield from emit(policy, cells, partial(self._loss, policy, experience, total))
 
     def _loss(self, policy: Policy, experience: Experience, total: float, unit: Unit) -> Loss:
         rows, steps = unit
@@ -76,14 +117,7 @@ class PolicyGradient:
         loss, clipped = ppo_clip(replayed.score, old, advantage, *s.clip_nats)
         log = {"ratio/mean": (replayed.score - old).exp(), "clip_ratio/region_mean": clipped}
         if s.kl_beta:
-            log["kl"] = _kl(replayed)
+            log["kl"] = kl_of(replayed)
             loss = loss + s.kl_beta * log["kl"]
         log["loss"] = loss
         return Loss(torch.where(counts, loss, 0.0).sum() / total, sums(log, counts))
-
-
-def _kl(replayed: Steps) -> Tensor:
-    if replayed.kl is not None:
-        return replayed.kl
-    assert replayed.versus_score is not None
-    return k3(replayed.score, replayed.versus_score)

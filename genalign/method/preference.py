@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from genalign.losses import all_pairs, best_worst_pairs, dpo_loss
@@ -14,9 +16,44 @@ from genalign.method.common import deal, emit, over_ranks, reward_log, rollout_s
 from genalign.method.pairs import LabelledPair, Recalling, check_digest, read_pairs
 from genalign.method.settings import MethodSettings
 from genalign.ranks import all_sum
-from genalign.types import Experience, Loss, Policy, Prompt, Reward, Trajectory, UsageError
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Trajectory, UsageError
 
 Unit = tuple[Tensor, list[int]]  # pairs (P,2), steps
+
+
+class PreferenceSettings(MethodSettings):
+    """D3PO and DPO: where pairs come from, and the loss that they enter."""
+
+    presets: ClassVar = {
+        "d3po": {"group": 4, "loss": "sigmoid", "beta": 0.1},
+        "dpo": {"group": 4, "loss": "sigmoid", "beta": 0.1},
+    }
+
+    loss: Literal["sigmoid", "ipo", "hinge", "simpo"] = "sigmoid"
+    """The preference loss."""
+    beta: float = Field(0.1, gt=0)
+    """Inverse temperature of the preference, per nat of the summed log-ratio (ipo, simpo: of the mean one)."""
+    gamma: float = 0.0
+    """Margin of simpo."""
+    pair_rule: Literal["best_worst", "all"] = "best_worst"
+    """Pairs made of a scored group: its best and worst sample, or every two."""
+    min_gap: float = Field(0.0, ge=0)
+    """Least difference of reward between winner and loser."""
+    pairs: str | None = None
+    """A .jsonl of labelled pairs, {prompt, chosen_seed, rejected_seed, model, sampler} a line; null: by reward."""
+    trajectories: str | None = None
+    """A folder of stored trajectories to read labelled pairs from; null: they are drawn again from their seeds."""
+
+    @model_validator(mode="after")
+    def _has_pairs(self) -> Self:
+        if self.trajectories is not None and self.pairs is None:
+            raise UsageError("method.trajectories holds the samples of labelled pairs; name those in method.pairs")
+        if self.group == 1 and self.pairs is None:
+            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+        return self
+
+    def build(self, folder: Path) -> Method:
+        return Preference(self, folder)
 
 
 class Preference:
@@ -33,7 +70,7 @@ class Preference:
     its adapters, in the same batch layout, so that the first loss is exactly log 2.
     """
 
-    def __init__(self, settings: MethodSettings, folder: Path = Path()) -> None:
+    def __init__(self, settings: PreferenceSettings, folder: Path = Path()) -> None:
         self.settings = settings
         self.name = settings.name
         self.path = None if settings.pairs is None else folder / settings.pairs

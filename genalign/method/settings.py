@@ -1,101 +1,114 @@
-"""What a recipe may say under `method`, and the presets that fill in the rest."""
+"""What all methods' settings share, and how `method.name` finds its family.
+
+A family is one file: the class of its settings, with a preset for each name, and the class that they build.
+genalign/method/__init__.py is the table of families.
+"""
 
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
-from genalign.types import UsageError
+from genalign.types import Media, Method, UsageError
 
-GRADIENT = {"advantage", "std", "baseline", "advantage_clip", "clip_nats", "kl_beta", "loss_per"}
-PREFERENCE = {"loss", "beta", "gamma", "pair_rule", "min_gap", "pairs", "trajectories"}
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "ddpo": {"group": 4, "baseline": "batch", "std": "batch", "advantage_clip": 5.0, "clip_nats": (1.6, 1.6)},
-    "flow-grpo": {"group": 16, "std": "batch", "advantage_clip": 5.0, "clip_nats": (1.0, 1.0)},
-    "grpo": {"group": 8, "clip_nats": (0.22, 0.18)},
-    "rloo": {"group": 4, "baseline": "leave_one_out", "std": "none", "loss_per": "row", "clip_nats": (0.22, 0.18)},
-    "d3po": {"group": 4, "loss": "sigmoid", "beta": 0.1},
-    "dpo": {"group": 4, "loss": "sigmoid", "beta": 0.1},
-}
+class PairSource(Protocol):
+    """Given pictures of which one was preferred; a pair's number is the uid of its prompt."""
+
+    @property
+    def rows_together(self) -> int:
+        """Samples in one forward pass."""
+        ...
+
+    def load(self, pairs: Sequence[int]) -> Media:
+        """Images in [0,1], two rows a pair: the preferred one first."""
+        ...
 
 
 class MethodSettings(BaseModel):
     """A method is a preset's name; keys given beside it replace what the preset says.
 
+    `MethodSettings(name=...)` is an instance of the family's own class, whose fields are all that the method reads.
+
     Raises UsageError for an unknown name, and for a key that the named method would never read.
     """
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # name -> what it replaces among the family's defaults
 
     name: str
-    """ddpo, flow-grpo, grpo, rloo (policy gradients); d3po, dpo (preferences)."""
+    """One of the names that `genalign ls methods` prints."""
     group: int = Field(8, ge=1)
     """Samples per prompt."""
     updates_per_rollout: int = Field(1, ge=1)
     """Optimizer updates each rollout is split into; more than one makes the later ones off-policy."""
 
-    advantage: Literal["sum_then_normalise", "normalise_then_sum"] = "sum_then_normalise"
-    """Normalise the reward's total, or each of its aspects before they are summed (GDPO)."""
-    std: Literal["group", "batch", "none"] = "group"
-    """Divide a centred score by the standard deviation of its group, of the whole batch, or not at all."""
-    baseline: Literal["group", "batch", "leave_one_out"] = "group"
-    """What a score is compared with: the mean of its group, of the batch, or of its siblings."""
-    advantage_clip: float | None = Field(None, gt=0)
-    """Bound on |advantage|; null: none."""
-    clip_nats: tuple[float, float] = (0.2, 0.2)
-    """How far, down and up, a step's summed log-ratio may move before its gradient stops, in nats."""
-    kl_beta: float = Field(0.0, ge=0)
-    """Weight of the KL divergence from the reference per step, in nats."""
-    loss_per: Literal["step", "row"] = "step"
-    """What the loss is a mean over: steps of rows that count (GRPO), or rows, whose steps are summed (RLOO)."""
+    def __new__(cls, **given: Any) -> Self:
+        name = given.get("name")
+        chosen = family(name) if cls is MethodSettings and isinstance(name, str) else cls
+        return super().__new__(chosen)  # type: ignore[return-value]
 
-    loss: Literal["sigmoid", "ipo", "hinge", "simpo"] = "sigmoid"
-    """The preference loss."""
-    beta: float = Field(0.1, gt=0)
-    """Inverse temperature of the preference, per nat of the summed log-ratio (ipo, simpo: of the mean one)."""
-    gamma: float = 0.0
-    """Margin of simpo."""
-    pair_rule: Literal["best_worst", "all"] = "best_worst"
-    """Pairs made of a scored group: its best and worst sample, or every two."""
-    min_gap: float = Field(0.0, ge=0)
-    """Least difference of reward between winner and loser."""
-    pairs: str | None = None
-    """A .jsonl of labelled pairs, {prompt, chosen_seed, rejected_seed, model, sampler} a line; null: by reward."""
-
-    trajectories: str | None = None
-    """A folder of stored trajectories to read labelled pairs from; null: they are drawn again from their seeds."""
-
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _with_preset(cls, given: Any) -> Any:
+    def _of_its_family(cls, given: Any, parse: ModelWrapValidatorHandler[Self]) -> Any:
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-            return given
-        name = given["name"]
-        if name not in PRESETS:
-            close = difflib.get_close_matches(name, PRESETS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(PRESETS)}"
-            raise UsageError(f"there is no method {name!r}; {hint}")
-        return {**PRESETS[name], **given}
+            return parse(given)
+        chosen = family(given["name"])
+        if cls is MethodSettings:
+            return chosen.model_validate(given)
+        if cls is not chosen:
+            raise UsageError(f"method {given['name']} is one of {chosen.__name__}, not of {cls.__name__}")
+        for key in given:
+            if key not in cls.model_fields:
+                raise UsageError(_unread(given["name"], key, cls))
+        return parse({**cls.presets[given["name"]], **given})
 
-    @model_validator(mode="after")
-    def _consistent(self) -> MethodSettings:
-        idle = GRADIENT if self.by_preference else PREFERENCE
-        for key in sorted(idle):
-            if getattr(self, key) != type(self).model_fields[key].default:
-                kin = ", ".join(
-                    name for name in PRESETS if key in (GRADIENT if "loss" not in PRESETS[name] else PREFERENCE)
-                )
-                raise UsageError(f"method {self.name} does not read method.{key}; drop it or take one of {kin}")
-        if self.trajectories is not None and self.pairs is None:
-            raise UsageError("method.trajectories holds the samples of labelled pairs; name those in method.pairs")
-        if self.group == 1 and self.baseline != "batch" and self.pairs is None:
-            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
-        return self
+    def build(self, folder: Path) -> Method:
+        """The method of these settings; a relative path among them is relative to `folder`."""
+        raise NotImplementedError
 
-    @property
-    def by_preference(self) -> bool:
-        """Whether the method learns from pairs; else from advantages."""
-        return "loss" in PRESETS[self.name]
+    def build_on(self, pairs: PairSource) -> Method:
+        """The method of these settings, learning from given pictures.
+
+        Raises:
+            UsageError: it learns from its own samples only.
+        """
+        from genalign.method import FAMILIES
+
+        kin = ", ".join(name for one in FAMILIES if one.build_on is not MethodSettings.build_on for name in one.presets)
+        raise UsageError(
+            f"method {self.name} does not learn from given pictures; add the key 'reward', or take one of {kin}"
+        )
+
+
+def family(name: str) -> type[MethodSettings]:
+    """The settings class whose presets include `name`.
+
+    Raises:
+        UsageError: there is no such method; the nearest name is given.
+    """
+    from genalign.method import FAMILIES, PRESETS  # the table imports the families, and they import this file
+
+    for kind in FAMILIES:
+        if name in kind.presets:
+            return kind
+    raise UsageError(f"there is no method {name!r}; {_nearest(name, PRESETS)}")
+
+
+def _unread(name: str, key: str, kind: type[MethodSettings]) -> str:
+    from genalign.method import FAMILIES
+
+    kin = [other for one in FAMILIES if key in one.model_fields for other in one.presets]
+    if kin:
+        return f"method {name} does not read method.{key}; drop it or take one of {', '.join(kin)}"
+    return f"there is no key 'method.{key}'; {_nearest(key, kind.model_fields)}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"

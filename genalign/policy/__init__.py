@@ -15,11 +15,17 @@ if TYPE_CHECKING:
 def load_policy(settings: PolicySettings, model_path: Path | str, device: str = "cpu") -> Policy:
     """The policy in a folder: a diffusion pipeline where it holds a model_index.json, else a causal language model.
 
+    `settings.writer`, a folder, makes a pipeline the second part of a chain.
+
     Raises UsageError where the folder is neither.
     """
     folder = Path(model_path)
+    if settings.writer is not None:
+        from genalign.policy.chain import load_chain
+
+        return load_chain(settings, folder, device)
     if (folder / "model_index.json").is_file():
-        from genalign.policy.diffusion import load_diffusion
+        from genalign.policy.load import load_diffusion
 
         return load_diffusion(settings, folder, device)
     if (folder / "config.json").is_file():

@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from genalign.policy.tape import Chunk
+from genalign.policy.chunk import Chunk
+from genalign.policy.record import Tape
 from genalign.transition import Path as DiffusionPath
 from genalign.transition import StepTable
-from genalign.types import GenalignError, UsageError
+from genalign.types import GenalignError, Media, Prompt, Trajectory, UsageError
 
 ROWS = ("a", "s", "a_next", "s_next")
 
@@ -37,6 +38,44 @@ def settings_digest(*settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+def save_trajectory(trajectory: Trajectory, path: Path) -> None:
+    """Write what replay needs of a rollout as one file."""
+    tape: Tape = trajectory.tape
+    labels = _labels(trajectory.prompts, trajectory.seeds)
+    save_rows(path, tape.table, tape.steps, Chunk.cat(tape.chunks), trajectory.logp, labels)
+
+
+def recalled(folder: Path, prompts: Sequence[Prompt], seeds: Sequence[int], together: int) -> Trajectory:
+    """The stored rows of these prompts and seeds, in this order and in micro-batches of `together`; without media.
+
+    Raises:
+        UsageError: `folder` lacks one of them.
+    """
+    index, labels = index_rows(folder), _labels(prompts, seeds)
+    missing = [label for label in labels if label not in index]
+    if missing:
+        raise UsageError(f"{folder} has no trajectory of seed {missing[0][1]} for prompt {missing[0][0]!r}")
+    table, steps, rows, logp = load_rows([index[label] for label in labels])
+    parts = [list(range(at, min(at + together, len(seeds)))) for at in range(0, len(seeds), together)]
+    return Trajectory(
+        prompts=tuple(prompts),
+        media=Media(),
+        group=torch.tensor([prompt.uid for prompt in prompts]),
+        logp=logp,
+        mask=torch.ones_like(logp, dtype=torch.bool),
+        seeds=tuple(seeds),
+        rows_together=together,
+        steps_together=1,
+        tape=Tape(table, steps, tuple(rows.select(part) for part in parts)),
+    )
+
+
+def _labels(prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[tuple[str, int]]:
+    if any(prompt.media is not None for prompt in prompts):
+        raise UsageError("trajectories are stored by prompt text and seed, so not for prompts that bring an image")
+    return [(prompt.text, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+
+
 def save_rows(path: Path, table: StepTable, steps: Sequence[int], rows: Chunk, logp: Tensor, labels: Any) -> None:
     """Write one micro-batch's recorded steps. labels: [prompt text, seed] of each row.
 
@@ -46,8 +85,10 @@ def save_rows(path: Path, table: StepTable, steps: Sequence[int], rows: Chunk, l
     if rows.outputs:
         raise GenalignError("this pipeline's guidance remembers earlier steps, so its trajectories cannot be stored")
     tensors = {f"latents/{i}": x.detach().cpu().contiguous() for i, x in rows.latents.items()}
+    if rows.clean is not None:
+        tensors["clean"] = rows.clean.detach().to("cpu", copy=True).contiguous()  # safetensors refuses shared memory
     tensors |= {"logp": logp.contiguous(), "A": table.A, "B": table.B, "S": table.S}
-    tensors |= {f"path/{name}": getattr(table.path, name).contiguous() for name in ROWS}
+    tensors |= {f"path/{name}": getattr(table.path, name).clone() for name in ROWS}
     about = {"steps": list(steps), "predicts": table.path.predicts, "clip": table.path.clip, "rows": labels}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"genalign": json.dumps(about)})
@@ -84,7 +125,9 @@ def load_rows(places: Sequence[tuple[Path, int]]) -> tuple[StepTable, tuple[int,
             grid = DiffusionPath(a, s, a_next, s_next, about["predicts"], about["clip"])
             tables.append(StepTable(grid, *(file.get_tensor(name) for name in "ABS")))
             names = [name for name in file.keys() if name.startswith("latents/")]  # noqa: SIM118
-            parts.append(Chunk({int(n.removeprefix("latents/")): file.get_slice(n)[row : row + 1] for n in names}))
+            latents = {int(n.removeprefix("latents/")): file.get_slice(n)[row : row + 1] for n in names}
+            clean = file.get_slice("clean")[row : row + 1] if "clean" in file.keys() else None  # noqa: SIM118
+            parts.append(Chunk(latents, clean=clean))
             logps.append(file.get_slice("logp")[row : row + 1])
         steps = tuple(about["steps"])
         if not torch.equal(tables[0].S, tables[-1].S) or set(parts[0].latents) != set(parts[-1].latents):

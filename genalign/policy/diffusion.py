@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,28 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genalign.policy import forward, pathwise
 from genalign.policy.adapter import Adapter
-from genalign.policy.archive import index_rows, load_rows, save_rows, settings_digest, weights_digest
-from genalign.policy.attention import use_attention
-from genalign.policy.record import Recorder, graphs, verify
-from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step, path_of, windowed
+from genalign.policy.archive import recalled, save_trajectory, settings_digest, weights_digest
+from genalign.policy.chunk import Chunk, gather
+from genalign.policy.layout import Encoder
+from genalign.policy.pipe import Pipe
+from genalign.policy.record import Recorder, Tape, graphs, verify
+from genalign.policy.schedule import path_of, windowed
 from genalign.policy.settings import PolicySettings
-from genalign.policy.tape import Chunk, Replay, Stage, gather
+from genalign.policy.tape import Replay
 from genalign.transition import StepTable, step_table
-from genalign.types import GenalignError, Media, Prompt, Steps, Track, Trajectory, UsageError, Weights, sample_seed
-
-
-@dataclass(frozen=True)
-class Tape:
-    """What replay needs: the rollout's table, which step each column of logp is, and the latents by micro-batch."""
-
-    table: StepTable
-    steps: tuple[int, ...]
-    chunks: tuple[Chunk, ...]
+from genalign.types import GenalignError, Guide, Media, Prompt, Steps, Trajectory, UsageError, Weights, sample_seed
 
 
 class DiffusionPolicy:
-    """A text-to-image pipeline whose transformer or unet carries a trained LoRA.
+    """A pipeline that draws images from text, or from text and an image, and whose denoiser carries a trained LoRA.
 
     Latents, means, log-densities and KL are computed in at least float32; x' is rounded to the dtype the pipeline keeps
     latents in before it is scored. Every row draws from its own CPU generator, so neither batch nor world size changes
@@ -48,22 +40,13 @@ class DiffusionPolicy:
 
     def __init__(self, pipeline: Any, settings: PolicySettings) -> None:
         self.pipeline, self.settings = pipeline, settings
-        self.modalities = _modalities(pipeline)
-        self._kernel_scheduler = one_step(pipeline.scheduler)
-        check_kernel(self._kernel_scheduler, settings.sampler)
-        if not is_deterministic_one_step(pipeline.scheduler):
-            pipeline.scheduler = self._kernel_scheduler
-        for module in pipeline.components.values():
-            if isinstance(module, nn.Module):
-                module.requires_grad_(False).eval()
-        pipeline.set_progress_bar_config(disable=True)
-        self._stage = Stage(pipeline)
+        self.modalities = frozenset({"image"})
+        self._pipe = Pipe(pipeline, settings)
+        self._stage = self._pipe.stage
         self.denoiser = self._stage.denoiser
         self.device = next(self.denoiser.parameters()).device
-        use_attention(self.denoiser, settings.attention)
         self._adapter = Adapter(self.denoiser, settings.lora)
-        self._parameters = inspect.signature(type(pipeline).__call__).parameters
-        self._call(["-"], [0], settings.sampler.guidance, settings.sampler.steps)  # an unknown argument fails here
+        self._encoder = Encoder(self._pipe)
         self._graph: list[list[bool]] | None = None  # per step, which branches keep a graph; known after verification
         self._remembers = False
 
@@ -82,13 +65,12 @@ class DiffusionPolicy:
         logps: list[Tensor] = []
         media: list[Media] = []
         table: StepTable | None = None
-        with self._scheduler():
-            for at in range(0, len(rows), self.settings.batch_size):
-                texts = _texts(rows[at : at + self.settings.batch_size])
-                record, made = self._record(texts, seeds[at : at + len(texts)], window_seed, table)
+        with self._pipe.on_kernel():
+            for part in self._pipe.parts(len(rows)):
+                record, made = self._record(rows[part], seeds[part], window_seed, table)
                 table = record.table
                 chunks.append(record.chunk)
-                logps.append(torch.stack(record.logp, 1) if record.logp else torch.zeros(len(texts), 0))
+                logps.append(torch.stack(record.logp, 1) if record.logp else torch.zeros(len(rows[part]), 0))
                 media.append(made)
         if table is None:
             raise UsageError("a rollout needs at least one prompt and one sample of it")
@@ -106,7 +88,7 @@ class DiffusionPolicy:
         )
 
     def _record(
-        self, texts: list[str], seeds: Sequence[int], window_seed: int, table: StepTable | None
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], window_seed: int, table: StepTable | None
     ) -> tuple[Recorder, Media]:
         sampler = self.settings.sampler
 
@@ -117,16 +99,12 @@ class DiffusionPolicy:
             return windowed(whole, sampler, window_seed)
 
         def call() -> dict[str, Any]:
-            return self._call(texts, seeds, sampler.guidance, sampler.steps)
+            return self._pipe.call(prompts, seeds)
 
         first = self._graph is None
-        if first:
-            one = (texts[:1], list(seeds[:1]))
-            calls = [self._call(one[0] * n, one[1] * n, sampler.guidance, sampler.steps) for n in (1, 2)]
-            self._stage.learn_batching(calls)
         started = call()
         record = Recorder(self._stage, started["generator"], make_table, keep=first or self._remembers)
-        made = _media(self._stage.run(started, record.denoise, record.step))
+        made = pathwise.images_of(self._stage.run(started, record.denoise, record.step))
         if first:
 
             def play(replay: Replay) -> None:
@@ -177,18 +155,18 @@ class DiffusionPolicy:
         self, trajectory: Trajectory, rows: Sequence[int], chunk: Chunk, wanted: Sequence[int]
     ) -> dict[int, Tensor]:
         """The guided outputs of the wanted steps under the present weights."""
-        sampler, graph = self.settings.sampler, self._graph
+        graph = self._graph
         if graph is None:
             raise GenalignError("replay before any rollout of this policy; roll out once first")
-        texts = _texts([trajectory.prompts[row] for row in rows])
 
         def answer(step: int, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
             return self._stage.answer(args, kwargs, len(rows), graph[step][branch:])
 
         play = Replay(self._stage, chunk, len(rows), wanted, answer)
-        call = self._call(texts, [trajectory.seeds[row] for row in rows], sampler.guidance, sampler.steps)
-        with self._scheduler():
-            self._stage.run(call, play.denoise, play.step)
+        prompts = [trajectory.prompts[row] for row in rows]
+        seeds = [trajectory.seeds[row] for row in rows]
+        with self._pipe.on_kernel():
+            self._stage.run(self._pipe.call(prompts, seeds), play.denoise, play.step)
         return play.received
 
     @torch.no_grad()
@@ -206,50 +184,49 @@ class DiffusionPolicy:
         """
         if len(seeds) != len(prompts) or not prompts:
             raise UsageError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed a prompt, and at least one")
-        sampler, size = self.settings.sampler, self.settings.batch_size
         made = []
-        for at in range(0, len(prompts), size):
-            call = self._call(
-                _texts(prompts[at : at + size]),
-                seeds[at : at + size],
-                sampler.guidance if guidance is None else guidance,
-                steps or sampler.steps,
-            )
-            made.append(_media(self._stage.run(call, lambda args, kwargs: self._stage.count(args, kwargs), None)))
+        for part in self._pipe.parts(len(prompts)):
+            call = self._pipe.call(prompts[part], seeds[part], guidance, steps)
+            made.append(pathwise.images_of(self._stage.run(call, self._stage.count, None)))
         return Media.cat(made)
 
-    def _call(self, texts: list[str], seeds: Sequence[int], guidance: float | None, steps: int) -> dict[str, Any]:
-        """Arguments of the pipeline's __call__; text given once stands for every row."""
-        call = dict(self.settings.call)
-        if guidance is not None:
-            name = self._guidance_argument()
-            call[name] = guidance
-            if name == "true_cfg_scale" and guidance > 1:
-                call.setdefault("negative_prompt", " ")
-        for name, value in call.items():
-            if name not in self._parameters:
-                raise UsageError(f"policy.call: {type(self.pipeline).__name__} takes no argument {name!r}")
-            if isinstance(value, str) and name.startswith(("negative_prompt", "prompt")):
-                call[name] = [value] * len(texts)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return {**call, "prompt": texts, "generator": generators, "num_inference_steps": steps, "output_type": "pt"}
+    def encode(self, media: Media) -> Tensor:
+        """Images of another size are resized to the one that is drawn."""
+        return self._encoder(media)
 
-    def _guidance_argument(self) -> str:
-        """Where the pipeline takes its scale: a model with embedded guidance reads guidance_scale as an input."""
-        embedded = bool(self.denoiser.config.get("guidance_embeds"))
-        names = ("guidance_scale", "true_cfg_scale") if embedded else ("true_cfg_scale", "guidance_scale")
-        for name in names:
-            if name in self._parameters:
-                return name
-        raise UsageError(f"{type(self.pipeline).__name__} takes no guidance scale; leave policy.sampler.guidance out")
+    def clean(self, trajectory: Trajectory) -> Tensor:
+        """Raises UsageError where the trajectory was stored without its last latents."""
+        tape: Tape = trajectory.tape
+        return tape.clean()
 
-    @contextmanager
-    def _scheduler(self) -> Iterator[None]:
-        plain, self.pipeline.scheduler = self.pipeline.scheduler, self._kernel_scheduler
-        try:
-            yield
-        finally:
-            self.pipeline.scheduler = plain
+    def fit(
+        self, prompts: Sequence[Prompt], clean: Tensor, at: float, seeds: Sequence[int], versus: Weights | None = None
+    ) -> Steps:
+        """The fine grid is the pipeline's own of 50 steps; the conditional branch alone is asked."""
+        return forward.fit(self._pipe, self.weights, prompts, clean, at, seeds, versus)
+
+    def generate_with_grad(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int] | None = None,
+        *,
+        noise: Tensor | None = None,
+        grad_steps: int | None = None,
+        guidance: float | None = None,
+        steps: int | None = None,
+        guide: Guide | None = None,
+        checkpoint: bool = True,
+    ) -> Media:
+        """Bit for bit what generate() draws; under a guide the steps are those of the kernels' ODE, whatever the
+        pipeline's own scheduler."""
+        hooks = pathwise.Ascent(self._stage, grad_steps, guide, checkpoint)
+        return pathwise.generate_with_grad(self._pipe, prompts, seeds, noise, guidance, steps, hooks)
+
+    def initial_noise(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
+        return pathwise.initial_noise(self._pipe, prompts, seeds)
+
+    def decode(self, clean: Tensor) -> Media:
+        return pathwise.decode(self._pipe, clean)
 
     def weights(self, which: Weights) -> AbstractContextManager[None]:
         return self._adapter.weights(which)
@@ -292,9 +269,7 @@ class DiffusionPolicy:
 
     def save_trajectory(self, trajectory: Trajectory, path: Path) -> None:
         """Write what replay needs of a rollout, so that `recall` brings its rows back without sampling."""
-        tape: Tape = trajectory.tape
-        labels = [[prompt.text, seed] for prompt, seed in zip(trajectory.prompts, trajectory.seeds, strict=True)]
-        save_rows(path, tape.table, tape.steps, Chunk.cat(tape.chunks), trajectory.logp, labels)
+        save_trajectory(trajectory, path)
 
     def recall(self, folder: Path, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Trajectory:
         """The stored rows of these prompts and seeds, in this order; without media.
@@ -303,57 +278,4 @@ class DiffusionPolicy:
         """
         if self._graph is None:
             self.rollout(prompts[:1], 1, seeds[:1])  # proves that this pipeline can be replayed
-        index = index_rows(folder)
-        missing = [pair for pair in zip(_texts(prompts), seeds, strict=True) if pair not in index]
-        if missing:
-            raise UsageError(f"{folder} has no trajectory of seed {missing[0][1]} for prompt {missing[0][0]!r}")
-        table, steps, rows, logp = load_rows([index[pair] for pair in zip(_texts(prompts), seeds, strict=True)])
-        size = self.settings.batch_size
-        chunks = [rows.select(list(range(at, min(at + size, len(seeds))))) for at in range(0, len(seeds), size)]
-        return Trajectory(
-            prompts=tuple(prompts),
-            media=Media(),
-            group=torch.tensor([prompt.uid for prompt in prompts]),
-            logp=logp,
-            mask=torch.ones_like(logp, dtype=torch.bool),
-            seeds=tuple(seeds),
-            rows_together=size,
-            steps_together=1,
-            tape=Tape(table, steps, tuple(chunks)),
-        )
-
-
-def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> DiffusionPolicy:
-    """The pipeline in a folder; only safetensors and only local files are read.
-
-    Raises UsageError where diffusers cannot read it.
-    """
-    from diffusers import DiffusionPipeline
-
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-        absent = {name: None for name, kind in index.items() if kind == [None, None]}  # diffusers wants these said
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True, **absent
-        )
-    except Exception as error:  # diffusers raises whatever the first broken file raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"the pipeline in {folder} cannot be loaded: {reason}") from error
-    return DiffusionPolicy(pipeline.to(device), settings)
-
-
-def _texts(prompts: Sequence[Prompt]) -> list[str]:
-    for prompt in prompts:
-        if prompt.media is not None:
-            raise UsageError(f"prompt {prompt.uid} brings media, but this policy is given text only")
-    return [prompt.text for prompt in prompts]
-
-
-def _modalities(pipeline: Any) -> frozenset[str]:
-    if hasattr(pipeline, "video_processor") or not hasattr(pipeline, "image_processor"):
-        raise UsageError(f"{type(pipeline).__name__} does not make images, which is all this policy knows yet")
-    return frozenset({"image"})
-
-
-def _media(output: Any) -> Media:
-    return Media(image=Track(output.images.float().clamp(0, 1)))
+        return recalled(folder, prompts, seeds, self.settings.batch_size)

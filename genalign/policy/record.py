@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from genalign.policy.tape import Chunk, Replay, Stage
+from genalign.policy.chunk import Chunk
+from genalign.policy.tape import Replay, Stage
 from genalign.transition import StepTable
-from genalign.types import GenalignError
+from genalign.types import GenalignError, UsageError
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What replay needs: the rollout's table, which step each column of logp is, and the latents by micro-batch."""
+
+    table: StepTable
+    steps: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+
+    def clean(self) -> Tensor:
+        """The last latents (B,*L). Raises UsageError where they were not kept."""
+        kept = [chunk.clean for chunk in self.chunks if chunk.clean is not None]
+        if len(kept) < len(self.chunks):
+            raise UsageError("these trajectories were stored without their last latents; draw them again")
+        return torch.cat(kept)
 
 
 class Recorder:
@@ -52,6 +70,7 @@ class Recorder:
             self.chunk.latents[i + 1] = moved
         if noisy:
             self.logp.append(table.logp(i, moved, mean))
+        self.chunk.clean = moved  # of the last step, in the end
         if self.keep:
             self.received.append(out)
             self.arguments.append([])
@@ -62,7 +81,7 @@ class Recorder:
         """Drop what only `verify` needed."""
         noisy = set(self.table.stochastic) if self.table is not None else set()
         kept = noisy | {i + 1 for i in noisy}
-        self.chunk = Chunk({i: x for i, x in self.chunk.latents.items() if i in kept})
+        self.chunk = Chunk({i: x for i, x in self.chunk.latents.items() if i in kept}, clean=self.chunk.clean)
         self.arguments, self.received = [], []
 
     def _noise(self, like: Tensor) -> Tensor:
@@ -123,10 +142,11 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def graphs(record: Recorder, play: Callable[[Replay], None]) -> list[list[bool]]:
-    """For each step, which branches enter the guided output with a positive weight, and so keep their graph in replay.
+    """For each step, which branches the guided output leans towards, and which so keep their graph in replay.
 
     Noise answers for the denoiser at the step in question, so the weights (least squares) say what the pipeline does
-    and nothing about the data. The unconditional branch of guidance has weight 1 - w and loses its graph.
+    and nothing about the data. The unconditional branch of guidance has weight 1 - w, of the other sign than all
+    weights together, and loses its graph.
     """
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -140,15 +160,16 @@ def graphs(record: Recorder, play: Callable[[Replay], None]) -> list[list[bool]]
 
         replay = Replay(record.stage, record.chunk, record.rows, [i], answer)
         play(replay)
-        found.append(_positive(replay.received[i], noise))
+        found.append(_leaning(replay.received[i], noise))
     return found
 
 
-def _positive(received: Tensor, branches: Sequence[Tensor]) -> list[bool]:
-    same = [x if x.shape == received.shape else x[:, : received.shape[1]] for x in branches]  # a variance half is cut
-    if len(same) == 1 or any(x.shape != received.shape for x in same):
+def _leaning(received: Tensor, branches: Sequence[Tensor]) -> list[bool]:
+    channels = received.shape[1]
+    same = [x if x.numel() == received.numel() else x[:, :channels] for x in branches]  # a variance half is cut
+    if len(same) == 1 or any(x.numel() != received.numel() for x in same):
         return [True] * len(same)
     columns = torch.stack([x.double().flatten() for x in same], 1).cpu()
     weights = torch.linalg.lstsq(columns, received.double().flatten()[:, None].cpu()).solution[:, 0]
-    positive = (weights > 0).tolist()
-    return positive if any(positive) else [True] * len(same)
+    leaning = (weights * weights.sum() > 0).tolist()  # some pipelines turn the sign of all of them
+    return leaning if any(leaning) else [True] * len(same)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from genalign.policy.settings import Sampler
+from genalign.policy.tape import attribute
 from genalign.transition import Path, StepTable, flow_path, kernel_rows, preserving_path
 from genalign.types import UsageError, sample_seed
 
@@ -92,3 +96,20 @@ def windowed(table: StepTable, sampler: Sampler, seed: int) -> StepTable:
             f" noise; stochastic steps of {sampler.kernel} are {sorted(noisy)}"
         )
     return table.window(starts[sample_seed(seed, -1, 0) % len(starts)], width)
+
+
+@contextmanager
+def only(scheduler: Any, pick: Callable[[int], int], times: int, seen: Callable[[Path, int], None]) -> Iterator[None]:
+    """Within the context the scheduler's time grid is one of its own times, `times` over; `seen` is told which."""
+    real = scheduler.set_timesteps
+
+    @functools.wraps(real)
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        path = path_of(scheduler)
+        step = pick(len(path.s))
+        seen(path, step)
+        scheduler.timesteps = scheduler.timesteps[step].repeat(times)
+
+    with attribute(scheduler, "set_timesteps", set_timesteps):
+        yield

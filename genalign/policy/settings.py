@@ -60,3 +60,7 @@ class PolicySettings(BaseModel):
     """Language models: sampling temperature of a rollout."""
     system: str | None = None
     """Language models: system prompt."""
+    writer: str | None = None
+    """A language model that writes the prompt that an image model is told; both are trained. None: nobody does."""
+    asked_share: float = Field(default=0.5, ge=0, le=1)
+    """With a writer: the part of the guidance in generate that goes to the prompt as it was asked."""

@@ -9,66 +9,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from genalign.policy.branching import Place, part, row_axes
+from genalign.policy.chunk import Chunk
 from genalign.policy.text import TextMemo
 from genalign.types import UsageError
 
 Step = Callable[[Tensor, Tensor], Tensor]  # (guided output, x) -> x'
-Place = tuple[Any, ...]  # a path in the tree of a denoiser's arguments
 Denoise = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Enough(BaseException):
     """Leaves a pipeline's loop once the last wanted step is known, so that nothing is decoded in vain."""
-
-
-@dataclass
-class Chunk:
-    """What is kept of b rows.
-
-    latents: x before (key i) and after (key i + 1) each recorded step i, (b, *L) in the storage dtype, each held once.
-    outputs: the denoiser's branches at each step, (b, ...) each; kept only where guidance remembers earlier steps.
-    """
-
-    latents: dict[int, Tensor] = field(default_factory=dict)
-    outputs: dict[int, list[Tensor]] = field(default_factory=dict)
-
-    def select(self, rows: Sequence[int]) -> Chunk:
-        if list(rows) == list(range(next(iter(self.latents.values())).shape[0])):
-            return self
-        index = list(rows)
-        return Chunk(
-            {i: x[index] for i, x in self.latents.items()},
-            {i: [out[index] for out in outs] for i, outs in self.outputs.items()},
-        )
-
-    @staticmethod
-    def cat(parts: Sequence[Chunk]) -> Chunk:
-        if len(parts) == 1:
-            return parts[0]
-        return Chunk(
-            {i: torch.cat([part.latents[i] for part in parts]) for i in parts[0].latents},
-            {
-                i: [torch.cat(branches) for branches in zip(*(part.outputs[i] for part in parts), strict=True)]
-                for i in parts[0].outputs
-            },
-        )
-
-
-def gather(chunks: Sequence[Chunk], rows: Sequence[int], size: int) -> Chunk:
-    """The given rows of a rollout whose micro-batches have `size` rows, in the given order."""
-    parts: list[tuple[int, list[int]]] = []
-    for row in rows:
-        if not parts or parts[-1][0] != row // size:
-            parts.append((row // size, []))
-        parts[-1][1].append(row % size)
-    return Chunk.cat([chunks[at].select(local) for at, local in parts])
 
 
 class Stage:
@@ -81,9 +38,7 @@ class Stage:
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
-        self.component = next((n for n in ("transformer", "unet") if getattr(pipeline, n, None) is not None), "")
-        if not self.component:
-            raise UsageError(f"{type(pipeline).__name__} has neither a transformer nor a unet that could be aligned")
+        self.component = _denoiser_name(pipeline)
         enter: Callable[..., Any] | None = getattr(type(pipeline).__call__, "__wrapped__", None)
         if enter is None:
             raise UsageError(f"{type(pipeline).__name__}.__call__ hides the function that replay has to re-enter")
@@ -92,11 +47,17 @@ class Stage:
         self._enter = enter
         self._text = TextMemo(pipeline)
         self._forward = self.denoiser.forward
-        self._batched: set[Place] | None = None
+        self._row_axes: dict[Place, int | None] | None = None  # None: branches cannot be told apart
         self._wrap: Callable[[Tensor], Any] = lambda out: (out,)
-        self._blank = torch.empty(0)  # (1, ...) like one row of a branch
+        self._blank: Tensor | None = None  # (1, ...) like one row of a branch
 
-    def run(self, call: Mapping[str, Any], denoise: Denoise | None, step: Step | None) -> Any:
+    def run(
+        self,
+        call: Mapping[str, Any],
+        denoise: Denoise | None,
+        step: Step | None,
+        *hooks: AbstractContextManager[None],
+    ) -> Any:
         """pipeline(**call) in the caller's grad mode, with the given hooks; None where one of them had Enough."""
         scheduler = self.pipeline.scheduler
 
@@ -117,31 +78,59 @@ class Stage:
         with ExitStack() as stack:
             stack.enter_context(self._text.active())
             if denoise is not None:
-                stack.enter_context(_attribute(self.denoiser, "forward", forward))
+                stack.enter_context(attribute(self.denoiser, "forward", forward))
             if step is not None:
-                stack.enter_context(_attribute(scheduler, "step", scheduler_step))
+                stack.enter_context(attribute(scheduler, "step", scheduler_step))
+            for hook in hooks:
+                stack.enter_context(hook)
             try:
                 return self._enter(self.pipeline, **call)
             except Enough:
                 return None
 
+    @property
+    def knows_rows(self) -> bool:
+        return self._row_axes is not None
+
     def learn_batching(self, calls: Sequence[Mapping[str, Any]]) -> None:
-        """Find the denoiser arguments with a row axis: those that double from a call of one row to a call of two."""
-        sizes: list[dict[Place, int]] = []
+        """Find the row axis of the denoiser's arguments: what doubles from a call of one row to a call of two.
+
+        Raises UsageError where rows are mixed.
+        """
+        seen: list[Any] = []
 
         def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            sizes.append(dict(_sizes((args, kwargs))))
+            seen.append((args, kwargs))
             raise Enough
 
         for call in calls:
             self.run(call, look, None)
-        one, two = sizes
-        self._batched = {place for place, size in one.items() if size and two.get(place) == 2 * size}
+        axes, mixed = row_axes(*seen)
+        if mixed:
+            raise UsageError(
+                f"{type(self.pipeline).__name__} reads the input images of a batch as those of one sample; set"
+                " policy.batch_size to 1"
+            )
+        self._row_axes = axes
 
     def branches(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> int:
         """How many branches of `rows` rows a denoiser call holds."""
         latent = args[0] if args else next(iter(kwargs.values()))
         return len(latent) // rows
+
+    def asked(self, call: Mapping[str, Any]) -> int:
+        """How many branches a call of one row asks for before it first steps."""
+        many: list[int] = []
+
+        def denoise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            many.append(self.branches(args, kwargs, 1))
+            return self.join(self.fill(args, kwargs, 1))
+
+        def step(out: Tensor, sample: Tensor) -> Tensor:
+            raise Enough
+
+        self.run(call, denoise, step)
+        return sum(many)
 
     def count(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The real denoiser, counted."""
@@ -153,46 +142,55 @@ class Stage:
     ) -> list[Tensor]:
         """The real denoiser, branch by branch: (rows, ...) each. graph: which branches keep their graph (None: all)."""
         many = self.branches(args, kwargs, rows)
+        if many > 1 and self._row_axes is None:
+            outs = list(self._unwrap(self.count(args, kwargs)).split(rows))
+            return [out if graph is None or graph[k] else out.detach() for k, out in enumerate(outs)]
         outs = []
         for k in range(many):
-            part_args, part_kwargs = (args, kwargs) if many == 1 else self._part((args, kwargs), k, many, rows)
+            part_args, part_kwargs = (args, kwargs)
+            if many > 1:
+                part_args, part_kwargs = part((args, kwargs), k, many, rows, self._row_axes or {})
             with torch.set_grad_enabled(torch.is_grad_enabled() and (graph is None or graph[k])):
                 out = self.count(part_args, part_kwargs)
             outs.append(self._unwrap(out))
         return outs
+
+    def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> list[Tensor]:
+        """Branches of zeros in the denoiser's place; what it says once, where the form of that is not known yet."""
+        if self._blank is None:
+            with torch.no_grad():
+                return self.answer(args, kwargs, rows)
+        return [self.blank(rows)] * self.branches(args, kwargs, rows)
 
     def join(self, outs: Sequence[Tensor]) -> Any:
         """Branches as one answer of the kind the pipeline expects."""
         return self._wrap(outs[0] if len(outs) == 1 else torch.cat(list(outs)))
 
     def blank(self, rows: int) -> Tensor:
+        assert self._blank is not None
         return self._blank.expand(rows, *self._blank.shape[1:])
 
     def _unwrap(self, out: Any) -> Tensor:
-        tensor = out if isinstance(out, Tensor) else out[0]
+        value = out if isinstance(out, Tensor) else out[0]
+        as_list = isinstance(value, list) and len({row.shape for row in value}) == 1
+        tensor: Any = torch.stack(value) if isinstance(value, list) and as_list else value
         if not isinstance(tensor, Tensor):
             raise UsageError(
                 f"{type(self.denoiser).__name__} returns a {type(tensor).__name__}, not one tensor a batch"
             )
+
+        def form(x: Tensor) -> Any:
+            return list(x) if as_list else x
+
         if isinstance(out, Tensor):
-            self._wrap = lambda x: x
+            self._wrap = form
         elif isinstance(out, dict):
             kind, key = type(out), next(iter(out))
-            self._wrap = lambda x: kind(**{key: x})
+            self._wrap = lambda x: kind(**{key: form(x)})
+        else:
+            self._wrap = lambda x: (form(x),)
         self._blank = torch.zeros_like(tensor[:1])
         return tensor
-
-    def _part(self, tree: Any, k: int, many: int, rows: int, place: Place = ()) -> Any:
-        """Branch k of a tree of arguments."""
-        whole = many * rows
-        if isinstance(tree, (Tensor, list)) and len(_shape(tree)) and _shape(tree)[0] == whole:
-            known = self._batched is None or place in self._batched
-            return tree[k * rows : (k + 1) * rows] if known else tree
-        if isinstance(tree, dict):
-            return {key: self._part(item, k, many, rows, (*place, key)) for key, item in tree.items()}
-        if isinstance(tree, tuple):
-            return tuple(self._part(item, k, many, rows, (*place, j)) for j, item in enumerate(tree))
-        return tree
 
 
 class Replay:
@@ -233,23 +231,25 @@ class Replay:
         return self.chunk.latents.get(self._step, sample)
 
 
-def _shape(leaf: Tensor | list[Any]) -> tuple[int, ...]:
-    return tuple(leaf.shape) if isinstance(leaf, Tensor) else (len(leaf),)
-
-
-def _sizes(tree: Any, place: Place = ()) -> Iterator[tuple[Place, int]]:
-    if isinstance(tree, (Tensor, list)):
-        yield from [(place, shape[0])] if (shape := _shape(tree)) else []
-    elif isinstance(tree, dict):
-        for key, item in tree.items():
-            yield from _sizes(item, (*place, key))
-    elif isinstance(tree, tuple):
-        for j, item in enumerate(tree):
-            yield from _sizes(item, (*place, j))
+def _denoiser_name(pipeline: Any) -> str:
+    kind = type(pipeline).__name__
+    present = [
+        name
+        for name, module in pipeline.components.items()
+        if module is not None and name.startswith(("transformer", "unet"))
+    ]
+    found = next((name for name in ("transformer", "unet") if name in present), None)
+    if found is None:
+        raise UsageError(f"{kind} has neither a transformer nor a unet that could be aligned")
+    others = [name for name in present if name != found]
+    if others:
+        raise UsageError(f"{kind} samples with {found} and {others[0]}, but only one denoiser can be aligned yet")
+    return found
 
 
 @contextmanager
-def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Within the context the object has this attribute, whatever its class says."""
     before = owner.__dict__.get(name)
     object.__setattr__(owner, name, value)
     try:

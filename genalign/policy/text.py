@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ class TextMemo:
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
         self._single: dict[Any, Any] = {}
+        self._axes: dict[str, Any] = {}  # per kind of call: the tree of what it returns, with the axis of its rows
         self._last: tuple[Any, Any] = (None, None)
 
     @contextmanager
@@ -49,38 +51,70 @@ class TextMemo:
         arguments = {**arguments, **arguments.get("kwargs", {})}
         arguments.pop("kwargs", None)
         prompt = arguments.get("prompt")
-        tensors = any(isinstance(value, Tensor) for value in arguments.values())
-        if not isinstance(prompt, list) or tensors or arguments.get("num_images_per_prompt", 1) != 1:
+        if not isinstance(prompt, list) or arguments.get("num_images_per_prompt", 1) != 1:
             return real(**arguments)
         by_row = [
-            n for n, value in arguments.items() if isinstance(value, list) and n.startswith(("prompt", "negative"))
+            name
+            for name, value in arguments.items()
+            if isinstance(value, list) and (name.startswith(("prompt", "negative")) or all(map(_is_picture, value)))
         ]
+        unknown = any(
+            len(value) != len(prompt) if name in by_row else isinstance(value, Tensor) or _is_picture(value)
+            for name, value in arguments.items()
+        )
+        if unknown:
+            return real(**arguments)
         shared = {name: value for name, value in arguments.items() if name not in by_row}
         rows = [tuple(arguments[name][k] for name in by_row) for k in range(len(prompt))]
-        key = (tuple(by_row), repr(sorted(shared.items(), key=lambda item: item[0])), tuple(rows))
+        keys = tuple(tuple(_content(value) for value in row) for row in rows)
+        key = (tuple(by_row), repr(sorted(shared.items(), key=lambda item: item[0])), keys)
         if self._last[0] != key:
-            self._last = (key, self._batch(real, by_row, shared, rows, key[1]))
+            self._last = (key, self._batch(real, by_row, shared, dict(zip(keys, rows, strict=True)), keys, key[1]))
         return self._last[1]
 
     def _batch(
-        self, real: Callable[..., Any], by_row: Sequence[str], shared: dict[str, Any], rows: list[Any], kind: str
+        self,
+        real: Callable[..., Any],
+        by_row: Sequence[str],
+        shared: dict[str, Any],
+        rows: Mapping[Any, Any],
+        keys: Sequence[Any],
+        kind: str,
     ) -> Any:
-        def encode(chosen: Sequence[Any]) -> Any:
-            return real(**shared, **{name: [row[j] for row in chosen] for j, name in enumerate(by_row)})
+        """rows: the arguments of each unique key; keys: what each row of the batch asks for."""
 
-        unique = list(dict.fromkeys(rows))
+        def encode(*chosen: Any) -> Any:
+            return real(**shared, **{name: [rows[key][j] for key in chosen] for j, name in enumerate(by_row)})
+
         device = self.pipeline._execution_device
-        for row in unique:
-            if (kind, row) not in self._single:
+        for key in rows:
+            if (kind, key) not in self._single:
                 while len(self._single) >= REMEMBERED:
                     self._single.pop(next(iter(self._single)))
-                self._single[kind, row] = _map(encode([row]), lambda x: x.cpu())
-        singles = [self._single[kind, row] for row in unique if (kind, row) in self._single]
-        where = [unique.index(row) for row in rows]
-        if len(singles) == len(unique) and _stacks(singles):
-            return _map(_stack(singles, where), lambda x: x.to(device))
-        together = encode(unique)
-        return _map(together, lambda x: x[where] if x.shape[:1] == (len(unique),) else x)
+                single = self._single[kind, key] = _map(encode(key), lambda x: x.cpu())
+                if kind not in self._axes:
+                    obvious = all(_is_one_row(leaf) for leaf in _leaves(single))
+                    self._axes[kind] = _axes(single, single if obvious else encode(key, key))
+        axes = self._axes[kind]
+        singles = [self._single[kind, key] for key in rows if (kind, key) in self._single]
+        place = {key: k for k, key in enumerate(rows)}
+        where = [place[key] for key in keys]
+        if len(singles) == len(rows) and _stacks(axes, singles):
+            return _map(_take(axes, _stack(axes, singles), where), lambda x: x.to(device))
+        return _take(axes, encode(*rows), where)
+
+
+def _is_picture(value: Any) -> bool:
+    import PIL.Image
+
+    return isinstance(value, PIL.Image.Image)
+
+
+def _content(value: Any) -> Any:
+    """What stands for an argument in a key: text itself, and the digest of a picture."""
+    if not _is_picture(value):
+        return value
+    return value.size, value.mode, hashlib.sha256(value.tobytes()).hexdigest()
 
 
 def _map(tree: Any, fn: Callable[[Tensor], Tensor]) -> Any:
@@ -91,22 +125,55 @@ def _map(tree: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
-def _stacks(trees: Sequence[Any]) -> bool:
-    first = trees[0]
-    if isinstance(first, Tensor):
-        return all(isinstance(tree, Tensor) and tree.shape == first.shape for tree in trees)
-    if isinstance(first, tuple):
-        return all(isinstance(t, tuple) and len(t) == len(first) for t in trees) and all(
-            _stacks(items) for items in zip(*trees, strict=True)
-        )
-    return first is None and all(tree is None for tree in trees)
+def _leaves(tree: Any) -> Iterator[Tensor | list[Any]]:
+    if isinstance(tree, (Tensor, list)):
+        yield tree
+    elif isinstance(tree, tuple):
+        for item in tree:
+            yield from _leaves(item)
 
 
-def _stack(trees: Sequence[Any], where: Sequence[int]) -> Any:
-    """One batch from single rows; what has no batch axis (position ids) is shared."""
+def _is_one_row(leaf: Tensor | list[Any]) -> bool:
+    return leaf.shape[:1] == (1,) if isinstance(leaf, Tensor) else len(leaf) <= 1
+
+
+def _axes(one: Any, two: Any) -> Any:
+    """Of each leaf, the axis that doubles from one row to two (the first if `two` is `one`), None for none."""
+    if isinstance(one, Tensor):
+        doubled = (axis for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if b == 2 * a)
+        return 0 if one is two else next(doubled, None)
+    if isinstance(one, list) and (one is two or len(two) == 2 * len(one)):
+        return 0
+    if isinstance(one, (tuple, list)):
+        return tuple(_axes(a, b) for a, b in zip(one, two, strict=True))
+    return 0  # of what is absent here and may be a tensor elsewhere (a mask that nothing needs yet)
+
+
+def _stacks(axes: Any, trees: Sequence[Any]) -> bool:
+    """Whether encoded rows fit together: what has no row axis (position ids) must be the same in all."""
     first = trees[0]
+    if isinstance(axes, tuple):
+        return all(_stacks(axis, items) for axis, *items in zip(axes, *trees, strict=True))
     if isinstance(first, Tensor):
-        return torch.cat([trees[k] for k in where]) if first.shape[:1] == (1,) else first
-    if isinstance(first, tuple):
-        return tuple(_stack(items, where) for items in zip(*trees, strict=True))
-    return None
+        alike = all(isinstance(tree, Tensor) and tree.shape == first.shape for tree in trees)
+        return alike and (axes is not None or all(torch.equal(tree, first) for tree in trees))
+    return isinstance(first, list) or all(tree is None for tree in trees)
+
+
+def _stack(axes: Any, trees: Sequence[Any]) -> Any:
+    first = trees[0]
+    if isinstance(axes, tuple):
+        return type(first)(_stack(axis, items) for axis, *items in zip(axes, *trees, strict=True))
+    if axes is None or first is None:
+        return first
+    return [item for tree in trees for item in tree] if isinstance(first, list) else torch.cat(list(trees), axes)
+
+
+def _take(axes: Any, tree: Any, where: Sequence[int]) -> Any:
+    if isinstance(axes, tuple):
+        return type(tree)(_take(axis, item, where) for axis, item in zip(axes, tree, strict=True))
+    if axes is None or tree is None:
+        return tree
+    if isinstance(tree, list):
+        return [tree[k] for k in where] if tree else tree
+    return tree.index_select(axes, torch.as_tensor(where, device=tree.device))

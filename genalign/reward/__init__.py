@@ -4,20 +4,27 @@ from genalign.reward.algebra import Hybrid, Sum
 from genalign.reward.base import check_needs
 from genalign.reward.build import build_reward, shipped_rewards
 from genalign.reward.clip import ClipReward
+from genalign.reward.exemplars import Exemplars, Similarity
 from genalign.reward.function import FunctionReward, reward
+from genalign.reward.harmonic import Harmonic
 from genalign.reward.head import HeadReward, save_head
 from genalign.reward.runner import Runner, guarded
+from genalign.reward.sets import SetReward
 from genalign.reward.sharpness import Sharpness
 from genalign.reward.worker import FileReward
 
 __all__ = [
     "ClipReward",
+    "Exemplars",
     "FileReward",
     "FunctionReward",
+    "Harmonic",
     "HeadReward",
     "Hybrid",
     "Runner",
+    "SetReward",
     "Sharpness",
+    "Similarity",
     "Sum",
     "build_reward",
     "check_needs",

@@ -13,6 +13,8 @@ import yaml
 
 from genalign.reward.algebra import Hybrid, Sum
 from genalign.reward.base import nearest, resolve_model
+from genalign.reward.exemplars import find_exemplars
+from genalign.reward.harmonic import Harmonic
 from genalign.reward.worker import FileReward, find_file
 from genalign.types import Reward, UsageError
 
@@ -20,9 +22,11 @@ HEADS = {
     "clip": "genalign.reward.clip:ClipReward",
     "sharpness": "genalign.reward.sharpness:Sharpness",
     "head": "genalign.reward.head:HeadReward",
+    "set": "genalign.reward.sets:SetReward",
+    "similarity": "genalign.reward.exemplars:Similarity",
     "judge": "genalign.lab.judge:Judge",
 }
-KINDS = ("use", "sum", "hybrid")
+KINDS = ("use", "sum", "hybrid", "harmonic")
 
 
 class _Loader(yaml.SafeLoader):
@@ -61,20 +65,28 @@ def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
         return _from_name(spec["use"], rest, folder)
     if kinds[0] == "sum":
         return _sum(spec["sum"], rest, folder)
+    if kinds[0] == "harmonic":
+        _check_keys("harmonic", rest, {"name"})
+        return Harmonic(_weighted("harmonic", spec["harmonic"], folder), **rest)
     return _hybrid(spec["hybrid"], rest, folder)
 
 
 def _sum(items: Any, rest: dict[str, Any], folder: Path) -> Reward:
+    parts = _weighted("sum", items, folder)
+    _check_keys("sum", rest, {"missing", "name"})
+    return Sum(parts, **rest)
+
+
+def _weighted(what: str, items: Any, folder: Path) -> list[tuple[Reward, float]]:
     if not isinstance(items, list):
-        raise UsageError(f"'sum' takes a list of rewards, not {_short(items)}")
+        raise UsageError(f"{what!r} takes a list of rewards, not {_short(items)}")
     parts: list[tuple[Reward, float]] = []
     for item in items:
         weight = item.get("weight", 1.0) if isinstance(item, Mapping) else 1.0
         _check_number("weight", weight, item)
         bare = {key: value for key, value in item.items() if key != "weight"} if isinstance(item, Mapping) else item
         parts.append((build_reward(bare, folder), float(weight)))
-    _check_keys("sum", rest, {"missing", "name"})
-    return Sum(parts, **rest)
+    return parts
 
 
 def _hybrid(settings: Any, rest: dict[str, Any], folder: Path) -> Reward:
@@ -138,6 +150,9 @@ def _head(address: str, name: str, settings: dict[str, Any], folder: Path) -> Re
         raise UsageError(f"reward {name!r} needs the setting {absent!r}; write it beside 'use: {name}'")
     if "model" in settings:
         settings = {**settings, "model": resolve_model(settings["model"], folder)}
+    for key in ("exemplars", "pairs"):
+        if isinstance(settings.get(key), str):
+            settings = {**settings, key: find_exemplars(settings[key], folder)}
     try:
         return kind(**settings)
     except (TypeError, ValueError) as error:

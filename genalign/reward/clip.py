@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from genalign.reward.base import Stateless, digest, image_batches, resolve_model, texts, weights_digest
 from genalign.types import Media, Prompt, Scores, UsageError
 
+REMEMBERED = 8192  # prompts whose features stay in memory
+
 
 class ClipReward(Stateless):
     """score = scale * cos(image, prompt) + offset, the cosine in [-1,1] (CLIPScore, arXiv 2104.08718, eq. 1).
@@ -41,6 +43,7 @@ class ClipReward(Stateless):
         self.model = resolve_model(model)
         self.scale, self.offset, self.batch_size, self.name = float(scale), float(offset), batch_size, name
         self.aspects = (name,)
+        self._texts: dict[str, Tensor] = {}  # features (E,) on the CPU
         if Path(self.model).is_dir() and not any(Path(self.model).glob("*.safetensors")):
             raise UsageError(f"CLIP model {self.model} has no .safetensors file; genalign reads no pickled weights")
 
@@ -67,24 +70,34 @@ class ClipReward(Stateless):
         return digest("clip", self.name, weights_digest(net), settings, self.scale, self.offset)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        seen = self.see(media)
+        with torch.autocast(seen.device.type, enabled=False):
+            cosine = F.cosine_similarity(seen, self.read(texts(prompts), seen.device), dim=1)
+        value = self.scale * cosine.cpu() + self.offset
+        valid = torch.ones(len(prompts), 1, dtype=torch.bool)
+        return Scores(self.aspects, value[:, None], valid, ~valid, value, valid[:, 0], torch.ones(1))
+
+    def see(self, media: Media) -> Tensor:
+        """Image features (B,E) of any length, with gradients, on the images' device."""
         net, preprocess, _ = self._loaded
         images = image_batches(media, self.batch_size)
         device = images[0].device
         net.to(device)
         with torch.autocast(device.type, enabled=False):
-            seen = torch.cat([net.encode_image(preprocess(part)) for part in images])  # (B,E)
-            cosine = F.cosine_similarity(seen, self._read(texts(prompts), device), dim=1)
-        value = self.scale * cosine.cpu() + self.offset
-        valid = torch.ones(len(prompts), 1, dtype=torch.bool)
-        return Scores(self.aspects, value[:, None], valid, ~valid, value, valid[:, 0], torch.ones(1))
+            return torch.cat([net.encode_image(preprocess(part)) for part in images])
 
     @torch.no_grad()
-    def _read(self, prompts: list[str], device: torch.device) -> Tensor:
+    def read(self, prompts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """Text features (B,E) of any length; a prompt is encoded once, however often it comes back."""
         net, _, tokenizer = self._loaded
-        unique = list(dict.fromkeys(prompts))
-        parts = [unique[i : i + self.batch_size] for i in range(0, len(unique), self.batch_size)]
-        read = torch.cat([net.encode_text(tokenizer(part).to(device)) for part in parts])
-        return read[[unique.index(prompt) for prompt in prompts]]  # (B,E)
+        net.to(device)
+        if len(self._texts) > REMEMBERED:
+            self._texts.clear()
+        fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
+        for at in range(0, len(fresh), self.batch_size):
+            part = fresh[at : at + self.batch_size]
+            self._texts.update(zip(part, net.encode_text(tokenizer(part).to(device)).cpu(), strict=True))
+        return torch.stack([self._texts[prompt] for prompt in prompts]).to(device)
 
 
 def on_tensors(preprocess: Any) -> Callable[[Tensor], Tensor]:

@@ -240,7 +240,7 @@ def load_function(
     Raises:
         UsageError: the file cannot be imported, or has no such function.
     """
-    module = _import(Path(path))
+    module = import_file(Path(path))
     found = getattr(module, function, None)
     if not callable(found):
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -249,7 +249,12 @@ def load_function(
     return reward.with_settings(settings or {}, name)
 
 
-def _import(path: Path) -> ModuleType:
+def import_file(path: Path) -> ModuleType:
+    """A user's file as a module, under a name nothing else has.
+
+    Raises:
+        UsageError: it cannot be imported.
+    """
     unique = f"genalign_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if unique in sys.modules:
         return sys.modules[unique]

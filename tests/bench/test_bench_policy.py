@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from genalign.policy.branching import part
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import PolicySettings, Sampler
 from genalign.types import Prompt
@@ -50,7 +51,7 @@ class Bare:
 
         def look(args: Any, kwargs: Any, rows: int, graph: Any = None) -> Any:
             many = policy._stage.branches(args, kwargs, rows)
-            self.kwargs = policy._stage._part((args, kwargs), 0, many, rows)[1]
+            self.kwargs = part((args, kwargs), 0, many, rows, policy._stage._row_axes or {})[1]
             return answer(args, kwargs, rows, graph)
 
         policy._stage.answer = look  # type: ignore[method-assign]

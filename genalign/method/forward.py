@@ -1,0 +1,88 @@
+"""What methods on the forward process share: clean latents, the times and the noise they are asked about, and updates.
+
+Such a method needs no recorded step: any sampler draws its samples, and what moves is how well they are denoised again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genalign.method.common import deal, emit
+from genalign.types import Experience, Fitting, Loss, Policy, Steps, Trajectory, UsageError, sample_seed
+
+Reduction = Literal["sum", "mean"]
+Unit = tuple[list[int], int]  # rows, draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardExperience(Experience):
+    """clean: (B,*L), the samples that the forward process starts from. times: `at` of each draw, the same for all rows.
+
+    The trajectory has no columns: its steps are never replayed.
+    """
+
+    clean: Tensor
+    times: tuple[float, ...]
+
+
+def fitting(policy: object, method: str) -> Fitting:
+    """The policy as what it is asked for here.
+
+    Raises:
+        UsageError: it has no forward process.
+    """
+    if not isinstance(policy, Fitting):
+        raise UsageError(
+            f"method {method} needs the forward process of a diffusion model, which {type(policy).__name__} lacks; "
+            f"take dpo, grpo or rloo for a language model"
+        )
+    return policy
+
+
+def without_steps(trajectory: Trajectory) -> Trajectory:
+    """The rollout without what its replay would need, which may be large."""
+    return replace(trajectory, logp=trajectory.logp[:, :0], mask=trajectory.mask[:, :0], tape=None)
+
+
+def stratified_times(seed: int, count: int) -> tuple[float, ...]:
+    """One `at` in [0,1) drawn from each of `count` equal parts of the path."""
+    drawn = torch.rand(count, generator=torch.Generator().manual_seed(sample_seed(seed, -2, 0)), dtype=torch.float64)
+    return tuple(float((k + u) / count) for k, u in enumerate(drawn))
+
+
+def noise_seeds(trajectory: Trajectory, rows: Sequence[int], draw: int) -> list[int]:
+    """A seed for the noise of each row, which hangs on the sample and the draw alone."""
+    return [sample_seed(trajectory.seeds[row], draw, -1) for row in rows]
+
+
+def shares(steps: Steps, at: float) -> tuple[float, float]:
+    """The squared errors of x0_hat and of eps_hat in one of the model's output, at x_t = a x0 + s eps.
+
+    A policy whose Steps do not say `shares` is taken for a velocity, (s^2, a^2), on the straight path with s = 1 - at.
+    """
+    told: tuple[float, float] | None = getattr(steps, "shares", None)
+    return ((1 - at) ** 2, at**2) if told is None else told
+
+
+def blocks_of(experience: ForwardExperience) -> list[list[int]]:
+    """The counted rows in micro-batches."""
+    size = experience.trajectory.rows_together
+    assert experience.counted is not None
+    rows = experience.counted.nonzero().flatten().tolist()
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def fit_losses(
+    policy: Policy, experience: ForwardExperience, updates: int, loss: Callable[[float, Unit], Loss]
+) -> Iterator[Loss]:
+    """The losses of all updates: each micro-batch at every draw; `loss` is told the global count and the unit."""
+    blocks, draws = blocks_of(experience), range(len(experience.times))
+    counts = [float(len(block) * len(draws)) for block in blocks]
+    for mine, total in deal(blocks, counts, updates, experience.trajectory):
+        yield from emit(policy, [(block, draw) for block in mine for draw in draws], partial(loss, total))

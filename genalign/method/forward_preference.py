@@ -1,0 +1,210 @@
+"""Preferences by the forward process: Diffusion-DPO and Flow-DPO, on pairs made by a reward or on given pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from genalign.losses import all_pairs, best_worst_pairs, dpo_loss
+from genalign.method.common import deal, emit, over_ranks, reward_log, rollout_seed, sample_and_score, sums
+from genalign.method.forward import ForwardExperience, Reduction, fitting, shares, stratified_times, without_steps
+from genalign.method.settings import MethodSettings, PairSource
+from genalign.ranks import all_sum
+from genalign.types import Experience, Loss, Media, Method, Policy, Prompt, Reward, Trajectory, UsageError, sample_seed
+
+Unit = tuple[Tensor, int]  # pairs (P,2), draw
+KEPT_BYTES = 2**30  # of encoded pictures
+
+
+class ForwardPreferenceSettings(MethodSettings):
+    """Diffusion-DPO and Flow-DPO: how steep the preference is, in what units, and how often a pair is noised."""
+
+    presets: ClassVar = {
+        "diffusion-dpo": {"group": 4, "beta": 5000.0, "reduction": "mean"},
+        "flow-dpo": {"group": 4, "beta": 500.0, "reduction": "mean"},
+    }
+
+    beta: float = Field(500.0, gt=0)
+    """Inverse temperature, per half a squared error of `reduction`."""
+    reduction: Reduction = "mean"
+    """What beta is per: the error summed over latent dims, or their mean."""
+    beta_schedule: Literal["constant", "time"] = "constant"
+    """Weigh errors of the model's output alike at all times, or as the errors of the noise they imply: (1 - t)^2."""
+    sft_weight: float = Field(0.0, ge=0)
+    """Weight of the winner's own mean squared error, which keeps it likely while the margin grows."""
+    pair_rule: Literal["best_worst", "all"] = "best_worst"
+    """Pairs made of a scored group: its best and worst sample, or every two."""
+    min_gap: float = Field(0.0, ge=0)
+    """Least difference of reward between winner and loser."""
+    draws: int = Field(4, ge=1)
+    """Times and noises a pair is compared at in an update, one from each of as many equal parts of the path."""
+    cycle: int | None = Field(None, ge=1)
+    """Given pictures: after so many steps times and noises repeat, and the reference's errors are remembered."""
+
+    def build(self, folder: Path) -> Method:
+        if self.cycle is not None:
+            raise UsageError("method.cycle is for given pictures, but these pairs are drawn anew each step; drop it")
+        if self.group == 1:
+            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+        return ForwardPreference(self)
+
+    def build_on(self, pairs: PairSource) -> Method:
+        return ForwardPreference(self, pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairExperience(ForwardExperience):
+    noise: Tensor  # (P,) int64, a seed for each pair, which both of its samples share
+    keys: tuple[tuple[int, int], ...] | None = None  # (P,) which pair at which turn of the cycle; None: seen only once
+
+
+class ForwardPreference:
+    """-log sigmoid(beta/2 [(e_ref - e)_w - (e_ref - e)_l]), e the squared error of the model's output at x_t.
+
+    Diffusion-DPO (arXiv 2311.12908) and Flow-DPO (arXiv 2501.13918): the output is the noise, the velocity or whatever
+    the model was trained to say. Winner and loser share time and noise, and the reference is the policy without its
+    adapters, asked in the same call, so that the first loss is exactly log 2. Pairs come from a reward (`pair_rule`
+    within each group of the policy's present samples, ties dropped) or are given as pictures.
+
+    Departs from the papers: (1) A pair is compared at several stratified times in each update. (2) beta is constant
+    unless `beta_schedule` says otherwise, as the second paper advises. (3) Errors are at least fp32 on both sides.
+    (4) Ties count as half an accuracy. (5) No prompt is dropped.
+    """
+
+    def __init__(self, settings: ForwardPreferenceSettings, pairs: PairSource | None = None) -> None:
+        self.settings, self.pictures = settings, pairs
+        self.name = settings.name
+        self.needs = frozenset({"forward", "reference", *(["pairs"] if pairs else ["rollout", "reward"])})
+        self._encoded: dict[int, Tensor] = {}  # pair -> clean latents (2,*L) on the CPU
+        self._reference: dict[tuple[int, int, int], tuple[float, float]] = {}  # pair, turn, draw -> scores
+
+    def collect(
+        self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
+    ) -> Experience:
+        if self.pictures is not None:
+            return self._given(policy, self.pictures, prompts, seed, step)
+        s, here = self.settings, rollout_seed(seed, step)
+        forward = fitting(policy, self.name)
+        trajectory, scores = sample_and_score(policy, prompts, reward, s.group, here, self.name)
+        find = best_worst_pairs if s.pair_rule == "best_worst" else all_pairs
+        pairs = find(scores, trajectory.group.cpu(), s.min_gap)
+        everyone, _, _ = over_ranks(scores, trajectory.group)
+        seeds = [sample_seed(trajectory.seeds[winner], trajectory.seeds[loser], -1) for winner, loser in pairs.tolist()]
+        return PairExperience(
+            trajectory=without_steps(trajectory),
+            scores=scores,
+            pairs=pairs,
+            global_rows=_global(pairs),
+            log=reward_log(everyone),
+            clean=forward.clean(trajectory),
+            times=stratified_times(here, s.draws),
+            noise=torch.tensor(seeds, dtype=torch.long),
+        )
+
+    def _given(
+        self, policy: Policy, pictures: PairSource, prompts: Sequence[Prompt], seed: int, step: int
+    ) -> Experience:
+        """The pictures of these prompts' pairs; those of equal latents prefer nothing and are dropped."""
+        s = self.settings
+        turn = step if s.cycle is None else step % s.cycle
+        here = rollout_seed(seed, turn)
+        clean = self._encode(policy, pictures, [prompt.uid for prompt in prompts])  # (P,2,*L)
+        differ = [i for i, (winner, loser) in enumerate(clean) if not torch.equal(winner, loser)]
+        rows = tuple(prompt for prompt in prompts for _ in range(2))
+        seeds = [sample_seed(here, prompt.uid, -1) for prompt in prompts]
+        pairs = torch.arange(len(rows)).reshape(-1, 2)[differ]
+        missed = all_sum(torch.tensor([len(prompts) - len(differ)])).item()
+        return PairExperience(
+            trajectory=Trajectory(
+                prompts=rows,
+                media=Media(),
+                group=torch.tensor([prompt.uid for prompt in rows]),
+                logp=torch.zeros(len(rows), 0),
+                mask=torch.zeros(len(rows), 0, dtype=torch.bool),
+                seeds=tuple(seed for seed in seeds for _ in range(2)),
+                rows_together=pictures.rows_together,
+                steps_together=1,
+            ),
+            scores=None,
+            pairs=pairs,
+            global_rows=_global(pairs),
+            log={"pairs/equal": float(missed)},
+            clean=clean.flatten(0, 1),
+            times=stratified_times(here, s.draws),
+            noise=torch.tensor([seeds[i] for i in differ], dtype=torch.long),
+            keys=None if s.cycle is None else tuple((prompts[i].uid, turn) for i in differ),
+        )
+
+    def _encode(self, policy: Policy, pictures: PairSource, pairs: list[int]) -> Tensor:
+        """Clean latents (P,2,*L); a pair that was encoded before is remembered, up to KEPT_BYTES."""
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._encoded]
+        fresh: dict[int, Tensor] = {}
+        if new:
+            latents = fitting(policy, self.name).encode(pictures.load(new)).cpu()
+            fresh = dict(zip(new, latents.unflatten(0, (-1, 2)), strict=True))
+        found = torch.stack([fresh[pair] if pair in fresh else self._encoded[pair] for pair in pairs])
+        room = KEPT_BYTES // (found[0].numel() * found.element_size())
+        self._encoded.update({pair: fresh[pair].clone() for pair in new[: max(0, room - len(self._encoded))]})
+        return found
+
+    def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
+        assert isinstance(experience, PairExperience)
+        together = max(1, experience.trajectory.rows_together // 2)
+        packs = list(torch.arange(len(experience.noise)).split(together)) if len(experience.noise) else []
+        draws = range(self.settings.draws)
+        counts = [float(len(pack) * len(draws)) for pack in packs]
+        for mine, total in deal(packs, counts, self.settings.updates_per_rollout, experience.trajectory):
+            units = [(pack, draw) for pack in mine for draw in draws]
+            yield from emit(policy, units, partial(self._loss, policy, experience, total))
+
+    def _loss(self, policy: Policy, experience: PairExperience, total: float, unit: Unit) -> Loss:
+        s = self.settings
+        score, reference, count, share = self._scores(policy, experience, unit)  # (2,P)
+        scale = 0.5 / (count if s.reduction == "mean" else 1) * (share if s.beta_schedule == "time" else 1.0)
+        chosen, rejected = scale * (score - reference)  # (P,)
+        loss = dpo_loss("sigmoid", chosen, rejected, s.beta)
+        if s.sft_weight:
+            loss = loss - s.sft_weight * score[0] / count
+        log = {
+            "rewards/chosen": s.beta * chosen,
+            "rewards/rejected": s.beta * rejected,
+            "rewards/accuracies": (1 + (chosen - rejected).sign()) / 2,
+            "rewards/margins": s.beta * (chosen - rejected),
+            "error/chosen": -score[0] / count,
+            "error/rejected": -score[1] / count,
+            "loss": loss,
+        }
+        return Loss(loss.sum() / total, sums(log, torch.ones_like(loss, dtype=torch.bool)))
+
+    def _scores(self, policy: Policy, experience: PairExperience, unit: Unit) -> tuple[Tensor, Tensor, int, float]:
+        """Scores of winners and losers (2,P) under the policy and under the reference, their count, and eps's share."""
+        pack, draw = unit
+        assert experience.pairs is not None
+        rows = experience.pairs[pack].T.flatten().tolist()  # winners, then losers
+        prompts = [experience.trajectory.prompts[row] for row in rows]
+        seeds = [sample_seed(seed, draw, -1) for seed in experience.noise[pack].tolist()] * 2
+        keys = [] if experience.keys is None else [(*experience.keys[i], draw) for i in pack.tolist()]
+        known = bool(keys) and all(key in self._reference for key in keys)
+        at = experience.times[draw]
+        fitted = fitting(policy, self.name).fit(
+            prompts, experience.clean[rows], at, seeds, None if known else "reference"
+        )
+        score = fitted.score[:, 0].unflatten(0, (2, -1))
+        if known:
+            reference = torch.tensor([self._reference[key] for key in keys], dtype=score.dtype, device=score.device).T
+        else:
+            assert fitted.versus_score is not None
+            reference = fitted.versus_score[:, 0].unflatten(0, (2, -1))
+            self._reference.update(zip(keys, reference.T.tolist(), strict=False))
+        return score, reference, fitted.count, shares(fitted, at)[1]
+
+
+def _global(pairs: Tensor) -> int:
+    return int(all_sum(torch.tensor(len(pairs))))

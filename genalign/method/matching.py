@@ -1,0 +1,205 @@
+"""Reinforcement on the forward process: DiffusionNFT and AWM. No stochastic sampler, no recorded step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from genalign.losses import advantages, nft_loss, ppo_clip
+from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums
+from genalign.method.forward import (
+    ForwardExperience,
+    Unit,
+    blocks_of,
+    fit_losses,
+    fitting,
+    noise_seeds,
+    shares,
+    stratified_times,
+    without_steps,
+)
+from genalign.method.settings import MethodSettings
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, Trajectory, UsageError, Weights
+
+
+class MatchingSettings(MethodSettings):
+    """What both read: the advantage of a sample, and how often it is noised."""
+
+    std: Literal["group", "batch", "none"] = "batch"
+    """Divide a centred score by the standard deviation of its group, of the whole batch, or not at all."""
+    advantage_clip: float = Field(5.0, gt=0)
+    """Bound on |advantage|."""
+    draws: int = Field(4, ge=1)
+    """Times and noises a sample is fitted at in an update, one from each of as many equal parts of the path."""
+
+    @model_validator(mode="after")
+    def _has_siblings(self) -> Self:
+        if self.group == 1:
+            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+        return self
+
+
+class NftSettings(MatchingSettings):
+    """DiffusionNFT: the old model draws, and the new one is pushed from it towards good samples, away from bad ones."""
+
+    presets: ClassVar = {"nft": {"group": 16, "beta": 1.0}}
+
+    beta: float = Field(1.0, gt=0)
+    """Share of the new model in what is fitted to good samples; a smaller one pushes it further from the old model."""
+
+    def build(self, folder: Path) -> Method:
+        return Nft(self)
+
+
+class AwmSettings(MatchingSettings):
+    """AWM: the clipped policy gradient of the forward process's likelihood."""
+
+    presets: ClassVar = {"awm": {"group": 16, "clip_nats": (0.01, 0.01)}}
+
+    clip_nats: tuple[float, float] = (0.01, 0.01)
+    """How far, down and up, minus a sample's mean squared error may move before its gradient stops."""
+    kl_beta: float = Field(0.0, ge=0)
+    """Weight of the mean squared distance of the output from the reference's."""
+
+    def build(self, folder: Path) -> Method:
+        return Awm(self)
+
+
+def collect_advantages(
+    settings: MatchingSettings,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    reward: Reward | None,
+    seed: int,
+    weights: Weights,
+) -> ForwardExperience:
+    """Samples of the given weights with their advantages; the seed is the step's own."""
+    s, forward = settings, fitting(policy, settings.name)
+    with policy.weights(weights):
+        trajectory, scores = sample_and_score(policy, prompts, reward, s.group, seed, s.name)
+    everyone, group, here = over_ranks(scores, trajectory.group)
+    advantage, counted, spread = advantages(everyone, group, std=s.std)
+    return ForwardExperience(
+        trajectory=without_steps(trajectory),
+        scores=scores,
+        advantage=advantage[here].clamp(-s.advantage_clip, s.advantage_clip),
+        counted=counted[here],
+        global_rows=int(counted.sum()),
+        log={**reward_log(everyone), **spread},
+        clean=forward.clean(trajectory),
+        times=stratified_times(seed, s.draws),
+    )
+
+
+def fit_unit(
+    policy: Policy, name: str, experience: ForwardExperience, unit: Unit, versus: Weights | None
+) -> tuple[Steps, Tensor]:
+    """The unit's Steps, and the advantage (R,) of its rows."""
+    rows, draw = unit
+    trajectory: Trajectory = experience.trajectory
+    prompts, seeds = [trajectory.prompts[row] for row in rows], noise_seeds(trajectory, rows, draw)
+    fitted = fitting(policy, name).fit(prompts, experience.clean[rows], experience.times[draw], seeds, versus)
+    assert experience.advantage is not None
+    return fitted, experience.advantage[rows].to(fitted.score.device)
+
+
+class Nft:
+    """DiffusionNFT (arXiv 2509.16117): the forward process learns from good and bad samples of the old model at once.
+
+    The old model is the "ema" weights, which `train.ema` moves after every update: they draw the samples, and the two
+    models that are fitted lie on the line through the old and the new output. A sample counts as good by
+    (1 + advantage / advantage_clip) / 2.
+
+    Departs from the paper: (1) Only (score, versus_score, gap) of Policy.fit are used; losses.nft_loss says what that
+    changes. (2) The old weights move after every optimizer update at a constant rate, not once a rollout at a rising
+    one. (3) Times are stratified over the sampler's grid and common to a step; its code takes all of them. (4) There is
+    no further penalty towards the reference (its code has one of 1e-4), and a prompt without spread teaches nothing.
+    """
+
+    def __init__(self, settings: NftSettings) -> None:
+        self.settings = settings
+        self.name = settings.name
+        self.needs = frozenset({"rollout", "reward", "forward", "ema"})
+
+    def collect(
+        self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
+    ) -> Experience:
+        return collect_advantages(self.settings, policy, prompts, reward, rollout_seed(seed, step), "ema")
+
+    def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
+        assert isinstance(experience, ForwardExperience)
+        return fit_losses(
+            policy, experience, self.settings.updates_per_rollout, partial(self._loss, policy, experience)
+        )
+
+    def _loss(self, policy: Policy, experience: ForwardExperience, total: float, unit: Unit) -> Loss:
+        s = self.settings
+        fitted, advantage = fit_unit(policy, self.name, experience, unit, "ema")
+        assert fitted.versus_score is not None
+        assert fitted.gap is not None
+        score, old, gap = (x[:, 0] for x in (fitted.score, fitted.versus_score, fitted.gap))
+        share, _ = shares(fitted, experience.times[unit[1]])
+        optimality = (1 + advantage / s.advantage_clip) / 2
+        loss = s.advantage_clip * nft_loss(score, old, gap, optimality, s.beta, fitted.count, share)
+        log = {"loss": loss, "error": -score / fitted.count, "gap": gap / fitted.count}
+        return Loss(loss.sum() / total, sums(log, torch.ones_like(loss, dtype=torch.bool)))
+
+
+class Awm:
+    """Advantage weighted matching (arXiv 2509.25050): PPO with the forward process's error as minus the log-likelihood.
+
+    log p(x0) is -|target - out|^2, averaged over latent dims, at times and noises that the old and the new likelihood
+    share. With one update a rollout the ratio is 1, and the gradient that of advantage x error.
+
+    Departs from the paper: (1) With one update a rollout the old likelihood is the present one, detached, and costs
+    nothing. (2) Times are stratified over the sampler's grid and common to a step. (3) The penalty is towards
+    the reference alone; its code has a second one, towards an average. (4) A prompt without spread teaches nothing.
+    """
+
+    def __init__(self, settings: AwmSettings) -> None:
+        self.settings = settings
+        self.name = settings.name
+        self.needs = frozenset({"rollout", "reward", "forward", *(["reference"] if settings.kl_beta else [])})
+
+    def collect(
+        self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
+    ) -> Experience:
+        return collect_advantages(self.settings, policy, prompts, reward, rollout_seed(seed, step), "policy")
+
+    def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
+        assert isinstance(experience, ForwardExperience)
+        updates = self.settings.updates_per_rollout
+        old: dict[tuple[int, int], Tensor] = {}  # (first row of a micro-batch, draw) -> score (R,1)
+        if updates > 1:
+            with torch.no_grad():
+                for block in blocks_of(experience):
+                    for draw in range(len(experience.times)):
+                        fitted, _ = fit_unit(policy, self.name, experience, (block, draw), None)
+                        old[block[0], draw] = fitted.score
+        yield from fit_losses(policy, experience, updates, partial(self._loss, policy, experience, old))
+
+    def _loss(
+        self,
+        policy: Policy,
+        experience: ForwardExperience,
+        old: Mapping[tuple[int, int], Tensor],
+        total: float,
+        unit: Unit,
+    ) -> Loss:
+        s, (rows, draw) = self.settings, unit
+        fitted, advantage = fit_unit(policy, self.name, experience, unit, "reference" if s.kl_beta else None)
+        score = fitted.score[:, 0] / fitted.count  # (R,)
+        before = old[rows[0], draw][:, 0] / fitted.count if old else score.detach()
+        loss, clipped = ppo_clip(score, before, advantage, *s.clip_nats)
+        log = {"ratio/mean": (score - before).exp(), "clip_ratio/region_mean": clipped, "error": -score}
+        if fitted.gap is not None:
+            log["gap"] = fitted.gap[:, 0] / fitted.count
+            loss = loss + s.kl_beta * log["gap"]
+        log["loss"] = loss
+        return Loss(loss.sum() / total, sums(log, torch.ones_like(loss, dtype=torch.bool)))

@@ -1,0 +1,117 @@
+"""Regression to a policy's own better samples: Flow-RWR and best-of-n fine-tuning are settings of one class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from genalign.losses import regression_weights
+from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums
+from genalign.method.forward import (
+    ForwardExperience,
+    Unit,
+    fit_losses,
+    fitting,
+    noise_seeds,
+    stratified_times,
+    without_steps,
+)
+from genalign.method.settings import MethodSettings
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError
+
+
+class WeightedSettings(MethodSettings):
+    """Flow-RWR and best-of-n: which samples of a group are learnt from, and how much from each."""
+
+    presets: ClassVar = {
+        "flow-rwr": {"group": 8, "temperature": 0.1, "keep": None},
+        "sft": {"group": 8, "temperature": 1.0, "keep": 1},
+    }
+
+    temperature: float = Field(0.1, gt=0)
+    """A sample's weight is softmax(reward / temperature) over those of its prompt that are kept."""
+    keep: int | None = Field(None, ge=1)
+    """Best samples of a prompt that are learnt from; null: all."""
+    draws: int = Field(4, ge=1)
+    """Times and noises a sample is fitted at in an update, one from each of as many equal parts of the path."""
+
+    @model_validator(mode="after")
+    def _chooses(self) -> Self:
+        if self.group == 1:
+            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+        if self.keep is not None and self.keep > self.group:
+            raise UsageError(f"method.keep is {self.keep}, but a prompt has only {self.group} samples; lower it")
+        return self
+
+    def build(self, folder: Path) -> Method:
+        return Weighted(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedExperience(ForwardExperience):
+    weight: Tensor  # (B,), mean 1 over counted rows
+
+
+class Weighted:
+    """E[w |target - out|^2] over the policy's own samples, w from their rewards: regression, with no policy gradient.
+
+    Flow-RWR (arXiv 2501.13918) weighs by exp(r / temperature); best-of-n fine-tuning (the SFT that arXiv 2505.05470
+    compares with) keeps the best.
+
+    Departs from the papers: (1) The exponential is normalised within each prompt, so that a reward's offset changes
+    nothing and no weight can be negative or overflow. (2) Samples are drawn anew in each step, not once beforehand.
+    (3) The error is the mean over latent dims (without the (1 - t)^2 that its first paper drops too). (4) Times are
+    stratified over the sampler's grid. (5) A prompt without spread teaches nothing.
+    """
+
+    def __init__(self, settings: WeightedSettings) -> None:
+        self.settings = settings
+        self.name = settings.name
+        self.needs = frozenset({"rollout", "reward", "forward"})
+
+    def collect(
+        self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
+    ) -> Experience:
+        s, here = self.settings, rollout_seed(seed, step)
+        forward = fitting(policy, self.name)
+        trajectory, scores = sample_and_score(policy, prompts, reward, s.group, here, self.name)
+        everyone, group, mine = over_ranks(scores, trajectory.group)
+        weight, counted = regression_weights(everyone, group, s.temperature, s.keep)
+        used = weight[counted].double()
+        alike = float(used.sum() ** 2 / used.square().sum() / len(used)) if len(used) else 0.0
+        return WeightedExperience(
+            trajectory=without_steps(trajectory),
+            scores=scores,
+            counted=counted[mine],
+            global_rows=int(counted.sum()),
+            log={**reward_log(everyone), "weight/effective": alike},
+            clean=forward.clean(trajectory),
+            times=stratified_times(here, s.draws),
+            weight=weight[mine],
+        )
+
+    def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
+        assert isinstance(experience, WeightedExperience)
+        return fit_losses(
+            policy, experience, self.settings.updates_per_rollout, partial(self._loss, policy, experience)
+        )
+
+    def _loss(self, policy: Policy, experience: WeightedExperience, total: float, unit: Unit) -> Loss:
+        rows, draw = unit
+        trajectory = experience.trajectory
+        fitted = fitting(policy, self.name).fit(
+            [trajectory.prompts[row] for row in rows],
+            experience.clean[rows],
+            experience.times[draw],
+            noise_seeds(trajectory, rows, draw),
+        )
+        error = -fitted.score[:, 0] / fitted.count  # (R,)
+        loss = experience.weight[rows].to(error.device) * error
+        return Loss(loss.sum() / total, sums({"loss": loss, "error": error}, torch.ones_like(error, dtype=torch.bool)))

@@ -1,0 +1,61 @@
+"""Which arguments of a denoiser have a row axis, and how one guidance branch of a batch is cut out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+Place = tuple[Any, ...]  # a path in the tree of a denoiser's arguments
+
+
+def row_axes(one: Any, two: Any) -> tuple[dict[Place, int | None], bool]:
+    """From the arguments of a call of one row and of two: place -> the axis that doubled or None, and are rows mixed.
+
+    Rows are mixed where the first axis doubled and another one changed as well: then a row's argument depends on its
+    neighbours (several input images read as one row's).
+    """
+    shapes, mixed = dict(leaves(two)), False
+    axes: dict[Place, int | None] = {}
+    for place, single in leaves(one):
+        double = shapes.get(place, ())
+        if len(single) != len(double):
+            continue
+        axes[place] = None
+        changed = [axis for axis, (a, b) in enumerate(zip(single, double, strict=True)) if a != b]
+        if len(changed) == 1 and double[changed[0]] == 2 * single[changed[0]]:
+            axes[place] = changed[0]
+        elif changed and double[0] == 2 * single[0]:
+            mixed = True
+    return axes, mixed
+
+
+def part(tree: Any, k: int, many: int, rows: int, axes: Mapping[Place, int | None], place: Place = ()) -> Any:
+    """Branch k of a tree of arguments that holds `many` branches of `rows` rows; rows lead where nothing is known."""
+    if isinstance(tree, (Tensor, list)):
+        axis = axes.get(place, 0 if _shape(tree) else None)
+        if axis is None or _shape(tree)[axis] != many * rows:
+            return tree
+        return tree.narrow(axis, k * rows, rows) if isinstance(tree, Tensor) else tree[k * rows : (k + 1) * rows]
+    if isinstance(tree, dict):
+        return {key: part(item, k, many, rows, axes, (*place, key)) for key, item in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(part(item, k, many, rows, axes, (*place, j)) for j, item in enumerate(tree))
+    return tree
+
+
+def leaves(tree: Any, place: Place = ()) -> Iterator[tuple[Place, tuple[int, ...]]]:
+    """Place and shape of each tensor and each list of a tree."""
+    if isinstance(tree, (Tensor, list)):
+        yield place, _shape(tree)
+    elif isinstance(tree, dict):
+        for key, item in tree.items():
+            yield from leaves(item, (*place, key))
+    elif isinstance(tree, tuple):
+        for j, item in enumerate(tree):
+            yield from leaves(item, (*place, j))
+
+
+def _shape(leaf: Tensor | list[Any]) -> tuple[int, ...]:
+    return tuple(leaf.shape) if isinstance(leaf, Tensor) else (len(leaf),)

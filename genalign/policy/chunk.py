@@ -1,0 +1,57 @@
+"""What a rollout keeps of its micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Chunk:
+    """What is kept of b rows.
+
+    latents: x before (key i) and after (key i + 1) each recorded step i, (b, *L) in the storage dtype, each held once.
+    outputs: the denoiser's branches at each step, (b, ...) each; kept only where guidance remembers earlier steps.
+    clean: the last latents (b, *L); None where they were not kept.
+    """
+
+    latents: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[int, list[Tensor]] = field(default_factory=dict)
+    clean: Tensor | None = None
+
+    def select(self, rows: Sequence[int]) -> Chunk:
+        if list(rows) == list(range(len(next(iter(self.latents.values()))))):
+            return self
+        index = list(rows)
+        return Chunk(
+            {i: x[index] for i, x in self.latents.items()},
+            {i: [out[index] for out in outs] for i, outs in self.outputs.items()},
+            None if self.clean is None else self.clean[index],
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Chunk]) -> Chunk:
+        if len(parts) == 1:
+            return parts[0]
+        clean = [part.clean for part in parts if part.clean is not None]
+        return Chunk(
+            {i: torch.cat([part.latents[i] for part in parts]) for i in parts[0].latents},
+            {
+                i: [torch.cat(branches) for branches in zip(*(part.outputs[i] for part in parts), strict=True)]
+                for i in parts[0].outputs
+            },
+            torch.cat(clean) if len(clean) == len(parts) else None,
+        )
+
+
+def gather(chunks: Sequence[Chunk], rows: Sequence[int], size: int) -> Chunk:
+    """The given rows of a rollout whose micro-batches have `size` rows, in the given order."""
+    parts: list[tuple[int, list[int]]] = []
+    for row in rows:
+        if not parts or parts[-1][0] != row // size:
+            parts.append((row // size, []))
+        parts[-1][1].append(row % size)
+    return Chunk.cat([chunks[at].select(local) for at, local in parts])

@@ -1,0 +1,129 @@
+"""The forward process through a pipeline: its own denoiser asked about x_t = a x0 + s eps, at one time for all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genalign.policy.pipe import Pipe
+from genalign.policy.schedule import only
+from genalign.policy.tape import Enough, Stage
+from genalign.transition import Path
+from genalign.types import Prompt, Steps, UsageError, Weights, sample_seed
+
+FINE = 50  # steps of the grid that `at` points into
+
+
+def fine_steps(scheduler: Any) -> int:
+    return min(FINE, int(scheduler.config.get("num_train_timesteps") or FINE))
+
+
+def noise_of(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """eps (R,*shape) fp32, a row from each seed.
+
+    Not the noise that sampling starts from at these seeds: a sample would be fitted to the very noise it came from.
+    """
+    generators = [torch.Generator().manual_seed(sample_seed(seed, -1, 0)) for seed in seeds]
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
+
+
+def target_of(path: Path, step: int, x0: Tensor, eps: Tensor) -> Tensor:
+    """What the model was trained to say about a x0 + s eps at a step of the path."""
+    match path.predicts:
+        case "velocity":
+            return eps - x0
+        case "epsilon":
+            return eps
+        case "v_prediction":
+            return float(path.a[step]) * eps - float(path.s[step]) * x0
+        case "sample":
+            return x0
+
+
+class OneTime:
+    """Denoise and step hooks that ask the denoiser about `clean` (R,*L), noised at one time.
+
+    The time is entered twice: the first step is a blank whose x' is x_t, so that x_t enters where the pipeline has its
+    latents, whatever it does to make the first ones.
+    """
+
+    def __init__(self, stage: Stage, clean: Tensor, seeds: Sequence[int], at: float) -> None:
+        self.stage, self.clean, self.seeds, self.at = stage, clean, seeds, at
+        self.out: Tensor | None = None  # (R,*L), what the scheduler was given
+        self.target: Tensor | None = None
+        self._where: tuple[Path, int] | None = None
+
+    def run(self, scheduler: Any, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """(out, target) in float32 or wider."""
+        grid = only(scheduler, lambda steps: int(self.at * steps), 2, self._seen)
+        self.stage.run(call, self._denoise, self._step, grid)
+        assert self.out is not None
+        assert self.target is not None
+        return self.out.to(self.target.dtype), self.target
+
+    def _seen(self, path: Path, step: int) -> None:
+        self._where = path, step
+
+    def _denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        ask = self.stage.fill if self.target is None else self.stage.answer
+        return self.stage.join(ask(args, kwargs, len(self.clean)))
+
+    def _step(self, out: Tensor, sample: Tensor) -> Tensor:
+        if self.target is not None:
+            self.out = out
+            raise Enough
+        if self.clean.shape != sample.shape:
+            raise UsageError(
+                f"clean latents of shape {tuple(self.clean.shape)}, where {type(self.stage.pipeline).__name__} samples"
+                f" {tuple(sample.shape)}; encode the images with this policy at the size it draws"
+            )
+        assert self._where is not None
+        path, step = self._where
+        wide = torch.promote_types(sample.dtype, torch.float32)
+        x0 = self.clean.to(sample.device, wide)
+        eps = noise_of(self.seeds, x0.shape[1:]).to(x0)
+        self.target = target_of(path, step, x0, eps)
+        return (float(path.a[step]) * x0 + float(path.s[step]) * eps).to(sample.dtype)
+
+
+def fit(
+    pipe: Pipe,
+    weights: Callable[[Weights], AbstractContextManager[None]],
+    prompts: Sequence[Prompt],
+    clean: Tensor,
+    at: float,
+    seeds: Sequence[int],
+    versus: Weights | None,
+) -> Steps:
+    if not len(prompts) == len(clean) == len(seeds) or not prompts or not 0 <= at < 1:
+        raise UsageError(
+            f"{len(prompts)} prompts, {len(clean)} clean latents and {len(seeds)} seeds at {at}; give one of each a"
+            " row, at a time in [0, 1)"
+        )
+
+    def ask() -> tuple[Tensor, Tensor]:
+        with pipe.on_kernel():
+            call = pipe.unguided(prompts, seeds, fine_steps(pipe.kernel_scheduler))
+            return OneTime(pipe.stage, clean, seeds, at).run(pipe.kernel_scheduler, call)
+
+    other: Tensor | None = None
+    if versus is not None:  # first, so that nothing of it is alive beside the graph
+        with torch.no_grad(), weights(versus):
+            other, _ = ask()
+    out, target = ask()
+    score = _minus_square(target - out)
+    return Steps(
+        score=score,
+        count=out[0].numel(),
+        mask=torch.ones(score.shape, dtype=torch.bool),
+        versus_score=None if other is None else _minus_square(target - other),
+        gap=None if other is None else -_minus_square(out - other),
+    )
+
+
+def _minus_square(error: Tensor) -> Tensor:
+    return -error.square().flatten(1).sum(1, keepdim=True)

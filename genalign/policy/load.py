@@ -1,0 +1,31 @@
+"""A diffusion pipeline from a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from genalign.policy.diffusion import DiffusionPolicy
+from genalign.policy.settings import PolicySettings
+from genalign.types import UsageError
+
+
+def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> DiffusionPolicy:
+    """The pipeline in a folder; only safetensors and only local files are read.
+
+    Raises UsageError where diffusers cannot read it.
+    """
+    from diffusers import DiffusionPipeline
+
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        absent = {name: None for name, kind in index.items() if kind == [None, None]}  # diffusers wants these said
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder, torch_dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True, **absent
+        )
+    except Exception as error:  # diffusers raises whatever the first broken file raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"the pipeline in {folder} cannot be loaded: {reason}") from error
+    return DiffusionPolicy(pipeline.to(device), settings)

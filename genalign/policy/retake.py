@@ -1,0 +1,58 @@
+"""The last step of sampling taken again from other noise (what DRaFT-LV averages over)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genalign.policy.forward import noise_of
+from genalign.policy.pathwise import images_of
+from genalign.policy.pipe import Pipe
+from genalign.policy.schedule import only
+from genalign.transition import Path, step_table
+from genalign.types import Media, Prompt, UsageError
+
+
+class LastStep:
+    """Denoise and step hooks: `clean` (R,*L) is noised to where the last step starts, and that step taken with a graph.
+
+    As in `forward.OneTime` the time is entered twice, and the first step is a blank whose x' is x_t.
+    """
+
+    def __init__(self, pipe: Pipe, clean: Tensor, seeds: Sequence[int]) -> None:
+        self.pipe, self.clean, self.seeds = pipe, clean, seeds
+        self._path: tuple[Path, int] | None = None
+        self._entered = False
+
+    def seen(self, path: Path, step: int) -> None:
+        self._path = path, step
+
+    def denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._entered:
+            return self.pipe.stage.join(self.pipe.stage.fill(args, kwargs, len(self.clean)))
+        return self.pipe.stage.count(args, kwargs)
+
+    def step(self, out: Tensor, sample: Tensor) -> Tensor:
+        assert self._path is not None
+        path, at = self._path
+        if self._entered:
+            return step_table(path, "ode", 0.0).mean(at, sample, out).to(sample.dtype)
+        if self.clean.shape != sample.shape:
+            raise UsageError(
+                f"clean latents of shape {tuple(self.clean.shape)}, where {tuple(sample.shape)} is sampled"
+            )
+        self._entered = True
+        x0 = self.clean.to(sample.device, torch.promote_types(sample.dtype, torch.float32))
+        eps = noise_of(self.seeds, x0.shape[1:]).to(x0)
+        return (float(path.a[at]) * x0 + float(path.s[at]) * eps).to(sample.dtype)
+
+
+def retake(pipe: Pipe, prompts: Sequence[Prompt], clean: Tensor, seeds: Sequence[int]) -> Media:
+    """Media with grad, at the sampler's own guidance and steps."""
+    last = LastStep(pipe, clean, seeds)
+    with torch.enable_grad(), pipe.on_kernel():
+        grid = only(pipe.kernel_scheduler, lambda steps: steps - 1, 2, last.seen)
+        return images_of(pipe.stage.run(pipe.call(prompts, seeds), last.denoise, last.step, grid))

@@ -1,0 +1,139 @@
+"""Searches from the command line: several at equal budgets, their best samples, and one table."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from genalign.method import MethodSettings, build_method
+from genalign.method.searching import Found, InferenceSettings, Searching, find_in_batches
+from genalign.recipe import Built, check_fit, with_latent_reward
+from genalign.reward import Runner, build_reward, check_needs
+from genalign.types import Media, Method, Policy, Prompt, Reward, UsageError
+
+
+def searches_of(args: Namespace, built: Built | None) -> list[Method]:
+    """The searches that --search names, or the recipe's own method where it is one; all with the same budget."""
+    own = built.recipe.method if built is not None and isinstance(built.method, Searching) else None
+    names = args.search or ([own.name] if own is not None else [])
+    if not names:
+        if args.reward or args.budget is not None:
+            raise UsageError("--reward and --budget belong to a search; name one with --search")
+        return []
+    if args.rollout:
+        raise UsageError("--rollout draws as training does, and training does not search; drop --search or --rollout")
+    settings = [
+        own if own is not None and name == own.name else MethodSettings.model_validate({"name": name}) for name in names
+    ]
+    budget = args.budget if args.budget is not None else getattr(settings[0], "budget", None)
+    if budget is not None and budget < 1:
+        raise UsageError(f"--budget is {budget:g}; it must be at least 1, which is plain sampling")
+    folder = Path() if built is None else built.recipe.folder
+    equal = {} if budget is None else {"budget": budget}
+    fair = [one.model_copy(update=equal) if isinstance(one, InferenceSettings) else one for one in settings]
+    return [with_latent_reward(build_method(one, folder), folder) for one in fair]
+
+
+def reward_of(
+    args: Namespace, built: Built | None, searches: Sequence[Method], modality: str, prompts: Sequence[Prompt]
+) -> Reward:
+    """The weighted sum of what --reward names, or the recipe's reward; it must suit every search.
+
+    Raises:
+        UsageError: there is none, it reads what the prompts lack, or a search needs gradients that it does not have.
+    """
+    reward = built.reward if built is not None else None
+    if args.reward:
+        parts = [_part(word) for word in args.reward]
+        alone = len(parts) == 1 and parts[0]["weight"] == 1.0
+        reward = Runner(build_reward(str(parts[0]["use"]) if alone else {"sum": parts}, Path()))
+    if reward is None:
+        raise UsageError("a search needs to know what is good; name a reward with --reward")
+    facts = set.intersection(*(set(prompt.facts) for prompt in prompts))
+    check_needs(reward, {"prompt", modality, *(f"facts.{name}" for name in facts)})
+    for search in searches:
+        check_fit(search, reward)
+    return reward
+
+
+def _part(word: str) -> dict[str, str | float]:
+    name, equals, tail = word.rpartition("=")
+    try:
+        return {"use": name, "weight": float(tail)} if equals else {"use": word, "weight": 1.0}
+    except ValueError as error:
+        raise UsageError(f"--reward {word}: {tail!r} is no number; write NAME or NAME=WEIGHT") from error
+
+
+def search_files(
+    args: Namespace,
+    policy: Policy,
+    searches: Sequence[Method],
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    batch: int,
+) -> int:
+    """Write each search's best samples and samples.jsonl, and print the table; the number of samples."""
+    plain = MethodSettings.model_validate({"name": "best-of-n", "budget": 1.0}).build(Path())
+    rows: list[tuple[str, Found]] = []
+    with (args.out / "samples.jsonl").open("w") as index:
+        for search in (plain, *searches):
+            assert isinstance(search, Searching)
+            found = find_in_batches(search, policy, prompts, seeds, reward, batch, args.guidance, args.steps)
+            name = "plain" if search is plain else search.name
+            rows.append((name, found))
+            if search is plain:
+                continue
+            for k, prompt in enumerate(prompts):
+                stem = f"{name}-{k:05d}" if len(searches) > 1 else f"{k:05d}"
+                file = write_sample(found.media, k, args.out / stem)
+                score = float(found.total[k]) if found.readable[k] else None
+                row = {"file": file.name, "prompt": prompt.text, "facts": dict(prompt.facts), "seed": found.seeds[k]}
+                index.write(json.dumps({**row, "search": name, "score": score}) + "\n")
+    _print(rows, reward.name)
+    return len(prompts) * len(searches)
+
+
+def _print(rows: Sequence[tuple[str, Found]], reward: str) -> None:
+    """Costs are per sample; one evaluation is what plain sampling, decoding and scoring cost."""
+    from rich.console import Console
+    from rich.table import Table
+
+    first = rows[0][1]
+    count = len(first.total)
+    table = Table("search", title=f"reward {reward}, mean of the best of {count} sample{'s' if count > 1 else ''}")
+    for heading in ("reward", "gain", "forward", "backward", "evaluations"):
+        table.add_column(heading, justify="right")
+    for name, found in rows:
+        both = found.readable & first.readable
+        gain = (found.total - first.total)[both].mean()
+        table.add_row(
+            name,
+            _number(found.total[found.readable].mean()),
+            "" if found is first else _number(gain, "+.4f"),
+            f"{found.spent.forward / count:.0f}",
+            f"{found.spent.backward / count:.0f}",
+            f"{found.spent.units / first.spent.units:.1f}",
+        )
+    Console().print(table)
+
+
+def _number(value: torch.Tensor, form: str = ".4f") -> str:
+    return "-" if torch.isnan(value) else f"{float(value):{form}}"
+
+
+def write_sample(media: Media, row: int, stem: Path) -> Path:
+    if "image" in media:
+        from genalign.media import save_png
+
+        path, image = stem.with_suffix(".png"), media["image"].data[row]
+        assert isinstance(image, torch.Tensor)
+        save_png(image, path)
+    else:
+        path = stem.with_suffix(".txt")
+        path.write_text(str(media["text"].data[row]))
+    return path
