@@ -56,6 +56,11 @@ def test_every_preset_raises_the_reward(name):
     assert ("forward" in learner.needs) == (name != "dpok")
 
 
+def test_dpok_learns_on_tokens_as_well():
+    rewards = train(method("dpok", group=8), ToyPolicy(token_like=True), 30)
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
+
+
 @pytest.mark.parametrize("name", [*PAIRED, *ROWS, "dpok"])
 def test_micro_batches_do_not_matter(name):
     gradients = []
