@@ -14,7 +14,7 @@ ASPECTS = ("loss", "rewards/margins", "grad_norm")
 @pytest.fixture
 def labelled(tmp_path):
     """A recipe, the folder of its base's rollouts, and pairs.jsonl that prefers the second sample of each prompt."""
-    d3po = {"name": "d3po", "group": 2, "beta": 1.0, "kl_beta": 0.0}
+    d3po = {"name": "d3po", "group": 2, "beta": 1.0}
     recipe = write_recipe(tmp_path, method=d3po, train={"steps": 4, "learning_rate": 0.01}, eval=None)
     drawn = tmp_path / "drawn"
     words = ["--prompts", str(tmp_path / "prompts.txt"), "--n", "2", "--rollout", "--seed", "5", "--out", str(drawn)]
