@@ -19,6 +19,9 @@ BUDGET = (  # behind the README's own overrides, so that these win
 )
 
 
+SMALL_FIT = ("method.fit.prompts=4", "method.fit.per_prompt=2", "method.fit.steps=2")
+
+
 def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
@@ -53,7 +56,7 @@ def test_commands_run_in_their_order(elsewhere, capsys):
     assert len(commands) >= 10
     for words in commands:
         assert words[0] == "genalign"
-        extra = BUDGET if words[1] == "train" else ()
+        extra = {"train": BUDGET, "fit-reward": SMALL_FIT}.get(words[1], ())
         assert main([*words[1:], *extra]) == 0, (words, capsys.readouterr().err)
     for name in ("recipe.yaml", "metrics.jsonl", "eval.json", "report.html", "README.md", "adapter", "checkpoint-1"):
         assert (elsewhere / "runs/mine" / name).exists(), name

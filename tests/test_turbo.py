@@ -55,7 +55,9 @@ def test_a_built_student_is_a_pipeline_of_one_step(tmp_path: Path, monkeypatch: 
 
     told: list[float] = []
     real = turbo.regression
-    monkeypatch.setattr(turbo, "regression", lambda *args: (told.append(float((loss := real(*args)).detach())), loss)[1])
+    monkeypatch.setattr(
+        turbo, "regression", lambda *args: (told.append(float((loss := real(*args)).detach())), loss)[1]
+    )
     built = turbo.build_turbo(tmp_path, pairs=4, steps=8, rows=4)
     assert sum(told[-2:]) < sum(told[:2])  # it fits the handful it has seen
     _save_pipeline(built, tmp_path / "out")

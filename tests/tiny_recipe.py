@@ -94,6 +94,7 @@ def write_recipe(folder: Path, **sections: dict[str, Any] | str | None) -> Path:
     }
     for name, section in sections.items():
         both = isinstance(section, dict) and isinstance(recipe.get(name), dict)
+        both = both and "name" not in section  # another method keeps none of this one's keys
         recipe[name] = {**recipe[name], **section} if both else section  # type: ignore[dict-item]
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))

@@ -159,8 +159,8 @@ def build_flow(work: Path, vae: Any, steps: int = 12_000, distil_steps: int = 15
     student = compiled(denoiser)
 
     def matching(step: int) -> Tensor:
-        target, *seen = draw(step, seed=3)
-        return (velocity(student, *seen) - target).square().mean()
+        target, noisy, sigma, texts, zeros = draw(step, seed=3)
+        return (velocity(student, noisy, sigma, texts, zeros) - target).square().mean()
 
     fit(denoiser, matching, steps=steps, learning_rate=1.2e-3, state=work / "flow.safetensors")
     teacher = copy.deepcopy(denoiser)
