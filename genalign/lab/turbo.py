@@ -58,7 +58,7 @@ def velocity(net: nn.Module, x: Tensor, sigma: Tensor, told: tuple[Tensor, Tenso
 
 
 def guided(net: nn.Module, x: Tensor, sigma: Tensor, told: Any, empty: Any, scale: float = GUIDANCE) -> Tensor:
-    both = tuple(torch.cat([e.expand_as(t), t]) for e, t in zip(empty, told, strict=True))
+    both = (torch.cat([empty[0].expand_as(told[0]), told[0]]), torch.cat([empty[1].expand_as(told[1]), told[1]]))
     free, bound = velocity(net, x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
     return free + scale * (bound - free)
 
