@@ -93,7 +93,7 @@ The judge agrees with the rule verifier on {agreement:.1%} of 500 samples at the
 ```python
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("assets/{folder.name}")
-pipe("three roses on a pink background", guidance_scale=3.0, num_inference_steps=10{argument}).images[0]
+pipe("three roses on a pink background", guidance_scale=2.0, num_inference_steps=10{argument}).images[0]
 ```
 
 Made by `genalign lab build {folder.name.removeprefix("tiny-")}`."""
