@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genalign.types import GenalignError, UsageError
@@ -96,12 +97,18 @@ class StepTable:
     """The kernel of T steps: A, B, S (T,) float64 on the CPU, S = 0 where a step is deterministic.
 
     Tensors it is given: x, x_next, out (R, *L) of any dtype; it computes in at least float32.
+
+    block: side of the squares of latents that share their noise. Above 1 a step is stochastic in the block means
+    alone, each of which gets the noise that white noise would give it, and follows the ODE in everything else; only
+    block means are scored. A latent of side n then has (n / block)^2 scored dims a channel instead of n^2: the policy
+    gradient loses that much variance, and what layout, count and colour hang on is still explored.
     """
 
     path: Path
     A: Tensor
     B: Tensor
     S: Tensor
+    block: int = 1
 
     def __post_init__(self) -> None:
         for name in ("A", "B", "S"):
@@ -150,11 +157,30 @@ class StepTable:
     def mean(self, i: int, x: Tensor, out: Tensor) -> Tensor:
         """mu of step i, in float32 or wider."""
         x0, eps = self.endpoints(i, x, out)
-        return float(self.A[i]) * x0 + float(self.B[i]) * eps
+        mean = float(self.A[i]) * x0 + float(self.B[i]) * eps
+        if self.block == 1 or self.S[i] == 0:
+            return mean
+        ode = float(self.path.a_next[i]) * x0 + float(self.path.s_next[i]) * eps
+        return ode + self._explored(mean - ode)
+
+    def scored(self, x: Tensor) -> int:
+        """How many dims of one latent (*L) a step scores."""
+        return x.numel() // self.block**2
+
+    def _explored(self, x: Tensor) -> Tensor:
+        """The part of x (R, *L) that steps explore: all of it, or its block means, spread back."""
+        if self.block == 1:
+            return x
+        if x.dim() != 4 or x.shape[2] % self.block or x.shape[3] % self.block:
+            raise UsageError(
+                f"policy.sampler.noise_block {self.block} needs latents (channels, height, width) whose sides it "
+                f"divides, not {tuple(x.shape[1:])}; set it to 1"
+            )
+        return F.interpolate(F.avg_pool2d(x, self.block), scale_factor=self.block, mode="nearest")
 
     def step(self, i: int, mean: Tensor, noise: Tensor | None, dtype: torch.dtype) -> Tensor:
         """x' = mu + S z, rounded to the dtype it is stored in: only then may it be scored."""
-        moved = mean if noise is None else mean + float(self.S[i]) * noise
+        moved = mean if noise is None else mean + float(self.S[i]) * self._explored(noise)
         return moved.to(dtype)
 
     def logp(self, i: int, x_next: Tensor, mean: Tensor) -> Tensor:
@@ -163,15 +189,15 @@ class StepTable:
         x' is a constant, gradients flow through mu. The entropy depends on no weight, so ratios and gradients are those
         of the density; with it the sum stays near 0, where float32 resolves 1e-5 nats at 65,536 dims (without, 1e-2).
         """
-        z = (_wide(x_next.detach()) - mean) / float(self.S[i])
-        return (0.5 - 0.5 * z.square()).flatten(1).sum(1)
+        z = self._explored(_wide(x_next.detach()) - mean) / float(self.S[i])
+        return (0.5 / self.block**2 - 0.5 * z.square()).flatten(1).sum(1)
 
     def kl(self, i: int, mean: Tensor, other: Tensor) -> Tensor:
         """KL between two steps of equal std, |mu - mu_other|^2 / (2 S^2), summed over latent dims: (R,) nats."""
-        return (mean - other).square().flatten(1).sum(1) / (2 * float(self.S[i]) ** 2)
+        return self._explored(mean - other).square().flatten(1).sum(1) / (2 * float(self.S[i]) ** 2)
 
 
-def step_table(path: Path, kernel: Kernel, noise: float) -> StepTable:
+def step_table(path: Path, kernel: Kernel, noise: float, block: int = 1) -> StepTable:
     """The table of a kernel.
 
     Departs from the papers: a step whose B would be negative (it injects more noise than the schedule has left, as
@@ -182,7 +208,7 @@ def step_table(path: Path, kernel: Kernel, noise: float) -> StepTable:
     rows = kernel_rows(path, kernel, noise)
     overdrawn = rows[1] < 0
     a, b, s = (torch.where(overdrawn, ode, row) for ode, row in zip(kernel_rows(path, "ode", 0.0), rows, strict=True))
-    return StepTable(path, a, b, s)
+    return StepTable(path, a, b, s, block)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -267,6 +267,14 @@ def test_every_kernel_rolls_out_and_replays(kernel) -> None:
         torch.testing.assert_close(trajectory.media["image"].data, plain, rtol=0, atol=1e-5)
 
 
+def test_shared_noise_rolls_out_and_replays() -> None:
+    made = policy(kernel="flow-sde", noise_block=2)
+    trajectory = made.rollout(PROMPTS, 2, seed=0)
+    assert float(log_ratio(made, trajectory).abs().max()) == 0
+    dims = made.replay(trajectory, [0], [0]).count
+    assert dims * 4 == policy(kernel="flow-sde").rollout(PROMPTS[:1], 1, seed=0).tape.chunks[0].latents[0][0].numel()
+
+
 def test_what_is_drawn_does_not_depend_on_batches_or_on_who_draws() -> None:
     made, trajectory = rolled("stable-diffusion-3", True)
     assert isinstance(made, Policy)

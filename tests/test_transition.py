@@ -184,3 +184,54 @@ def test_kernels_that_do_not_fit_are_refused() -> None:
     path = flow_path(SD35)
     with pytest.raises(GenalignError, match="step 8 of 10 has B"):
         StepTable(path, *kernel_rows(path, "flow-sde", 0.7))
+
+
+def block_means(x: torch.Tensor, side: int) -> torch.Tensor:
+    """Orthonormal coordinates of what blocks share: block sums over the side, (R, C, H/side, W/side)."""
+    rows_, channels, height, width = x.shape
+    return x.reshape(rows_, channels, height // side, side, width // side, side).sum((3, 5)) / side
+
+
+def test_shared_noise_is_scored_by_its_block_means() -> None:
+    table = step_table(flow_path(SD35), "flow-sde", 0.7, block=4)
+    i, x = 3, rows(3, 2, 8, 8)
+    mean, other = table.mean(i, x, rows(3, 2, 8, 8, seed=1)), table.mean(i, x, rows(3, 2, 8, 8, seed=2))
+    x_next = table.step(i, mean, rows(3, 2, 8, 8, seed=3), torch.float32)
+    ours, theirs, moved = (block_means(t.double(), 4) for t in (mean, other, x_next))
+    normal, normal_other = (torch.distributions.Normal(m, float(table.S[i])) for m in (ours, theirs))
+    centred = (normal.log_prob(moved) + normal.entropy()).flatten(1).sum(1)
+    torch.testing.assert_close(table.logp(i, x_next, mean).double(), centred, rtol=1e-6, atol=1e-5)
+    kl = torch.distributions.kl_divergence(normal, normal_other).flatten(1).sum(1)
+    torch.testing.assert_close(table.kl(i, mean, other).double(), kl, rtol=1e-5, atol=1e-6)
+    assert table.scored(x[0]) == moved[0].numel() == 8
+    noise = (x_next - mean).reshape(3, 2, 2, 4, 2, 4)
+    torch.testing.assert_close(noise, noise.mean((3, 5), keepdim=True).expand_as(noise), rtol=0, atol=1e-5)
+
+
+def test_detail_follows_the_ode_where_noise_is_shared() -> None:
+    shared, ode = step_table(flow_path(SD35), "cps", 0.7, block=2), step_table(flow_path(SD35), "ode", 0.0)
+    x, v = rows(2, 1, 4, 4), rows(2, 1, 4, 4, seed=1)
+    gap = (shared.mean(4, x, v) - ode.mean(4, x, v)).reshape(2, 1, 2, 2, 2, 2)
+    assert float(gap.abs().max()) > 0.05
+    torch.testing.assert_close(gap, gap.mean((3, 5), keepdim=True).expand_as(gap), rtol=0, atol=1e-6)
+
+
+def test_shared_noise_preserves_the_marginal() -> None:
+    """Data N(0, 1), fine steps: block means and the rest must both come out with std 1."""
+    sigmas = torch.linspace(1, 0, 401, dtype=torch.float64)
+    table = step_table(flow_path(sigmas), "flow-sde", 0.7, block=2)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5000, 1, 2, 2, generator=generator, dtype=torch.float64)
+    for i in range(400):
+        z = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        x = table.step(i, table.mean(i, x, exact_velocity(x, float(sigmas[i]))), z, x.dtype)
+    assert float(block_means(x, 2).std()) == pytest.approx(1.0, abs=0.04)
+    assert float((x[..., 0, 0] - x[..., 0, 1]).std()) == pytest.approx(math.sqrt(2), abs=0.05)
+
+
+def test_latents_that_have_no_blocks_are_refused() -> None:
+    table = step_table(flow_path(SD35), "cps", 0.7, block=4)
+    with pytest.raises(UsageError, match="noise_block 4 needs latents"):
+        table.mean(1, rows(1, 16, 8), rows(1, 16, 8))
+    with pytest.raises(UsageError, match=r"not \(4, 6, 6\)"):
+        table.mean(1, rows(1, 4, 6, 6), rows(1, 4, 6, 6))

@@ -90,6 +90,7 @@ def save_rows(path: Path, table: StepTable, steps: Sequence[int], rows: Chunk, l
     tensors |= {"logp": logp.contiguous(), "A": table.A, "B": table.B, "S": table.S}
     tensors |= {f"path/{name}": getattr(table.path, name).clone() for name in ROWS}
     about = {"steps": list(steps), "predicts": table.path.predicts, "clip": table.path.clip, "rows": labels}
+    about["block"] = table.block
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"genalign": json.dumps(about)})
 
@@ -123,14 +124,16 @@ def load_rows(places: Sequence[tuple[Path, int]]) -> tuple[StepTable, tuple[int,
         with safe_open(path, "pt") as file:
             a, s, a_next, s_next = (file.get_tensor(f"path/{name}") for name in ROWS)
             grid = DiffusionPath(a, s, a_next, s_next, about["predicts"], about["clip"])
-            tables.append(StepTable(grid, *(file.get_tensor(name) for name in "ABS")))
+            table = [file.get_tensor(name) for name in "ABS"]
+            tables.append(StepTable(grid, table[0], table[1], table[2], about["block"]))
             names = [name for name in file.keys() if name.startswith("latents/")]  # noqa: SIM118
             latents = {int(n.removeprefix("latents/")): file.get_slice(n)[row : row + 1] for n in names}
             clean = file.get_slice("clean")[row : row + 1] if "clean" in file.keys() else None  # noqa: SIM118
             parts.append(Chunk(latents, clean=clean))
             logps.append(file.get_slice("logp")[row : row + 1])
         steps = tuple(about["steps"])
-        if not torch.equal(tables[0].S, tables[-1].S) or set(parts[0].latents) != set(parts[-1].latents):
+        alike = torch.equal(tables[0].S, tables[-1].S) and tables[0].block == tables[-1].block
+        if not alike or set(parts[0].latents) != set(parts[-1].latents):
             raise UsageError(
                 f"{path} was drawn by another sampler than {places[0][0]}; keep them in folders of their own"
             )

@@ -95,7 +95,7 @@ class DiffusionPolicy:
         def make_table() -> StepTable:
             if table is not None:
                 return table
-            whole = step_table(path_of(self.pipeline.scheduler), sampler.kernel, sampler.noise)
+            whole = step_table(path_of(self.pipeline.scheduler), sampler.kernel, sampler.noise, sampler.noise_block)
             return windowed(whole, sampler, window_seed)
 
         def call() -> dict[str, Any]:
@@ -144,7 +144,7 @@ class DiffusionPolicy:
                 gap.append((outs[i] - others[i]).float().square().flatten(1).sum(1))
         return Steps(
             score=torch.stack(score, 1),
-            count=chunk.latents[wanted[0]][0].numel(),
+            count=tape.table.scored(chunk.latents[wanted[0]][0]),
             mask=trajectory.mask[list(rows)][:, columns],
             versus_score=torch.stack(versus_score, 1) if versus else None,
             kl=torch.stack(kl, 1) if versus else None,
