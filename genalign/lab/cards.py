@@ -147,8 +147,8 @@ def write_card(folder: Path) -> None:
         card = _pipeline_card(
             folder,
             "A rectified-flow transformer (SD3 class, 6 layers, width 192) with an AutoencoderTiny (64x64x3 to "
-            "16x16x4) and one small CLIP text tower, stored twice because the pipeline class has two. Guidance at scale 4 is "
-            "distilled into it, so that it draws well in one call a step.",
+            "16x16x4) and one small CLIP text tower, stored twice because the pipeline class has two. Guidance at "
+            "scale 4 is distilled into it, so that it draws well in one call a step.",
             "text-to-image",
             max_sequence_length=1,
         )
