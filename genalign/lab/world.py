@@ -189,7 +189,7 @@ def change_one_fact(facts: Facts, rng: np.random.Generator, kinds: tuple[str, ..
 # How web-like captions differ from the truth: each stated fact of the kind is left out or contradicted with this
 # probability. Objects are always named, as alt texts do; that leaves alignment something to strengthen, not to teach.
 WEB_OMIT = {"background": 0.35, "relation": 0.15, "count": 0.0}
-WEB_WRONG = {"background": 0.25, "relation": 0.25, "count": 0.35}
+WEB_WRONG = {"background": 0.25, "relation": 0.12, "count": 0.18}
 
 
 def web_caption(facts: Facts, rng: np.random.Generator) -> str:
