@@ -81,6 +81,16 @@ def test_web_captions_contradict_in_the_stated_shares():
     )
 
 
+def test_no_web_caption_of_a_training_scene_names_a_held_out_combination(monkeypatch):
+    rng, told = np.random.default_rng(3), []
+    monkeypatch.setattr(world, "caption", lambda facts, rng: told.append(facts) or "")
+    scenes_ = [world.sample_facts(rng, "train") for _ in range(2000)]
+    for facts in scenes_:
+        world.web_caption(facts, rng)
+    assert not any(world.held_out(facts) for facts in told)
+    assert sum(a["objects"] != b["objects"] for a, b in zip(scenes_, told, strict=True)) > 50
+
+
 @pytest.mark.parametrize(("noise", "least"), [(0.0, 0.97), (0.03, 0.96)])
 def test_verifier_accuracy(noise, least):
     images, facts, changed = scenes(300, seed=8, noise=noise)

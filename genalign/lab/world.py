@@ -193,7 +193,11 @@ WEB_WRONG = {"background": 0.25, "relation": 0.12, "count": 0.18}
 
 
 def web_caption(facts: Facts, rng: np.random.Generator) -> str:
-    """A caption as the web would write it: objects named, other facts omitted or contradicted in the stated shares."""
+    """A caption as the web would write it: objects named, other facts omitted or contradicted in the stated shares.
+
+    A contradiction that happens to name a held-out combination is left out, for it would teach that these words never
+    mean what they say.
+    """
     told = dict(facts)
     for kind in ("background", "relation", "count"):
         draw = rng.random()
@@ -204,5 +208,6 @@ def web_caption(facts: Facts, rng: np.random.Generator) -> str:
         if draw < WEB_OMIT[kind]:
             told[kind] = None
         elif draw < WEB_OMIT[kind] + WEB_WRONG[kind]:
-            told = change_one_fact(told, rng, kinds=(kind,))
+            changed = change_one_fact(told, rng, kinds=(kind,))
+            told = told if held_out(changed) else changed
     return caption(told, rng)
