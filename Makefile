@@ -1,10 +1,11 @@
 # make env    .venv with everything that tests and demo need
 # make align  align the embedded text-to-image model by preferences (D3PO), and report before against after
+# make table  train and measure every image recipe, resumably, and write the README's table
 # make test   all quick tests; make test-slow: the trainings; make bench: cost of a step against its floor
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env align test test-slow bench lint
+.PHONY: env align table test test-slow bench lint
 
 env: .venv/.installed
 
@@ -15,6 +16,9 @@ env: .venv/.installed
 
 align: env
 	$(BIN)/genalign train pipelines/image-d3po.yaml
+
+table: env
+	$(BIN)/python -m genalign.table
 
 test: env
 	$(BIN)/python -m pytest -m 'not slow'

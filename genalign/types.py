@@ -116,6 +116,19 @@ def sample_seed(seed: int, uid: int, k: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+SIBLING_BITS = 16
+
+
+def sibling_seed(seed: int, uid: int, k: int) -> int:
+    """Like sample_seed, but the samples of one prompt differ in the last SIBLING_BITS bits alone."""
+    return first_sibling(sample_seed(seed, uid, 0)) | k
+
+
+def first_sibling(seed: int) -> int:
+    """The seed that siblings by sibling_seed share: what they have in common may be drawn from it."""
+    return seed >> SIBLING_BITS << SIBLING_BITS
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """A rollout: media, and a row of log-probabilities that only its policy can replay.

@@ -62,7 +62,7 @@ def _turbo(work: Path, out: Path) -> None:
 def _sd(work: Path, out: Path) -> None:
     from genalign.lab.sd import build_sd
 
-    _save_pipeline(build_sd(work, _autoencoder(work)), out)
+    _save_pipeline(build_sd(work), out)
 
 
 def _save_pipeline(pipeline: Any, out: Path) -> None:

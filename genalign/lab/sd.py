@@ -1,4 +1,4 @@
-"""tiny-sd: a v-prediction UNet with a DDIM scheduler, as a StableDiffusionPipeline."""
+"""tiny-sd: a v-prediction UNet with a DDIM scheduler, distilled from tiny-flow, as a StableDiffusionPipeline."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from genalign.lab.flow import TEXT_WIDTH, latent_bank, read_tokens, text_encoder, web_batch
+from genalign.lab.teacher import read, teacher, velocity
 from genalign.lab.text import shipped_tokenizer
 from genalign.lab.train import compiled, fit
 
@@ -19,7 +20,7 @@ def unet() -> Any:
         in_channels=4,
         out_channels=4,
         layers_per_block=1,
-        block_out_channels=(64, 112),
+        block_out_channels=(64, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=TEXT_WIDTH,
@@ -29,14 +30,18 @@ def unet() -> Any:
     )
 
 
-def build_sd(work: Path, vae: Any, steps: int = 6000, rows: int = 32) -> Any:
-    """Train the UNet on web-like captions, read by the frozen tower of tiny-clip; returns the pipeline.
+def build_sd(work: Path, steps: int = 4000, rows: int = 32) -> Any:
+    """Distil the UNet from tiny-flow on web-like captions and noised training scenes; returns the pipeline.
 
-    v-prediction (Salimans & Ho 2022, arXiv 2202.00512) with the betas of Stable Diffusion.
+    v-prediction (Salimans & Ho 2022, arXiv 2202.00512) with the betas of Stable Diffusion, rescaled so that the last
+    step is pure noise (Lin et al. 2023, arXiv 2305.08891, algorithm 1). x = a x0 + s eps, divided by a + s, lies on
+    tiny-flow's path at sigma = s / (a + s), so what tiny-flow says there, without guidance, is a target of less
+    variance than the noise that was drawn. In every second row the time is drawn where layout is decided.
     """
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     torch.manual_seed(5)
+    told_by = teacher()
     tokenizer = shipped_tokenizer()
     text, denoiser = text_encoder(tokenizer, projected=False), unet()
     scheduler = DDIMScheduler(
@@ -47,22 +52,25 @@ def build_sd(work: Path, vae: Any, steps: int = 6000, rows: int = 32) -> Any:
         clip_sample=False,
         set_alpha_to_one=False,
         timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
     )
-    bank, scale = latent_bank(vae, work), float(vae.config.scaling_factor)
-
+    bank, scale = latent_bank(told_by.vae, work), float(told_by.vae.config.scaling_factor)
     forward = compiled(denoiser)
 
     def loss_of(step: int) -> Tensor:
         clean, noise, texts, generator = web_batch(bank, scale, step, rows, seed=5)
         times = torch.randint(1000, (rows,), generator=generator)
+        times[::2] = torch.randint(700, 1000, (len(times[::2]),), generator=generator)
+        noisy = scheduler.add_noise(clean, noise, times)
+        target = as_v_prediction(told_by, scheduler, noisy, times, texts)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             context = text(read_tokens(tokenizer, texts)).last_hidden_state
-            velocity = forward(scheduler.add_noise(clean, noise, times), times, context, return_dict=False)[0]
-        return cast("Tensor", (velocity.float() - scheduler.get_velocity(clean, noise, times)).square().mean())
+            out = forward(noisy, times, context, return_dict=False)[0]
+        return (out.float() - target).square().mean()
 
-    fit(denoiser, loss_of, steps=steps, learning_rate=8e-4, state=work / "sd.safetensors", weight_decay=0.01)
+    fit(denoiser, loss_of, steps=steps, learning_rate=1e-3, state=work / "sd.safetensors", weight_decay=0.01)
     return StableDiffusionPipeline(
-        vae=vae,
+        vae=told_by.vae,
         text_encoder=text,
         tokenizer=tokenizer,
         unet=denoiser,
@@ -71,3 +79,14 @@ def build_sd(work: Path, vae: Any, steps: int = 6000, rows: int = 32) -> Any:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+@torch.no_grad()
+def as_v_prediction(told_by: Any, scheduler: Any, noisy: Tensor, times: Tensor, texts: list[str]) -> Tensor:
+    """What tiny-flow would answer as v-prediction: a eps_hat - s x0_hat (B, 4, 16, 16), of noisy = a x0 + s eps."""
+    a = scheduler.alphas_cumprod[times].sqrt().view(-1, 1, 1, 1)
+    s = (1 - scheduler.alphas_cumprod[times]).sqrt().view(-1, 1, 1, 1)
+    sigma, x = s / (a + s), noisy / (a + s)
+    out = velocity(told_by.transformer, x, sigma.flatten(), read(told_by, texts))
+    x0, eps = x - sigma * out, x + (1 - sigma) * out
+    return cast("Tensor", a * eps - s * x0)

@@ -10,57 +10,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genalign.lab.flow import transformer
+from genalign.lab.teacher import guided, read, teacher, velocity
 from genalign.lab.text import MAX_TOKENS
 from genalign.lab.train import fit
 from genalign.lab.world import caption, sample_facts
-from genalign.shipped import shipped
 
 GUIDANCE = 2.0  # where tiny-flow, itself distilled from its guidance, is at its best; the student needs none
 CHUNK = 256  # pairs a file of the bank
-
-
-def teacher() -> Any:
-    from diffusers import StableDiffusion3Pipeline
-
-    pipeline = StableDiffusion3Pipeline.from_pretrained(shipped("assets", "tiny-flow"), torch_dtype=torch.float32)
-    for module in pipeline.components.values():
-        if isinstance(module, nn.Module):
-            module.requires_grad_(False).eval()
-    return pipeline
-
-
-def read(pipeline: Any, texts: list[str], zeros: int = 1) -> tuple[Tensor, Tensor]:
-    """What the pipeline tells its transformer of texts: (B, 24 + zeros, 256), and pooled (B, 256).
-
-    zeros: tokens of the missing T5; 1 is the pipeline's max_sequence_length=1.
-    """
-    tokens = pipeline.tokenizer(
-        texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    )
-    with torch.no_grad():
-        told = pipeline.text_encoder(tokens.input_ids, output_hidden_states=True)
-    context = told.hidden_states[-2].repeat(1, 1, 2)  # the pipeline has this tower twice
-    blank = context.new_zeros(len(texts), zeros, context.shape[2])
-    return torch.cat([context, blank], dim=1), told.text_embeds.repeat(1, 2)
-
-
-def velocity(net: nn.Module, x: Tensor, sigma: Tensor, told: tuple[Tensor, Tensor]) -> Tensor:
-    """fp32 velocity (B, 4, 16, 16) at noise levels sigma (B,)."""
-    # plain matrix products: the fused attention's backward pass is slow on a CPU
-    with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        out = net(
-            x, timestep=sigma * 1000, encoder_hidden_states=told[0], pooled_projections=told[1], return_dict=False
-        )[0]
-    return out.float()
-
-
-def guided(net: nn.Module, x: Tensor, sigma: Tensor, told: Any, empty: Any, scale: float = GUIDANCE) -> Tensor:
-    both = (torch.cat([empty[0].expand_as(told[0]), told[0]]), torch.cat([empty[1].expand_as(told[1]), told[1]]))
-    free, bound = velocity(net, x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
-    return free + scale * (bound - free)
 
 
 def pair_bank(
@@ -91,7 +49,7 @@ def _sample(pipeline: Any, x: Tensor, texts: list[str], steps: int) -> Tensor:
     pipeline.scheduler.set_timesteps(steps)
     sigmas = pipeline.scheduler.sigmas.tolist()
     for now, then in pairwise(sigmas):
-        x = x + (then - now) * guided(pipeline.transformer, x, torch.full((len(x),), now), told, empty)
+        x = x + (then - now) * guided(pipeline.transformer, x, torch.full((len(x),), now), told, empty, GUIDANCE)
     return x
 
 
@@ -147,7 +105,7 @@ def build_turbo(
         noisy, _ = _noised(sample, sigma, draw)
         with torch.no_grad():
             level = sigma.view(-1, 1, 1, 1)
-            real = noisy - level * guided(pipeline.transformer, noisy, sigma, told, _like(empty, told))
+            real = noisy - level * guided(pipeline.transformer, noisy, sigma, told, _like(empty, told), GUIDANCE)
             fake = noisy - level * velocity(both["fake"], noisy, sigma, told)
         again = torch.sigmoid(1.0 + 1.5 * torch.randn(rows, generator=draw))
         noised, aim = _noised(sample, again, draw)

@@ -23,7 +23,19 @@ from genalign.policy.schedule import path_of, windowed
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import Replay
 from genalign.transition import StepTable, step_table
-from genalign.types import GenalignError, Guide, Media, Prompt, Steps, Trajectory, UsageError, Weights, sample_seed
+from genalign.types import (
+    GenalignError,
+    Guide,
+    Media,
+    Prompt,
+    Steps,
+    Trajectory,
+    UsageError,
+    Weights,
+    first_sibling,
+    sample_seed,
+    sibling_seed,
+)
 
 
 class DiffusionPolicy:
@@ -54,7 +66,8 @@ class DiffusionPolicy:
     def rollout(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> Trajectory:
         rows = [prompt for prompt in prompts for _ in range(per_prompt)]
         if isinstance(seed, int):
-            seeds = [sample_seed(seed, prompt.uid, k) for prompt in prompts for k in range(per_prompt)]
+            name = sibling_seed if self.settings.sampler.shared_start else sample_seed
+            seeds = [name(seed, prompt.uid, k) for prompt in prompts for k in range(per_prompt)]
             window_seed = seed
         else:
             seeds = list(seed)
@@ -99,11 +112,13 @@ class DiffusionPolicy:
             return windowed(whole, sampler, window_seed)
 
         def call() -> dict[str, Any]:
-            return self._pipe.call(prompts, seeds)
+            return self._pipe.call(prompts, self._starts(seeds))
 
         first = self._graph is None
         started = call()
-        record = Recorder(self._stage, started["generator"], make_table, keep=first or self._remembers)
+        explorers = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = explorers if sampler.shared_start else started["generator"]
+        record = Recorder(self._stage, generators, make_table, keep=first or self._remembers)
         made = pathwise.images_of(self._stage.run(started, record.denoise, record.step))
         if first:
 
@@ -166,8 +181,12 @@ class DiffusionPolicy:
         prompts = [trajectory.prompts[row] for row in rows]
         seeds = [trajectory.seeds[row] for row in rows]
         with self._pipe.on_kernel():
-            self._stage.run(self._pipe.call(prompts, seeds), play.denoise, play.step)
+            self._stage.run(self._pipe.call(prompts, self._starts(seeds)), play.denoise, play.step)
         return play.received
+
+    def _starts(self, seeds: Sequence[int]) -> Sequence[int]:
+        """The seeds of what the pipeline draws itself: the initial noise."""
+        return [first_sibling(seed) for seed in seeds] if self.settings.sampler.shared_start else seeds
 
     @torch.no_grad()
     def generate(

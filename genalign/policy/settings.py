@@ -36,6 +36,9 @@ class Sampler(BaseModel):
     """How many consecutive steps are stochastic (and trained); the others follow the ODE. None: all that can be."""
     window_start: tuple[int, int] | None = None
     """Half-open range from which the rollout seed draws the window's first step. None: wherever the window fits."""
+    shared_start: bool = False
+    """Whether the siblings of a prompt start from one initial noise and part at the first stochastic step, so that
+    they differ by nothing but the noise whose density is scored."""
     guidance: float | None = None
     """Guidance scale of rollouts, 1 for none. None: the pipeline's own default."""
 

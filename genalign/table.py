@@ -1,0 +1,184 @@
+"""`make table`: every shipped image recipe trained and measured, one cell at a time, and the README's table of them.
+
+A finished cell stands in assets/table.json; interrupted work goes on from there, and from the checkpoints of the cell
+that was being trained. A cell is done again when its recipe, a reward file or a shipped model is another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from genalign.launch import RECIPE, train_recipe
+from genalign.method.searching import Searching
+from genalign.recipe import load_recipe
+from genalign.report import read_eval, read_metrics
+from genalign.shipped import shipped
+
+JUDGE, DIVERSITY = "judge/all_facts", "vendi"
+SEEDS = {name: 3 for name in ("d3po", "flow-grpo", "flow-dpo", "nft", "dragon-frechet")}
+REWARDS = {"d3po": ("rule", "clip"), "flow-grpo": ("rule", "clip")}  # what else these two are trained on
+T_975 = {2: 12.71, 3: 4.30}  # Student's t of n - 1 degrees of freedom
+MARKS = ("<!-- table: written by `make table` -->", "<!-- end of table -->")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run: a recipe, a seed, and another reward file than its own."""
+
+    recipe: str
+    seed: int = 0
+    reward: str | None = None
+
+    @property
+    def row(self) -> str:
+        """What the cell's seeds are one row of."""
+        return self.recipe if self.reward is None else f"{self.recipe}, {self.reward} only"
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}{f'-{self.reward}' if self.reward else ''}-seed-{self.seed}"
+
+    def overrides(self, work: Path) -> list[str]:
+        recipe = load_recipe(self.recipe)
+        assert recipe.eval is not None
+        own = self.reward or Path(str(recipe.reward)).stem
+        more = [spec for spec in recipe.eval.rewards if spec != "image-vendi.yaml"]
+        words = [f"train.seed={self.seed}", f"eval.base_cache={work / f'base-{own}.safetensors'}"]
+        if recipe.reward != "image-vendi.yaml":
+            words.append(f"eval.rewards={json.dumps([*more, 'image-vendi.yaml'])}")
+        return words if self.reward is None else [*words, f"reward=image-{self.reward}.yaml"]
+
+    def digest(self) -> str:
+        """Of all files that the result depends on."""
+        recipe = load_recipe(self.recipe)
+        files = [shipped("pipelines", f"{self.recipe}.yaml"), *sorted(shipped("rewards").glob("*.*"))]
+        files += sorted(shipped("assets").glob("*/*.safetensors"))
+        files += sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))
+        whole = hashlib.sha256(f"{self.name}\n".encode())
+        for path in files:
+            whole.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return whole.hexdigest()[:16]
+
+
+def cells() -> list[Cell]:
+    """The runs with several seeds first, seed by seed, so that an early stop leaves one of everything that matters."""
+    names = sorted(path.stem for path in shipped("pipelines").glob("image-*.yaml"))
+    short = {name: name.removeprefix("image-") for name in names}
+    several = [Cell(name, seed) for seed in range(3) for name in names if seed < SEEDS.get(short[name], 0)]
+    others = [Cell(name, 0, reward) for name in names for reward in REWARDS.get(short[name], ())]
+    return several + others + [Cell(name) for name in names if short[name] not in SEEDS]
+
+
+def measure(cell: Cell, work: Path) -> dict[str, Any]:
+    """Train and evaluate the cell in `work`, or finish what is there, and return what the table keeps of it."""
+    run = work / f"{cell.name}-{cell.digest()[:8]}"
+    begun = (run / RECIPE).is_file() and (run / "metrics.jsonl").is_file()
+    train_recipe(cell.recipe, cell.overrides(work), run, resume=str(run) if begun else None)
+    result, log = read_eval(run), read_metrics(run)
+    assert result is not None
+    headline = next(iter(result["metrics"]))
+    optimised = next((name for name in result["metrics"] if name.endswith("/total")), headline)
+    shown = {"reward": optimised, "judge": JUDGE, "vendi": DIVERSITY}
+    return {
+        "digest": cell.digest(),
+        "prompts": result["prompts"],
+        "steps": len(log),
+        "train_seconds": round(sum(row["step_time"] for row in log)),
+        "calls": round(sum(row["calls"] for row in log)),
+        "metrics": {what: {"name": name, **result["metrics"][name]} for what, name in shown.items()
+                    if name in result["metrics"]},
+        "sweep": {
+            "guidance": result["sweep"]["guidance"],
+            **{when: result["sweep"][when]["metrics"].get(JUDGE) for when in ("before", "after")},
+        },
+    }  # fmt: skip
+
+
+@contextmanager
+def locked(path: Path) -> Any:
+    """The finished cells, to be changed by one process at a time; they are replaced as a whole, or not at all."""
+    guard = path.with_name(f".{path.name}.lock")
+    with guard.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        held: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        yield held
+        draft = path.with_name(f".{path.name}.tmp")
+        draft.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
+        os.replace(draft, path)
+    guard.unlink(missing_ok=True)
+
+
+def rendered(done: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table in Markdown, a row a recipe, its seeds together."""
+    lines = [
+        "| recipe | seeds | its own reward | held-out judge, whole prompts right | Vendi | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells():
+        if cell.name in done:
+            rows.setdefault(cell.row, []).append(done[cell.name])
+    for name, found in rows.items():
+        minutes = f"{mean(one['train_seconds'] for one in found) / 60:.1f}"
+        shown = [_compared([one["metrics"][what] for one in found if what in one["metrics"]], percent)
+                 for what, percent in (("reward", False), ("judge", True), ("vendi", False))]  # fmt: skip
+        lines.append(f"| {name.removeprefix('image-')} | {len(found)} | {' | '.join(shown)} | {minutes} |")
+    return "\n".join(lines)
+
+
+def _compared(rows: Sequence[Mapping[str, Any]], percent: bool) -> str:
+    """before -> after (interval of the difference).
+
+    Of several seeds the means; their prompts are the same, so the half-width of one bootstrap stays, and Student's
+    interval of the seeds' mean joins it, as independent errors add.
+    """
+    if not rows:
+        return "-"
+    before, after, delta = (mean(row[key] for row in rows) for key in ("before", "after", "delta"))
+    low, high = (mean(row["ci95"][end] for row in rows) for end in (0, 1))
+    if len(rows) > 1:
+        between = T_975[len(rows)] * stdev(row["delta"] for row in rows) / len(rows) ** 0.5
+        low, high = delta - ((delta - low) ** 2 + between**2) ** 0.5, delta + ((high - delta) ** 2 + between**2) ** 0.5
+    if percent:
+        return f"{before:.1%} -> {after:.1%} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{before:.3g} -> {after:.3g} ({low:+.2g} to {high:+.2g})"
+
+
+def write_readme(readme: Path, table: str) -> None:
+    """Put the table between its marks."""
+    begin, end = (re.escape(mark) for mark in MARKS)
+    text = readme.read_text()
+    draft = readme.with_name(f".{readme.name}.tmp")
+    draft.write_text(re.sub(f"{begin}.*{end}", f"{MARKS[0]}\n\n{table}\n\n{MARKS[1]}", text, flags=re.DOTALL))
+    os.replace(draft, readme)
+
+
+def main(wanted: Sequence[str]) -> None:
+    """Do the cells that are missing: all of them, or those whose name begins with one of `wanted`."""
+    path, work = shipped("assets") / "table.json", Path("runs/table")
+    chosen = [cell for cell in cells() if not wanted or cell.name.startswith(tuple(wanted))]
+    for cell in chosen:
+        done = json.loads(path.read_text()) if path.is_file() else {}
+        if done.get(cell.name, {}).get("digest") == cell.digest():
+            continue
+        print(f"== {cell.name}", flush=True)
+        row = measure(cell, work)
+        with locked(path) as held:
+            held[cell.name] = row
+    readme = shipped("assets").parent / "README.md"
+    write_readme(readme, rendered(json.loads(path.read_text())))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
