@@ -43,6 +43,8 @@ def log_line(step: int, steps: int, log: Mapping[str, float]) -> str:
 def write_report(run: Path) -> Path:
     """Write `run`/report.html from metrics.jsonl, eval.json, samples/ and recipe.yaml, whichever of them exist.
 
+    The curve of the training reward stands beside it as reward.svg.
+
     Raises:
         GenalignError: metrics.jsonl or eval.json is not what a run writes.
     """
@@ -64,6 +66,8 @@ def write_report(run: Path) -> Path:
     )
     path = run / "report.html"
     path.write_text(page, encoding="utf-8")
+    if any("reward" in row for row in metrics):
+        (run / "reward.svg").write_text(chart("reward", {"reward": _curve(metrics, "reward")}), encoding="utf-8")
     return path
 
 
@@ -125,8 +129,8 @@ def chart(title: str, curves: Mapping[str, Curve]) -> str:
             height = TOP + 12 + 14 * index
             parts.append(f'<text x="{LEFT + 8}" y="{height}" fill="{colour}">{html.escape(name)}</text>')
     return (
-        f'<figure><svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" font-size="11" '
-        f'font-family="system-ui, sans-serif">{"".join(parts)}</svg></figure>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'font-size="11" font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
     )
 
 
@@ -171,7 +175,7 @@ def _charts(rows: Sequence[Mapping[str, float]]) -> str:
         "rewards/accuracies": ["rewards/accuracies"],
     }
     drawn = [chart(title, {key: _curve(rows, key) for key in group}) for title, group in groups.items()]
-    return f"<h2>Training</h2>{''.join(drawn)}"
+    return f"<h2>Training</h2>{''.join(f'<figure>{svg}</figure>' for svg in drawn if svg)}"
 
 
 def _curve(rows: Sequence[Mapping[str, float]], key: str) -> Curve:

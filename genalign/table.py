@@ -20,13 +20,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from genalign.launch import RECIPE, train_recipe
-from genalign.method.searching import Searching
 from genalign.recipe import load_recipe
 from genalign.report import read_eval, read_metrics
 from genalign.shipped import shipped
 
 JUDGE, DIVERSITY = "judge/all_facts", "vendi"
-SEEDS = {name: 3 for name in ("d3po", "flow-grpo", "flow-dpo", "nft", "dragon-frechet")}
+SEEDS = dict.fromkeys(("d3po", "flow-grpo", "flow-dpo", "nft", "dragon-frechet"), 3)
 REWARDS = {"d3po": ("rule", "clip"), "flow-grpo": ("rule", "clip")}  # what else these two are trained on
 T_975 = {2: 12.71, 3: 4.30}  # Student's t of n - 1 degrees of freedom
 MARKS = ("<!-- table: written by `make table` -->", "<!-- end of table -->")

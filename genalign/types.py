@@ -120,12 +120,12 @@ SIBLING_BITS = 16
 
 
 def sibling_seed(seed: int, uid: int, k: int) -> int:
-    """Like sample_seed, but the samples of one prompt differ in the last SIBLING_BITS bits alone."""
-    return first_sibling(sample_seed(seed, uid, 0)) | k
+    """Like sample_seed, but the samples of one prompt differ in the last SIBLING_BITS bits alone, never all 0."""
+    return family_seed(sample_seed(seed, uid, 0)) | (k + 1)
 
 
-def first_sibling(seed: int) -> int:
-    """The seed that siblings by sibling_seed share: what they have in common may be drawn from it."""
+def family_seed(seed: int) -> int:
+    """What siblings by sibling_seed have in common may be drawn from this; it is nobody's own seed."""
     return seed >> SIBLING_BITS << SIBLING_BITS
 
 

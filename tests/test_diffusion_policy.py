@@ -275,6 +275,20 @@ def test_shared_noise_rolls_out_and_replays() -> None:
     assert dims * 4 == policy(kernel="flow-sde").rollout(PROMPTS[:1], 1, seed=0).tape.chunks[0].latents[0][0].numel()
 
 
+@pytest.mark.parametrize("name", ["stable-diffusion-3", "stable-diffusion"])
+def test_siblings_that_start_together_part_at_the_window(name) -> None:
+    made = policy(name, shared_start=True, window=2, window_start=(2, 3), steps=8, kernel="cps", noise=0.4)
+    trajectory = made.rollout(PROMPTS, 2, seed=0)
+    assert float(log_ratio(made, trajectory).abs().max()) == 0
+    first, last = (torch.cat([chunk.latents[i] for chunk in trajectory.tape.chunks]) for i in (2, 3))  # (ROWS, ...)
+    torch.testing.assert_close(first[0::2], first[1::2], rtol=0, atol=1e-6)
+    noise = (last - first)[0::2] - (last - first)[1::2]
+    assert float(noise.abs().max()) > 0.1
+    assert float((first[0] - first[2]).abs().max()) > 0.1
+    again = made.rollout([PROMPTS[2], PROMPTS[0]], 1, seed=[trajectory.seeds[5], trajectory.seeds[0]])
+    torch.testing.assert_close(again.media["image"].data, trajectory.media["image"].data[[5, 0]], rtol=0, atol=1e-4)
+
+
 def test_what_is_drawn_does_not_depend_on_batches_or_on_who_draws() -> None:
     made, trajectory = rolled("stable-diffusion-3", True)
     assert isinstance(made, Policy)

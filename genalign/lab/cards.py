@@ -157,8 +157,8 @@ def write_card(folder: Path) -> None:
     elif folder.name == "tiny-sd":
         card = _pipeline_card(
             folder,
-            "A v-prediction UNet with a DDIM scheduler, the autoencoder of tiny-flow and a small CLIP text tower. Distilled "
-            "from tiny-flow, without guidance.",
+            "A v-prediction UNet with a DDIM scheduler, the autoencoder of tiny-flow and a small CLIP text tower. "
+            "Distilled from tiny-flow, without guidance.",
             "text-to-image",
         )
     elif folder.name == "tiny-clip":

@@ -32,7 +32,7 @@ from genalign.types import (
     Trajectory,
     UsageError,
     Weights,
-    first_sibling,
+    family_seed,
     sample_seed,
     sibling_seed,
 )
@@ -186,7 +186,7 @@ class DiffusionPolicy:
 
     def _starts(self, seeds: Sequence[int]) -> Sequence[int]:
         """The seeds of what the pipeline draws itself: the initial noise."""
-        return [first_sibling(seed) for seed in seeds] if self.settings.sampler.shared_start else seeds
+        return [family_seed(seed) for seed in seeds] if self.settings.sampler.shared_start else seeds
 
     @torch.no_grad()
     def generate(

@@ -1,0 +1,75 @@
+"""`make table`: its cells, what it keeps of a run, and that interrupted work goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from genalign import table
+from genalign.shipped import shipped
+
+ROW = {
+    "train_seconds": 90,
+    "metrics": {
+        "reward": {"before": 0.5, "after": 0.6, "delta": 0.1, "ci95": [0.05, 0.15]},
+        "judge": {"before": 0.40, "after": 0.50, "delta": 0.10, "ci95": [0.06, 0.14]},
+    },
+}
+
+
+def test_every_image_recipe_has_a_cell_and_no_name_comes_twice():
+    names = [cell.name for cell in table.cells()]
+    assert len(set(names)) == len(names)
+    recipes = {path.stem for path in shipped("pipelines").glob("image-*.yaml")}
+    assert {cell.recipe for cell in table.cells()} == recipes
+    assert sum(cell.recipe == "image-d3po" and cell.reward is None for cell in table.cells()) == 3
+
+
+def test_seeds_are_one_row_and_their_spread_widens_the_interval():
+    """Against the sum of squares written out: bootstrap half-width 4 points, seeds' deltas 8, 10, 12 points."""
+    seeds = []
+    for shift in (-0.02, 0.0, 0.02):
+        judge = ROW["metrics"]["judge"]
+        moved = {"before": 0.4, "after": 0.5 + shift, "delta": 0.1 + shift, "ci95": [e + shift for e in judge["ci95"]]}
+        seeds.append({**ROW, "metrics": {"judge": moved}})
+    text = table.rendered({f"image-d3po-seed-{k}": row for k, row in enumerate(seeds)})
+    half = (4.0**2 + (4.30 * 2.0 / 3**0.5) ** 2) ** 0.5
+    assert f"40.0% -> 50.0% ({10 - half:+.1f} to {10 + half:+.1f})" in text
+    assert text.count("\n") == 2
+    assert "| d3po | 3 |" in text
+
+
+def test_finished_cells_are_kept_and_a_changed_one_is_done_again(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(table, "shipped", lambda room, *parts: tmp_path.joinpath(room, *parts))
+    monkeypatch.setattr(table, "cells", lambda: [table.Cell("image-a"), table.Cell("image-b")])
+    monkeypatch.setattr(table.Cell, "digest", lambda cell: digests[cell.name])
+    monkeypatch.setattr(table, "measure", lambda cell, work: done.append(cell.name) or {**ROW, "digest": cell.digest()})
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "README.md").write_text(f"before\n{table.MARKS[0]}\nold\n{table.MARKS[1]}\nafter\n")
+    digests = {"image-a-seed-0": "1", "image-b-seed-0": "1"}
+    table.main([])
+    table.main([])
+    assert done == ["image-a-seed-0", "image-b-seed-0"]
+    digests["image-b-seed-0"] = "2"
+    table.main([])
+    assert done[2:] == ["image-b-seed-0"]
+    assert set(json.loads((tmp_path / "assets" / "table.json").read_text())) == set(digests)
+    page = (tmp_path / "README.md").read_text()
+    assert page.startswith("before\n")
+    assert page.endswith("after\n")
+    assert "old" not in page
+    assert "| b | 1 | 0.5 -> 0.6 (+0.05 to +0.15) | 40.0% -> 50.0% (+6.0 to +14.0) | - | 1.5 |" in page
+
+
+@pytest.mark.timeout(300)
+def test_a_cell_is_a_run_of_its_recipe(tmp_path, monkeypatch):
+    small = ["train.steps=1", "data.prompts_per_step=2", "method.group=2", "policy.sampler.steps=3"]
+    small += ["eval.count=2", "eval.steps=2", "eval.guidance=[1.0]"]
+    given = table.Cell.overrides
+    monkeypatch.setattr(table.Cell, "overrides", lambda cell, work: [*given(cell, work), *small])
+    row = table.measure(table.Cell("image-d3po", 1, "rule"), tmp_path)
+    assert (row["steps"], row["prompts"]) == (1, 2)
+    assert set(row["metrics"]) == {"reward", "judge", "vendi"}
+    assert row["metrics"]["judge"]["name"] == "judge/all_facts"
+    assert "seed: 1" in next(Path(tmp_path).glob("*/recipe.yaml")).read_text()
