@@ -22,6 +22,7 @@ from genalign.policy.record import Recorder, Tape, graphs, verify
 from genalign.policy.schedule import path_of, windowed
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import Replay
+from genalign.policy.twin import twin
 from genalign.transition import StepTable, step_table
 from genalign.types import (
     GenalignError,
@@ -245,7 +246,8 @@ class DiffusionPolicy:
         return pathwise.initial_noise(self._pipe, prompts, seeds)
 
     def decode(self, clean: Tensor) -> Media:
-        return pathwise.decode(self._pipe, clean)
+        """A guide may ask for this in the middle of sampling."""
+        return pathwise.decode(twin(self._pipe), clean)
 
     def weights(self, which: Weights) -> AbstractContextManager[None]:
         return self._adapter.weights(which)
