@@ -66,8 +66,9 @@ class Preference:
 
     Departs from D3PO: (1) Its code averages the log-density over the D latent dims and takes beta 0.1; that is
     beta 0.1 / D here, so small that the sigmoid never bends; 0.1 per nat lets it saturate as DPO's does. (2) Nothing
-    clamps the log-ratios. (3) Samples of a pair start from noises of their own. (4) The reference is the policy without
-    its adapters, in the same batch layout, so that the first loss is exactly log 2.
+    clamps the log-ratios. (3) Samples of a pair start from noises of their own, unless policy.sampler.shared_start.
+    (4) The reference is the policy without its adapters, in the same batch layout, so that the first loss is exactly
+    log 2.
     """
 
     def __init__(self, settings: PreferenceSettings, folder: Path = Path()) -> None:
