@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genalign.reward.base import Stateless, digest, image_batches, resolve_model, texts, weights_digest
+from genalign.reward.base import Stateless, digest, image_batches, resolve_model, sure, texts, weights_digest
 from genalign.types import Media, Prompt, Scores, UsageError
 
 REMEMBERED = 8192  # prompts whose features stay in memory
@@ -73,9 +73,7 @@ class ClipReward(Stateless):
         seen = self.see(media)
         with torch.autocast(seen.device.type, enabled=False):
             cosine = F.cosine_similarity(seen, self.read(texts(prompts), seen.device), dim=1)
-        value = self.scale * cosine.cpu() + self.offset
-        valid = torch.ones(len(prompts), 1, dtype=torch.bool)
-        return Scores(self.aspects, value[:, None], valid, ~valid, value, valid[:, 0], torch.ones(1))
+        return sure(self.aspects, (self.scale * cosine.cpu() + self.offset)[:, None])
 
     def see(self, media: Media) -> Tensor:
         """Image features (B,E) of any length, with gradients, on the images' device."""
