@@ -22,7 +22,7 @@ from genalign.types import Media, Prompt, Scores, UsageError
 class Clap(Stateless):
     """score = cos(audio, prompt) by transformers' ClapModel, about 0 to 0.6 (LAION-CLAP, arXiv 2211.06687).
 
-    model: a folder or hub id (laion/larger_clap_music for music, laion/larger_clap_general for sound), without feature
+    model: a folder or hub id (laion/larger_clap_general, or larger_clap_music once it is converted to safetensors), without feature
     fusion. Audio is made mono and resampled; what is shorter than 10 s repeats, what is longer is cut to its middle.
     Gradients flow to the samples.
 
@@ -44,7 +44,7 @@ class Clap(Stateless):
         net, extractor = from_hub(ClapModel, self.model), from_hub(ClapFeatureExtractor, self.model)
         if net.config.audio_config.enable_fusion or extractor.padding != "repeatpad":
             raise UsageError(
-                f"{self.model} fuses or pads its audio in a way genalign lacks; take laion/larger_clap_music"
+                f"{self.model} fuses or pads its audio in a way genalign lacks; take laion/larger_clap_general"
             )
         return net, extractor, from_hub(AutoTokenizer, self.model)
 
