@@ -22,9 +22,9 @@ from genalign.types import Media, Prompt, Scores, UsageError
 class Clap(Stateless):
     """score = cos(audio, prompt) by transformers' ClapModel, about 0 to 0.6 (LAION-CLAP, arXiv 2211.06687).
 
-    model: a folder or hub id (laion/larger_clap_general, or larger_clap_music once it is converted to safetensors), without feature
-    fusion. Audio is made mono and resampled; what is shorter than 10 s repeats, what is longer is cut to its middle.
-    Gradients flow to the samples.
+    model: a folder or hub id, without feature fusion: laion/larger_clap_general, or larger_clap_music converted to
+    safetensors. Audio is made mono and resampled; what is shorter than 10 s repeats, what is longer is cut to its
+    middle. Gradients flow to the samples.
 
     Departs from the official code: it cuts long audio at random, and rounds samples to 16 bits (laion_clap alone).
     """

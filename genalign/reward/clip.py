@@ -98,8 +98,10 @@ class ClipReward(Stateless):
         return torch.stack([self._texts[prompt] for prompt in prompts]).to(device)
 
 
-def on_tensors(preprocess: Any) -> Callable[[Tensor], Tensor]:
+def on_tensors(preprocess: Any, clamp: bool = True) -> Callable[[Tensor], Tensor]:
     """open_clip's own transform for PIL images, run on float tensors (B,3,H,W) in [0,1] with gradients.
+
+    clamp: a bicubic resize overshoots at edges; PIL, with its 8 bits, cuts that off.
 
     Raises:
         UsageError: a step that only PIL images can take.
@@ -119,7 +121,7 @@ def on_tensors(preprocess: Any) -> Callable[[Tensor], Tensor]:
         for step in shape:
             if isinstance(step, Resize):  # a model may ask for no antialias; PIL has always had it
                 images = resize(images, step.size, step.interpolation, antialias=True)
-                images = images.clamp(0, 1) if step.interpolation == InterpolationMode.BICUBIC else images
+                images = images.clamp(0, 1) if clamp and step.interpolation == InterpolationMode.BICUBIC else images
             else:
                 images = step(images)
         for step in normalise:

@@ -78,8 +78,8 @@ class OpenClipWeights(ClipReward):
     HPSv2 and HPSv2.1 (arXiv 2306.09341): ViT-H-14, the cosine alone, about 0.2 to 0.35 (leaderboards print 100 times
     that). model: a folder or hub id that holds `file`, or the file. arch: a name of open_clip's.
 
-    Departs from the official code: it resizes the float tensor without naming an antialias, so that its scores depend
-    on the version of torchvision; here the resize is antialiased.
+    As in the official code, float pixels are resized and not cut where they overshoot. Departs from it: it names no
+    antialias, so that its scores depend on the version of torchvision; here the resize is antialiased.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class OpenClipWeights(ClipReward):
             raise UsageError(f"open_clip knows no architecture {self.arch!r}; see open_clip.list_models()")
         net, _, preprocess = open_clip.create_model_and_transforms(self.arch)
         fit(net, read_weights(path), path)
-        return net.float(), on_tensors(preprocess), open_clip.get_tokenizer(self.arch)
+        return net.float(), on_tensors(preprocess, clamp=False), open_clip.get_tokenizer(self.arch)
 
 
 class _Towers(nn.Module):

@@ -17,7 +17,6 @@ CLIP_L, CLIP_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s
 WORDS = ("tokenizer.json", "tokenizer_config.json")
 SEEN = ("config.json", "preprocessor_config.json", *WORDS)
 QWEN_2B, QWEN_7B = "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"
-
 CLAP, SKYWORK = "laion/larger_clap_general", "Skywork/Skywork-Reward-V2-Qwen3-0.6B"
 
 
@@ -92,17 +91,17 @@ PRESETS: dict[str, Preset] = {
         "genalign.reward.qwen:HpsV3",
         {"model": "MizzenAI/HPSv3", "base": QWEN_7B},
         *("Apache-2.0", 16.6, "mu, about -5 to 15; std is sigma"),
-        files=(("MizzenAI/HPSv3", "HPSv3.safetensors"), (QWEN_7B, "config.json"), (QWEN_7B, "tokenizer.json")),
+        files={"MizzenAI/HPSv3": ("HPSv3.safetensors",), QWEN_7B: ("config.json", *WORDS)},
     ),
     "videoreward": Preset(
         "genalign.reward.qwen:VideoReward",
         {"base": QWEN_2B},
         *("MIT (code)", 5.0, "raw VQ, MQ and TA; calibrate: published normalises them"),
         files={QWEN_2B: ("config.json", *WORDS)},
-        pickled=("KwaiVGI/VideoReward", "model.pth", "model"),
+        pickled=("KwaiVGI/VideoReward", "checkpoint-*/model.pth (with its model_config.json)", "model"),
         # as two independent ports of VideoAlign quote its model_config.json; the file itself was not read
         published={"mean": (3.6757, 1.1646, 2.8105), "std": (2.2476, 1.3811, 2.5121)},
-        more="template: prompt_template.py:DETAILED_PROMPT_WITH_SPECIAL_TOKEN, a file of github.com/KwaiVGI/VideoAlign",
+        more="`template: prompt_template.py:DETAILED_PROMPT_WITH_SPECIAL_TOKEN`, from github.com/KwaiVGI/VideoAlign",
     ),
     "clap": Preset(
         "genalign.reward.audio:Clap",
@@ -142,8 +141,8 @@ def how_to_get(name: str) -> str:
     steps = [f"hf download {repo} {' '.join(files)}" for repo, files in preset.files.items()]
     if preset.pickled:
         repo, file, setting = preset.pickled
-        at = f"{file} of {repo}" if repo.startswith("github.com") else f"hf download {repo} {file}"
-        steps.append(f"{at}, converted to safetensors, and `{setting}: FOLDER` beside `use: {name}`")
+        at = f"from {repo}" if repo.startswith("github.com") else f"from hf download {repo}"
+        steps.append(f"{file} {at}, converted to safetensors, and `{setting}: FOLDER` beside `use: {name}`")
     return "; ".join([*steps, *([preset.more] if preset.more else [])])
 
 
