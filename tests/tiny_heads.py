@@ -103,7 +103,7 @@ def as_transformers_4(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def tiny_clap(folder: Path) -> Path:
     audio = {"patch_embeds_hidden_size": 8, "hidden_size": 16, "depths": [1, 1], "num_attention_heads": [1, 2]}
-    audio |= {"window_size": 4, "spec_size": 32, "num_mel_bins": 16, "patch_size": 4, "patch_stride": [4, 4]}
+    audio |= {"window_size": 4, "spec_size": 64, "num_mel_bins": 16, "patch_size": 4, "patch_stride": [4, 4]}
     audio |= {"enable_fusion": False, "projection_dim": 12, "num_hidden_layers": 2}
     text = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     text |= {"num_attention_heads": 2, "max_position_embeddings": 40, "projection_dim": 12, "pad_token_id": 0}
