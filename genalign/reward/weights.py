@@ -16,9 +16,9 @@ from genalign.reward.base import resolve_model
 from genalign.types import UsageError
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-CONVERT = (
-    "import torch; from safetensors.torch import save_file; "
-    "w = torch.load('{old}', map_location='cpu', weights_only=True); w = w.get('state_dict', w); "
+CONVERT = (  # for the user to run, once: genalign itself never unpickles
+    "from torch import load; from safetensors.torch import save_file; "
+    "w = load('{old}', map_location='cpu', weights_only=True); w = w.get('state_dict', w); "
     "save_file({{k: v.clone() for k, v in w.items() if hasattr(v, 'shape')}}, '{new}')"
 )
 
