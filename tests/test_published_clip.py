@@ -17,7 +17,7 @@ from genalign.reward.aesthetic import Mlp
 from genalign.reward.blip import FILE as BLIP_FILE
 from genalign.reward.blip import BlipRegressor, published_names
 from genalign.types import Media, Track, UsageError
-from tests.tiny_heads import randomise, save_state, tiny_transformers_clip, word_tokenizer
+from tests.tiny_heads import randomise, save_state, tiny_transformers_clip, word_tokenizer, write_json
 from tests.toy_rewards import prompts
 
 
@@ -84,6 +84,19 @@ def test_pixels_after_preprocessing_are_the_official_ones(clip_folder: Path) -> 
         official = CLIPImageProcessor.from_pretrained(clip_folder)(images=drawn, return_tensors="pt").pixel_values
         assert got.shape == official.shape
         assert (got - official).abs().max() * 255 * 0.27 < 1.6  # levels: it rounds to 8 bits after each of two passes
+
+
+def test_a_preprocessor_config_of_2022_is_understood(tmp_path: Path, clip_folder: Path) -> None:
+    """As openai/clip-vit-large-patch14 and laion/CLIP-ViT-H-14 publish it: sizes as plain numbers."""
+    import shutil
+
+    old = {"crop_size": 32, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3, "size": 32}
+    old |= {"feature_extractor_type": "CLIPFeatureExtractor", "image_mean": [0.48145466, 0.4578275, 0.40821073]}
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "old"))
+    write_json(old | {"image_std": [0.26862954, 0.26130258, 0.27577711]}, folder / "preprocessor_config.json")
+    _, media = pictures(3, 47, 80)
+    one, two = (build_reward({"use": "clipscore", "model": str(place)}, Path()) for place in (folder, clip_folder))
+    assert torch.equal(one(prompts(3), media).total, two(prompts(3), media).total)
 
 
 def test_gradients_reach_the_pixels_and_no_weight(clip_folder: Path) -> None:

@@ -103,11 +103,19 @@ def net_of(head: torch.nn.Module, words: int) -> TokenHead:
 
 
 def by_hand(state: dict[str, Tensor], ids: list[int], cut: Tensor, grid: list[int], filler: int, token: int) -> Tensor:
-    """The hidden state at `token` of one row, all positions counted up by one: an unbatched, unpadded reading."""
+    """The hidden state at `token` of one row, all positions counted up by one: an unbatched, unpadded reading.
+
+    As the official code has it: transformers 4.45 made no three-axis positions outside generate(), and
+    model.to(bfloat16) rounded the rotary frequencies.
+    """
     config = qwen_config()
     config.text_config.vocab_size = state["model.language_model.embed_tokens.weight"].shape[0]
     net = Qwen2VLModel(config).eval()
     net.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    rotary = [buffer for key, buffer in net.named_buffers() if key.endswith("inv_freq")]
+    assert len({len(buffer) for buffer in rotary}) == 2  # of the words, and of the patches
+    for buffer in rotary:
+        buffer.copy_(buffer.bfloat16())
     row = torch.tensor([ids])
     at = torch.arange(len(ids)).view(1, 1, -1).expand(3, 1, -1)
     kind = "image" if filler == config.image_token_id else "video"
@@ -160,6 +168,9 @@ def test_hpsv3_is_mu_and_sigma_at_its_token(tmp_path: Path, base: Path) -> None:
         assert scores.std[row].item() == pytest.approx(math.exp(log_sigma), rel=1e-4)
     assert scores.total.std() > 1e-3
     assert scores.names == ("hpsv3",)
+    halved = build_reward({**spec, "dtype": "bfloat16"}, tmp_path)(asked, Media(image=Track(as_tensor(drawn))))
+    assert halved.total.dtype == torch.float32
+    assert torch.allclose(halved.total, scores.total, atol=0.05)
     alone = reward(asked[1:2], Media(image=Track(as_tensor(drawn[1:2]))))
     assert alone.total.item() == pytest.approx(scores.total[1].item(), abs=1e-5)
     pixels = as_tensor(drawn[:1]).requires_grad_()

@@ -76,10 +76,18 @@ def tiny_transformers_clip(folder: Path, size: int = 32) -> Path:
     return folder
 
 
+VISION_SIZES = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 14, "mlp_ratio": 2}
+VISION_SIZES |= {"spatial_merge_size": 2, "temporal_patch_size": 2, "in_chans": 3, "in_channels": 3}
+
+
 def tiny_qwen_base(folder: Path) -> Path:
     """What is read of a Qwen2-VL-Instruct beside its weights: config.json and the tokenizer with its chat template."""
-    qwen_config().save_pretrained(folder)
     word_tokenizer((*SPECIAL, *VISION), QWEN_CHAT).save_pretrained(folder)
+    told = {"model_type": "qwen2_vl", "image_token_id": 8, "video_token_id": 9, "hidden_size": 32, "vocab_size": 64}
+    told |= {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    told |= {"rope_theta": 1000000.0, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+    told |= {"max_position_embeddings": 2048, "vision_config": VISION_SIZES}
+    write_json(told, folder / "config.json")  # flat, as transformers 4 wrote the published ones
     return folder
 
 
@@ -87,9 +95,8 @@ def qwen_config() -> Qwen2VLConfig:
     text = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": 0}
     text |= {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}, "bos_token_id": 1, "eos_token_id": 2}
-    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 14}
-    vision |= {"spatial_merge_size": 2, "temporal_patch_size": 2, "in_chans": 3, "mlp_ratio": 2}
-    return Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=8, video_token_id=9)
+    text |= {"rope_theta": 1000000.0}
+    return Qwen2VLConfig(text_config=text, vision_config=VISION_SIZES, image_token_id=8, video_token_id=9)
 
 
 def as_transformers_4(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -86,6 +86,13 @@ class Clap(Stateless):
 
 AXES = ("CE", "CU", "PC", "PQ")
 SECONDS, RATE = 10, 16000
+USUAL = {  # what config.json need not say
+    "proj_num_layer": 1,
+    "proj_ln": False,
+    "nth_layer": 13,
+    "use_weighted_layer_sum": True,
+    "normalize_embed": True,
+}
 
 
 class AudioboxHeads(nn.Module):
@@ -167,7 +174,11 @@ class Audiobox(Stateless):
         path = weights_file(self.model, "model.safetensors")
         settings = weights_file(self.model, "config.json")
         try:
-            net = AudioboxHeads(json.loads(settings.read_text()), self.encoder)
+            told = {**USUAL, **json.loads(settings.read_text())}
+            told["target_transform"] = {
+                axis: {key: float(told["target_transform"][axis][key]) for key in ("mean", "std")} for axis in AXES
+            }
+            net = AudioboxHeads(told, self.encoder)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{settings} is no configuration of Audiobox aesthetics: {error!r}") from error
         fit(net, renamed(read_weights(path), published_names), path)

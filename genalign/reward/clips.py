@@ -112,6 +112,10 @@ class OpenClipWeights(ClipReward):
         fit(net, read_weights(path), path)
         return net.float(), on_tensors(preprocess, clamp=False), open_clip.get_tokenizer(self.arch)
 
+    @property
+    def version(self) -> str:
+        return digest("clip-weights", super().version)
+
 
 class _Towers(nn.Module):
     """transformers' CLIPModel under the two verbs of open_clip's."""

@@ -161,9 +161,7 @@ class _FromPreference(Stateless):
     def _scores(self, p: Tensor, valid: Tensor, failed: Tensor) -> Scores:
         valid = valid & ~failed
         value = torch.where(valid, p, 0.0)
-        return Scores(
-            self.aspects, value[:, None], valid[:, None], failed[:, None], value, valid, torch.ones(1)
-        )  # fmt: skip
+        return Scores(self.aspects, value[:, None], valid[:, None], failed[:, None], value, valid, torch.ones(1))
 
 
 class WinRate(_FromPreference):

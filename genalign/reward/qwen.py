@@ -103,6 +103,9 @@ class QwenTokens(Stateless):
         with init_empty_weights(include_buffers=False):
             net = TokenHead(config, self.head(config.text_config.hidden_size, state))
         fit(net, state, path)
+        for key, buffer in net.named_buffers():
+            if key.endswith("inv_freq"):  # trained after model.to(bfloat16), which rounds the rotary frequencies too
+                buffer.copy_(buffer.bfloat16())
         net.model.to(getattr(torch, self.dtype))
         net.rm_head.float()
         return net, tokenizer
@@ -155,7 +158,7 @@ class HpsV3(QwenTokens):
     """score = mu, and std = sigma: N(mu, sigma^2), read at <|Reward|> (HPSv3, arXiv 2508.03789); mu about -5 to 15.
 
     Head: hidden -> 1024 -> ReLU -> 16 -> ReLU -> (mu, log sigma). Images are resized to about 256*28*28 pixels. The
-    instruction is the published one (rewards/hpsv3-template.txt, from hpsv3 1.0.0, MIT, (c) 2024 HPSv3 Team).
+    instruction is the published one, to the byte: rewards/hpsv3-template.txt, and its licence beside it.
     Gradients flow to the pixels. "<|" in a prompt is written "< |", so that no prompt brings reward tokens of its own.
     """
 
