@@ -142,7 +142,8 @@ def how_to_get(name: str) -> str:
     if preset.pickled:
         repo, file, setting = preset.pickled
         at = f"from {repo}" if repo.startswith("github.com") else f"from hf download {repo}"
-        steps.append(f"{file} {at}, converted to safetensors, and `{setting}: FOLDER` beside `use: {name}`")
+        converted = "converted to safetensors (name the file as it is, and genalign says how)"
+        steps.append(f"{file} {at}, {converted}, and `{setting}: FOLDER` beside `use: {name}`")
     return "; ".join([*steps, *([preset.more] if preset.more else [])])
 
 
