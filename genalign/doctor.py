@@ -1,4 +1,4 @@
-"""What this machine can run: versions, device, attention kernels, shipped models, and whether it is offline."""
+"""What this machine can run: versions, device, attention kernels, shipped models, published rewards, network."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def doctor() -> list[Row]:
         Row(f"attention: {name}", *_attempt(trial)) for name, trial in (("xformers", _xformers), ("flash", _flash))
     ]
     rows += [_room(room) for room in ROOMS]
+    rows += _rewards()
     rows += [Row(name, "ok" if name in os.environ else "no", os.environ.get(name, "not set")) for name in OFFLINE]
     return rows
 
@@ -52,6 +53,18 @@ def main() -> int:
         table.add_row(*map(escape, row), style="red" if row.state == "broken" else None)
     Console().print(table)
     return int(any(row.state == "broken" for row in rows))
+
+
+def _rewards() -> list[Row]:
+    """The published rewards: which are in the hub's cache, and how to get the others. Nothing is fetched."""
+    from genalign.reward.presets import PRESETS, absent_files, how_to_get
+
+    rows = []
+    for name, preset in PRESETS.items():
+        ready = not preset.given and not absent_files(name)
+        detail = f"{preset.licence}; about {preset.gigabytes:g} GB; "
+        rows.append(Row(f"reward: {name}", "ok" if ready else "no", detail + ("here" if ready else how_to_get(name))))
+    return rows
 
 
 def _version(package: str) -> Row:

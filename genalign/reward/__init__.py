@@ -8,24 +8,34 @@ from genalign.reward.exemplars import Exemplars, Similarity
 from genalign.reward.function import FunctionReward, reward
 from genalign.reward.harmonic import Harmonic
 from genalign.reward.head import HeadReward, save_head
+from genalign.reward.pairwise import BothOrders, Difference, Gpm, Preference, Versus, WinRate
+from genalign.reward.presets import PRESETS, Calibrated
 from genalign.reward.runner import Runner, guarded
 from genalign.reward.sets import SetReward
 from genalign.reward.sharpness import Sharpness
 from genalign.reward.worker import FileReward
 
 __all__ = [
+    "PRESETS",
+    "BothOrders",
+    "Calibrated",
     "ClipReward",
+    "Difference",
     "Exemplars",
     "FileReward",
     "FunctionReward",
+    "Gpm",
     "Harmonic",
     "HeadReward",
     "Hybrid",
+    "Preference",
     "Runner",
     "SetReward",
     "Sharpness",
     "Similarity",
     "Sum",
+    "Versus",
+    "WinRate",
     "build_reward",
     "check_needs",
     "guarded",

@@ -141,6 +141,12 @@ def total_confidence(scores: Scores) -> Tensor:
     return torch.where(scores.total_valid, mean, 0.0)
 
 
+def sure(aspects: tuple[str, ...], values: Tensor, std: Tensor | None = None) -> Scores:
+    """Scores (B,K) of a reward that speaks of every row: the total is the sum of the aspects."""
+    valid = torch.ones_like(values, dtype=torch.bool)
+    return Scores(aspects, values, valid, ~valid, values.sum(1), valid.all(1), torch.ones(len(aspects)), std=std)
+
+
 def all_failed(reward: Reward, rows: int, error: str) -> Scores:
     """What a reward says that could not be asked at all."""
     shape = (rows, len(reward.aspects))

@@ -12,9 +12,12 @@ from typing import Any
 import yaml
 
 from genalign.reward.algebra import Hybrid, Sum
-from genalign.reward.base import nearest, resolve_model
+from genalign.reward.base import nearest
 from genalign.reward.exemplars import find_exemplars
 from genalign.reward.harmonic import Harmonic
+from genalign.reward.pairwise import Difference, Gpm, Preference, Versus, WinRate
+from genalign.reward.presets import PRESETS, calibrated, how_to_get, tell_licence
+from genalign.reward.weights import find_weights
 from genalign.reward.worker import FileReward, find_file
 from genalign.types import Reward, UsageError
 
@@ -26,7 +29,8 @@ HEADS = {
     "similarity": "genalign.reward.exemplars:Similarity",
     "judge": "genalign.lab.judge:Judge",
 }
-KINDS = ("use", "sum", "hybrid", "harmonic")
+PAIRWISE = {"winrate": WinRate, "versus": Versus}
+KINDS = ("use", "sum", "hybrid", "harmonic", *PAIRWISE)
 
 
 class _Loader(yaml.SafeLoader):
@@ -68,7 +72,28 @@ def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
     if kinds[0] == "harmonic":
         _check_keys("harmonic", rest, {"name"})
         return Harmonic(_weighted("harmonic", spec["harmonic"], folder), **rest)
+    if kinds[0] in PAIRWISE:
+        return _pairwise(kinds[0], spec[kinds[0]], rest, folder)
     return _hybrid(spec["hybrid"], rest, folder)
+
+
+def _pairwise(kind: str, compared: Any, rest: dict[str, Any], folder: Path) -> Reward:
+    """{winrate: PREFERENCE} and {versus: PREFERENCE, reference: prompt | facts.KEY}."""
+    known = set(inspect.signature(PAIRWISE[kind]).parameters) - {"preference"}
+    _check_keys(kind, rest, known | {"tau"})
+    if kind == "versus" and "reference" not in rest:
+        raise UsageError("'versus' needs the setting 'reference'; write prompt or facts.KEY")
+    options = {"tau": rest.pop("tau")} if "tau" in rest else {}
+    _check_number("tau", options.get("tau", 1.0), compared)
+    return PAIRWISE[kind](_preference(compared, options, folder), **rest)
+
+
+def _preference(compared: Any, options: dict[str, Any], folder: Path) -> Preference:
+    """A reward, whose differences are logits, or {gpm: REWARD}, whose aspects are an embedding."""
+    if isinstance(compared, Mapping) and "gpm" in compared:
+        _check_keys("gpm", compared, {"gpm", "scales"})
+        return Gpm(build_reward(compared["gpm"], folder), scales=compared.get("scales"), **options)
+    return Difference(build_reward(compared, folder), **options)
 
 
 def _sum(items: Any, rest: dict[str, Any], folder: Path) -> Reward:
@@ -105,6 +130,8 @@ def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
     path, _, attribute = name.rpartition(":")
     if name in HEADS:
         return _head(HEADS[name], name, settings, folder)
+    if name in PRESETS:
+        return _preset(name, settings, folder)
     if path.endswith(".py"):
         return FileReward(name, folder, **settings)
     if attribute.isidentifier() and all(part.isidentifier() for part in path.split(".")):
@@ -115,7 +142,9 @@ def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
     except UsageError as error:
         if file == name:
             raise
-        raise UsageError(f"there is no reward {name!r}{nearest(name, [*HEADS, *shipped_rewards()])}") from error
+        raise UsageError(
+            f"there is no reward {name!r}{nearest(name, [*HEADS, *PRESETS, *shipped_rewards()])}"
+        ) from error
     _check_keys(name, settings, {"name"})
     spec = _read(found)
     renamed = {**spec, **settings} if isinstance(spec, Mapping) else spec
@@ -136,6 +165,22 @@ def _read(path: Path) -> Any:
         raise UsageError(f"reward file {path} cannot be read: {' '.join(str(error).split())}") from error
 
 
+def _preset(name: str, settings: dict[str, Any], folder: Path) -> Reward:
+    settings = {**PRESETS[name].settings, **settings}
+    calibrate = settings.pop("calibrate", None)
+    absent = next((key for key in PRESETS[name].given if key not in settings), None)
+    if absent:
+        raise UsageError(f"reward {name!r} needs the setting {absent!r}; to get its weights: {how_to_get(name)}")
+    for key in ("processor", "weights", "base", "tokenizer"):
+        if key in settings:
+            settings[key] = find_weights(settings[key], folder)
+    if "template" in settings:
+        settings["template"] = str(folder / str(settings["template"]))
+    head = _head(PRESETS[name].address, name, settings, folder)
+    tell_licence(name)
+    return head if calibrate is None else calibrated(head, name, calibrate)
+
+
 def _head(address: str, name: str, settings: dict[str, Any], folder: Path) -> Reward:
     module, _, attribute = address.partition(":")
     try:
@@ -149,7 +194,7 @@ def _head(address: str, name: str, settings: dict[str, Any], folder: Path) -> Re
     if absent:
         raise UsageError(f"reward {name!r} needs the setting {absent!r}; write it beside 'use: {name}'")
     if "model" in settings:
-        settings = {**settings, "model": resolve_model(settings["model"], folder)}
+        settings = {**settings, "model": find_weights(settings["model"], folder)}
     for key in ("exemplars", "pairs"):
         if isinstance(settings.get(key), str):
             settings = {**settings, key: find_exemplars(settings[key], folder)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genalign.reward.base import Stateless, digest, image_batches, resolve_model, texts, weights_digest
+from genalign.reward.base import Stateless, digest, image_batches, resolve_model, sure, texts, weights_digest
 from genalign.types import Media, Prompt, Scores, UsageError
 
 REMEMBERED = 8192  # prompts whose features stay in memory
@@ -73,9 +73,7 @@ class ClipReward(Stateless):
         seen = self.see(media)
         with torch.autocast(seen.device.type, enabled=False):
             cosine = F.cosine_similarity(seen, self.read(texts(prompts), seen.device), dim=1)
-        value = self.scale * cosine.cpu() + self.offset
-        valid = torch.ones(len(prompts), 1, dtype=torch.bool)
-        return Scores(self.aspects, value[:, None], valid, ~valid, value, valid[:, 0], torch.ones(1))
+        return sure(self.aspects, (self.scale * cosine.cpu() + self.offset)[:, None])
 
     def see(self, media: Media) -> Tensor:
         """Image features (B,E) of any length, with gradients, on the images' device."""
@@ -100,8 +98,10 @@ class ClipReward(Stateless):
         return torch.stack([self._texts[prompt] for prompt in prompts]).to(device)
 
 
-def on_tensors(preprocess: Any) -> Callable[[Tensor], Tensor]:
+def on_tensors(preprocess: Any, clamp: bool = True) -> Callable[[Tensor], Tensor]:
     """open_clip's own transform for PIL images, run on float tensors (B,3,H,W) in [0,1] with gradients.
+
+    clamp: a bicubic resize overshoots at edges; PIL, with its 8 bits, cuts that off.
 
     Raises:
         UsageError: a step that only PIL images can take.
@@ -121,7 +121,7 @@ def on_tensors(preprocess: Any) -> Callable[[Tensor], Tensor]:
         for step in shape:
             if isinstance(step, Resize):  # a model may ask for no antialias; PIL has always had it
                 images = resize(images, step.size, step.interpolation, antialias=True)
-                images = images.clamp(0, 1) if step.interpolation == InterpolationMode.BICUBIC else images
+                images = images.clamp(0, 1) if clamp and step.interpolation == InterpolationMode.BICUBIC else images
             else:
                 images = step(images)
         for step in normalise:
