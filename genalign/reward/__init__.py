@@ -4,10 +4,12 @@ from genalign.reward.algebra import Hybrid, Sum
 from genalign.reward.base import check_needs
 from genalign.reward.build import build_reward, shipped_rewards
 from genalign.reward.clip import ClipReward
+from genalign.reward.comparing import CompareJudge, RankJudge
 from genalign.reward.exemplars import Exemplars, Similarity
 from genalign.reward.function import FunctionReward, reward
 from genalign.reward.harmonic import Harmonic
 from genalign.reward.head import HeadReward, save_head
+from genalign.reward.judges import ScoreJudge, YesNoJudge
 from genalign.reward.runner import Runner, guarded
 from genalign.reward.sets import SetReward
 from genalign.reward.sharpness import Sharpness
@@ -15,17 +17,21 @@ from genalign.reward.worker import FileReward
 
 __all__ = [
     "ClipReward",
+    "CompareJudge",
     "Exemplars",
     "FileReward",
     "FunctionReward",
     "Harmonic",
     "HeadReward",
     "Hybrid",
+    "RankJudge",
     "Runner",
+    "ScoreJudge",
     "SetReward",
     "Sharpness",
     "Similarity",
     "Sum",
+    "YesNoJudge",
     "build_reward",
     "check_needs",
     "guarded",

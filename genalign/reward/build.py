@@ -25,6 +25,10 @@ HEADS = {
     "set": "genalign.reward.sets:SetReward",
     "similarity": "genalign.reward.exemplars:Similarity",
     "judge": "genalign.lab.judge:Judge",
+    "judge-yes-no": "genalign.reward.judges:YesNoJudge",
+    "judge-score": "genalign.reward.judges:ScoreJudge",
+    "judge-compare": "genalign.reward.comparing:CompareJudge",
+    "judge-rank": "genalign.reward.comparing:RankJudge",
 }
 KINDS = ("use", "sum", "hybrid", "harmonic")
 
@@ -150,7 +154,7 @@ def _head(address: str, name: str, settings: dict[str, Any], folder: Path) -> Re
         raise UsageError(f"reward {name!r} needs the setting {absent!r}; write it beside 'use: {name}'")
     if "model" in settings:
         settings = {**settings, "model": resolve_model(settings["model"], folder)}
-    for key in ("exemplars", "pairs"):
+    for key in ("exemplars", "pairs", "references"):
         if isinstance(settings.get(key), str):
             settings = {**settings, key: find_exemplars(settings[key], folder)}
     try:
