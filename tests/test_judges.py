@@ -1,4 +1,4 @@
-"""Judges in this process: p(yes) against the softmax written out, both orders, tasks and criteria, reading of answers."""
+"""Judges in this process: p(yes) against the softmax written out, both orders, criteria, and reading of answers."""
 
 import json
 import math

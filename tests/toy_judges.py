@@ -1,4 +1,4 @@
-"""A tiny random vision-language model, and a server on a free loopback port that plays an OpenAI-compatible endpoint."""
+"""A tiny random vision-language model, and a server on a loopback port that plays an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-WORDS = "<pad> <bos> <eos> <unk> <image> user system yes no Yes Answer or a cat dog two star is it this picture good ? . One Two"
+WORDS = (
+    "<pad> <bos> <eos> <unk> <image> user system yes no Yes Answer or a cat dog two star is it this picture good ? . "
+    "One Two"
+)
 CHAT = (
     "{% for m in messages %}{{ m['role'] }} {% for p in m['content'] %}"
     "{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %} {% endfor %}"
@@ -102,10 +105,8 @@ class Scripted:
         async def body_of(request: Request) -> tuple[dict[str, Any], dict[str, str]]:
             return await request.json(), dict(request.headers)
 
-        from fastapi import Depends
-
         @self.app.post("/v1/chat/completions")
-        def completions(given: tuple = Depends(body_of)) -> Any:  # noqa: B008
+        def completions(given: tuple = Depends(body_of)) -> Any:
             with lock:
                 self.asked.append(given[0])
                 self.headers.append(given[1])
