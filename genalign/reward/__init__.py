@@ -10,6 +10,7 @@ from genalign.reward.function import FunctionReward, reward
 from genalign.reward.harmonic import Harmonic
 from genalign.reward.head import HeadReward, save_head
 from genalign.reward.judges import ScoreJudge, YesNoJudge
+from genalign.reward.remote import RemoteReward
 from genalign.reward.runner import Runner, guarded
 from genalign.reward.sets import SetReward
 from genalign.reward.sharpness import Sharpness
@@ -25,6 +26,7 @@ __all__ = [
     "HeadReward",
     "Hybrid",
     "RankJudge",
+    "RemoteReward",
     "Runner",
     "ScoreJudge",
     "SetReward",

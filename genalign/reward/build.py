@@ -107,6 +107,8 @@ def _hybrid(settings: Any, rest: dict[str, Any], folder: Path) -> Reward:
 
 def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
     path, _, attribute = name.rpartition(":")
+    if name.startswith(("http://", "https://")):
+        return _head("genalign.reward.remote:RemoteReward", name, {"url": name, **settings}, folder)
     if name in HEADS:
         return _head(HEADS[name], name, settings, folder)
     if path.endswith(".py"):
