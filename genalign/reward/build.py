@@ -15,6 +15,7 @@ from genalign.reward.algebra import Hybrid, Sum
 from genalign.reward.base import nearest, resolve_model
 from genalign.reward.exemplars import find_exemplars
 from genalign.reward.harmonic import Harmonic
+from genalign.reward.run import run_as
 from genalign.reward.worker import FileReward, find_file
 from genalign.types import Reward, UsageError
 
@@ -54,6 +55,8 @@ def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
         return _from_name(spec, {}, folder)
     if not isinstance(spec, Mapping):
         raise UsageError(f"a reward is a name or a mapping, not {spec!r}")
+    if "run" in spec:
+        return run_as({key: value for key, value in spec.items() if key != "run"}, spec["run"], folder, build_reward)
     kinds = [key for key in spec if key in KINDS]
     if len(kinds) != 1:
         unknown = next((str(key) for key in spec if key not in KINDS), "")

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from genalign.reward.base import SCOPES, Scope, ScoringError, Stateless
+from genalign.reward.base import SCOPES, ScoringError, StandIn
 from genalign.reward.web import Web
 from genalign.reward.wire import FRAME, pack_batch, receive, send, unpack_scores
 from genalign.types import Media, Prompt, Scores, UsageError
 
 
-class RemoteReward(Stateless):
+class RemoteReward(StandIn):
     """The served reward's needs, aspects, weights and version; media cross as raw tensors, so nothing is rounded.
 
     url, key, timeout, retries, pause, longest_wait: as `Web` takes them (key names the token's environment
@@ -26,9 +26,6 @@ class RemoteReward(Stateless):
     Raises:
         UsageError: as Web does; and when first asked for more than its name, if the server does not tell of a reward.
     """
-
-    differentiable = False
-    waits = True  # scoring is waiting here, so it may go on beside sampling
 
     def __init__(
         self,
@@ -45,38 +42,22 @@ class RemoteReward(Stateless):
         self._name = name
 
     @cached_property
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> dict[str, Any]:  # type: ignore[override]
         try:
             about = json.loads(self._web.request("GET", "/health"))
-            if about["looks_at"] not in SCOPES or not len(about["aspects"]) == len(about["weights"]) > 0:
+            if (
+                not about["version"]
+                or about["looks_at"] not in SCOPES
+                or not len(about["aspects"]) == len(about["weights"]) > 0
+            ):
                 raise ValueError("its description does not fit together")
-            return {**about, "needs": frozenset(about["needs"]), "aspects": tuple(about["aspects"])}
+            return about
         except (ScoringError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"no reward is served at {self._web.url}: {error}; start genalign serve-reward") from error
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         return self._name or self._about["name"]
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self._about["needs"]
-
-    @property
-    def aspects(self) -> tuple[str, ...]:
-        return self._about["aspects"]
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return tuple(self._about["weights"])
-
-    @property
-    def looks_at(self) -> Scope:
-        return self._about["looks_at"]
-
-    @property
-    def version(self) -> str:
-        return self._about["version"]
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         version, frame = self.version, io.BytesIO()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from genalign.media import from_pil
-from genalign.reward.base import aspect_weights
+from genalign.reward.base import about
 from genalign.reward.runner import guarded
 from genalign.reward.wire import FRAME, pack_scores, receive, send, unpack_batch
 from genalign.types import GenalignError, Media, Prompt, Reward, Scores, Track, UsageError
@@ -60,9 +60,7 @@ def application(
         from fastapi.responses import JSONResponse
     except ImportError as error:
         raise UsageError("serving a reward needs fastapi and uvicorn; pip install 'genalign[serve]'") from error
-    if reward.state_dict():
-        raise UsageError(f"reward {reward.name!r} has a state that training moves; serve its parts instead")
-    about = describe(reward)
+    described = about(reward)
     app = fastapi.FastAPI(title=f"genalign: {reward.name}", docs_url=None, redoc_url=None, openapi_url=None)
     scoring, places = threading.Lock(), asyncio.Semaphore(waiting)
 
@@ -72,14 +70,14 @@ def application(
         with scoring:
             scores = guarded(reward, prompts, _on(media, device), group)
         if not framed:
-            return JSONResponse({**_plain_scores(scores), "version": about["version"]})
+            return JSONResponse({**_plain_scores(scores), "version": described["version"]})
         out = io.BytesIO()
-        send(out, {"scores": pack_scores(scores), "version": about["version"]})
+        send(out, {"scores": pack_scores(scores), "version": described["version"]})
         return fastapi.Response(out.getvalue(), media_type=FRAME)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", **about}
+        return {"status": "ok", **described}
 
     async def score(request: Request) -> Response:
         try:
@@ -97,18 +95,6 @@ def application(
 
     app.add_route("/score", score, methods=["POST"])
     return app
-
-
-def describe(reward: Reward) -> dict[str, Any]:
-    """What a client must know of a reward to stand in for it."""
-    return {
-        "name": reward.name,
-        "needs": sorted(reward.needs),
-        "aspects": list(reward.aspects),
-        "weights": aspect_weights(reward).tolist(),
-        "looks_at": reward.looks_at,
-        "version": reward.version,
-    }
 
 
 def _check_token(given: str, token: str | None) -> None:
