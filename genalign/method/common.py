@@ -30,7 +30,7 @@ Block = TypeVar("Block")
 
 @runtime_checkable
 class Rolling(Protocol):
-    """A policy that hands out a rollout as it comes about: (prompts, media, group) of each part, then the trajectory."""
+    """A policy that hands a rollout out in parts, (prompts, media, group) of each, and then the whole trajectory."""
 
     def rolling(
         self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]

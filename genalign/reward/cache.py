@@ -109,7 +109,12 @@ class Cached:
             if self.file is None:
                 return None
             found = self._open().execute("SELECT row FROM scores WHERE key = ?", (key,)).fetchone()
-        message = None if found is None else receive(io.BytesIO(found[0]))
+        if found is None:
+            return None
+        try:
+            message = receive(io.BytesIO(found[0]))
+        except (ValueError, KeyError):  # of another format of frames, or torn: as good as absent
+            message = None
         return None if message is None else unpack_scores(message)
 
     def _put(self, key: str, scores: Scores) -> None:
