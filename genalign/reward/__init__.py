@@ -3,6 +3,7 @@
 from genalign.reward.algebra import Hybrid, Sum
 from genalign.reward.base import check_needs
 from genalign.reward.build import build_reward, shipped_rewards
+from genalign.reward.cache import Cached
 from genalign.reward.clip import ClipReward
 from genalign.reward.comparing import CompareJudge, RankJudge
 from genalign.reward.exemplars import Exemplars, Similarity
@@ -10,6 +11,7 @@ from genalign.reward.function import FunctionReward, reward
 from genalign.reward.harmonic import Harmonic
 from genalign.reward.head import HeadReward, save_head
 from genalign.reward.judges import ScoreJudge, YesNoJudge
+from genalign.reward.process import ProcessReward
 from genalign.reward.remote import RemoteReward
 from genalign.reward.runner import Runner, guarded
 from genalign.reward.sets import SetReward
@@ -17,6 +19,7 @@ from genalign.reward.sharpness import Sharpness
 from genalign.reward.worker import FileReward
 
 __all__ = [
+    "Cached",
     "ClipReward",
     "CompareJudge",
     "Exemplars",
@@ -25,6 +28,7 @@ __all__ = [
     "Harmonic",
     "HeadReward",
     "Hybrid",
+    "ProcessReward",
     "RankJudge",
     "RemoteReward",
     "Runner",
