@@ -17,11 +17,13 @@ import httpx
 import pytest
 import torch
 
+from genalign.cli import main
 from genalign.media import to_pil
 from genalign.reward import FunctionReward, Hybrid, RemoteReward, Runner, Sharpness, Sum, build_reward
 from genalign.reward.serving import application, serve
 from genalign.reward.wire import FRAME, pack_batch, receive, send
 from genalign.types import GenalignError, Media, Prompt, Reward, Track, UsageError
+from tests.tiny_recipe import write_recipe
 from tests.toy_judges import serving
 from tests.toy_rewards import images, prompts, says, texts
 
@@ -285,3 +287,25 @@ def test_the_verb_serves_a_reward_file(tmp_path: Path) -> None:
 
 def test_a_frame_that_is_cut_takes_no_memory_for_what_is_missing() -> None:
     assert receive(io.BytesIO(bomb([1 << 45]))) is None
+
+
+def test_a_recipe_trains_on_a_served_reward(tmp_path: Path) -> None:
+    """The run's rewards are what the server says of the very pictures, and its counters stand in the log."""
+    sizes: list[int] = []
+
+    def bright(image: Any) -> Any:
+        sizes.append(len(image))
+        return image.mean((1, 2, 3))
+
+    with serving(application(FunctionReward(bright))) as url:
+        runs = {}
+        for name, reward in (("there", {"use": url, "run": {"batch_size": 3}}), ("here", "rules.py:bright")):
+            train = {"steps": 1, "sample_every": 1}
+            recipe = write_recipe(tmp_path / name, reward=reward, eval=None, train=train)
+            assert main(["train", str(recipe), "--out", str(tmp_path / name / "run")]) == 0
+            runs[name] = json.loads((tmp_path / name / "run" / "metrics.jsonl").read_text())
+    assert sizes == [3, 1, 3, 1]  # micro-batches of four, at most three rows a request
+    assert runs["there"]["reward"] == pytest.approx(runs["here"]["reward"], abs=1e-6)
+    assert runs["there"]["loss"] == pytest.approx(runs["here"]["loss"], abs=1e-5)
+    assert runs["there"]["rewards/bright/fail_rate"] == 0
+    assert runs["there"]["time/reward"] > 0
