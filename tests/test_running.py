@@ -144,7 +144,8 @@ def test_whatever_a_reward_could_read_is_part_of_the_key(change: str) -> None:
     elif change == "rate":
         media = Media(image=Track(media["image"].data, 2.0))
     else:
-        cached.reward = reward.with_settings({"offset": 1.0})
+        other = Cached(reward.with_settings({"offset": 1.0}))
+        other._rows, cached = cached._rows, other
     cached([prompt], media)
     assert len(calls) == 2
     cached([replace(prompt, uid=7)], media)
@@ -161,6 +162,13 @@ def test_what_cannot_be_cached_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be used as a cache"):
         Cached(Sharpness(), tmp_path / "other")(prompts(1), images(1))
     assert not Cached(Sharpness()).differentiable
+
+    class Stateful(Sharpness):
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return {"multiplier": torch.ones(1)}
+
+    with pytest.raises(UsageError, match="state that training moves"):
+        Cached(Stateful())(prompts(1), images(1))
 
 
 def test_a_torn_row_of_the_file_is_scored_anew(tmp_path: Path) -> None:

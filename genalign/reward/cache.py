@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ class Cached:
     Departs from common practice: the key is of everything a reward could read, not of its `needs` alone, which a
     function that takes whole `facts` or `media` does not tell.
 
+    Without gradients, which a memory would cut.
+
     Raises:
-        UsageError: the reward looks at siblings, or has gradients that a memory would cut, or a file that is no cache.
+        UsageError: the reward looks at siblings, or has a state; or the file is no cache.
     """
 
     differentiable = False
@@ -69,8 +72,10 @@ class Cached:
             )
         return "sample"
 
-    @property
-    def version(self) -> str:
+    @cached_property
+    def version(self) -> str:  # of frozen weights, which take a while to hash
+        if self.reward.state_dict():
+            raise UsageError(f"reward {self.name!r} has a state that training moves, so it cannot be cached")
         return self.reward.version
 
     def update(self, scores: Scores, step: int) -> None:

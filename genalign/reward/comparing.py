@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import string
@@ -99,8 +100,8 @@ class CompareJudge(Judge):
         self.needs = self.criteria.needs | {reads} | fact | _prompt_if(self.criteria.mentions | places(template))
         if self.files:
             self.needs |= {"prompt"}
-        names = sorted((prompt, file.name) for prompt, file in self.files.items())
-        self.settings = (self.criteria.tasks, template, both_orders, reference, names)
+        seen = sorted((prompt, hashlib.sha256(file.read_bytes()).hexdigest()) for prompt, file in self.files.items())
+        self.settings = (self.criteria.tasks, template, both_orders, reference, seen)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         samples = [shown(media, row, self.reads) for row in range(len(prompts))]
@@ -161,7 +162,11 @@ def drawn_files(folder: Path) -> dict[str, Path]:
     """
     try:
         rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-        return {row["prompt"]: folder / row["file"] for row in reversed(rows)}
+        files = {row["prompt"]: folder / row["file"] for row in reversed(rows)}
+        missing = next((file for file in files.values() if not file.is_file()), None)
+        if missing is not None:
+            raise OSError(f"{missing.name} is missing")
+        return files
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder} holds no samples to compare with ({error}); write it by genalign sample") from error
 

@@ -29,7 +29,7 @@ from genalign.types import GenalignError, Media, Prompt, Reward, Scores, Track, 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
 
-PIXELS = 1 << 27  # of all pictures of one request, however small their files
+PIXELS = 1 << 27  # of all pictures of one request, and samples of all sounds, however small their files
 PATIENCE = 60.0  # seconds to send a body
 Batch = tuple[list[Prompt], Media, Tensor | None]
 
@@ -156,7 +156,7 @@ def _track(name: str, data: Sequence[Any], rate: float | None, left: list[int]) 
     if name == "text":
         return Track([str(row) for row in data])
     if name == "audio":
-        waves, rates = zip(*(_wave(row) for row in data), strict=True)
+        waves, rates = zip(*(_wave(row, left) for row in data), strict=True)
         if len(set(rates)) > 1:
             raise ValueError(f"audio of several sample rates: {sorted(set(rates))}")
         return Track(_stacked(waves), float(rates[0]))
@@ -179,13 +179,17 @@ def _picture(text: str, left: list[int]) -> Tensor:
         return from_pil(image)
 
 
-def _wave(text: str) -> tuple[Tensor, int]:
+def _wave(text: str, left: list[int]) -> tuple[Tensor, int]:
     try:
         import soundfile
     except ImportError as error:
         raise UsageError("reading audio from JSON needs soundfile; pip install 'genalign[serve]'") from error
-    data, rate = soundfile.read(io.BytesIO(base64.b64decode(text, validate=True)), dtype="float32", always_2d=True)
-    return torch.from_numpy(data.T.copy()), rate  # (C,N)
+    with soundfile.SoundFile(io.BytesIO(base64.b64decode(text, validate=True))) as file:
+        left[0] -= file.frames * file.channels
+        if left[0] < 0:
+            raise ValueError(f"the sounds of a request have more than {PIXELS} samples")
+        data = file.read(file.frames, dtype="float32", always_2d=True)
+        return torch.from_numpy(data.T.copy()), file.samplerate  # (C,N)
 
 
 def _on(media: Media, device: str) -> Media:
