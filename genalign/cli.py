@@ -133,6 +133,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
     sub.add_argument("--out", type=Path, metavar="DIR", help="default: runs/fit-RECIPE; a killed fit goes on there")
 
+    sub = verb("serve-reward", serve_reward, "serve a reward over HTTP, to be used as `use: http://host:port`")
+    sub.add_argument("reward", metavar="REWARD", help="a reward file, file.py:function, or a shipped reward")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    sub.add_argument("--port", type=int, default=8000)
+    sub.add_argument("--token-env", metavar="NAME", help="environment variable with the bearer token to ask for")
+    sub.add_argument("--max-body", metavar="MIB", type=int, default=256, help="largest request (default: 256)")
+    sub.add_argument("--device", default="cpu", help="where media are scored (default: cpu)")
+
     verb("doctor", doctor, "say what this installation can do")
 
     sub = verb("export", export, "write a run's adapter for other tools")
@@ -233,6 +241,19 @@ def fit_reward(args: argparse.Namespace) -> None:
     from genalign.fitting import fit_reward as fit
 
     fit(args)
+
+
+def serve_reward(args: argparse.Namespace) -> None:
+    from genalign.reward import build_reward
+    from genalign.reward.serving import serve
+    from genalign.types import UsageError
+
+    token = os.environ.get(args.token_env) if args.token_env else None
+    if args.token_env and not token:
+        raise UsageError(f"the environment variable {args.token_env} is not set; export the token")
+    reward = build_reward(args.reward, Path())
+    print(f"serving {reward.name} ({', '.join(reward.aspects)}) at http://{args.host}:{args.port}", flush=True)
+    serve(reward, args.host, args.port, token=token, max_body=args.max_body << 20, device=args.device)
 
 
 def doctor(args: argparse.Namespace) -> int:

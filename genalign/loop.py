@@ -65,6 +65,13 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """A reward that counts what goes wrong with it (a Runner), on this rank."""
+
+    def log(self) -> Mapping[str, float]: ...
+
+
 @dataclass
 class Progress:
     """What a run carries from step to step, and all that a checkpoint must hold.
@@ -130,6 +137,7 @@ def train(
         log = {
             "step": progress.step,
             **log,
+            **(reward.log() if isinstance(reward, Counting) else {}),
             "step_time": rollout + updating,
             "time/rollout": rollout,
             "time/update": updating,

@@ -153,7 +153,7 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
 def _reward(spec: str | dict[str, Any], folder: Path, modality: str, prompts: Prompts) -> Reward:
     reward = build_reward(spec, folder)
     check_needs(reward, {"prompt", modality, *(f"facts.{name}" for name in prompts.facts())})
-    return Runner(reward)
+    return reward if isinstance(reward, Runner) else Runner(reward)
 
 
 def _check_weights(method: Method, recipe: Recipe, modality: str) -> None:

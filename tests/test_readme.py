@@ -69,7 +69,7 @@ def test_every_verb_is_shown():
 
     verbs = set(next(action for action in _parser()._actions if action.choices).choices)
     shown = {line.split()[1] for line in blocks("bash")[0].splitlines()}
-    assert verbs - shown <= {"lab"}
+    assert verbs - shown <= {"lab", "serve-reward"}  # a server does not end
 
 
 def test_tree_names_every_file():

@@ -132,7 +132,7 @@ def test_one_row_that_raises_is_masked_alone() -> None:
     assert scores.failed[:, 0].tolist() == [False, False, True, False]
     assert scores.total.tolist() == [1, 0.5, 0, 0.25]
     assert "ZeroDivisionError" in scores.info["error"][2]
-    assert runner.log() == {"rewards/shaky/fail_rate": 0.25, "rewards/shaky/abstain_rate": 0.0}
+    assert runner.log().items() >= {"rewards/shaky/fail_rate": 0.25, "rewards/shaky/abstain_rate": 0.0}.items()
 
 
 def test_a_masked_row_leaves_its_siblings_alone() -> None:

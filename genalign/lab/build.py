@@ -105,6 +105,12 @@ def _expander(work: Path, out: Path) -> None:
     save_expander(*build_expander(work), out)
 
 
+def _vlm_judge(work: Path, out: Path) -> None:
+    from genalign.lab.vlm import build_vlm, save_vlm
+
+    save_vlm(*build_vlm(work), out)
+
+
 BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "world": ("emojiworld", _world),
     "subject": ("emojiworld/subject", _subject),
@@ -115,6 +121,7 @@ BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "judge": ("tiny-judge", _judge),
     "text-head": ("tiny-text-head", _text_head),
     "expander": ("tiny-expander", _expander),
+    "vlm-judge": ("tiny-vlm-judge", _vlm_judge),
 }
 
 

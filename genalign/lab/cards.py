@@ -194,6 +194,22 @@ expanded, {kept:.1%} keep every object, count and background that was asked; {na
 
 Made by `genalign lab build expander`."""
         card = _HEAD.format(tag="prompt-expansion", title=folder.name, text=text)
+    elif folder.name == "tiny-vlm-judge":
+        from genalign.lab.vlm import vlm_accuracy
+
+        accuracy, gap = vlm_accuracy(folder)
+        text = f"""A vision-language model (Llava class: tiny-clip's picture tower, and a Llama of 4 layers, width 128)
+that answers "Does this picture show two red apples? Answer yes or no.", a possible training reward. {_WORLD}
+
+Trained by cross-entropy on rendered training scenes, each asked about truly and with one fact changed. On 500 held-out
+scenes its balanced accuracy is {accuracy:.1%}, and the expected calibration error of p(yes) {gap:.3f} (10 bins).
+
+```yaml
+reward: {{use: judge-yes-no, model: tiny-vlm-judge, question: "Does this picture show {{prompt}}?"}}
+```
+
+Made by `genalign lab build vlm-judge`."""
+        card = _HEAD.format(tag="reward-model", title=folder.name, text=text)
     else:
         right, rejected = judge_accuracy()
         text = f"""The held-out judge: a convolutional detector of object centres and background colour. **Never use it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from genalign.ranks import all_sum, gather, rank
 from genalign.types import (
     Experience,
     Loss,
+    Media,
     Policy,
     Prompt,
     Reward,
@@ -27,6 +28,30 @@ from genalign.types import (
 Block = TypeVar("Block")
 
 
+@runtime_checkable
+class Rolling(Protocol):
+    """A policy that hands a rollout out in parts, (prompts, media, group) of each, and then the whole trajectory."""
+
+    def rolling(
+        self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]
+    ) -> Iterator[tuple[list[Prompt], Media, Tensor] | Trajectory]: ...
+
+
+class Scoring(Protocol):
+    def give(self, prompts: Sequence[Prompt], media: Media, group: Tensor) -> None: ...
+
+    def result(self) -> Scores: ...
+
+
+@runtime_checkable
+class Overlapping(Protocol):
+    """A reward that may be given a rollout in parts, and whose scores are waited for late."""
+
+    overlaps: bool
+
+    def begin(self) -> Scoring: ...
+
+
 def rollout_seed(seed: int, step: int) -> int:
     """The rollout seed of one training step: the same prompt gets new samples whenever it comes round."""
     return sample_seed(seed, step, -1)
@@ -35,9 +60,22 @@ def rollout_seed(seed: int, step: int) -> int:
 def sample_and_score(
     policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, group: int, seed: int, method: str
 ) -> tuple[Trajectory, Scores]:
-    """Roll out `group` rows a prompt and score them; scores come back on the CPU, detached."""
+    """Roll out `group` rows a prompt and score them; scores come back on the CPU, detached.
+
+    Where the reward overlaps (it is served, or in a process) and the policy rolls, each micro-batch is scored while the
+    next one is sampled. A prompt that is drawn twice in one step has siblings that are not adjacent: then it is not.
+    """
     if reward is None:
         raise UsageError(f"method {method} needs a reward; add the key 'reward' to the recipe")
+    apart = len({prompt.uid for prompt in prompts}) == len(prompts)
+    if isinstance(policy, Rolling) and isinstance(reward, Overlapping) and reward.overlaps and apart:
+        scoring = reward.begin()
+        for part in policy.rolling(prompts, group, seed):
+            if isinstance(part, Trajectory):
+                trajectory = part
+            else:
+                scoring.give(*part)
+        return trajectory, to_cpu(scoring.result())
     trajectory = policy.rollout(prompts, group, seed)
     with torch.no_grad():
         return trajectory, to_cpu(reward(trajectory.prompts, trajectory.media, trajectory.group))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -63,8 +63,19 @@ class DiffusionPolicy:
         self._graph: list[list[bool]] | None = None  # per step, which branches keep a graph; known after verification
         self._remembers = False
 
-    @torch.no_grad()
     def rollout(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> Trajectory:
+        *_, trajectory = self.rolling(prompts, per_prompt, seed)
+        assert isinstance(trajectory, Trajectory)
+        return trajectory
+
+    @torch.no_grad()
+    def rolling(
+        self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]
+    ) -> Iterator[tuple[list[Prompt], Media, Tensor] | Trajectory]:
+        """A rollout as it comes about: prompts, media and group of each micro-batch, and last the trajectory of all.
+
+        What is yielded early may be scored while the rest is sampled.
+        """
         rows = [prompt for prompt in prompts for _ in range(per_prompt)]
         if isinstance(seed, int):
             name = sibling_seed if self.settings.sampler.shared_start else sample_seed
@@ -86,10 +97,11 @@ class DiffusionPolicy:
                 chunks.append(record.chunk)
                 logps.append(torch.stack(record.logp, 1) if record.logp else torch.zeros(len(rows[part]), 0))
                 media.append(made)
+                yield rows[part], made, torch.tensor([prompt.uid for prompt in rows[part]])
         if table is None:
             raise UsageError("a rollout needs at least one prompt and one sample of it")
         logp = torch.cat(logps)  # (B, S)
-        return Trajectory(
+        yield Trajectory(
             prompts=tuple(rows),
             media=Media.cat(media),
             group=torch.tensor([prompt.uid for prompt in rows]),

@@ -41,6 +41,53 @@ class Stateless:
             )
 
 
+def about(reward: Reward) -> dict[str, Any]:
+    """What one must know of a reward to stand in for it, as plain data.
+
+    Raises:
+        UsageError: it has a state, which training could not move from where the stand-in is.
+    """
+    if reward.state_dict():
+        raise UsageError(f"reward {reward.name!r} has a state that training moves; use its parts elsewhere, not it")
+    return {
+        "name": reward.name,
+        "needs": sorted(reward.needs),
+        "aspects": list(reward.aspects),
+        "weights": aspect_weights(reward).tolist(),
+        "looks_at": reward.looks_at,
+        "version": reward.version,
+    }
+
+
+class StandIn(Stateless):
+    """A reward that is elsewhere: `_about`, what `about` says of it there, is asked for when first needed."""
+
+    differentiable = False
+    waits = True  # a call waits for somebody else, so it may go on beside sampling
+    name: str
+    _about: Mapping[str, Any]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(self._about["needs"])
+
+    @property
+    def aspects(self) -> tuple[str, ...]:
+        return tuple(self._about["aspects"])
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return tuple(self._about["weights"])
+
+    @property
+    def looks_at(self) -> Scope:
+        return self._about["looks_at"]
+
+    @property
+    def version(self) -> str:
+        return self._about["version"]
+
+
 def digest(*parts: Any) -> str:
     """A short hash of JSON-like parts; the same on every machine."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -17,6 +17,7 @@ from genalign.reward.exemplars import find_exemplars
 from genalign.reward.harmonic import Harmonic
 from genalign.reward.pairwise import Difference, Gpm, Preference, Versus, WinRate
 from genalign.reward.presets import PRESETS, calibrated, how_to_get, tell_licence
+from genalign.reward.run import run_as
 from genalign.reward.weights import find_weights
 from genalign.reward.worker import FileReward, find_file
 from genalign.types import Reward, UsageError
@@ -28,6 +29,10 @@ HEADS = {
     "set": "genalign.reward.sets:SetReward",
     "similarity": "genalign.reward.exemplars:Similarity",
     "judge": "genalign.lab.judge:Judge",
+    "judge-yes-no": "genalign.reward.judges:YesNoJudge",
+    "judge-score": "genalign.reward.judges:ScoreJudge",
+    "judge-compare": "genalign.reward.comparing:CompareJudge",
+    "judge-rank": "genalign.reward.comparing:RankJudge",
 }
 PAIRWISE = {"winrate": WinRate, "versus": Versus}
 KINDS = ("use", "sum", "hybrid", "harmonic", *PAIRWISE)
@@ -54,6 +59,8 @@ def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
         return _from_name(spec, {}, folder)
     if not isinstance(spec, Mapping):
         raise UsageError(f"a reward is a name or a mapping, not {spec!r}")
+    if "run" in spec:
+        return run_as({key: value for key, value in spec.items() if key != "run"}, spec["run"], folder, build_reward)
     kinds = [key for key in spec if key in KINDS]
     if len(kinds) != 1:
         unknown = next((str(key) for key in spec if key not in KINDS), "")
@@ -128,6 +135,8 @@ def _hybrid(settings: Any, rest: dict[str, Any], folder: Path) -> Reward:
 
 def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
     path, _, attribute = name.rpartition(":")
+    if name.startswith(("http://", "https://")):
+        return _head("genalign.reward.remote:RemoteReward", name, {"url": name, **settings}, folder)
     if name in HEADS:
         return _head(HEADS[name], name, settings, folder)
     if name in PRESETS:
@@ -195,7 +204,7 @@ def _head(address: str, name: str, settings: dict[str, Any], folder: Path) -> Re
         raise UsageError(f"reward {name!r} needs the setting {absent!r}; write it beside 'use: {name}'")
     if "model" in settings:
         settings = {**settings, "model": find_weights(settings["model"], folder)}
-    for key in ("exemplars", "pairs"):
+    for key in ("exemplars", "pairs", "references"):
         if isinstance(settings.get(key), str):
             settings = {**settings, key: find_exemplars(settings[key], folder)}
     try:

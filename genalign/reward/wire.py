@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
@@ -14,6 +15,7 @@ from genalign.types import Media, Prompt, Scores, Track, UsageError
 
 DTYPES = {str(t): t for t in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
 DTYPES |= {str(t): t for t in (torch.bool, torch.uint8, torch.int32, torch.int64)}
+FRAME = "application/vnd.genalign.frame"  # its content type in HTTP
 MARK = "__tensor__"  # {MARK: i} stands for the i-th tensor after the header
 
 
@@ -37,7 +39,10 @@ def send(stream: IO[bytes], message: Mapping[str, Any]) -> None:
 
 
 def receive(stream: IO[bytes]) -> dict[str, Any] | None:
-    """Read one frame; None where the stream has ended, also in the middle of a frame."""
+    """Read one frame; None where the stream has ended, also in the middle of a frame.
+
+    Whatever the sender wrote, no more memory is taken than it sent. A header that is none is a ValueError or KeyError.
+    """
     size = stream.read(8)
     header = stream.read(struct.unpack("<Q", size)[0]) if len(size) == 8 else b""
     if not header:
@@ -46,11 +51,14 @@ def receive(stream: IO[bytes]) -> dict[str, Any] | None:
     tensors = []
     for name, shape in parsed["tensors"]:
         dtype = DTYPES[name]
-        tensor = torch.empty(shape, dtype=dtype)
-        data = stream.read(tensor.numel() * tensor.element_size())
-        if len(data) < tensor.numel() * tensor.element_size():
+        if not all(isinstance(length, int) and length >= 0 for length in shape):
+            raise ValueError(f"a tensor cannot have the shape {shape}")
+        size = math.prod(shape) * dtype.itemsize
+        data = stream.read(size)
+        if len(data) < size:
             return None
-        tensors.append(torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape) if data else tensor)
+        whole = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        tensors.append(whole.reshape(shape))
     return _fill(parsed["body"], tensors)
 
 

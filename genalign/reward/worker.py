@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -24,20 +24,24 @@ from typing import Any
 
 from torch import Tensor
 
-from genalign.reward.base import Scope, ScoringError, Stateless, nearest
+from genalign.reward.base import ScoringError, StandIn, about, nearest
 from genalign.reward.function import FunctionReward, describe
 from genalign.reward.wire import pack_batch, pack_scores, receive, send, unpack_batch, unpack_scores
 from genalign.shipped import shipped
-from genalign.types import Media, Prompt, Scores, UsageError
+from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 START_SECONDS = 300.0  # to start an interpreter and import the user's file; not part of a call's time-out
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from genalign.reward.worker import serve; serve()"
 
 
 class Worker:
-    """The process and its pipes. It starts when first asked, and again when asked after it died."""
+    """The process and its pipes. It starts when first asked, and again when asked after it died.
 
-    def __init__(self) -> None:
+    boot: the Python code that it runs, with sys.path as its first argument and `arguments` behind. popen: as Popen's.
+    """
+
+    def __init__(self, boot: str = BOOT, *arguments: str, **popen: Any) -> None:
+        self._boot, self._arguments, self._popen = boot, arguments, popen
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -56,7 +60,10 @@ class Worker:
         """
         with self._lock:
             if self._process is None or self._process.poll() is not None:
-                self._process = _start()
+                command = [sys.executable, "-c", self._boot, json.dumps(sys.path), *self._arguments]
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, **self._popen
+                )
                 self._exchange({"ask": "hello"}, START_SECONDS)
             reply = self._exchange(message, timeout)
         if "error" in reply:
@@ -105,11 +112,6 @@ class Worker:
         self._process = None
 
 
-def _start() -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", BOOT, json.dumps(sys.path)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-
-
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -117,9 +119,15 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 WORKER = Worker()  # one for all rewards from files
 atexit.register(WORKER.close)
+_inside = False  # this process is a worker: its files' rewards run right here, so that to end it ends them
+_loaded: dict[str, Reward] = {}
 
 
-class FileReward(Stateless):
+def _asked(message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    return answer(message) if _inside else WORKER.ask(message, timeout)
+
+
+class FileReward(StandIn):
     """`file.py:name`, a function or a reward in a user's file, scored in the worker.
 
     target: the path is relative to `folder` (None: the current one), then to the shipped rewards. timeout: seconds that
@@ -128,8 +136,6 @@ class FileReward(Stateless):
     Raises:
         UsageError: no such file or name, the file cannot be imported, an unknown setting.
     """
-
-    differentiable = False
 
     def __init__(
         self,
@@ -150,32 +156,12 @@ class FileReward(Stateless):
         self.name = name or function
 
     @cached_property
-    def _spec(self) -> dict[str, Any]:
-        return WORKER.ask({"ask": "describe", **self._address}, START_SECONDS)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset(self._spec["needs"])
-
-    @property
-    def aspects(self) -> tuple[str, ...]:
-        return tuple(self._spec["aspects"])
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return tuple(self._spec["weights"])
-
-    @property
-    def looks_at(self) -> Scope:
-        return self._spec["looks_at"]
-
-    @property
-    def version(self) -> str:
-        return self._spec["version"]
+    def _about(self) -> dict[str, Any]:  # type: ignore[override]
+        return _asked({"ask": "describe", **self._address}, START_SECONDS)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         message = {"ask": "score", **self._address, "batch": pack_batch(prompts, media, group)}
-        return unpack_scores(WORKER.ask(message, self.timeout)["scores"])
+        return unpack_scores(_asked(message, self.timeout)["scores"])
 
 
 def find_file(path: str, folder: Path | None) -> Path:
@@ -197,15 +183,22 @@ def find_file(path: str, folder: Path | None) -> Path:
 # ---- the other side of the pipes ------------------------------------------------------------------------------------
 
 
-def serve() -> None:
-    """Answer frames until the pipe closes. What user code prints goes to stderr, so that it cannot garble a frame."""
+def serve(lock: Callable[[], None] | None = None) -> None:
+    """Answer frames until the pipe closes. What user code prints goes to stderr, so that it cannot garble a frame.
+
+    lock: what must have been done before any user code is loaded; where it fails, that is the answer to all frames.
+    """
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    loaded: dict[str, FunctionReward] = {}
+    global _inside
+    _inside, locked = True, lock is None
     while (message := receive(source)) is not None:
         try:
-            reply = _answer(message, loaded)
+            if not locked and lock is not None:
+                lock()
+                locked = True
+            reply = answer(message)
         except Exception as error:
             usage = isinstance(error, UsageError)
             reply = {"error": str(error) if usage else describe(error), "usage": usage}
@@ -213,23 +206,25 @@ def serve() -> None:
             send(sink, reply)
 
 
-def _answer(message: Mapping[str, Any], loaded: dict[str, FunctionReward]) -> dict[str, Any]:
+def answer(message: Mapping[str, Any]) -> dict[str, Any]:
+    """One frame answered here: by a function of a file, or by the reward that a `spec` describes."""
     if message["ask"] == "hello":
         return {}
-    address = {key: message[key] for key in ("path", "function", "name", "settings")}
+    address = {key: value for key, value in message.items() if key not in ("ask", "batch")}
     key = json.dumps(address, sort_keys=True)
-    if key not in loaded:
-        loaded[key] = load_function(**address)
-    reward = loaded[key]
+    if key not in _loaded:
+        _loaded[key] = _load(address)
     if message["ask"] == "score":
-        return {"scores": pack_scores(reward(*unpack_batch(message["batch"])))}
-    return {
-        "needs": sorted(reward.needs),
-        "aspects": reward.aspects,
-        "weights": reward.weights,
-        "looks_at": reward.looks_at,
-        "version": reward.version,
-    }
+        return {"scores": pack_scores(_loaded[key](*unpack_batch(message["batch"])))}
+    return about(_loaded[key])
+
+
+def _load(address: Mapping[str, Any]) -> Reward:
+    if "spec" not in address:
+        return load_function(**address)
+    from genalign.reward.build import build_reward
+
+    return build_reward(address["spec"], Path(address["folder"]))
 
 
 def load_function(

@@ -1,0 +1,145 @@
+"""Requests to a server that may be slow, full or broken: bounded in tries, time and bytes, and silent about keys."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import random
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from genalign.reward.base import ScoringError
+from genalign.types import UsageError
+
+if TYPE_CHECKING:
+    import httpx
+
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # said of the server's state, not of the request
+
+
+class _TryAgainError(Exception):
+    """A failure that another try may mend. `wait`: seconds the server asked for."""
+
+    def __init__(self, told: str, wait: float = 0.0) -> None:
+        super().__init__(told)
+        self.wait = wait
+
+
+class Web:
+    """One server. Every way in which it may fail ends in a ScoringError of one sentence.
+
+    url: http(s)://host[:port][/path], without user, password or query. key: name of the environment variable that holds
+    the bearer token; only the name is kept here, and the token is cut out of every message. timeout: seconds of one
+    try, from the first byte sent to the last one read. retries: further tries after a transport error, a time-out, 408,
+    409, 425, 429 or 5xx; never after another status. pause: seconds before the first of them, doubled each time, with
+    jitter; a longer Retry-After is kept. longest_wait: who asks for more is given up. limit: bytes of an answer.
+
+    Raises:
+        UsageError: httpx is not installed, a url of another form, an environment variable that is not set.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        timeout: float = 60.0,
+        retries: int = 3,
+        pause: float = 0.5,
+        longest_wait: float = 60.0,
+        limit: int = 64 << 20,
+    ) -> None:
+        parts = urlsplit(str(url))
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:
+            raise UsageError(
+                f"a server's address is http(s)://host:port/path; put a key into an environment variable and name "
+                f"that; it has no place in the address {parts.scheme}://{parts.hostname or '?'}"
+            )
+        if key is not None and not os.environ.get(key):
+            raise UsageError(f"the environment variable {key}, which holds the key of {url}, is not set; export it")
+        for what, number, least in (("timeout", timeout, 0), ("retries", retries, -1), ("pause", pause, -1)):
+            if isinstance(number, bool) or not isinstance(number, int | float) or number <= least:
+                raise UsageError(f"{what} of {url} is {number!r}; it must be a number above {max(least, 0)}")
+        try:
+            import httpx  # noqa: F401
+        except ImportError as error:
+            raise UsageError("asking a server needs httpx; pip install 'genalign[judge]'") from error
+        self.url, self.key, self.timeout, self.retries = str(url).rstrip("/"), key, float(timeout), int(retries)
+        self.pause, self.longest_wait, self.limit = float(pause), float(longest_wait), limit
+
+    @cached_property
+    def _client(self) -> httpx.Client:
+        import httpx
+
+        return httpx.Client(timeout=self.timeout, trust_env=not _near(urlsplit(self.url).hostname or ""))
+
+    def request(self, method: str, path: str, content: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:
+        """The body of a 2xx answer.
+
+        Raises:
+            ScoringError: no such answer within the tries and times allowed.
+        """
+        for attempt in range(self.retries + 1):
+            try:
+                return self._once(method, path, content, headers or {})
+            except _TryAgainError as error:
+                wait = max(error.wait, self.pause * 2**attempt * (1 + random.random() / 4))
+                if attempt == self.retries or error.wait > self.longest_wait:
+                    asked = f", and asks to wait {error.wait:g} s" if error.wait > self.longest_wait else ""
+                    raise ScoringError(f"{self.url} {error}{asked} (try {attempt + 1})") from None
+                time.sleep(min(wait, self.longest_wait))
+        raise AssertionError("unreachable")
+
+    def _once(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> bytes:
+        import httpx
+
+        key = os.environ.get(self.key, "") if self.key else ""
+        sent = {**headers, "authorization": f"Bearer {key}"} if key else dict(headers)
+        deadline = time.monotonic() + self.timeout
+        body = bytearray()
+        try:
+            with self._client.stream(method, f"{self.url}{path}", content=content or None, headers=sent) as reply:
+                for piece in reply.iter_bytes():
+                    body += piece
+                    if len(body) > self.limit:
+                        raise ScoringError(f"{self.url} answered with more than {self.limit} bytes")
+                    if time.monotonic() > deadline:  # a trickle of bytes outlives every read time-out
+                        raise _TryAgainError(f"gave no whole answer within {self.timeout:g} s")
+        except httpx.TimeoutException:
+            raise _TryAgainError(f"gave no answer within {self.timeout:g} s") from None
+        except httpx.HTTPError as error:
+            raise _TryAgainError(
+                f"cannot be reached: {type(error).__name__} {_line(str(error), key)}".rstrip()
+            ) from None
+        if reply.is_success:
+            return bytes(body)
+        told = f"answered {reply.status_code}: {_line(body.decode(errors='replace'), key)}"
+        if reply.status_code in AGAIN:
+            raise _TryAgainError(told, _retry_after(reply.headers.get("retry-after")))
+        raise ScoringError(f"{self.url} {told}")
+
+
+def _line(text: str, key: str) -> str:
+    """One short line that does not hold the key."""
+    return " ".join((text.replace(key, "***") if key else text).split())[:200]
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds of a Retry-After header: a number or a date (RFC 9110, 10.2.3); 0 where neither can be read."""
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, float(value or 0))
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, parsedate_to_datetime(str(value)).timestamp() - time.time())
+    return 0.0
+
+
+def _near(host: str) -> bool:
+    """Whether a host is of this machine or network: no proxy of the environment stands before it."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_private
+    return host == "localhost" or "." not in host

@@ -1,0 +1,97 @@
+"""What asking a reward costs beside scoring, and what is left of a served reward's time beside sampling.
+
+`python -m tests.bench.test_bench_reward` prints the table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from genalign.method.common import sample_and_score
+from genalign.reward import FunctionReward, RemoteReward, Runner, Sharpness
+from genalign.reward.serving import application
+from genalign.types import Prompt
+from tests.toy_judges import serving
+from tests.toy_policy import ToyPolicy
+from tests.toy_rewards import images, prompts
+
+PARTS = 24  # micro-batches of a rollout, each one prompt's siblings
+
+
+class Sampler(ToyPolicy):
+    """A rollout whose every part takes `seconds`, as a device does that works while the CPU waits."""
+
+    seconds = 0.0
+
+    def rolling(self, asked: Any, per_prompt: int, seed: int) -> Iterator[Any]:
+        whole = self.rollout(asked, per_prompt, seed)
+        for at in range(0, len(whole.prompts), per_prompt):
+            time.sleep(self.seconds)
+            rows = list(range(at, at + per_prompt))
+            yield [whole.prompts[row] for row in rows], whole.media.select(rows), whole.group[rows]
+        yield whole
+
+
+def wall(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def hidden(sampling: float = 0.06, scoring: float = 0.05) -> dict[str, float]:
+    """Seconds of sampling alone, of scoring alone, and of both."""
+
+    def slow(image: Any) -> Any:
+        time.sleep(scoring)
+        return image.mean((1, 2, 3))
+
+    asked = [Prompt(str(uid), uid=uid) for uid in range(PARTS)]
+    policy, bare = Sampler(), Sampler()
+    policy.seconds = sampling
+    with serving(application(FunctionReward(slow))) as url:
+        served = Runner(RemoteReward(url))
+        sample_and_score(bare, asked[:1], served, 4, 0, "warm")
+        return {
+            "sampling": wall(lambda: list(policy.rolling(asked, 4, 0))),
+            "scoring": wall(lambda: sample_and_score(bare, asked, served, 4, 0, "alone")),
+            "both": wall(lambda: sample_and_score(policy, asked, served, 4, 0, "both")),
+        }
+
+
+def overhead(rows: int = 256, size: int = 128, repeats: int = 9) -> dict[str, float]:
+    """CPU seconds of a reward asked bare, and of what its Runner adds."""
+    reward, asked, given = Sharpness(), prompts(rows), images(rows, size)
+    runner, group = Runner(reward), torch.arange(rows) // 8
+    best = {"bare": float("inf"), "runner": float("inf")}
+    for _ in range(repeats):  # in turns, so that a busy machine slows both
+        for name, ask in (("bare", reward), ("runner", runner)):
+            begun = time.process_time()
+            ask(asked, given, group)
+            best[name] = min(best[name], time.process_time() - begun)
+    return best
+
+
+def test_a_served_reward_is_asked_once_a_part() -> None:
+    calls: list[int] = []
+
+    def count(image: Any) -> Any:
+        calls.append(len(image))
+        return image.mean((1, 2, 3))
+
+    asked = [Prompt(str(uid), uid=uid) for uid in range(PARTS)]
+    with serving(application(FunctionReward(count))) as url:
+        sample_and_score(Sampler(), asked, Runner(RemoteReward(url)), 4, 0, "test")
+    assert calls == [4] * PARTS
+
+
+if __name__ == "__main__":
+    told = hidden()
+    longer = max(told["sampling"], told["scoring"])
+    print({name: round(value, 3) for name, value in told.items()}, f"both / longer = {told['both'] / longer:.3f}")
+    cost = overhead()
+    added = cost["runner"] / cost["bare"] - 1
+    print({name: f"{1000 * value:.2f} ms" for name, value in cost.items()}, f"the Runner adds {100 * added:.1f}%")
