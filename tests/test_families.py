@@ -113,6 +113,24 @@ def test_a_d3po_step_and_a_fitted_pair_step_move_the_adapter(name) -> None:
     assert step() > 0
 
 
+# Layers of the last block that write to the text stream, which nobody reads after it.
+UNREAD = {
+    "stable-diffusion-3": {"transformer_blocks.1.attn.add_q_proj"},
+    "qwen-image": {"transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.attn.to_add_out"},
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_adapted_layer_is_called_and_learns(name) -> None:
+    of, trajectory = rolled(name)
+    with moved(of):
+        of.replay(trajectory, [0, 2], [0]).score.sum().backward()
+    idle = {layer for layer, p in of.named_trainable().items() if p.grad is None or not p.grad.any()}
+    for p in of.named_trainable().values():
+        p.grad = None
+    assert {layer.rpartition(".lora_")[0] for layer in idle} == UNREAD.get(name, set())
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_row_does_not_depend_on_its_neighbours(name) -> None:
     of, trajectory = rolled(name)
