@@ -15,12 +15,15 @@ import pytest
 import torch
 
 import genalign
+from genalign.method import MethodSettings, build_method
+from genalign.method.value import WORDS
 from genalign.policy import load_policy
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.types import GenalignError, Media, Policy, Prompt, Track, Trajectory, UsageError, sample_seed
 from tests.tiny_families import EDIT, MORE, REFUSED
 from tests.tiny_pipelines import FAMILIES, stable_diffusion, stable_diffusion_3
+from tests.toy_policy import ToyReward
 
 PROMPTS = [Prompt("a b", uid=1), Prompt("c d e", uid=2), Prompt("x", uid=5)]
 ROWS = 6
@@ -326,6 +329,20 @@ def test_calls_are_counted_in_samples() -> None:
     assert made.calls() == ROWS * steps * 2 + 4 * 2 * 2
     made.generate(PROMPTS, [0, 1, 2], guidance=1.0, steps=3)
     assert made.calls() == ROWS * steps * 2 + 4 * 2 * 2 + 3 * 3
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-3", "flux"])
+def test_a_value_head_is_told_what_each_step_started_from(name) -> None:
+    made, trajectory = rolled(name, False)
+    told = made.replay(trajectory, [1, 0], [0, 1]).features
+    assert told.shape == (2, 2, 256)
+    assert not told.requires_grad
+    for column, step in enumerate(trajectory.tape.steps[:2]):
+        x = trajectory.tape.chunks[0].latents[step][[1, 0]]
+        torch.testing.assert_close(told[:, column], x.reshape(2, 256, -1).mean(-1))
+    learner = build_method(MethodSettings(name="dpok", group=2, value_steps=1))
+    list(learner.losses(made, learner.collect(made, PROMPTS, ToyReward(), 0, 0)))
+    assert learner.value.network[0].in_features == WORDS + 1 + 256
 
 
 def test_text_is_encoded_once_a_prompt() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from genalign.policy import forward, pathwise
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import recalled, save_trajectory, settings_digest, weights_digest
-from genalign.policy.chunk import Chunk, gather
+from genalign.policy.chunk import Chunk, features, gather
 from genalign.policy.layout import Encoder
 from genalign.policy.pipe import Pipe
 from genalign.policy.record import Recorder, Tape, graphs, verify
@@ -165,6 +165,7 @@ class DiffusionPolicy:
             versus_score=torch.stack(versus_score, 1) if versus else None,
             kl=torch.stack(kl, 1) if versus else None,
             gap=torch.stack(gap, 1) if versus else None,
+            features=torch.stack([features(chunk.latents[i]) for i in wanted], 1),
         )
 
     def _guided(
