@@ -278,10 +278,15 @@ def test_shared_noise_rolls_out_and_replays() -> None:
     assert dims * 4 == policy(kernel="flow-sde").rollout(PROMPTS[:1], 1, seed=0).tape.chunks[0].latents[0][0].numel()
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion-3", "stable-diffusion"])
-def test_siblings_that_start_together_part_at_the_window(name) -> None:
-    made = policy(name, shared_start=True, window=2, window_start=(2, 3), steps=8, kernel="cps", noise=0.4)
+@pytest.mark.parametrize("name", ["stable-diffusion-3", "stable-diffusion", "flux", "qwen-image"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_siblings_that_start_together_part_at_the_window_and_are_one_until_then(name, guided) -> None:
+    made = policy(name, guided, shared_start=True, window=2, window_start=(2, 3), steps=8, kernel="cps", noise=0.4)
+    made.initial_noise(PROMPTS[:1], [0])
+    before = made.calls()
     trajectory = made.rollout(PROMPTS, 2, seed=0)
+    branches = 2 if guided and name != "flux" else 1
+    assert made.calls() - before == branches * (2 * len(PROMPTS) + 6 * ROWS)
     assert float(log_ratio(made, trajectory).abs().max()) == 0
     first, last = (torch.cat([chunk.latents[i] for chunk in trajectory.tape.chunks]) for i in (2, 3))  # (ROWS, ...)
     torch.testing.assert_close(first[0::2], first[1::2], rtol=0, atol=1e-6)

@@ -23,11 +23,11 @@ ALL = {**FAMILIES, **MORE}
 ROWS = 2 * len(PROMPTS)
 
 
-def made(name: str) -> DiffusionPolicy:
+def made(name: str, **sampler) -> DiffusionPolicy:
     family = ALL[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FAMILIES, name, family)
-        return DiffusionPolicy(family.build(), settings(name, True))
+        return DiffusionPolicy(family.build(), settings(name, True, **sampler))
 
 
 @functools.cache
@@ -141,6 +141,20 @@ def test_a_row_does_not_depend_on_its_neighbours(name) -> None:
     with torch.no_grad():
         scores = [of.fit([PROMPTS[k]], clean[k : k + 1], 0.4, [k]).score for k in range(3)]
         torch.testing.assert_close(of.fit(PROMPTS, clean, 0.4, [0, 1, 2]).score, torch.cat(scores), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_siblings_that_start_together_are_asked_about_once_until_they_part(name) -> None:
+    of = made(name, shared_start=True, window=1, window_start=(2, 3), kernel="cps", noise=0.4)
+    of.rollout(PROMPTS[:1], 1, seed=0)
+    calls = of.calls()
+    trajectory = of.rollout(PROMPTS, 2, seed=0)
+    steps = of.settings.sampler.steps
+    spent, branches = of.calls() - calls, len(of._graph[0])
+    assert spent == branches * (2 * len(PROMPTS) + (steps - 2) * ROWS)
+    assert bool((log_ratio(of, trajectory) == 0).all())
+    alone = of.rollout(PROMPTS[:1], 1, seed=[trajectory.seeds[1]])
+    torch.testing.assert_close(of.clean(alone), of.clean(trajectory)[1:2], rtol=0, atol=1e-4)
 
 
 def test_guidance_1_is_none_also_where_the_pipeline_adds_its_scale_to_1() -> None:

@@ -18,7 +18,7 @@ from genalign.policy.archive import recalled, save_trajectory, settings_digest, 
 from genalign.policy.chunk import Chunk, features, gather
 from genalign.policy.layout import Encoder
 from genalign.policy.pipe import Pipe
-from genalign.policy.record import Recorder, Tape, graphs, verify
+from genalign.policy.record import Recorder, Tape, graphs, twins_of, verify
 from genalign.policy.schedule import path_of, windowed
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import Replay
@@ -119,7 +119,8 @@ class DiffusionPolicy:
         started = call()
         explorers = [torch.Generator().manual_seed(seed) for seed in seeds]
         generators = explorers if sampler.shared_start else started["generator"]
-        record = Recorder(self._stage, generators, make_table, keep=first or self._remembers)
+        twins = twins_of(prompts, self._starts(seeds))
+        record = Recorder(self._stage, generators, make_table, first or self._remembers, twins)
         made = pathwise.images_of(self._stage.run(started, record.denoise, record.step))
         if first:
 
