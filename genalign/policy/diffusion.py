@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genalign.policy import forward, pathwise
+from genalign.policy import forward, pathwise, retake
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import recalled, save_trajectory, settings_digest, weights_digest
 from genalign.policy.chunk import Chunk, features, gather
@@ -249,7 +249,16 @@ class DiffusionPolicy:
 
     def decode(self, clean: Tensor) -> Media:
         """A guide may ask for this in the middle of sampling."""
-        return pathwise.decode(twin(self._pipe), clean)
+        self._twin.like = self._pipe.like
+        return pathwise.decode(self._twin, clean)
+
+    @cached_property
+    def _twin(self) -> Pipe:
+        return twin(self._pipe)
+
+    def retake(self, prompts: Sequence[Prompt], clean: Tensor, seeds: Sequence[int]) -> Media:
+        """The sampler's last step taken again with grad, from `clean` (R,*L) noised by each row's seed."""
+        return retake.retake(self._pipe, prompts, clean, seeds)
 
     def weights(self, which: Weights) -> AbstractContextManager[None]:
         return self._adapter.weights(which)
