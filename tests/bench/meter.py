@@ -15,8 +15,8 @@ from genalign.policy.diffusion import DiffusionPolicy
 
 @dataclass
 class Rows:
-    """plain, graph: rows of forward passes without and with a graph. b: rows of backward passes. decoded, encoded: rows of
-    latents and of pictures; read: texts."""
+    """plain, graph: rows of forward passes without and with a graph. b: rows of backward passes. decoded, encoded: rows
+    of latents and of pictures; read: texts."""
 
     plain: int = 0
     graph: int = 0

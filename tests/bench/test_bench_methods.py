@@ -20,6 +20,7 @@ from genalign.policy.diffusion import DiffusionPolicy
 from genalign.types import Media, Prompt, Scores, Track
 from tests.bench.meter import Rows, metered
 from tests.bench.test_bench_policy import PROMPTS, Bare, made, peak_bytes
+from tests.test_pathwise_policy import saved_bytes
 from tests.toy_policy import ToyReward, make_scores
 
 T, W, D, K, GROUP = 4, 2, 3, 2, 2
@@ -220,6 +221,18 @@ def test_a_rollout_keeps_each_recorded_latent_once() -> None:
     assert sum(x.numel() * x.element_size() for x in kept) == (W + 2) * B * 4 * 16 * 16 * 4
 
 
+def saved(steps: int, kept: int) -> int:
+    """Bytes that autograd keeps of a micro-batch of AlignProp until its backward pass."""
+    policy = drawn_once(steps=steps, **WHOLE)
+    method = build_method(MethodSettings(name="alignprop", micro_batch=B, truncation="fixed", grad_steps=kept))
+    experience = method.collect(policy, PROMPTS, Colours(), 0, 0)
+    return saved_bytes(lambda: next(iter(method.losses(policy, experience))).total)
+
+
+def test_the_bytes_that_alignprop_keeps_do_not_hang_on_the_steps_before() -> None:
+    assert saved(3, K) == saved(6, K) == saved(12, K) > 0
+
+
 # ---- what `make bench` prints ---------------------------------------------------------------------------------------
 
 
@@ -264,12 +277,14 @@ def main() -> None:
     def of() -> DiffusionPolicy:
         return drawn_once(width=64, layers=4)
 
-    denoiser, whole = bare_peaks(of)
+    denoiser, whole = bare_peaks(of)  # the latter for who goes back through decoder and reward
     for name, cost in TRAINING.items():
         rows, peak = trained(drawn_once(), name, Colours(), **cost.keys), peak_of(name, of)
         bare = whole if "micro_batch" in cost.keys else denoiser
         floor = f"{cost.floor[0]:>6} {cost.floor[1]:>4}"
         print(f"{name:<14} {rows.forward:>4} {rows.b:>4}  {floor}   {peak:>12,}  {peak / bare:.3f}", flush=True)
+    print(f"\nbytes kept for the backward pass by AlignProp, {K} steps with a graph, by sampling steps:")
+    print("  ".join(f"{steps}: {saved(steps, K):,}" for steps in (4, 8, 16, 32)))
 
 
 if __name__ == "__main__":
