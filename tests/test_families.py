@@ -219,13 +219,20 @@ def test_exported_adapter_draws_the_same_image_in_plain_diffusers(name, tmp_path
     assert (ours - base).abs().max() > 1e-4
 
 
+@functools.cache
+def refusal(name: str) -> tuple[str, str]:
+    """The pipeline, and what is said of it."""
+    pipeline = REFUSED[name][0]()
+    with pytest.raises(UsageError) as error:
+        DiffusionPolicy(pipeline, settings("stable-diffusion", True)).rollout(PROMPTS, 1, seed=0)
+    return type(pipeline).__name__, str(error.value)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_family_that_cannot_be_aligned_says_so_in_one_sentence(name) -> None:
-    build, sentence = REFUSED[name]
-    of = settings("stable-diffusion", True)
-    with pytest.raises(UsageError, match=sentence) as error:
-        DiffusionPolicy(build(), of).rollout(PROMPTS, 1, seed=0)
-    assert "\n" not in str(error.value)
+    _, said = refusal(name)
+    assert REFUSED[name][1] in said
+    assert "\n" not in said
 
 
 def test_an_absent_second_denoiser_is_no_hindrance() -> None:
