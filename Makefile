@@ -1,7 +1,7 @@
 # make env    .venv with everything that tests and demo need
 # make align  align the embedded text-to-image model by preferences (D3PO), and report before against after
 # make table  train and measure every image recipe, resumably, and write the README's table
-# make test   all quick tests; make test-slow: the trainings; make bench: cost of a step against its floor
+# make test   all quick tests; make test-slow: the trainings; make bench: what things cost against their floors
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -27,8 +27,7 @@ test-slow: env
 	$(BIN)/python -m pytest -m slow
 
 bench: env
-	$(BIN)/python -m tests.bench.test_bench_policy
-	$(BIN)/python -m tests.bench.test_bench_reward
+	$(BIN)/python -m tests.bench
 
 lint: env
 	$(BIN)/ruff check .

@@ -137,6 +137,7 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
         method = with_latent_reward(build_method(recipe.method, folder), folder)
     modality = modality_of(model_path(recipe.policy.model, folder))
     _check_weights(method, recipe, modality)
+    _check_noise(method, recipe, modality)
     reward = None if recipe.reward is None else _reward(recipe.reward, folder, modality, data)
     check_fit(method, reward)
     built = Built(recipe, device, data, reward, method)
@@ -167,6 +168,25 @@ def _check_weights(method: Method, recipe: Recipe, modality: str) -> None:
         raise UsageError(
             f"method {method.name} draws its samples with averaged weights, but train.ema is null; set train.ema=0.9"
         )
+
+
+def _check_noise(method: Method, recipe: Recipe, modality: str) -> None:
+    """Refuse a method that learns from the density of recorded steps where no step of the sampler has one."""
+    sampler = recipe.policy.sampler
+    reads_steps = "rollout" in method.needs and "forward" not in method.needs
+    if not reads_steps or modality == "text" or recipe.policy.writer is not None:
+        return
+    silent = {
+        "steps is 1, and a last step adds none; take more steps": sampler.steps == 1,
+        "kernel is ode; take flow-sde, cps or ddim": sampler.kernel == "ode",
+        "noise is 0; raise it": sampler.noise == 0,
+    }
+    for fault, so in silent.items():
+        if so:
+            raise UsageError(
+                f"method {method.name} learns from the noise that sampling steps add, but policy.sampler.{fault}, or a "
+                f"method that reads no steps, such as nft or draft"
+            )
 
 
 def with_latent_reward(method: Method, folder: Path) -> Method:

@@ -254,7 +254,8 @@ class Steps:
     score (R,S) fp32 with grad: log-density SUMMED over latent dims, or the token's log-prob. count: latent dims of one
     step (1 for a token), so that nats per dim = score / count. mask (R,S) bool. versus_score (R,S) without grad, and
     kl (R,S) >= 0 with grad in closed form, and gap (R,S) = |out - out_versus|^2 (None for tokens), all only when
-    replayed `versus` other weights. features: (R,S,H) for a value head, or None.
+    replayed `versus` other weights. features: (R,S,H) for a value head, or None. shares: of a `fit`, the squared
+    errors of x0_hat and of eps_hat in one squared error of the output; None: not known.
     """
 
     score: Tensor
@@ -264,6 +265,7 @@ class Steps:
     kl: Tensor | None = None
     gap: Tensor | None = None
     features: Tensor | None = None
+    shares: tuple[float, float] | None = None
 
 
 Weights = Literal["policy", "reference", "ema"]

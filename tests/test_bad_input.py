@@ -1,5 +1,6 @@
 """Bad input through the real command line: one sentence with culprit and cure, the exit code, nothing lost."""
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -8,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
 
 from genalign.cli import main
+from genalign.policy.diffusion import DiffusionPolicy
+from genalign.policy.settings import PolicySettings
+from tests.test_diffusion_policy import Remembering
+from tests.tiny_pipelines import stable_diffusion_3
 from tests.tiny_recipe import image_model, write_recipe
 
 QUICK: dict[str, Any] = {"steps": 1, "checkpoint_every": 1, "sample_every": 99}
@@ -89,6 +96,81 @@ def test_method_and_reward_that_do_not_fit(refused: Any, tmp_path: Path, monkeyp
 def test_a_method_without_the_reward_it_needs(refused: Any, tmp_path: Path) -> None:
     path = recipe_without_weights(tmp_path, reward=None)
     expect(refused("train", path), 2, "flow-grpo", "needs a reward", "add the key 'reward'")
+
+
+# ---- what the methods on images refuse ------------------------------------------------------------------------------
+
+
+def pictures(folder: Path, **row: str) -> dict[str, Any]:
+    """Sections of a recipe that learns from given pictures: a.png and b.png, which are equal, and c.png."""
+    for name, grey in (("a", 90), ("b", 90), ("c", 200)):
+        Image.new("RGB", (16, 16), (grey, grey, grey)).save(folder / f"{name}.png")
+    rows = [{"prompt": "one star", "chosen": "a.png", "rejected": "c.png"}, {"prompt": "two stars", **row}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return {"data": {"prompts": "rows.jsonl"}, "reward": None, "method": {"name": "flow-dpo"}}
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"chosen": "z.png", "rejected": "a.png"}, ("line 2 of", "names the picture 'z.png', which is not in")),
+        ({"chosen": "a.png", "rejected": "b.png"}, ("line 2 of", "prefers a picture to an equal one", "drop the line")),
+        ({"chosen": "a.png", "rejected": "a.png"}, ("line 2 of", "prefers a picture to an equal one", "drop the line")),
+    ],
+)
+def test_pairs_of_pictures_that_are_none(refused: Any, tmp_path: Path, row: Any, parts: Any) -> None:
+    path = recipe_without_weights(tmp_path, **pictures(tmp_path, **row))
+    expect(refused("train", path), 2, *parts)
+
+
+@pytest.mark.parametrize("name", ["alignprop", "draft", "draft-lv", "refl", "reno"])
+def test_a_reward_without_gradients_given_to_who_needs_them(refused: Any, tmp_path: Path, name: str) -> None:
+    path = recipe_without_weights(tmp_path, method={"name": name})
+    expect(refused("train", path), 2, f"method {name} needs gradients", "reward bright is not differentiable", "take a")
+
+
+@pytest.mark.parametrize("name", ["flow-grpo", "ddpo", "d3po", "dpok"])
+@pytest.mark.parametrize(
+    ("sampler", "cure"),
+    [("steps=1", "steps is 1, and a last step adds none; take more"), ("kernel=ode", "kernel is ode; take flow-sde")],
+)
+def test_a_sampler_without_noise_given_to_who_learns_from_it(
+    refused: Any, tmp_path: Path, name: str, sampler: str, cure: str
+) -> None:
+    path = recipe_without_weights(tmp_path, method={"name": name, "group": 4})
+    refusal = refused("train", path, f"policy.sampler.{sampler}")
+    expect(refusal, 2, f"method {name} learns from the noise that sampling steps add", cure, "such as nft or draft")
+
+
+class Haphazard(Remembering):
+    """A family that nobody knows, and whose guidance no replay can reproduce."""
+
+    noisy = True
+
+
+@pytest.mark.parametrize(
+    ("family", "sampler", "code", "parts"),
+    [
+        (Haphazard, {"steps": 4}, 1, ("Haphazard cannot be replayed exactly", "report it with the pipeline's name")),
+        (
+            StableDiffusion3Pipeline,  # this much noise overdraws both steps, so they follow the ODE
+            {"steps": 2, "noise": 40.0},
+            2,
+            ("method flow-grpo learns from the noise", "none of this sampler's steps adds any", "raise policy.sampler"),
+        ),
+    ],
+)
+def test_what_only_a_rollout_can_show(
+    refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Any, sampler: Any, code: int, parts: Any
+) -> None:
+    def load(settings: PolicySettings, folder: Path, device: str) -> DiffusionPolicy:
+        components = stable_diffusion_3().components
+        return DiffusionPolicy(family(**components), settings)
+
+    monkeypatch.setattr("genalign.recipe.load_policy", load)
+    sampler = {"kernel": "flow-sde", "guidance": 3.0, **sampler}
+    path = write_recipe(tmp_path, policy={"sampler": sampler}, train=QUICK, eval=None)
+    expect(refused("train", path, "--out", tmp_path / "out"), code, *parts)
 
 
 def test_missing_prompts_file(refused: Any, tmp_path: Path) -> None:

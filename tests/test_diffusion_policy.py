@@ -15,12 +15,15 @@ import pytest
 import torch
 
 import genalign
+from genalign.method import MethodSettings, build_method
+from genalign.method.value import WORDS
 from genalign.policy import load_policy
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.types import GenalignError, Media, Policy, Prompt, Track, Trajectory, UsageError, sample_seed
 from tests.tiny_families import EDIT, MORE, REFUSED
 from tests.tiny_pipelines import FAMILIES, stable_diffusion, stable_diffusion_3
+from tests.toy_policy import ToyReward
 
 PROMPTS = [Prompt("a b", uid=1), Prompt("c d e", uid=2), Prompt("x", uid=5)]
 ROWS = 6
@@ -275,10 +278,15 @@ def test_shared_noise_rolls_out_and_replays() -> None:
     assert dims * 4 == policy(kernel="flow-sde").rollout(PROMPTS[:1], 1, seed=0).tape.chunks[0].latents[0][0].numel()
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion-3", "stable-diffusion"])
-def test_siblings_that_start_together_part_at_the_window(name) -> None:
-    made = policy(name, shared_start=True, window=2, window_start=(2, 3), steps=8, kernel="cps", noise=0.4)
+@pytest.mark.parametrize("name", ["stable-diffusion-3", "stable-diffusion", "flux", "qwen-image"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_siblings_that_start_together_part_at_the_window_and_are_one_until_then(name, guided) -> None:
+    made = policy(name, guided, shared_start=True, window=2, window_start=(2, 3), steps=8, kernel="cps", noise=0.4)
+    made.initial_noise(PROMPTS[:1], [0])
+    before = made.calls()
     trajectory = made.rollout(PROMPTS, 2, seed=0)
+    branches = 2 if guided and name != "flux" else 1
+    assert made.calls() - before == branches * (2 * len(PROMPTS) + 6 * ROWS)
     assert float(log_ratio(made, trajectory).abs().max()) == 0
     first, last = (torch.cat([chunk.latents[i] for chunk in trajectory.tape.chunks]) for i in (2, 3))  # (ROWS, ...)
     torch.testing.assert_close(first[0::2], first[1::2], rtol=0, atol=1e-6)
@@ -326,6 +334,20 @@ def test_calls_are_counted_in_samples() -> None:
     assert made.calls() == ROWS * steps * 2 + 4 * 2 * 2
     made.generate(PROMPTS, [0, 1, 2], guidance=1.0, steps=3)
     assert made.calls() == ROWS * steps * 2 + 4 * 2 * 2 + 3 * 3
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-3", "flux"])
+def test_a_value_head_is_told_what_each_step_started_from(name) -> None:
+    made, trajectory = rolled(name, False)
+    told = made.replay(trajectory, [1, 0], [0, 1]).features
+    assert told.shape == (2, 2, 256)
+    assert not told.requires_grad
+    for column, step in enumerate(trajectory.tape.steps[:2]):
+        x = trajectory.tape.chunks[0].latents[step][[1, 0]]
+        torch.testing.assert_close(told[:, column], x.reshape(2, 256, -1).mean(-1))
+    learner = build_method(MethodSettings(name="dpok", group=2, value_steps=1))
+    list(learner.losses(made, learner.collect(made, PROMPTS, ToyReward(), 0, 0)))
+    assert learner.value.network[0].in_features == WORDS + 1 + 256
 
 
 def test_text_is_encoded_once_a_prompt() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 import torch
+from peft import PeftModel
 
 from genalign.media import to_pil
+from genalign.method import MethodSettings, build_method
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.policy.text import TextMemo
 from genalign.types import Media, Prompt, Track, Trajectory, UsageError
 from tests.test_diffusion_policy import draw, log_ratio, moved, policy
 from tests.tiny_families import EDIT, MORE
+from tests.toy_policy import ToyReward
 
 PIXELS = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)).mul(255).round().div(255)
 TEXTS = ("a b", "c d e", "x")
@@ -90,6 +94,34 @@ def test_fit_and_gradients_read_the_image(name) -> None:
     fresh = made(name)
     images = Media(image=Track(plain))
     torch.testing.assert_close(fresh.encode(images), of.encode(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EDIT)
+def test_pairs_train_the_adapter_and_plain_diffusers_loads_it(name, tmp_path) -> None:
+    of = made(name)
+    base = of.generate(PROMPTS[:1], [7])["image"].data
+    optimizer = torch.optim.SGD(of.parameter_groups(), lr=1.0)
+    for method in (MethodSettings(name="d3po", group=2), MethodSettings(name="flow-dpo", group=2, draws=1)):
+        learner = build_method(method)
+        losses = list(learner.losses(of, learner.collect(of, PROMPTS, ToyReward(), 0, 0)))
+        start = sum(loss.log["loss"][0] for loss in losses) / sum(loss.log["loss"][1] for loss in losses)
+        if method.name == "d3po":
+            assert start == pytest.approx(math.log(2), abs=1e-5)
+        sum(loss.total for loss in losses).backward()
+        assert max(float(p.grad.abs().max()) for p in of.named_trainable().values() if p.grad is not None) > 0
+        optimizer.step()
+        optimizer.zero_grad()
+    with moved(of, 0.2):
+        of.save_adapter(tmp_path)
+        ours = of.generate(PROMPTS[:1], [7])["image"].data
+    assert (ours - base).abs().max() > 1e-4
+    plain, part = EDIT[name].build(), of._stage.component
+    plain.load_lora_weights(tmp_path)
+    by_peft = EDIT[name].build()
+    setattr(by_peft, part, PeftModel.from_pretrained(getattr(by_peft, part), tmp_path))
+    for pipeline in (plain, by_peft):
+        drawn = draw(pipeline, of, image=to_pil(PIXELS[0]))
+        torch.testing.assert_close(ours, drawn, rtol=0, atol=1e-5)
 
 
 def test_images_that_a_pipeline_would_mix_are_drawn_one_by_one() -> None:

@@ -23,11 +23,11 @@ ALL = {**FAMILIES, **MORE}
 ROWS = 2 * len(PROMPTS)
 
 
-def made(name: str) -> DiffusionPolicy:
+def made(name: str, **sampler) -> DiffusionPolicy:
     family = ALL[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FAMILIES, name, family)
-        return DiffusionPolicy(family.build(), settings(name, True))
+        return DiffusionPolicy(family.build(), settings(name, True, **sampler))
 
 
 @functools.cache
@@ -113,6 +113,24 @@ def test_a_d3po_step_and_a_fitted_pair_step_move_the_adapter(name) -> None:
     assert step() > 0
 
 
+# Layers of the last block that write to the text stream, which nobody reads after it.
+UNREAD = {
+    "stable-diffusion-3": {"transformer_blocks.1.attn.add_q_proj"},
+    "qwen-image": {"transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.attn.to_add_out"},
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_adapted_layer_is_called_and_learns(name) -> None:
+    of, trajectory = rolled(name)
+    with moved(of):
+        of.replay(trajectory, [0, 2], [0]).score.sum().backward()
+    idle = {layer for layer, p in of.named_trainable().items() if p.grad is None or not p.grad.any()}
+    for p in of.named_trainable().values():
+        p.grad = None
+    assert {layer.rpartition(".lora_")[0] for layer in idle} == UNREAD.get(name, set())
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_row_does_not_depend_on_its_neighbours(name) -> None:
     of, trajectory = rolled(name)
@@ -123,6 +141,20 @@ def test_a_row_does_not_depend_on_its_neighbours(name) -> None:
     with torch.no_grad():
         scores = [of.fit([PROMPTS[k]], clean[k : k + 1], 0.4, [k]).score for k in range(3)]
         torch.testing.assert_close(of.fit(PROMPTS, clean, 0.4, [0, 1, 2]).score, torch.cat(scores), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_siblings_that_start_together_are_asked_about_once_until_they_part(name) -> None:
+    of = made(name, shared_start=True, window=1, window_start=(2, 3), kernel="cps", noise=0.4)
+    of.rollout(PROMPTS[:1], 1, seed=0)
+    calls = of.calls()
+    trajectory = of.rollout(PROMPTS, 2, seed=0)
+    steps = of.settings.sampler.steps
+    spent, branches = of.calls() - calls, len(of._graph[0])
+    assert spent == branches * (2 * len(PROMPTS) + (steps - 2) * ROWS)
+    assert bool((log_ratio(of, trajectory) == 0).all())
+    alone = of.rollout(PROMPTS[:1], 1, seed=[trajectory.seeds[1]])
+    torch.testing.assert_close(of.clean(alone), of.clean(trajectory)[1:2], rtol=0, atol=1e-4)
 
 
 def test_guidance_1_is_none_also_where_the_pipeline_adds_its_scale_to_1() -> None:
@@ -187,13 +219,20 @@ def test_exported_adapter_draws_the_same_image_in_plain_diffusers(name, tmp_path
     assert (ours - base).abs().max() > 1e-4
 
 
+@functools.cache
+def refusal(name: str) -> tuple[str, str]:
+    """The pipeline, and what is said of it."""
+    pipeline = REFUSED[name][0]()
+    with pytest.raises(UsageError) as error:
+        DiffusionPolicy(pipeline, settings("stable-diffusion", True)).rollout(PROMPTS, 1, seed=0)
+    return type(pipeline).__name__, str(error.value)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_family_that_cannot_be_aligned_says_so_in_one_sentence(name) -> None:
-    build, sentence = REFUSED[name]
-    of = settings("stable-diffusion", True)
-    with pytest.raises(UsageError, match=sentence) as error:
-        DiffusionPolicy(build(), of).rollout(PROMPTS, 1, seed=0)
-    assert "\n" not in str(error.value)
+    _, said = refusal(name)
+    assert REFUSED[name][1] in said
+    assert "\n" not in said
 
 
 def test_an_absent_second_denoiser_is_no_hindrance() -> None:

@@ -201,6 +201,24 @@ def test_the_preference_loss_is_the_loop(reduction, schedule, sft_weight):
     assert mean(losses, "rewards/accuracies") == pytest.approx(sum(m.item() > 0 for m in margins) / len(margins))
 
 
+@pytest.mark.parametrize("of_eps", [1.0, 0.04])
+def test_the_time_dependent_beta_is_exact_where_the_policy_tells_what_an_error_of_its_output_is_worth(of_eps):
+    """1 for a network that predicts the noise: nothing changes; a^2 for one that predicts v."""
+
+    class Telling(ToyPolicy):
+        def fit(self, prompts, clean, at, seeds, versus=None):
+            return replace(super().fit(prompts, clean, at, seeds, versus), shares=(7.0, of_eps))
+
+    told = {}
+    for schedule in ("constant", "time"):
+        learner, policy = method("flow-dpo", group=4, beta_schedule=schedule), Telling()
+        with torch.no_grad():
+            policy.delta += disturbed().delta
+        told[schedule] = mean(backward(learner, policy, experience_of(learner, policy))[1], "rewards/margins")
+    assert told["constant"] != 0
+    assert told["time"] == pytest.approx(of_eps * told["constant"], rel=1e-5)
+
+
 def test_swapping_a_pair_turns_its_margin_around():
     learner, policy = method("flow-dpo", group=4), disturbed()
     experience = experience_of(learner, policy)

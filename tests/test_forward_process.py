@@ -54,6 +54,9 @@ def test_velocity_error_is_that_of_the_bare_network() -> None:
     assert bool(steps.mask.all())
     assert steps.kl is None
     torch.testing.assert_close(steps.score[:, 0], -(eps - clean - out).square().sum((1, 2, 3)), rtol=1e-5, atol=0)
+    sigma = scheduler.sigmas[int(AT * GRID)]
+    for error, share in zip((clean - x_t + sigma * out, eps - x_t - (1 - sigma) * out), steps.shares, strict=True):
+        torch.testing.assert_close(-share * steps.score[:, 0], error.square().sum((1, 2, 3)), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
@@ -71,8 +74,15 @@ def test_variance_preserving_errors_are_those_of_the_bare_network(predicts) -> N
     with torch.no_grad():
         words, _ = pipeline.encode_prompt([p.text for p in PROMPTS], "cpu", 1, False)
         out = of.denoiser(x_t, t, encoder_hidden_states=words)[0]
-    score = of.fit(PROMPTS, clean, AT, seeds).score[:, 0]
+    steps = of.fit(PROMPTS, clean, AT, seeds)
+    score = steps.score[:, 0]
     torch.testing.assert_close(score, -(target - out).square().sum((1, 2, 3)), rtol=1e-4, atol=0)
+    scheduler.register_to_config(clip_sample=False)
+    x0 = scheduler.step(out, t, x_t).pred_original_sample  # what diffusers makes of the same output
+    abar = scheduler.alphas_cumprod[t]
+    implied = clean - x0, eps - (x_t - abar.sqrt() * x0) / (1 - abar).sqrt()
+    for error, share in zip(implied, steps.shares, strict=True):
+        torch.testing.assert_close(-share * score, error.square().sum((1, 2, 3)), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from genalign.method import MethodSettings, build_method
-from genalign.method.guidance import Guidance, objective_weights, reward_guide
-from genalign.method.levels import watch
+from genalign.method.guidance import Guidance, RewardGuide, objective_weights
 from genalign.reward.noisy import Bank, NoisyNet, NoisyReward, measure, noisy_loss, pair_accuracy, pair_loss, save_noisy
 from genalign.types import Prompt, UsageError
 from tests.toy_rewards import tiny_clip
@@ -67,9 +66,8 @@ def test_the_guided_velocity_is_the_papers():
     """v - w t/(1-t) grad r at every step, with the cap where that has no bound."""
     policy, slope = ToySampler(steps=5), Slope()
     settings = MethodSettings(name="nrg", strength=0.7, cap=2.0, weights={"up": 0.5, "down": -2.0})
-    levels = watch(policy, PROMPTS[0])
     weights = objective_weights(slope, settings.weights)
-    guide = reward_guide(slope, weights, levels, PROMPTS, settings)
+    guide = RewardGuide(slope, weights, PROMPTS, settings)
     x = policy.initial_noise(PROMPTS, SEEDS)
     rise = (0.5 * slope.b[0] - 2.0 * slope.b[1]).reshape(LATENT)
     for step, t in enumerate(policy.grid[:-1]):
@@ -77,6 +75,14 @@ def test_the_guided_velocity_is_the_papers():
         ratio = min(t / (1 - t), 2.0) if t < 1 else 2.0
         torch.testing.assert_close(guide(step, x, out, x - t * out), out - 0.7 * ratio * rise.expand_as(out))
     assert slope.asked == [pytest.approx((1 - t, t)) for t in policy.grid[:-1]]
+    assert guide.steps == 5
+
+
+def test_guidance_costs_no_denoiser_call_beyond_sampling():
+    policy, slope = ToySampler(steps=5), Slope()
+    guided(policy, slope)
+    assert policy.calls() == 5 * len(PROMPTS)
+    assert len(slope.asked) == 5
 
 
 def test_an_exact_reward_shifts_a_gaussian_by_what_bayes_says():

@@ -9,10 +9,10 @@ import torch
 from diffusers import DDIMScheduler
 
 from genalign.method.levels import watch as levels_of
+from genalign.method.pathwise import Retaking
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.forward import noise_of
 from genalign.policy.pathwise import decode
-from genalign.policy.retake import retake
 from genalign.policy.settings import PolicySettings, Sampler
 from genalign.policy.twin import twin
 from genalign.types import Prompt
@@ -37,7 +37,8 @@ def test_the_last_step_is_the_schedulers_own(make: Any, guidance: float) -> None
     start = policy.initial_noise(PROMPTS, [1, 2])
     clean = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
     calls = policy.calls()
-    media = retake(policy._pipe, PROMPTS, clean, SEEDS)
+    assert isinstance(policy, Retaking)
+    media = policy.retake(PROMPTS, clean, SEEDS)
     assert policy.calls() - calls == 2 * (2 if guidance > 1 else 1)
 
     scheduler = policy.pipeline.scheduler

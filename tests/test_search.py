@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from genalign.method import MethodSettings, build_method
-from genalign.method.levels import read_levels, watch
+from genalign.method.levels import Reader, watch
 from genalign.method.reno import norm_penalty
 from genalign.method.searching import Searched, Searching, candidate_seed, find_in_batches
 from genalign.method.steering import log_weights, systematic
@@ -250,7 +250,6 @@ def test_levels_are_read_off_plain_sampling():
 @pytest.mark.parametrize("kind", ["velocity", "epsilon", "v_prediction"])
 def test_levels_are_those_of_the_transition_kernel(kind):
     """(p, q) as the endpoints of genalign.transition have them, whatever the model predicts."""
-    from genalign.method.levels import _coefficients
     from genalign.transition import flow_path, preserving_path, step_table
 
     if kind == "velocity":
@@ -259,8 +258,8 @@ def test_levels_are_those_of_the_transition_kernel(kind):
         path = preserving_path([0.01, 0.4, 0.99], [0.4, 0.99, 1.0], predicts=kind)
     table = step_table(path, "ode", 0.0)
     x, out = torch.randn(2, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    seen = [_coefficients(x, out, table.endpoints(i, x, out)[0]) for i in range(3)]
-    for i, level in enumerate(read_levels(seen)):
+    read = Reader()
+    for i, level in enumerate([read(x, out, table.endpoints(i, x, out)[0]) for i in range(3)]):
         assert (level.a, level.s) == pytest.approx((float(path.a[i]), float(path.s[i])), rel=1e-9)
         x0, eps = table.endpoints(i, x, out)
         torch.testing.assert_close(level.eps(x, x0), eps)

@@ -81,6 +81,19 @@ def sample_and_score(
         return trajectory, to_cpu(reward(trajectory.prompts, trajectory.media, trajectory.group))
 
 
+def check_noise(trajectory: Trajectory, method: str) -> None:
+    """Refuse a rollout none of whose steps added noise: none has a density that could be learnt from.
+
+    Raises:
+        UsageError: saying so.
+    """
+    if trajectory.logp.shape[1] == 0:
+        raise UsageError(
+            f"method {method} learns from the noise that sampling steps add, but none of this sampler's steps adds "
+            f"any; raise policy.sampler.steps or noise, or take a method that reads no steps, such as nft or draft"
+        )
+
+
 def over_ranks(scores: Scores, group: Tensor) -> tuple[Scores, Tensor, slice]:
     """Scores and group of all ranks' rows, and where this rank's rows are among them; `info` stays behind."""
     lengths = gather(torch.tensor([len(group)]))

@@ -64,10 +64,9 @@ def noise_seeds(trajectory: Trajectory, rows: Sequence[int], draw: int) -> list[
 def shares(steps: Steps, at: float) -> tuple[float, float]:
     """The squared errors of x0_hat and of eps_hat in one of the model's output, at x_t = a x0 + s eps.
 
-    A policy whose Steps do not say `shares` is taken for a velocity, (s^2, a^2), on the straight path with s = 1 - at.
+    A policy that does not tell them is taken for a velocity, (s^2, a^2), on the straight path with s = 1 - at.
     """
-    told: tuple[float, float] | None = getattr(steps, "shares", None)
-    return ((1 - at) ** 2, at**2) if told is None else told
+    return ((1 - at) ** 2, at**2) if steps.shares is None else steps.shares
 
 
 def blocks_of(experience: ForwardExperience) -> list[list[int]]:

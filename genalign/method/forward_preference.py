@@ -36,7 +36,8 @@ class ForwardPreferenceSettings(MethodSettings):
     reduction: Reduction = "mean"
     """What beta is per: the error summed over latent dims, or their mean."""
     beta_schedule: Literal["constant", "time"] = "constant"
-    """Weigh errors of the model's output alike at all times, or as the errors of the noise they imply: (1 - t)^2."""
+    """Weigh errors of the model's output alike at all times, or as the errors of the noise that they imply, which are
+    (1 - t)^2 of a velocity's, a^2 of v's and all of epsilon's."""
     sft_weight: float = Field(0.0, ge=0)
     """Weight of the winner's own mean squared error, which keeps it likely while the margin grows."""
     pair_rule: Literal["best_worst", "all"] = "best_worst"

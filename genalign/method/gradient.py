@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from genalign.losses import advantages, ppo_clip
 from genalign.method.common import (
+    check_noise,
     deal,
     emit,
     kl_of,
@@ -85,6 +86,7 @@ class PolicyGradient:
     ) -> Experience:
         s = self.settings
         trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
+        check_noise(trajectory, self.name)
         everyone, group, here = over_ranks(scores, trajectory.group)
         advantage, counted, spread = advantages(everyone, group, s.advantage, s.std, s.baseline)
         if s.advantage_clip is not None:

@@ -10,10 +10,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from genalign.method.levels import Level, watch
+from genalign.method.levels import Reader
 from genalign.method.searching import Bench, Found, Inference
 from genalign.method.settings import MethodSettings
-from genalign.types import Guide, Method, Policy, Prompt, Reward, UsageError
+from genalign.types import Method, Policy, Prompt, Reward, UsageError
 
 
 class LatentReward(Protocol):
@@ -104,14 +104,12 @@ class Guidance(Inference):
         latent = self.latent()
         bench = Bench(policy, prompts, seeds, reward, guidance, steps, self.name)
         with torch.no_grad(), bench.paying():
-            levels = watch(bench.pathwise, prompts[0], guidance, steps)
-            guide = reward_guide(
-                latent, objective_weights(latent, self.settings.weights), levels, prompts, self.settings
-            )
+            weights = objective_weights(latent, self.settings.weights)
+            guide = RewardGuide(latent, weights, prompts, self.settings)
             media = bench.pathwise.generate_with_grad(
                 prompts, seeds, grad_steps=0, guidance=guidance, steps=steps, guide=guide
             )
-        passes = len(prompts) * len(levels)  # the latent reward is a network as well
+        passes = len(prompts) * guide.steps  # the latent reward is a network as well
         bench.spent.forward += passes
         bench.spent.backward += passes
         bench.judge(media, range(len(prompts)))
@@ -134,23 +132,26 @@ def objective_weights(latent: LatentReward, given: Mapping[str, float] | None) -
     return torch.tensor([float(given.get(name, 0.0)) for name in latent.aspects])
 
 
-def reward_guide(
-    latent: LatentReward,
-    weights: Tensor,
-    levels: Sequence[Level],
-    prompts: Sequence[Prompt],
-    settings: GuidanceSettings,
-) -> Guide:
-    """The guide that adds the weighted objectives' gradient; with strength 0 it changes no bit."""
+class RewardGuide:
+    """The guide of one sampling that adds the weighted objectives' gradient; with strength 0 it changes no bit.
 
-    def guide(step: int, x: Tensor, out: Tensor, x0: Tensor) -> Tensor:
-        level = levels[step]
+    steps: how many it has guided.
+    """
+
+    def __init__(
+        self, latent: LatentReward, weights: Tensor, prompts: Sequence[Prompt], settings: GuidanceSettings
+    ) -> None:
+        self.latent, self.weights, self.prompts, self.settings = latent, weights, prompts, settings
+        self.steps = 0
+        self._read = Reader()
+
+    def __call__(self, step: int, x: Tensor, out: Tensor, x0: Tensor) -> Tensor:
+        self.steps += 1
+        s, level = self.settings, self._read(x, out, x0)
         with torch.enable_grad():
             leaf = x.detach().to(torch.promote_types(x.dtype, torch.float32)).requires_grad_()
-            told = latent(prompts, leaf, level.a, level.s)  # (R,K)
-            (rise,) = torch.autograd.grad((told * weights.to(told)).sum(), leaf)
-        ratio = min(level.s / level.a, settings.cap) if level.a > 0 else settings.cap
-        shift = settings.strength * level.s * ratio * rise  # of x0_hat
+            told = self.latent(self.prompts, leaf, level.a, level.s)  # (R,K)
+            (rise,) = torch.autograd.grad((told * self.weights.to(told)).sum(), leaf)
+        ratio = min(level.s / level.a, s.cap) if level.a > 0 else s.cap
+        shift = s.strength * level.s * ratio * rise  # of x0_hat
         return out - (level.p / level.q * shift).to(out.dtype)
-
-    return guide

@@ -1,7 +1,8 @@
-"""Where a sampler stands at each step, read off one watched sampling: no policy has to tell, and no family is named."""
+"""Where a sampler stands at each step, read off a sampling that is watched; no policy tells, and no family is named."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,27 +40,41 @@ def watch(
     Raises:
         UsageError: x is no combination of x0_hat and the output (the sampler clips), or an unknown one.
     """
-    seen: list[tuple[float, float]] = []
+    levels: list[Level] = []
+    read = Reader()
 
     def look(step: int, x: Tensor, out: Tensor, x0: Tensor) -> Tensor:
-        seen.append(_coefficients(x, out, x0))
+        levels.append(read(x, out, x0))
         return out
 
     policy.generate_with_grad([prompt], [0], grad_steps=0, guidance=guidance, steps=steps, guide=look)
-    return read_levels(seen)
+    return tuple(levels)
 
 
-def read_levels(seen: list[tuple[float, float]]) -> tuple[Level, ...]:
-    """Levels from (p, q) a step, noisiest first."""
-    p, q = seen[0]
+class Reader:
+    """Levels of one sampling, read in its own steps: call it at each, from the noisiest on."""
+
+    def __init__(self) -> None:
+        self._level: Callable[[float, float], Level] | None = None
+
+    def __call__(self, x: Tensor, out: Tensor, x0: Tensor) -> Level:
+        """Of tensors (R,*L), by their first row; see `watch` for what it raises."""
+        p, q = _coefficients(x[:1], out[:1], x0[:1])
+        if self._level is None:
+            self._level = level_of(p, q)
+        return self._level(p, q)
+
+
+def level_of(p: float, q: float) -> Callable[[float, float], Level]:
+    """How a level follows from (p, q) at any step, told by those of the noisiest one."""
     if _same(p, 1.0):
         # flow: p = 1, q = sigma <= 1; the variance-exploding form x0 + sigma eps goes beyond
         flow = q <= 1 + EXACT
-        return tuple(Level(1 - q if flow else 1.0, q, p, q) for p, q in seen)
+        return lambda p, q: Level(1 - q if flow else 1.0, q, p, q)
     if _same(p * p + q * q, 1.0):  # epsilon
-        return tuple(Level(p, q, p, q) for p, q in seen)
+        return lambda p, q: Level(p, q, p, q)
     if _same(p * p, 1 + q * q):  # v
-        return tuple(Level(1 / p, q / p, p, q) for p, q in seen)
+        return lambda p, q: Level(1 / p, q / p, p, q)
     raise UsageError(
         f"the model's output is neither velocity, epsilon nor v (x = {p:.4g} x0_hat + {q:.4g} out); "
         f"it cannot be steered, so take --search best-of-n"

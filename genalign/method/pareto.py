@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from genalign.losses import RELATIVE_FLOOR
-from genalign.method.common import over_ranks, reward_log, rollout_seed, to_cpu
+from genalign.method.common import check_noise, over_ranks, reward_log, rollout_seed, to_cpu
 from genalign.method.gradient import GradientSettings, PolicyGradient
 from genalign.method.settings import MethodSettings
 from genalign.ranks import all_sum
@@ -81,6 +81,7 @@ class Parrot:
             raise UsageError(f"method {self.name} needs a reward; add the key 'reward' to the recipe")
         tagged, plain, asked = tag_prompts(prompts, list(s.tags.values()))
         trajectory = policy.rollout(tagged, s.group, rollout_seed(seed, step))
+        check_noise(trajectory, self.name)
         with torch.no_grad():
             scores = to_cpu(reward([p for p in plain for _ in range(s.group)], trajectory.media, trajectory.group))
         group = trajectory.group.cpu()

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from genalign.losses import all_pairs, best_worst_pairs, dpo_loss
-from genalign.method.common import deal, emit, over_ranks, reward_log, rollout_seed, sample_and_score, sums
+from genalign.method.common import check_noise, deal, emit, over_ranks, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.pairs import LabelledPair, Recalling, check_digest, read_pairs
 from genalign.method.settings import MethodSettings
 from genalign.ranks import all_sum
@@ -92,6 +92,7 @@ class Preference:
             return self._draw_again(policy, prompts, step)
         s = self.settings
         trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
+        check_noise(trajectory, self.name)
         find = best_worst_pairs if s.pair_rule == "best_worst" else all_pairs
         pairs = find(scores, trajectory.group.cpu(), s.min_gap)
         everyone, _, _ = over_ranks(scores, trajectory.group)
@@ -120,6 +121,7 @@ class Preference:
             trajectory = policy.recall(self.stored, [prompt for prompt, _ in chosen for _ in range(2)], seeds)
         else:
             raise UsageError(f"{type(policy).__name__} stores no trajectories; drop method.trajectories")
+        check_noise(trajectory, self.name)
         pairs = torch.arange(2 * len(chosen)).reshape(-1, 2)
         return Experience(trajectory, None, pairs=pairs, global_rows=_global(len(pairs)))
 

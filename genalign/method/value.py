@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from genalign.losses import ppo_clip
 from genalign.method.common import (
+    check_noise,
     deal,
     emit,
     kl_of,
@@ -154,9 +155,10 @@ class ValueGradient:
 
     Departs from the paper: (1) V's network is fitted to a rollout's rewards after they have been used, so that a
     baseline does not depend on the very action it is subtracted for. (2) V works in units of the rewards so far, reads
-    hashed words for a text embedding, and learns from each rollout once, not from a buffer. (3) The KL is each step's
-    own, in nats; the code has the unweighted squared difference of outputs. (4) The clip is PPO's, in nats of the
-    summed log-ratio; the code's is two-sided, on the mean over dims. (5) The loss is a mean over steps.
+    hashed words for a text embedding and means of x_t for all of it, and learns from each rollout once, not from a
+    buffer. (3) The KL is each step's own, in nats; the code has the unweighted squared difference of outputs. (4) The
+    clip is PPO's, in nats of the summed log-ratio; the code's is two-sided, on the mean over dims. (5) The loss is a
+    mean over steps.
     """
 
     def __init__(self, settings: ValueSettings) -> None:
@@ -177,6 +179,7 @@ class ValueGradient:
     ) -> Experience:
         s = self.settings
         trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
+        check_noise(trajectory, self.name)
         everyone, _, here = over_ranks(scores, trajectory.group)
         self.value.count(everyone.total[everyone.total_valid])
         return Experience(

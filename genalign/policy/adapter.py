@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from genalign.policy.settings import Lora
 from genalign.types import GenalignError, UsageError, Weights
 
-# How diffusers and transformers name the linear layers of attention.
+# How the linear layers of attention are named by diffusers, and by transformers. A network of the one kind may hold
+# layers of the other's names that are no attention of its own: poolers, whose weights are read and never called.
 ATTENTION = (
-    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    *("q_proj", "k_proj", "v_proj", "o_proj"),
+    ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    ("q_proj", "k_proj", "v_proj", "o_proj"),
 )
 
 
@@ -129,10 +130,10 @@ def _targets(model: nn.Module, settings: Lora) -> list[str]:
         return any(name == target or name.endswith(f".{target}") for name in linear)
 
     if settings.targets is None:
-        found = [target for target in ATTENTION if matches(target)]
-        if not found:
-            raise UsageError("no attention projection was found by name; list the layers under policy.lora.targets")
-        return found
+        for names in ATTENTION:
+            if found := [name for name in names if matches(name)]:
+                return found
+        raise UsageError("no attention projection was found by name; list the layers under policy.lora.targets")
     missing = [target for target in settings.targets if not matches(target)]
     if missing or not settings.targets:
         raise UsageError(

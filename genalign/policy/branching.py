@@ -1,10 +1,11 @@
-"""Which arguments of a denoiser have a row axis, and how one guidance branch of a batch is cut out of them."""
+"""Which arguments of a denoiser have a row axis, and how guidance branches and rows are cut out of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Place = tuple[Any, ...]  # a path in the tree of a denoiser's arguments
@@ -31,17 +32,30 @@ def row_axes(one: Any, two: Any) -> tuple[dict[Place, int | None], bool]:
     return axes, mixed
 
 
-def part(tree: Any, k: int, many: int, rows: int, axes: Mapping[Place, int | None], place: Place = ()) -> Any:
+def part(tree: Any, k: int, many: int, rows: int, axes: Mapping[Place, int | None]) -> Any:
     """Branch k of a tree of arguments that holds `many` branches of `rows` rows; rows lead where nothing is known."""
+    return _cut(tree, range(k * rows, (k + 1) * rows), many * rows, axes, ())
+
+
+def pick(tree: Any, chosen: Sequence[int], rows: int, axes: Mapping[Place, int | None]) -> Any:
+    """The chosen rows of a tree of arguments that holds one branch of `rows` rows."""
+    return _cut(tree, chosen, rows, axes, ())
+
+
+def _cut(tree: Any, at: Sequence[int], size: int, axes: Mapping[Place, int | None], place: Place) -> Any:
     if isinstance(tree, (Tensor, list)):
         axis = axes.get(place, 0 if _shape(tree) else None)
-        if axis is None or _shape(tree)[axis] != many * rows:
+        if axis is None or _shape(tree)[axis] != size:
             return tree
-        return tree.narrow(axis, k * rows, rows) if isinstance(tree, Tensor) else tree[k * rows : (k + 1) * rows]
+        if isinstance(tree, list):
+            return [tree[i] for i in at]
+        if isinstance(at, range):
+            return tree.narrow(axis, at.start, len(at))
+        return tree.index_select(axis, torch.tensor(at, device=tree.device))
     if isinstance(tree, dict):
-        return {key: part(item, k, many, rows, axes, (*place, key)) for key, item in tree.items()}
+        return {key: _cut(item, at, size, axes, (*place, key)) for key, item in tree.items()}
     if isinstance(tree, tuple):
-        return tuple(part(item, k, many, rows, axes, (*place, j)) for j, item in enumerate(tree))
+        return tuple(_cut(item, at, size, axes, (*place, j)) for j, item in enumerate(tree))
     return tree
 
 

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+FEATURES = 256  # at most, of one latent
 
 
 @dataclass
@@ -45,6 +48,12 @@ class Chunk:
             },
             torch.cat(clean) if len(clean) == len(parts) else None,
         )
+
+
+def features(x: Tensor) -> Tensor:
+    """What a value head sees of x (R,*L), whatever L is: the means (R,H) of equal runs of it."""
+    flat = x.flatten(1).float()
+    return F.adaptive_avg_pool1d(flat, min(FEATURES, flat.shape[1]))
 
 
 def gather(chunks: Sequence[Chunk], rows: Sequence[int], size: int) -> Chunk:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genalign.policy import forward, pathwise
+from genalign.policy import forward, pathwise, retake
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import recalled, save_trajectory, settings_digest, weights_digest
-from genalign.policy.chunk import Chunk, gather
+from genalign.policy.chunk import Chunk, features, gather
 from genalign.policy.layout import Encoder
 from genalign.policy.pipe import Pipe
-from genalign.policy.record import Recorder, Tape, graphs, verify
+from genalign.policy.record import Recorder, Tape, graphs, twins_of, verify
 from genalign.policy.schedule import path_of, windowed
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import Replay
@@ -131,7 +131,8 @@ class DiffusionPolicy:
         started = call()
         explorers = [torch.Generator().manual_seed(seed) for seed in seeds]
         generators = explorers if sampler.shared_start else started["generator"]
-        record = Recorder(self._stage, generators, make_table, keep=first or self._remembers)
+        twins = twins_of(prompts, self._starts(seeds))
+        record = Recorder(self._stage, generators, make_table, first or self._remembers, twins)
         made = pathwise.images_of(self._stage.run(started, record.denoise, record.step))
         if first:
 
@@ -177,6 +178,7 @@ class DiffusionPolicy:
             versus_score=torch.stack(versus_score, 1) if versus else None,
             kl=torch.stack(kl, 1) if versus else None,
             gap=torch.stack(gap, 1) if versus else None,
+            features=torch.stack([features(chunk.latents[i]) for i in wanted], 1),
         )
 
     def _guided(
@@ -259,7 +261,16 @@ class DiffusionPolicy:
 
     def decode(self, clean: Tensor) -> Media:
         """A guide may ask for this in the middle of sampling."""
-        return pathwise.decode(twin(self._pipe), clean)
+        self._twin.like = self._pipe.like
+        return pathwise.decode(self._twin, clean)
+
+    @cached_property
+    def _twin(self) -> Pipe:
+        return twin(self._pipe)
+
+    def retake(self, prompts: Sequence[Prompt], clean: Tensor, seeds: Sequence[int]) -> Media:
+        """The sampler's last step taken again with grad, from `clean` (R,*L) noised by each row's seed."""
+        return retake.retake(self._pipe, prompts, clean, seeds)
 
     def weights(self, which: Weights) -> AbstractContextManager[None]:
         return self._adapter.weights(which)

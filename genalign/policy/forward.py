@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -44,6 +45,18 @@ def target_of(path: Path, step: int, x0: Tensor, eps: Tensor) -> Tensor:
             return x0
 
 
+def shares_of(path: Path, step: int) -> tuple[float, float]:
+    """The squared errors of x0_hat and of eps_hat in one of the output: at a given x_t both are linear in it."""
+    a, s = float(path.a[step]), float(path.s[step])
+    match path.predicts:
+        case "velocity" | "v_prediction":
+            return s * s, a * a
+        case "epsilon":
+            return (s / a) ** 2 if a else math.inf, 1.0
+        case "sample":
+            return 1.0, (a / s) ** 2 if s else math.inf
+
+
 class OneTime:
     """Denoise and step hooks that ask the denoiser about `clean` (R,*L), noised at one time.
 
@@ -57,13 +70,14 @@ class OneTime:
         self.target: Tensor | None = None
         self._where: tuple[Path, int] | None = None
 
-    def run(self, scheduler: Any, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """(out, target) in float32 or wider."""
+    def run(self, scheduler: Any, call: Mapping[str, Any]) -> tuple[Tensor, Tensor, tuple[float, float]]:
+        """(out, target) in float32 or wider, and the shares."""
         grid = only(scheduler, lambda steps: int(self.at * steps), 2, self._seen)
         self.stage.run(call, self._denoise, self._step, grid)
         assert self.out is not None
         assert self.target is not None
-        return self.out.to(self.target.dtype), self.target
+        assert self._where is not None
+        return self.out.to(self.target.dtype), self.target, shares_of(*self._where)
 
     def _seen(self, path: Path, step: int) -> None:
         self._where = path, step
@@ -105,7 +119,7 @@ def fit(
             " row, at a time in [0, 1)"
         )
 
-    def ask() -> tuple[Tensor, Tensor]:
+    def ask() -> tuple[Tensor, Tensor, tuple[float, float]]:
         with pipe.on_kernel():
             call = pipe.unguided(prompts, seeds, fine_steps(pipe.kernel_scheduler))
             return OneTime(pipe.stage, clean, seeds, at).run(pipe.kernel_scheduler, call)
@@ -113,8 +127,8 @@ def fit(
     other: Tensor | None = None
     if versus is not None:  # first, so that nothing of it is alive beside the graph
         with torch.no_grad(), weights(versus):
-            other, _ = ask()
-    out, target = ask()
+            other, _, _ = ask()
+    out, target, shares = ask()
     score = _minus_square(target - out)
     return Steps(
         score=score,
@@ -122,6 +136,7 @@ def fit(
         mask=torch.ones(score.shape, dtype=torch.bool),
         versus_score=None if other is None else _minus_square(target - other),
         gap=None if other is None else -_minus_square(out - other),
+        shares=shares,
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from genalign.policy.chunk import Chunk
 from genalign.policy.tape import Replay, Stage
 from genalign.transition import StepTable
-from genalign.types import GenalignError, UsageError
+from genalign.types import GenalignError, Prompt, UsageError
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,21 @@ class Tape:
 class Recorder:
     """Denoise and step hooks of one micro-batch: the kernel steps, and what replay needs is kept.
 
-    table: made at the first step, when the scheduler knows its time grid. keep: also hold every latent, argument and
-    output, for `verify` or because guidance remembers earlier steps.
+    table: made when it is first needed and the scheduler knows its time grid. keep: also hold every latent, argument
+    and output, for `verify` or because guidance remembers earlier steps. twins: for each row the first one that starts
+    where it does; until the first stochastic step such rows are equal, and the denoiser is asked about one of them.
     """
 
     def __init__(
-        self, stage: Stage, generators: Sequence[torch.Generator], make_table: Callable[[], StepTable], keep: bool
+        self,
+        stage: Stage,
+        generators: Sequence[torch.Generator],
+        make_table: Callable[[], StepTable],
+        keep: bool,
+        twins: Sequence[int],
     ) -> None:
         self.stage, self.generators, self.make_table, self.keep = stage, generators, make_table, keep
+        self.twins = twins
         self.rows = len(generators)
         self.table: StepTable | None = None
         self.chunk = Chunk()
@@ -51,7 +58,10 @@ class Recorder:
         self._step = 0
 
     def denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        outs = self.stage.answer(args, kwargs, self.rows)
+        if self._step < self._parting():
+            outs = self.stage.answer_once(args, kwargs, self.rows, self.twins)
+        else:
+            outs = self.stage.answer(args, kwargs, self.rows)
         if self.keep:
             branches = self.chunk.outputs.setdefault(self._step, [])
             self.arguments[-1].append((len(branches), (args, kwargs)))
@@ -59,9 +69,7 @@ class Recorder:
         return self.stage.join(outs)
 
     def step(self, out: Tensor, sample: Tensor) -> Tensor:
-        if self.table is None:
-            self.table = self.make_table()
-        table, i = self.table, self._step
+        table, i = self._known_table(), self._step
         mean = table.mean(i, sample, out)
         noisy = float(table.S[i]) > 0
         moved = table.step(i, mean, self._noise(mean) if noisy else None, sample.dtype)
@@ -77,6 +85,18 @@ class Recorder:
         self._step += 1
         return moved
 
+    def _known_table(self) -> StepTable:
+        if self.table is None:
+            self.table = self.make_table()
+        return self.table
+
+    def _parting(self) -> int:
+        """The first stochastic step, or 0 where no two rows start together."""
+        if len(set(self.twins)) == self.rows:
+            return 0
+        table = self._known_table()
+        return min(table.stochastic, default=len(table))
+
     def forget(self) -> None:
         """Drop what only `verify` needed."""
         noisy = set(self.table.stochastic) if self.table is not None else set()
@@ -88,6 +108,12 @@ class Recorder:
         shape = (1, *like.shape[1:])
         drawn = [torch.randn(shape, generator=generator) for generator in self.generators]
         return torch.cat(drawn).to(like)
+
+
+def twins_of(prompts: Sequence[Prompt], starts: Sequence[int]) -> list[int]:
+    """For each row the first one of the same prompt that starts from the same seed."""
+    walks = [(p.uid, p.text, id(p.media), start) for p, start in zip(prompts, starts, strict=True)]
+    return [walks.index(walk) for walk in walks]
 
 
 def verify(record: Recorder, play: Callable[[Replay], None]) -> bool:

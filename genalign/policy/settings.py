@@ -38,7 +38,7 @@ class Sampler(BaseModel):
     """Half-open range from which the rollout seed draws the window's first step. None: wherever the window fits."""
     shared_start: bool = False
     """Whether the siblings of a prompt start from one initial noise and part at the first stochastic step, so that
-    they differ by nothing but the noise whose density is scored."""
+    they differ by nothing but the noise whose density is scored. What they have in common is computed once a batch."""
     guidance: float | None = None
     """Guidance scale of rollouts, 1 for none. None: the pipeline's own default."""
 

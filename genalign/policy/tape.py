@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.policy.branching import Place, part, row_axes
+from genalign.policy.branching import Place, part, pick, row_axes
 from genalign.policy.chunk import Chunk
 from genalign.policy.text import TextMemo
 from genalign.types import UsageError
@@ -153,6 +153,22 @@ class Stage:
             with torch.set_grad_enabled(torch.is_grad_enabled() and (graph is None or graph[k])):
                 out = self.count(part_args, part_kwargs)
             outs.append(self._unwrap(out))
+        return outs
+
+    def answer_once(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, twins: Sequence[int]
+    ) -> list[Tensor]:
+        """The same for rows of which some are equal: row r is asked as row twins[r], and each such row once."""
+        asked = sorted(set(twins))
+        if self._row_axes is None or len(asked) == rows:
+            return self.answer(args, kwargs, rows)
+        back = torch.tensor([asked.index(twin) for twin in twins])
+        outs = []
+        for k in range(self.branches(args, kwargs, rows)):
+            whole = part((args, kwargs), k, self.branches(args, kwargs, rows), rows, self._row_axes)
+            few_args, few_kwargs = pick(whole, asked, rows, self._row_axes)
+            out = self._unwrap(self.count(few_args, few_kwargs))
+            outs.append(out[back.to(out.device)])
         return outs
 
     def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> list[Tensor]:
