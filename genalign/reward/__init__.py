@@ -4,31 +4,58 @@ from genalign.reward.algebra import Hybrid, Sum
 from genalign.reward.base import check_needs
 from genalign.reward.build import build_reward, shipped_rewards
 from genalign.reward.clip import ClipReward
+from genalign.reward.ensemble import Ensemble, Repeat
 from genalign.reward.exemplars import Exemplars, Similarity
 from genalign.reward.function import FunctionReward, reward
+from genalign.reward.gates import Cascade, Gate, Product
 from genalign.reward.harmonic import Harmonic
 from genalign.reward.head import HeadReward, save_head
+from genalign.reward.means import KRC, Geometric, Min
+from genalign.reward.multiplier import Constraint, Schedule, proxy_point
+from genalign.reward.objectives import Conditioned, DynamicWeights, MarginalGain, Pareto
+from genalign.reward.rules import Budget, Format, Length, Repetition
 from genalign.reward.runner import Runner, guarded
 from genalign.reward.sets import SetReward
+from genalign.reward.shaping import Shape
 from genalign.reward.sharpness import Sharpness
 from genalign.reward.worker import FileReward
 
 __all__ = [
+    "KRC",
+    "Budget",
+    "Cascade",
     "ClipReward",
+    "Conditioned",
+    "Constraint",
+    "DynamicWeights",
+    "Ensemble",
     "Exemplars",
     "FileReward",
+    "Format",
     "FunctionReward",
+    "Gate",
+    "Geometric",
     "Harmonic",
     "HeadReward",
     "Hybrid",
+    "Length",
+    "MarginalGain",
+    "Min",
+    "Pareto",
+    "Product",
+    "Repeat",
+    "Repetition",
     "Runner",
+    "Schedule",
     "SetReward",
+    "Shape",
     "Sharpness",
     "Similarity",
     "Sum",
     "build_reward",
     "check_needs",
     "guarded",
+    "proxy_point",
     "reward",
     "save_head",
     "shipped_rewards",
