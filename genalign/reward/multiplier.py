@@ -76,14 +76,15 @@ class Constraint(Summary):
 
     at_least: r - theta shall be >= 0 on average; at_most: theta - r; equal: r - theta shall be 0, so that a score past
     its proxy point is pushed *down* (exactly one of the three). A proxy point is the score beyond which the truth gets
-    worse; `proxy_point` finds it. `update` takes one step of SGD with `rate` and `momentum` on
-    l(xi) (mean of r - theta), xi held in [-bound, bound]: l = sigmoid(xi), or tanh(xi) for equal. squash "clamp": l is
-    xi itself, held in [0,1]; then l falls to exactly 0 while the demand is met.
+    worse; `proxy_point` finds it. `update` moves xi against the batch's mean of that difference by one step of SGD with
+    `rate` and `momentum`, xi held in [-bound, bound]: l = sigmoid(xi), or tanh(xi) for equal. squash "clamp": l is xi
+    itself, held in [0,1]; then l falls to exactly 0 while the demand is met.
 
     First column: l (r - theta). Then `excess` (r - theta) and `multiplier` (l), by which the advantage rule
     "lagrangian" mixes advantages as the paper does; any other rule takes the first column as a score.
 
-    Departs from the paper: xi is bounded, or it winds up while the policy cannot follow; r stands for the value.
+    Departs from the paper: (1) xi is bounded, or it winds up while the policy cannot follow. (2) The step has no factor
+    l'(xi), with which a multiplier near 0 or 1 hardly comes back. (3) The batch's scores stand for a learned value.
     """
 
     own = ("excess", "multiplier")
@@ -117,20 +118,16 @@ class Constraint(Summary):
 
     @property
     def multiplier(self) -> float:
-        return float(self._multiplier(self.state["xi"]))
-
-    def _multiplier(self, xi: Tensor) -> Tensor:
-        return {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "clamp": lambda x: x.clamp(0, 1)}[self.squash](xi)
+        """l as it is now."""
+        squash = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "clamp": lambda xi: xi.clamp(0, 1)}[self.squash]
+        return float(squash(self.state["xi"]))
 
     def update(self, scores: Scores, step: int) -> None:
         excess = batch_mean(scores, "excess")
         if excess is not None:
-            xi = self.state["xi"].clone()
-            l = self._multiplier(xi)  # noqa: E741
-            slope = {"sigmoid": l * (1 - l), "tanh": 1 - l * l, "clamp": torch.ones_like(l)}[self.squash]
-            velocity = self.momentum * self.state["velocity"] + slope * excess
+            velocity = self.momentum * self.state["velocity"] + excess
             low, high = (0.0, 1.0) if self.squash == "clamp" else (-self.bound, self.bound)
-            self.state = {"xi": (xi - self.rate * velocity).clamp(low, high), "velocity": velocity}
+            self.state = {"xi": (self.state["xi"] - self.rate * velocity).clamp(low, high), "velocity": velocity}
         super().update(scores, step)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
