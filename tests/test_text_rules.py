@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def test_length_counts_a_models_tokens(tmp_path: Path) -> None:
     assert told(Length(hi=2, unit="tokens", model=folder), "a cat and the star", "a zebra") == [-1.5, 0.0]
     built = build_reward({"use": "length", "hi": 2, "unit": "tokens", "model": "head"}, tmp_path)
     assert built.version == Length(hi=2, unit="tokens", model=folder.resolve()).version
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert built.version == Length(hi=2, unit="tokens", model=tmp_path / "elsewhere").version
 
 
 def test_a_penalty_among_right_answers_alone_spares_the_others() -> None:
@@ -110,15 +113,8 @@ def test_where_there_is_no_text_they_abstain(reward: Reward) -> None:
 
 
 def test_versions_tell_settings_apart() -> None:
-    rules = [
-        Length(hi=3),
-        Length(hi=4),
-        Length(hi=3, cap=1),
-        Length(hi=3, name="n"),
-        Budget(3),
-        Budget(),
-        Repetition(2),
-    ]
+    rules: list[Any] = [Length(hi=3), Length(hi=4), Length(hi=3, cap=1), Length(hi=3, name="n")]
+    rules += [Length(hi=3, unit="characters"), Budget(3), Budget(), Repetition(2)]
     rules += [Format("x"), Format("y"), Format(tags=["x"])]
     assert len({rule.version for rule in rules}) == len(rules)
     assert re.fullmatch(r"[0-9a-f]{16}", rules[0].version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -57,6 +58,12 @@ class Counted(TextRule):
             raise UsageError(f"reward {name!r}: 'unit: tokens' and 'model', whose tokenizer counts, go together")
         self.model = None if model is None else str(model)
 
+    @property
+    def version(self) -> str:
+        file = Path(self.model or "", "tokenizer.json")
+        tokens = hashlib.sha256(file.read_bytes()).hexdigest() if self.model and file.is_file() else self.model
+        return digest(super().version, self.unit, tokens)
+
     @cached_property
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
@@ -95,7 +102,7 @@ class Length(Counted):
         )
         if self.lo is not None and self.hi is not None and self.lo > self.hi:
             raise UsageError(f"reward {name!r} has lo {lo:g} above hi {hi:g}; exchange them")
-        self.settings = (self.lo, self.hi, self.cap, unit, self.model)
+        self.settings = (self.lo, self.hi, self.cap)
 
     def rate(self, text: str, prompt: Prompt) -> float:
         n, off = self.count(text), 0.0
@@ -127,7 +134,7 @@ class Budget(Counted):
         super().__init__(unit, model, name)
         self.budget = None if budget is None else number(name, "budget", budget, 0.0)
         self.longest, self.height = number(name, "longest", longest, 1.0), number(name, "height", height, 0.0)
-        self.settings = (self.budget, self.longest, self.height, unit, self.model)
+        self.settings = (self.budget, self.longest, self.height)
 
     def rate(self, text: str, prompt: Prompt) -> float:
         n, budget = self.count(text), prompt.facts.get("budget") if self.budget is None else self.budget
