@@ -14,6 +14,8 @@ from torch import Tensor
 from genalign.groups import consistency_blend, difficulty_scale
 from genalign.losses import advantages, front_ranks
 from genalign.method import MethodSettings, build_method
+from genalign.recipe import check_fit
+from genalign.reward import Constraint, Sharpness, Sum
 from genalign.types import Media, Prompt, Scores, UsageError
 from tests.toy_policy import ToyPolicy, ToyReward, make_scores
 
@@ -126,6 +128,14 @@ def test_lagrangian_needs_constraints_and_a_task() -> None:
     ):
         with pytest.raises(UsageError, match="a sum of constraints and something else"):
             advantages(scores, GROUP, "lagrangian")
+
+
+def test_a_recipe_without_constraints_is_refused_before_anything_loads() -> None:
+    learner = build_method(MethodSettings(name="grpo", group=4, advantage="lagrangian"), Path())
+    with pytest.raises(UsageError, match="reward sum has no constraint"):
+        check_fit(learner, Sum([Sharpness()]))
+    check_fit(learner, Sum([Sharpness(), Constraint(Sharpness(name="s"), at_least=0.5)]))
+    assert "constraints" not in build_method(MethodSettings(name="grpo", group=4), Path()).needs
 
 
 # ---- fronts ---------------------------------------------------------------------------------------------------------

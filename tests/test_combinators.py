@@ -27,6 +27,7 @@ from genalign.reward import (
     MarginalGain,
     Min,
     Pareto,
+    Pick,
     Product,
     Repeat,
     Runner,
@@ -68,6 +69,7 @@ def table(rows: int, columns: int, seed: int = 0) -> Tensor:
 EVERY = {
     "sum": lambda a, b: Sum([a, b]),
     "hybrid": lambda a, b: Hybrid(a, b, "stratified", threshold=0.0),
+    "pick": lambda a, b: Pick(Geometric([a, b]), "geometric"),
     "gate": lambda a, b: Gate(a, b, at=0.05),
     "cascade": lambda a, b: Cascade([(a, 0.01), (b, None)]),
     "product": lambda a, b: Product(a, [b]),
@@ -309,6 +311,20 @@ def test_the_geometric_means_gradient_is_right_and_finite_at_zero() -> None:
     (gradient,) = torch.autograd.grad(geometric(values, shares).sum(), values)
     assert gradient.isfinite().all()
     assert (gradient > 0).all()
+
+
+def test_a_picked_aspect_stands_for_itself() -> None:
+    def two() -> dict[str, Rows]:
+        return {"a": [1.0, None, 3.0, NAN], "b": [(5.0, 0.3), (6.0, 0.4), NAN, (7.0, 0.5)]}
+
+    both = FunctionReward(two, name="two", aspects=["a", "b"])
+    scores = score(Pick(both, "b"), 4)
+    assert scores.total.tolist() == [5.0, 6.0, 0.0, 7.0]
+    assert scores.total_valid.tolist() == [True, True, False, True]
+    assert scores.failed[:, 0].tolist() == [False, False, True, False]
+    assert scores.confidence is not None
+    assert scores.confidence[:, 0].tolist() == pytest.approx([0.3, 0.4, 0.0, 0.5])
+    assert scores.names == ("pick", "two/a", "two/b")
 
 
 # ---- ensembles ------------------------------------------------------------------------------------------------------

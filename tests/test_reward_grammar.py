@@ -24,6 +24,7 @@ from genalign.reward import (
     MarginalGain,
     Min,
     Pareto,
+    Pick,
     Product,
     Repeat,
     Repetition,
@@ -43,6 +44,7 @@ def crisp(name: str = "sharpness") -> Sharpness:
 
 A, B = "{use: sharpness, name: a}", "{use: sharpness, name: b}"
 PAIRS: dict[str, tuple[str, Reward]] = {
+    "pick": ("{pick: {use: sharpness, name: a}, aspect: a}", Pick(crisp("a"), "a")),
     "gate": (f"{{gate: {{high: {A}, low: {B}, at: 0.3}}, name: g}}", Gate(crisp("a"), crisp("b"), 0.3, "g")),
     "cascade": (
         "{cascade: [{use: sharpness, name: a, at: 0.3}, {use: sharpness, name: b, at: 1}, sharpness]}",
@@ -140,6 +142,7 @@ def test_an_unknown_setting_is_named_with_the_nearest(key: str) -> None:
         ({"gate": {"high": "sharpness", "low": "sharpness", "att": 1}}, "no setting 'att'; did you mean 'at'"),
         ({"gate": {"high": "sharpness", "low": "sharpness", "at": "x"}}, "at of reward 'gate' is 'x'"),
         ({"cascade": [{"use": "sharpness", "at": "x"}]}, "the at of .* must be a number"),
+        ({"pick": "sharpness", "aspect": "sharp"}, "has no aspect 'sharp'; did you mean 'sharpness'"),
         ({"cascade": "sharpness"}, "'cascade' takes a list of rewards"),
         ({"min": []}, "weights above 0, and there must be one"),
         ({"min": [{"use": "sharpness", "weight": 2}]}, "'sharpness' has no setting 'weight'"),

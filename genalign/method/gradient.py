@@ -78,13 +78,14 @@ class PolicyGradient:
     Departs from the papers: (1) The loss is divided by the steps (or rows) that count over all ranks, so that ranks,
     accumulation and dropped rows change nothing. (2) The clip range is in nats of the summed log-ratio. (3) The KL term
     is the closed form where the policy has one, else k3, over the rows that count. (4) Nothing moves when no group has
-    spread.
+    spread (but see `dead_groups`).
     """
 
     def __init__(self, settings: GradientSettings) -> None:
         self.settings = settings
         self.name = settings.name
-        self.needs = frozenset({"rollout", "reward", *(["reference"] if settings.kl_beta else [])})
+        asks = {"reference": settings.kl_beta > 0, "constraints": settings.advantage == "lagrangian"}
+        self.needs = frozenset({"rollout", "reward", *(need for need, wanted in asks.items() if wanted)})
 
     def collect(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int

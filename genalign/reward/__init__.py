@@ -1,6 +1,6 @@
 """Rewards: heads, plain functions, and an algebra that makes rewards of rewards. One protocol for every modality."""
 
-from genalign.reward.algebra import Hybrid, Sum
+from genalign.reward.algebra import Hybrid, Pick, Sum
 from genalign.reward.base import check_needs
 from genalign.reward.build import build_reward, shipped_rewards
 from genalign.reward.clip import ClipReward
@@ -42,6 +42,7 @@ __all__ = [
     "MarginalGain",
     "Min",
     "Pareto",
+    "Pick",
     "Product",
     "Repeat",
     "Repetition",

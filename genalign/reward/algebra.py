@@ -135,6 +135,28 @@ class Hybrid(Summary):
         return right.to(scaled) + self.alpha * scaled, rule.total_valid & ~lost, lost
 
 
+class Pick(Summary):
+    """One aspect of a reward that has several, as a reward of its own, with the aspect's confidence and masks.
+
+    Raises:
+        UsageError: the reward has no such aspect; the nearest is named.
+    """
+
+    def __init__(self, part: Reward, aspect: str, name: str = "pick") -> None:
+        super().__init__([part], name)
+        if aspect not in part.aspects:
+            raise UsageError(f"reward {part.name!r} has no aspect {aspect!r}{nearest(str(aspect), part.aspects)}")
+        self.settings = (aspect,)
+        self.index = part.aspects.index(aspect)
+
+    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        (told,) = self._ask(prompts, media, group)
+        k = self.index
+        sure, spread = (None if column is None else column[:, k] for column in (told.confidence, told.std))
+        failed, valid = told.failed[:, k], told.valid[:, k]
+        return self.say([told], told.values[:, k], valid, failed, confidence=sure, std=spread)
+
+
 def _min_max(values: Tensor, rows: Tensor) -> Tensor:
     """Affine map that sends the least of `rows` to -1 and the greatest to 1; 0 where they are equal."""
     low, high = values[rows].min(), values[rows].max()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from genalign.reward.algebra import Pick
 from genalign.reward.base import nearest
 from genalign.reward.ensemble import Ensemble, Repeat
 from genalign.reward.gates import Cascade, Gate, Product
@@ -34,6 +35,7 @@ class Form:
 
 WEIGHT = ("weight", 1.0)
 FORMS = {
+    "pick": Form(Pick),
     "gate": Form(Gate, slots=("high", "low")),
     "cascade": Form(Cascade, many=True, each=("at", None)),
     "product": Form(Product, slots=("main", "by")),
