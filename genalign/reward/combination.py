@@ -124,12 +124,12 @@ class Summary(Combination):
     ) -> Scores:
         """The scores of a summary: total, readable, failed, confidence and std are (B,), as is each column of `own`.
 
-        confidence: None takes the least of the parts', where any part has one.
+        confidence: None takes the least of the parts that said something, where any part has one.
         """
         total = torch.where(readable, total, 0.0)
         parts = side_by_side(self.columns, told)
-        if confidence is None and parts.confidence is not None:
-            confidence = torch.stack([total_confidence(scores) for scores in told], 1).amin(1)
+        if confidence is None:
+            confidence = least_sure(told, torch.stack([scores.total_valid for scores in told], 1))
         sure = None
         if confidence is not None:
             others = parts.valid.float() if parts.confidence is None else parts.confidence
@@ -191,6 +191,13 @@ def totals(told: Sequence[Scores]) -> tuple[Tensor, Tensor, Tensor]:
         torch.stack([scores.total_valid for scores in told], 1),
         torch.stack([lost_rows(scores) for scores in told], 1),
     )
+
+
+def least_sure(told: Sequence[Scores], counts: Tensor) -> Tensor | None:
+    """(B,) the least confidence among the parts that count (B,P); None where no part has any."""
+    if all(scores.confidence is None for scores in told):
+        return None
+    return torch.where(counts, torch.stack([total_confidence(scores) for scores in told], 1), 1.0).amin(1)
 
 
 def batch_mean(scores: Scores, aspect: str) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genalign.reward.combination import Summary, number, totals
+from genalign.reward.combination import Summary, least_sure, number, totals
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 
@@ -37,13 +37,15 @@ class Cascade(Summary):
         values, valid, lost = totals(told)
         total, counts = torch.zeros_like(values[:, 0]), torch.ones_like(valid[:, 0])
         readable, failed = counts, ~counts
+        reached = []
         for k, at in enumerate(self.gates):
+            reached.append(counts)
             total = total + torch.where(counts, values[:, k], 0.0)
             readable, failed = readable & (valid[:, k] | ~counts), failed | (lost[:, k] & counts)
             counts = counts & valid[:, k]
             if at is not None:
                 counts = counts & (values[:, k] >= at)
-        return self.say(told, total, readable, failed)
+        return self.say(told, total, readable, failed, confidence=least_sure(told, torch.stack(reached, 1)))
 
 
 class Gate(Cascade):

@@ -81,7 +81,8 @@ class Constraint(Summary):
     itself, held in [0,1]; then l falls to exactly 0 while the demand is met.
 
     First column: l (r - theta). Then `excess` (r - theta) and `multiplier` (l), by which the advantage rule
-    "lagrangian" mixes advantages as the paper does; any other rule takes the first column as a score.
+    "lagrangian" mixes advantages as the paper does; any other rule takes the first column as a score (which
+    normalise_then_sum brings to the size of the others, whatever l).
 
     Departs from the paper: (1) xi is bounded, or it winds up while the policy cannot follow. (2) The step has no factor
     l'(xi), with which a multiplier near 0 or 1 hardly comes back. (3) The batch's scores stand for a learned value.

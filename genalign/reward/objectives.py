@@ -143,9 +143,9 @@ class DynamicWeights(Summary):
     Weighting").
 
     by "hypervolume": mean of the parts x (0.5 + 1.5 tanh(dHV)). dHV is what the batch's mean scores, as a point, add to
-    the volume that all points before dominate above `reference` (a number a part, or one for all); a point that adds
-    something is kept. Column `multiplier`. A division by the std of the group cancels a factor of the whole batch: take
-    it with std "none".
+    the volume that the points before dominate above `reference` (a number a part, or one for all); a point that adds
+    something is kept, unless a later one beats it. Column `multiplier`. A division by the std of the group cancels a
+    factor of the whole batch: take it with std "none".
 
     by "gradient": sum_i w_i r_i, the weights starting equal; w <- softmax(log w + rate s / scale), s_i = sum_j <g_i,
     g_j>: a part whose gradient agrees with the others' gains weight. Columns `weight/PART` and `centred/PART`.
@@ -197,14 +197,15 @@ class DynamicWeights(Summary):
             rows = scores.valid[:, columns].all(1)
             centred = scores.values[rows][:, columns].double()
             if len(centred):
-                gram = centred.T @ centred / len(centred)
+                products = centred[:, :, None] * centred[:, None, :]  # (B,P,P), summed in one order on every rank
+                gram = products.sort(0).values.mean(0)
                 self.state = {"weights": mirror_ascent(self.state["weights"], gram, self.rate, self.scale)}
         super().update(scores, step)
 
     def _widened(self, point: Tensor) -> dict[str, Tensor]:
         points = torch.cat([self.state["points"], point[None]])
         gain = hypervolume(points, self.reference) - hypervolume(self.state["points"], self.reference)
-        kept = points if gain > 0 else self.state["points"]
+        kept = points[front_ranks(points, torch.zeros(len(points))) == 0] if gain > 0 else self.state["points"]
         return {"points": kept, "multiplier": torch.tensor(0.5 + 1.5 * math.tanh(gain), dtype=torch.float64)}
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
