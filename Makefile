@@ -28,6 +28,7 @@ test-slow: env
 
 bench: env
 	$(BIN)/python -m tests.bench.test_bench_policy
+	$(BIN)/python -m tests.bench.test_bench_algebra
 
 lint: env
 	$(BIN)/ruff check .

@@ -218,12 +218,10 @@ def silent_rows(scores: Scores) -> Tensor:
 
 def side_by_side(names: tuple[str, ...], parts: Sequence[Scores]) -> Scores:
     """All columns of all parts; `total` is the first part's, for the caller to replace."""
-    kinds: list[dict[str, Any]] = [{"error": part.info["error"]} if "error" in part.info else {} for part in parts]
-    rows = len(parts[0].total)
-    errors = [[kind.get("error", [None] * rows)[i] for kind in kinds] for i in range(rows)]
     info = {key: value for part in parts for key, value in part.info.items() if key != "error"}
-    if any(kinds):
-        info["error"] = ["; ".join(filter(None, row)) or None for row in errors]
+    if any("error" in part.info for part in parts):
+        told = zip(*(part.info.get("error", [None] * len(part.total)) for part in parts), strict=True)
+        info["error"] = ["; ".join(filter(None, row)) or None for row in told]
     confidences = [part.valid.float() if part.confidence is None else part.confidence for part in parts]
     return Scores(
         names=names,
