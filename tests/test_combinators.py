@@ -20,13 +20,17 @@ from genalign.reward import (
     Gate,
     Geometric,
     Harmonic,
+    Hybrid,
     MarginalGain,
     Min,
     Pareto,
     Pick,
     Product,
     Repeat,
+    Runner,
+    Shape,
     Sharpness,
+    Sum,
 )
 from genalign.reward.ensemble import entropic
 from genalign.reward.means import geometric
@@ -206,6 +210,15 @@ def test_silent_members_leave_their_row_and_the_surest_is_the_nominal_one() -> N
     assert total(Ensemble(sure, "robust", nominal=0.25), 2) == pytest.approx([0.25 * 3 + 0.75, 1.0])
 
 
+def test_the_spread_of_an_ensemble_survives_nesting() -> None:
+    pair = Ensemble(parts([1.0, 2.0], [3.0, 2.0]))
+    for outer in (Sum([(pair, 2.0), says(0.0, 0.0, name="other")]), Shape(pair, "tanh"), Hybrid(pair, says(0.0, 0.0))):
+        scores = Runner(outer)(prompts(2, row=[0, 1]), texts("x", "y"))
+        assert scores.std is not None
+        assert scores.std[:, scores.names.index("ensemble")].tolist() == [1.0, 0.0]
+        assert scores.std.sum() == 1.0
+
+
 def test_repeat_averages_passes_and_keeps_their_std() -> None:
     passes = iter([[1.0, 2.0, None, NAN], [3.0, None, None, NAN], [8.0, 4.0, None, None]])
 
@@ -323,7 +336,8 @@ def test_the_share_in_a_maximum_has_the_right_gradient() -> None:
         (lambda p: Conditioned([]), "no parts to weigh"),
         (lambda p: DynamicWeights([p], "gradients"), "no by 'gradients'; did you mean 'gradient'"),
         (lambda p: DynamicWeights([p], reference=[0, 1]), "1 parts, but its reference 2"),
-        (lambda p: Min([p], name="says").aspects, "of its own name"),
+        (lambda p: Min([p], name="says").aspects, "two columns called 'says'"),
+        (lambda p: Shape(says(1.0, name="raw")).aspects, "two columns called 'raw'"),
     ],
 )
 def test_wrong_settings_are_one_sentence(build: Any, told: str) -> None:

@@ -85,10 +85,11 @@ class Summary(Combination):
 
     @property
     def aspects(self) -> tuple[str, ...]:
-        rest = (*self.own, *self.columns)
-        if self.name in rest:
-            raise UsageError(f"reward {self.name!r} has a part or a column of its own name; give it another name")
-        return (self.name, *rest)
+        names = (self.name, *self.own, *self.columns)
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UsageError(f"reward {self.name!r} has two columns called {twice!r}; give it or its part another name")
+        return names
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -124,7 +125,8 @@ class Summary(Combination):
     ) -> Scores:
         """The scores of a summary: total, readable, failed, confidence and std are (B,), as is each column of `own`.
 
-        confidence: None takes the least of the parts that said something, where any part has one.
+        confidence: None takes the least of the parts that said something, where any part has one. std: None, 0 beside
+        the parts' own.
         """
         total = torch.where(readable, total, 0.0)
         parts = side_by_side(self.columns, told)
@@ -133,11 +135,13 @@ class Summary(Combination):
         sure = None
         if confidence is not None:
             others = parts.valid.float() if parts.confidence is None else parts.confidence
-            mine = torch.where(readable, confidence, 0.0)[:, None]
-            sure = torch.cat([mine, readable[:, None].float().expand(-1, len(own)), others], 1)
-        spread = None
-        if std is not None:
-            spread = torch.cat([std[:, None], torch.zeros_like(std)[:, None].expand(-1, len(self.aspects) - 1)], 1)
+            first = torch.where(readable, confidence, 0.0)[:, None]
+            sure = torch.cat([first, readable[:, None].float().expand(-1, len(own)), others], 1)
+        spread = parts.std
+        if std is not None or spread is not None:
+            nothing = torch.zeros_like(total)
+            mine = torch.stack([nothing if std is None else std, *(nothing for _ in own)], 1)
+            spread = torch.cat([mine, torch.zeros_like(parts.values) if spread is None else spread], 1)
         head = torch.stack([total, *(torch.where(readable, column, 0.0) for column in own)], 1)
         width = head.shape[1]
         return replace(
@@ -222,6 +226,7 @@ def side_by_side(names: tuple[str, ...], parts: Sequence[Scores]) -> Scores:
     if any("error" in part.info for part in parts):
         told = zip(*(part.info.get("error", [None] * len(part.total)) for part in parts), strict=True)
         info["error"] = ["; ".join(filter(None, row)) or None for row in told]
+    stds = [torch.zeros_like(part.values) if part.std is None else part.std for part in parts]
     confidences = [part.valid.float() if part.confidence is None else part.confidence for part in parts]
     return Scores(
         names=names,
@@ -232,5 +237,6 @@ def side_by_side(names: tuple[str, ...], parts: Sequence[Scores]) -> Scores:
         total_valid=parts[0].total_valid,
         weights=torch.cat([part.weights for part in parts]),
         confidence=torch.cat(confidences, 1) if any(part.confidence is not None for part in parts) else None,
+        std=torch.cat(stds, 1) if any(part.std is not None for part in parts) else None,
         info=info,
     )
