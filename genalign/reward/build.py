@@ -16,6 +16,7 @@ from genalign.reward.algebra import Hybrid, Sum
 from genalign.reward.base import nearest, resolve_model
 from genalign.reward.exemplars import find_exemplars
 from genalign.reward.grammar import FORMS, build_form, entries, short
+from genalign.reward.grammar import check_keys as _check_keys
 from genalign.reward.harmonic import Harmonic
 from genalign.reward.worker import FileReward, find_file
 from genalign.types import Reward, UsageError
@@ -157,12 +158,6 @@ def _head(address: str, name: str, settings: dict[str, Any], folder: Path) -> Re
         return kind(**settings)
     except (TypeError, ValueError) as error:
         raise UsageError(f"the settings of reward {name!r} do not fit it: {error}") from error
-
-
-def _check_keys(what: str, given: Mapping[str, Any], known: set[str]) -> None:
-    unknown = next((key for key in given if key not in known), None)
-    if unknown is not None:
-        raise UsageError(f"reward {what!r} has no setting {unknown!r}{nearest(unknown, known)}")
 
 
 def _check_number(what: str, value: Any, spec: Any) -> None:

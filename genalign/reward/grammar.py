@@ -63,12 +63,12 @@ def build_form(key: str, content: Any, beside: Mapping[str, Any], build: Build) 
     form = FORMS[key]
     settings = dict(beside)
     if form.slots:
-        _check_keys(key, settings, {"name"})
+        check_keys(key, settings, {"name"})
         if not isinstance(content, Mapping) or not set(form.slots) <= set(content):
             raise UsageError(f"{key!r} takes a mapping with the keys {' and '.join(form.slots)}, not {short(content)}")
         settings |= {str(name): value for name, value in content.items() if name not in form.slots}
     known = set(list(inspect.signature(form.kind).parameters)[len(form.slots) or 1 :])
-    _check_keys(key, settings, known)
+    check_keys(key, settings, known)
     inside: list[Any]
     if form.slots:
         inside = [
@@ -107,7 +107,7 @@ def short(spec: Any) -> str:
     return text if len(text) < 80 else f"{text[:77]}..."
 
 
-def _check_keys(what: str, given: Mapping[str, Any], known: set[str]) -> None:
+def check_keys(what: str, given: Mapping[str, Any], known: set[str]) -> None:
     unknown = next((key for key in given if key not in known), None)
     if unknown is not None:
         raise UsageError(f"reward {what!r} has no setting {unknown!r}{nearest(unknown, known)}")
