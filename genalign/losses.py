@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genalign.types import Scores
+from genalign.types import Scores, UsageError
 
-AdvantageRule = Literal["sum_then_normalise", "normalise_then_sum"]
+AdvantageRule = Literal["sum_then_normalise", "normalise_then_sum", "lagrangian", "pareto"]
 Std = Literal["group", "batch", "none"]
 Baseline = Literal["group", "batch", "leave_one_out"]
 PreferenceLoss = Literal["sigmoid", "ipo", "hinge", "simpo"]
@@ -34,23 +34,23 @@ def advantages(
 
     group (B,) int64 names the siblings, which need not be adjacent. rule: "sum_then_normalise" centres and scales the
     reward's own total (GRPO, arXiv 2402.03300); "normalise_then_sum" does so with each weighted aspect, adds them up by
-    weight and divides by the std of the batch (GDPO, arXiv 2601.05242), an abstaining aspect adding nothing. std: a
-    centred score is divided by the unbiased std of its group, of all rows, or by 1 (Dr. GRPO, arXiv 2503.20783).
-    baseline: the mean of the group, of the batch (DDPO, arXiv 2305.13301) or of the siblings (RLOO, arXiv 2402.14740).
+    weight and divides by the std of the batch (GDPO, arXiv 2601.05242), an abstaining aspect adding nothing;
+    "lagrangian" mixes the advantages of the task and of each constraint, (N - sum l_i) A + sum l_i A_i (Constrained
+    RLHF), the task being the weighted sum of the aspects that are no constraint, an abstaining one adding nothing;
+    "pareto" takes minus the number of fronts before a row's own, among its siblings, for its score. std: a centred
+    score is divided by the unbiased std of its group, of all rows, or by 1 (Dr. GRPO, arXiv 2503.20783). baseline: the
+    mean of the group, of the batch (DDPO, arXiv 2305.13301) or of the siblings (RLOO, arXiv 2402.14740).
 
     counted is False, and the advantage 0, where a row was masked (its total cannot be read; one of its weighted aspects
     failed) or no aspect of it has spread; such rows leave the statistics of the others alone.
 
     Departs from the papers: (1) no epsilon is added to a healthy std; a column of a group whose std is at most 1e-4 of
     its largest |score| counts as constant instead. (2) The test is made per aspect, not on the sum.
+
+    Raises:
+        UsageError: rule "lagrangian", but the reward has no constraint, or nothing else.
     """
-    if rule == "sum_then_normalise":
-        values, valid, weights = scores.total[:, None], scores.total_valid[:, None], scores.total.new_ones(1)
-    else:
-        used = scores.weights != 0
-        failed = scores.failed[:, used].any(1, keepdim=True)
-        values, valid, weights = scores.values[:, used], scores.valid[:, used] & ~failed, scores.weights[used]
-    values = torch.where(valid, values, 0).double()  # (B,K)
+    values, valid, weights = _judged(scores, group, rule)
     names, index = torch.unique(group, return_inverse=True)
     if baseline == "batch":
         names, index = names[:1], torch.zeros_like(index)
@@ -73,6 +73,59 @@ def advantages(
         "frac_reward_zero_std": 1.0 - float(spread.any(1).double().mean()) if len(names) else 0.0,
     }
     return torch.where(counted, advantage, 0.0).float(), counted, log
+
+
+def _judged(scores: Scores, group: Tensor, rule: AdvantageRule) -> tuple[Tensor, Tensor, Tensor]:
+    """What an advantage rule compares among siblings: scores (B,C) fp64, where they count (B,C), their weights (C,)."""
+    if rule == "sum_then_normalise":
+        values, valid, weights = scores.total[:, None], scores.total_valid[:, None], scores.total.new_ones(1)
+        return torch.where(valid, values, 0).double(), valid, weights
+    used = scores.weights != 0
+    sound = ~scores.failed[:, used].any(1, keepdim=True)
+    values, valid, weights = scores.values.double(), scores.valid & sound, scores.weights
+    if rule == "normalise_then_sum":
+        return torch.where(valid, values, 0)[:, used], valid[:, used], weights[used]
+    if rule == "pareto":
+        complete = valid[:, used].all(1, keepdim=True)
+        better = torch.where(complete, values[:, used] * weights[used].sign(), torch.nan)
+        return -front_ranks(better, group).nan_to_num(0.0)[:, None], complete, weights.new_ones(1)
+    names = list(scores.names)
+    bound = [k for k, name in enumerate(names) if used[k] and {f"{name}/excess", f"{name}/multiplier"} <= set(names)]
+    task = [k for k in range(len(names)) if used[k] and k not in bound]
+    if not bound or not task:
+        raise UsageError("the advantage rule lagrangian needs a reward that is a sum of constraints and something else")
+    excess = [names.index(f"{names[k]}/excess") for k in bound]
+    learnt = [names.index(f"{names[k]}/multiplier") for k in bound]
+    _, index = torch.unique(group, return_inverse=True)
+    told = torch.where(valid, values, 0)
+    mean, *_ = _group_statistics(told, valid, index, int(index.max()) + 1 if len(index) else 0)
+    whole = (torch.where(valid, told, mean[index]) * weights)[:, task].sum(1, keepdim=True)
+    multiplier = told[:, learnt].sum(0) / valid[:, learnt].sum(0).clamp(min=1) * weights[bound]
+    share = weights[bound].sum() - multiplier.sum()
+    readable = valid[:, task].any(1, keepdim=True)
+    return (
+        torch.cat([torch.where(readable, whole, 0.0), told[:, excess]], 1),
+        torch.cat([readable, valid[:, excess]], 1),
+        torch.cat([share[None], multiplier]),
+    )
+
+
+def front_ranks(values: Tensor, group: Tensor) -> Tensor:
+    """(B,) fp64: how many fronts of its siblings come before a row's own, 0 where no sibling beats it.
+
+    values (B,K), more is better; a row is beaten by one that is at least as good in every column and better in one. A
+    row with a value that is not finite is in no front, and has rank NaN.
+    """
+    import moocore
+
+    rank = torch.full((len(values),), torch.nan, dtype=torch.float64)
+    finite = torch.isfinite(values).all(1)
+    for name in torch.unique(group):
+        rows = torch.nonzero((group == name) & finite).flatten()
+        if len(rows):
+            points = values[rows].double().cpu().numpy()
+            rank[rows] = torch.from_numpy(moocore.pareto_rank(points, maximise=True)).double()
+    return rank
 
 
 def _group_statistics(x: Tensor, valid: Tensor, index: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -221,6 +221,11 @@ def check_fit(method: Method, reward: Reward | None) -> None:
             f"method {method.name} needs gradients of the reward, but reward {reward.name} is not differentiable; "
             f"take a differentiable reward such as clip, or a method that only needs scores"
         )
+    if reward is not None and "constraints" in method.needs and not any(a.endswith("/excess") for a in reward.aspects):
+        raise UsageError(
+            f"method.advantage is lagrangian, but reward {reward.name} has no constraint; put one beside the task in a "
+            f"sum (key 'constraint'), or take another advantage"
+        )
     if reward is not None and "pairs" in method.needs and "reward" not in method.needs:
         raise UsageError(
             f"method {method.name} learns from labelled pairs and would never ask reward {reward.name}; "

@@ -432,8 +432,8 @@ class Experience:
 class Method(Protocol):
     """What you collect and what you lose.
 
-    needs: any of "rollout", "pairs", "reference", "reward", "forward" (a policy that is Fitting) and "reward_grad" (a
-    differentiable reward, and a policy that is Pathwise).
+    needs: any of "rollout", "pairs", "reference", "reward", "constraints" (in the reward), "forward" (a policy that is
+    Fitting) and "reward_grad" (a differentiable reward, and a policy that is Pathwise).
     """
 
     name: str

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from genalign.reward import FunctionReward, save_head
 from genalign.types import Media, Prompt, Track
@@ -32,6 +33,11 @@ def says(*rows: Any, name: str = "says", needs: Sequence[str] = ()) -> FunctionR
         return [rows[fact["row"]] for fact in facts]
 
     return FunctionReward(told, name=name, needs=needs)
+
+
+def table(rows: int, columns: int, seed: int = 0) -> Tensor:
+    """Random scores in [0.1, 0.9], (rows, columns)."""
+    return 0.1 + 0.8 * torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
 def tiny_clip(folder: Path, interpolation: str = "bicubic", resize_mode: str = "shortest") -> Path:

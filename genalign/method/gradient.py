@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
+from genalign.groups import consistency_blend, difficulty_scale
 from genalign.losses import advantages, ppo_clip
 from genalign.method.common import (
     check_noise,
@@ -39,8 +40,13 @@ class GradientSettings(MethodSettings):
         "rloo": {"group": 4, "baseline": "leave_one_out", "std": "none", "loss_per": "row", "clip_nats": (0.22, 0.18)},
     }
 
-    advantage: Literal["sum_then_normalise", "normalise_then_sum"] = "sum_then_normalise"
-    """Normalise the reward's total, or each of its aspects before they are summed (GDPO)."""
+    advantage: Literal["sum_then_normalise", "normalise_then_sum", "lagrangian", "pareto"] = "sum_then_normalise"
+    """Normalise the reward's total, or each of its aspects before they are summed (GDPO); or mix task and constraints
+    by the constraints' multipliers; or go by Pareto fronts among siblings, without weights."""
+    dead_groups: Literal["skip", "global"] = "skip"
+    """What a group whose samples all score alike teaches: nothing, or how it did among the groups (COPO's blend)."""
+    difficulty: Literal["none", "hard", "easy"] = "none"
+    """Which prompts' advantages count more, by their mean score and their spread (GRPO-S); none: all the same."""
     std: Literal["group", "batch", "none"] = "group"
     """Divide a centred score by the standard deviation of its group, of the whole batch, or not at all."""
     baseline: Literal["group", "batch", "leave_one_out"] = "group"
@@ -73,13 +79,14 @@ class PolicyGradient:
     Departs from the papers: (1) The loss is divided by the steps (or rows) that count over all ranks, so that ranks,
     accumulation and dropped rows change nothing. (2) The clip range is in nats of the summed log-ratio. (3) The KL term
     is the closed form where the policy has one, else k3, over the rows that count. (4) Nothing moves when no group has
-    spread.
+    spread (but see `dead_groups`).
     """
 
     def __init__(self, settings: GradientSettings) -> None:
         self.settings = settings
         self.name = settings.name
-        self.needs = frozenset({"rollout", "reward", *(["reference"] if settings.kl_beta else [])})
+        asks = {"reference": settings.kl_beta > 0, "constraints": settings.advantage == "lagrangian"}
+        self.needs = frozenset({"rollout", "reward", *(need for need, wanted in asks.items() if wanted)})
 
     def collect(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
@@ -89,6 +96,10 @@ class PolicyGradient:
         check_noise(trajectory, self.name)
         everyone, group, here = over_ranks(scores, trajectory.group)
         advantage, counted, spread = advantages(everyone, group, s.advantage, s.std, s.baseline)
+        if s.difficulty != "none":
+            advantage = advantage * difficulty_scale(everyone, group, s.difficulty)
+        if s.dead_groups == "global":
+            advantage, counted = consistency_blend(advantage, counted, everyone, group)
         if s.advantage_clip is not None:
             advantage = advantage.clamp(-s.advantage_clip, s.advantage_clip)
         return Experience(

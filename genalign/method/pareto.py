@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genalign.losses import RELATIVE_FLOOR
+from genalign.losses import RELATIVE_FLOOR, front_ranks
 from genalign.method.common import check_noise, over_ranks, reward_log, rollout_seed, to_cpu
 from genalign.method.gradient import GradientSettings, PolicyGradient
 from genalign.method.settings import MethodSettings
@@ -156,13 +156,7 @@ def nondominated(values: Tensor, group: Tensor) -> Tensor:
 
     Equal rows stand together. A row with a value that is not finite is in no front and dominates nothing.
     """
-    import moocore
-
-    mask = torch.zeros(len(values), dtype=torch.bool)
-    for rows in _complete_groups(values, group):
-        points = values[rows].double().numpy()
-        mask[rows] = torch.from_numpy(moocore.is_nondominated(points, maximise=True, keep_weakly=True))
-    return mask
+    return front_ranks(values, group) == 0
 
 
 def best_share(values: Tensor, group: Tensor, share: float) -> Tensor:

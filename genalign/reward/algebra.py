@@ -5,82 +5,21 @@ Each part is asked under guard: a part that breaks masks rows, it does not end t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from genalign.reward.base import (
-    Missing,
-    Scope,
-    aspect_weights,
-    column,
-    combine,
-    digest,
-    nearest,
-    total_confidence,
-    widest,
-)
-from genalign.reward.runner import guarded
+from genalign.reward.base import Missing, Scope, aspect_weights, combine, digest, nearest, total_confidence, widest
+from genalign.reward.combination import Combination, Summary, lost_rows, side_by_side, silent_rows
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 Mode = Literal["confidence", "fallback", "stratified"]
 
 
-class _Combination:
-    """Names, needs and state of several rewards taken together."""
-
-    name: str
-
-    def __init__(self, parts: Sequence[Reward]) -> None:
-        self.parts = tuple(parts)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset().union(*(part.needs for part in self.parts))
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The parts' aspects, one after the other.
-
-        Raises:
-            UsageError: two of them have the same name.
-        """
-        names = [column(part, aspect) for part in self.parts for aspect in part.aspects]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise UsageError(f"two parts of reward {self.name!r} are called {twice!r}; give one of them another name")
-        return tuple(names)
-
-    @property
-    def differentiable(self) -> bool:
-        return all(part.differentiable for part in self.parts)
-
-    def update(self, scores: Scores, step: int) -> None:
-        """Each part sees its own columns."""
-        for part in self.parts:
-            mine = [scores.names.index(column(part, aspect)) for aspect in part.aspects]
-            values, valid, failed = scores.values[:, mine], scores.valid[:, mine], scores.failed[:, mine]
-            weights = aspect_weights(part)
-            total, readable = combine(values, valid, failed, weights, None, "zero_advantage")
-            confidence = None if scores.confidence is None else scores.confidence[:, mine]
-            part.update(Scores(part.aspects, values, valid, failed, total, readable, weights, confidence), step)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {f"{part.name}.{key}": value for part in self.parts for key, value in part.state_dict().items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for part in self.parts:
-            prefix = f"{part.name}."
-            part.load_state_dict({key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)})
-
-    def _ask(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> list[Scores]:
-        return [guarded(part, prompts, media, group) for part in self.parts]
-
-
-class Sum(_Combination):
+class Sum(Combination):
     """Weighted sum of the parts' totals; where a part abstains, `missing` decides (see `base.combine`).
 
     parts: (reward, weight) pairs, or rewards of weight 1; weight 0 only logs. Each aspect of a part counts
@@ -122,16 +61,16 @@ class Sum(_Combination):
         total, total_valid = combine(
             torch.stack([scores.total for scores in told], 1),
             torch.stack([scores.total_valid for scores in told], 1),
-            torch.stack([_lost(scores) for scores in told], 1),
+            torch.stack([lost_rows(scores) for scores in told], 1),
             torch.tensor(self.part_weights),
             group,
             self.missing,
         )
         weights = torch.cat([s.weights * weight for s, weight in zip(told, self.part_weights, strict=True)])
-        return replace(_side_by_side(self.columns, told), total=total, total_valid=total_valid, weights=weights)
+        return replace(side_by_side(self.columns, told), total=total, total_valid=total_valid, weights=weights)
 
 
-class Hybrid(_Combination):
+class Hybrid(Summary):
     """A rule that knows how sure it is, and a learned reward for what it does not know; images and text alike.
 
     With rule r, its confidence c in [0,1] (0 where it abstains; 1 where a rule does not say) and model m:
@@ -163,26 +102,10 @@ class Hybrid(_Combination):
             raise UsageError(
                 f"alpha of hybrid {name!r} is {alpha:g}; it must lie between 0 and 0.5 to keep classes apart"
             )
-        super().__init__([rule, model])
-        self.name, self.mode, self.alpha, self.threshold = name, mode, alpha, threshold
-
-    @property
-    def aspects(self) -> tuple[str, ...]:
-        return (self.name, *self.columns)
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return (1.0, *(0.0 for _ in self.columns))
-
-    @property
-    def looks_at(self) -> Scope:
-        siblings: Scope = "group" if self.mode == "stratified" else "sample"
-        return widest([siblings, *(part.looks_at for part in self.parts)])
-
-    @property
-    def version(self) -> str:
-        strata = (self.alpha, self.threshold) if self.mode == "stratified" else None
-        return digest("hybrid", self.name, self.mode, strata, [part.version for part in self.parts])
+        super().__init__([rule, model], name)
+        self.mode, self.alpha, self.threshold = mode, alpha, threshold
+        self.siblings = mode == "stratified"
+        self.settings = (mode, (alpha, threshold) if mode == "stratified" else None)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         rule, model = self._ask(prompts, media, group)
@@ -191,27 +114,13 @@ class Hybrid(_Combination):
             total, readable, lost = self._stratified(rule, model, group)
         else:
             share = sure if self.mode == "confidence" else rule.total_valid.to(sure)
-            share = torch.where(_abstains(model) & rule.total_valid, 1.0, share)
-            share = torch.where(_abstains(rule), 0.0, share)
-            lost = (_lost(rule) & ~_abstains(rule)) | (_lost(model) & (share < 1))
+            share = torch.where(silent_rows(model) & rule.total_valid, 1.0, share)
+            share = torch.where(silent_rows(rule), 0.0, share)
+            lost = (lost_rows(rule) & ~silent_rows(rule)) | (lost_rows(model) & (share < 1))
             readable = ~lost & ((rule.total_valid & (share > 0)) | (model.total_valid & (share < 1)))
             total = share * rule.total + (1 - share) * model.total
-        total = torch.where(readable, total, 0.0)
-        parts = _side_by_side(self.columns, [rule, model])
         confidence = torch.where(rule.total_valid, sure, total_confidence(model))
-        others = parts.valid.float() if parts.confidence is None else parts.confidence
-        return replace(
-            parts,
-            names=self.aspects,
-            values=torch.cat([total[:, None], parts.values], 1),
-            valid=torch.cat([readable[:, None], parts.valid], 1),
-            failed=torch.cat([lost[:, None], parts.failed], 1),
-            total=total,
-            total_valid=readable,
-            weights=torch.tensor(self.weights),
-            confidence=torch.cat([torch.where(readable, confidence, 0.0)[:, None], others], 1),
-            std=None,
-        )
+        return self.say([rule, model], total, readable, lost, confidence=confidence)
 
     def _stratified(self, rule: Scores, model: Scores, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         right = rule.total >= self.threshold
@@ -222,42 +131,33 @@ class Hybrid(_Combination):
                 rows = (siblings == name) & kind & rule.total_valid & model.total_valid
                 if rows.any():
                     scaled = torch.where(rows, _min_max(model.total, rows), scaled)
-        lost = _lost(rule) | (_lost(model) & rule.total_valid)
+        lost = lost_rows(rule) | (lost_rows(model) & rule.total_valid)
         return right.to(scaled) + self.alpha * scaled, rule.total_valid & ~lost, lost
+
+
+class Pick(Summary):
+    """One aspect of a reward that has several, as a reward of its own, with the aspect's confidence and masks.
+
+    Raises:
+        UsageError: the reward has no such aspect; the nearest is named.
+    """
+
+    def __init__(self, part: Reward, aspect: str, name: str = "pick") -> None:
+        super().__init__([part], name)
+        if aspect not in part.aspects:
+            raise UsageError(f"reward {part.name!r} has no aspect {aspect!r}{nearest(str(aspect), part.aspects)}")
+        self.settings = (aspect,)
+        self.index = part.aspects.index(aspect)
+
+    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        (told,) = self._ask(prompts, media, group)
+        k = self.index
+        sure, spread = (None if column is None else column[:, k] for column in (told.confidence, told.std))
+        failed, valid = told.failed[:, k], told.valid[:, k]
+        return self.say([told], told.values[:, k], valid, failed, confidence=sure, std=spread)
 
 
 def _min_max(values: Tensor, rows: Tensor) -> Tensor:
     """Affine map that sends the least of `rows` to -1 and the greatest to 1; 0 where they are equal."""
     low, high = values[rows].min(), values[rows].max()
     return (2 * (values - low) / (high - low) - 1) if high > low else torch.zeros_like(values)
-
-
-def _lost(scores: Scores) -> Tensor:
-    """(B,) rows whose total is missing because something that counts went wrong."""
-    return scores.failed[:, scores.weights != 0].any(1) & ~scores.total_valid
-
-
-def _abstains(scores: Scores) -> Tensor:
-    return ~scores.total_valid & ~_lost(scores)
-
-
-def _side_by_side(names: tuple[str, ...], parts: Sequence[Scores]) -> Scores:
-    """All columns of all parts; `total` is the first part's, for the caller to replace."""
-    kinds: list[dict[str, Any]] = [{"error": part.info["error"]} if "error" in part.info else {} for part in parts]
-    rows = len(parts[0].total)
-    errors = [[kind.get("error", [None] * rows)[i] for kind in kinds] for i in range(rows)]
-    info = {key: value for part in parts for key, value in part.info.items() if key != "error"}
-    if any(kinds):
-        info["error"] = ["; ".join(filter(None, row)) or None for row in errors]
-    confidences = [part.valid.float() if part.confidence is None else part.confidence for part in parts]
-    return Scores(
-        names=names,
-        values=torch.cat([part.values for part in parts], 1),
-        valid=torch.cat([part.valid for part in parts], 1),
-        failed=torch.cat([part.failed for part in parts], 1),
-        total=parts[0].total,
-        total_valid=parts[0].total_valid,
-        weights=torch.cat([part.weights for part in parts]),
-        confidence=torch.cat(confidences, 1) if any(part.confidence is not None for part in parts) else None,
-        info=info,
-    )

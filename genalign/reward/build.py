@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import yaml
 from genalign.reward.algebra import Hybrid, Sum
 from genalign.reward.base import nearest
 from genalign.reward.exemplars import find_exemplars
+from genalign.reward.grammar import FORMS, build_form, entries, short
+from genalign.reward.grammar import check_keys as _check_keys
 from genalign.reward.harmonic import Harmonic
 from genalign.reward.pairwise import Difference, Gpm, Preference, Versus, WinRate
 from genalign.reward.presets import PRESETS, calibrated, how_to_get, tell_licence
@@ -33,9 +36,13 @@ HEADS = {
     "judge-score": "genalign.reward.judges:ScoreJudge",
     "judge-compare": "genalign.reward.comparing:CompareJudge",
     "judge-rank": "genalign.reward.comparing:RankJudge",
+    "length": "genalign.reward.rules:Length",
+    "budget": "genalign.reward.rules:Budget",
+    "format": "genalign.reward.rules:Format",
+    "repetition": "genalign.reward.rules:Repetition",
 }
 PAIRWISE = {"winrate": WinRate, "versus": Versus}
-KINDS = ("use", "sum", "hybrid", "harmonic", *PAIRWISE)
+KINDS = ("use", "sum", "hybrid", "harmonic", *PAIRWISE, *FORMS)
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,7 +73,7 @@ def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
         unknown = next((str(key) for key in spec if key not in KINDS), "")
         told = f"has {' and '.join(kinds)}" if kinds else "has none"
         raise UsageError(
-            f"a reward mapping needs exactly one of the keys {', '.join(KINDS)}, but {_short(spec)} {told}"
+            f"a reward mapping needs exactly one of the keys {', '.join(KINDS)}, but {short(spec)} {told}"
             f"{nearest(unknown, KINDS) if not kinds else ''}"
         )
     rest = {str(key): value for key, value in spec.items() if key != kinds[0]}
@@ -74,6 +81,8 @@ def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
         if not isinstance(spec["use"], str):
             raise UsageError(f"'use' takes a name, not {spec['use']!r}")
         return _from_name(spec["use"], rest, folder)
+    if kinds[0] in FORMS:
+        return build_form(kinds[0], spec[kinds[0]], rest, partial(build_reward, folder=folder))
     if kinds[0] == "sum":
         return _sum(spec["sum"], rest, folder)
     if kinds[0] == "harmonic":
@@ -110,20 +119,12 @@ def _sum(items: Any, rest: dict[str, Any], folder: Path) -> Reward:
 
 
 def _weighted(what: str, items: Any, folder: Path) -> list[tuple[Reward, float]]:
-    if not isinstance(items, list):
-        raise UsageError(f"{what!r} takes a list of rewards, not {_short(items)}")
-    parts: list[tuple[Reward, float]] = []
-    for item in items:
-        weight = item.get("weight", 1.0) if isinstance(item, Mapping) else 1.0
-        _check_number("weight", weight, item)
-        bare = {key: value for key, value in item.items() if key != "weight"} if isinstance(item, Mapping) else item
-        parts.append((build_reward(bare, folder), float(weight)))
-    return parts
+    return entries(what, items, partial(build_reward, folder=folder), ("weight", 1.0))
 
 
 def _hybrid(settings: Any, rest: dict[str, Any], folder: Path) -> Reward:
     if not isinstance(settings, Mapping) or not {"rule", "model"} <= set(settings):
-        raise UsageError(f"'hybrid' takes a mapping with the keys rule and model, not {_short(settings)}")
+        raise UsageError(f"'hybrid' takes a mapping with the keys rule and model, not {short(settings)}")
     _check_keys("hybrid", rest, {"name"})
     options = {str(key): value for key, value in settings.items() if key not in ("rule", "model")}
     _check_keys("hybrid", options, {"rule", "model", "mode", "alpha", "threshold"})
@@ -213,17 +214,6 @@ def _head(address: str, name: str, settings: dict[str, Any], folder: Path) -> Re
         raise UsageError(f"the settings of reward {name!r} do not fit it: {error}") from error
 
 
-def _check_keys(what: str, given: Mapping[str, Any], known: set[str]) -> None:
-    unknown = next((key for key in given if key not in known), None)
-    if unknown is not None:
-        raise UsageError(f"reward {what!r} has no setting {unknown!r}{nearest(unknown, known)}")
-
-
 def _check_number(what: str, value: Any, spec: Any) -> None:
     if not isinstance(value, int | float):
-        raise UsageError(f"the {what} of {_short(spec)} is {value!r}; it must be a number")
-
-
-def _short(spec: Any) -> str:
-    text = repr(spec)
-    return text if len(text) < 80 else f"{text[:77]}..."
+        raise UsageError(f"the {what} of {short(spec)} is {value!r}; it must be a number")

@@ -88,10 +88,14 @@ def test_a_served_reward_is_asked_once_a_part() -> None:
     assert calls == [4] * PARTS
 
 
-if __name__ == "__main__":
+def main() -> None:
     told = hidden()
     longer = max(told["sampling"], told["scoring"])
     print({name: round(value, 3) for name, value in told.items()}, f"both / longer = {told['both'] / longer:.3f}")
     cost = overhead()
     added = cost["runner"] / cost["bare"] - 1
     print({name: f"{1000 * value:.2f} ms" for name, value in cost.items()}, f"the Runner adds {100 * added:.1f}%")
+
+
+if __name__ == "__main__":
+    main()
