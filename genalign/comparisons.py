@@ -84,6 +84,7 @@ class Comparisons:
     _places: dict[Any, int] = field(default_factory=dict)
 
     def group(self, name: Any) -> int:
+        """The number of a prompt, new or known."""
         return self.groups.setdefault(name, len(self.groups))
 
     def item(self, prompt: str, value: Any, kind: Kind | None = None, asked: Any = None) -> int:

@@ -84,11 +84,11 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(plain, dict):
         raise UsageError(f"{path} holds no recipe; its top-level keys are {', '.join(Recipe.model_fields)}")
     for override in overrides:
-        _override(plain, override)
+        apply_override(plain, override)
     try:
         parsed = Recipe.model_validate(plain)
     except ValidationError as error:
-        raise UsageError(f"recipe {path}: {_sentence(error)}") from error
+        raise UsageError(f"recipe {path}: {sentence(error, Recipe)}") from error
     parsed._folder, parsed._name = path.resolve().parent, path.stem
     return parsed
 
@@ -236,7 +236,7 @@ def read_yaml(path: Path) -> Any:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def _override(plain: dict[str, Any], override: str) -> None:
+def apply_override(plain: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *parents, last = key.split(".")
     if not equals or not all(key.split(".")):
@@ -255,16 +255,18 @@ def _override(plain: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first complaint of pydantic as one sentence, an unknown key with the nearest known one."""
+def sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first complaint of pydantic about a `model` as one sentence, an unknown key with the nearest known one."""
     first = error.errors()[0]
     *parents, last = first["loc"] or ("",)
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        known = list(_fields_at(Recipe, [str(part) for part in parents]))
+        known = list(_fields_at(model, [str(part) for part in parents]))
         return f"there is no key {where!r}{nearest(str(last), known)}"
     if first["type"] == "missing":
         return f"the key {where!r} is missing"
+    if first["type"] == "value_error" and not where:  # two keys that do not go together
+        return str(first["ctx"]["error"])
     given = first.get("input")
     return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {given!r}"
 

@@ -80,6 +80,9 @@ class Mixture(_Personal):
     Where the user is known, w is what Hedge makes of his pairs; a stranger's is the router's, which reads the features
     (the prompt is among them).
 
+    It learns without asking who judged, so exactly opposite tastes leave open along which axis they differ: where users
+    are known and little is shared, take ideal points.
+
     Departs from the paper: the router reads both samples' mean while it learns, and the sample itself when it scores.
     """
 
