@@ -128,10 +128,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--reward", nargs="+", default=[], metavar="R", help="further rewards to measure")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
 
-    sub = verb("fit-reward", fit_reward, "fit a reward that reads noisy latents, to guide sampling by (method nrg)")
+    sub = verb("fit-reward", fit_reward, "fit a reward to preferences, or one that reads noisy latents (method nrg)")
     sub.add_argument("recipe", metavar="RECIPE", help="a .yaml file, or a name from `genalign ls recipes`")
     sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
     sub.add_argument("--out", type=Path, metavar="DIR", help="default: runs/fit-RECIPE; a killed fit goes on there")
+
+    sub = verb("eval-reward", eval_reward, "measure a reward against judged samples")
+    sub.add_argument("reward", metavar="REWARD", help="a reward file or folder, file.py:function, or a shipped reward")
+    sub.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="judged samples, as public sets have them"
+    )
+    sub.add_argument("--against", metavar="R", help="another reward: its distance, and what it thinks of the best of n")
+    sub.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples at a time (default: 64)")
+    sub.add_argument("--json", action="store_true", help="one JSON object a line")
 
     verb("doctor", doctor, "say what this installation can do")
 
@@ -233,6 +242,12 @@ def fit_reward(args: argparse.Namespace) -> None:
     from genalign.fitting import fit_reward as fit
 
     fit(args)
+
+
+def eval_reward(args: argparse.Namespace) -> None:
+    from genalign.eval_reward import evaluate_reward
+
+    evaluate_reward(args)
 
 
 def doctor(args: argparse.Namespace) -> int:
