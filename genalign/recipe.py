@@ -25,12 +25,13 @@ from genalign.loop import TrainSettings
 from genalign.method import build_method
 from genalign.method.guidance import Guidance
 from genalign.method.settings import MethodSettings
+from genalign.monitor import Monitor
 from genalign.places import data_path, fetch_model, find, modality_of, model_path, nearest, portable, recipe_path
 from genalign.policy import load_policy
 from genalign.policy.settings import PolicySettings
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.noisy import NoisyReward
-from genalign.types import Method, Policy, Reward, UsageError
+from genalign.types import Method, Policy, Reward, UsageError, Weights
 
 
 class Recipe(BaseModel):
@@ -108,6 +109,7 @@ class Built:
     eval_prompts: Prompts | None = None
     eval_rewards: list[Reward] = field(default_factory=list)
     held_out: Reward | None = None
+    monitor: Monitor | None = None
 
     @cached_property
     def policy(self) -> Policy:
@@ -147,7 +149,24 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
             built.eval_rewards.insert(0, reward)
         if settings.held_out is not None:
             built.held_out = _reward(settings.held_out, folder, modality, prompts)
+    built.monitor = _monitor(built, modality)
     return built
+
+
+def _monitor(built: Built, modality: str) -> Monitor | None:
+    settings, folder = built.recipe.train.monitor, built.recipe.folder
+    if settings is None:
+        return None
+    prompts = built.eval_prompts or built.data
+    if settings.prompts is not None:
+        prompts = read_prompts(data_path(settings.prompts, folder))
+    held_out = [_reward(spec, folder, modality, prompts) for spec in settings.held_out]
+    if not held_out and built.held_out is not None and settings.prompts is None:
+        held_out = [built.held_out]
+    if not held_out:
+        raise UsageError("train.monitor has no reward to follow; name some in train.monitor.held_out")
+    weights: Weights = "policy" if built.recipe.train.ema is None else "ema"
+    return Monitor(settings, list(prompts), built.reward, held_out, weights)
 
 
 def _reward(spec: str | dict[str, Any], folder: Path, modality: str, prompts: Prompts) -> Reward:

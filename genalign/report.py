@@ -174,6 +174,7 @@ def _charts(rows: Sequence[Mapping[str, float]]) -> str:
         ],
         "rewards/accuracies": ["rewards/accuracies"],
     }
+    groups |= {key: [key] for key in keys if key.startswith("monitor/") and key != "monitor/alarm"}
     drawn = [chart(title, {key: _curve(rows, key) for key in group}) for title, group in groups.items()]
     return f"<h2>Training</h2>{''.join(f'<figure>{svg}</figure>' for svg in drawn if svg)}"
 
