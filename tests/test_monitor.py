@@ -177,7 +177,7 @@ def test_a_watched_run_from_the_command_line(tmp_path: Path):
     assert changed_key(load_recipe(recipe).resolved(), other) is not None
     assert (
         changed_key(load_recipe(recipe).resolved(), other, MAY_CHANGE) is None
-    )  # a resumed run may be watched otherwise
+    )  # resumed, watched otherwise
 
 
 def test_what_is_followed_by_default(tmp_path: Path):
