@@ -55,8 +55,8 @@ class SetReward(Stateless):
     pictures with their texts; where exemplars are texts, the mean difference between the two modalities is taken from
     these and added. level: "sample" scores each image alone against the exemplars (frechet, kernel). credit:
     "leave_one_out", (n - 1) (value of the set - value without the sample); "swap", for pairs of siblings (the j-th of a
-    prompt's first half with the j-th of its second): n / 2 times what the better set of one of each loses by exchanging them, and
-    leave_one_out where no two samples are siblings, as in an evaluation.
+    prompt's first half with the j-th of its second): n / 2 times what the better set of one of each loses by exchanging
+    them, and leave_one_out where no two samples are siblings, as in an evaluation.
     components: compare on this many principal components of the exemplars only. order: of vendi, 1 or 2.
 
     A Frechet distance of few samples rewards lost variance: keep n >= 8 dims (by components), or take kernel. Every
