@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from genalign.comparisons import Comparison, Comparisons, read_comparisons
+from genalign.places import find
 from genalign.reward import Runner, build_reward, check_needs, measures
 from genalign.types import Reward, UsageError
 
@@ -22,7 +23,7 @@ Sample = tuple[int, str]  # an item, and whose taste it is judged by
 
 def evaluate_reward(args: Namespace) -> list[dict[str, Any]]:
     """Print what `report` says, as a table or as one JSON object a line."""
-    found = read_comparisons(args.data)
+    found = read_comparisons(find(str(args.data), Path(), "assets") or args.data)
     reward = build_reward(args.reward, Path())
     other = None if args.against is None else build_reward(args.against, Path())
     for asked in (reward, *([other] if other is not None else [])):

@@ -122,9 +122,12 @@ def test_what_votes_settle():
     assert settle(p, votes, "flip", share=1.0)[0].tolist() == [1.0, 0.0, 0.0, 0.5, 0.0]
     assert not none.any()
     assert settle(p, votes, "margin")[1].tolist() == [3.0, 0.0, 2.0, 0.0, 0.0]
-    soft, _ = settle(p, votes, "soften")
+    soft, _ = settle(p, votes, "soften", share=0.2)
     assert soft[3] == 0.5
-    assert soft[0].item() == pytest.approx((sigmoid(2) + sigmoid(4)) / 2)
+    for place, vote in ((0, 3.0), (1, -2.0), (4, -0.5)):  # Bayes: a label that is right in 4 of 5, and the vote's odds
+        odds = 4 * math.exp(vote)
+        assert soft[place].item() == pytest.approx(odds / (1 + odds))
+    assert soft[2].item() == pytest.approx(1 / (1 + 4 * math.exp(2.0)))  # the second one was preferred, and voted for
 
 
 def test_mixture_in_a_loop_and_of_one_reward_is_bradley_terry():

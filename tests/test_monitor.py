@@ -175,9 +175,7 @@ def test_a_watched_run_from_the_command_line(tmp_path: Path):
     assert "monitor/sharpness" in (tmp_path / "run/report.html").read_text()
     other = load_recipe(recipe, ["train.monitor.every=5"]).resolved()
     assert changed_key(load_recipe(recipe).resolved(), other) is not None
-    assert (
-        changed_key(load_recipe(recipe).resolved(), other, MAY_CHANGE) is None
-    )  # resumed, watched otherwise
+    assert changed_key(load_recipe(recipe).resolved(), other, MAY_CHANGE) is None  # resumed, watched otherwise
 
 
 def test_what_is_followed_by_default(tmp_path: Path):

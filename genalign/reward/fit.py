@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genalign.reward.fit_heads import PairHead, ScalarHead, SkewHead, preference_loss, strangers
 from genalign.reward.fit_losses import between, gradient_penalty, regression, settle
+from genalign.reward.measures import temperature
 from genalign.reward.personal import IdealPoints, LatentUser, Mixture
 from genalign.types import GenalignError, UsageError
 
@@ -67,8 +68,8 @@ class VoteSettings(BaseModel):
     """flip labels that the voters contradict; soften all labels; or demand the strength as a margin."""
     voters: int = Field(default=5, ge=1)
     """Linear heads; each is fitted twice, on either half of the prompts, and votes on the other."""
-    share: float = Field(default=0.2, gt=0, le=1)
-    """Of flip: at most this share of all labels turns round."""
+    share: float = Field(default=0.2, gt=0, lt=1)
+    """How many of the labels may be wrong: at most so many are flipped; softened labels are sure up to this."""
 
 
 class FitSettings(BaseModel):
@@ -182,7 +183,11 @@ def fit_head(plan: Fit, lesson: Lesson, users: int = 0) -> Any:
 
 
 def vote(plan: Fit, lesson: Lesson) -> Tensor:
-    """(M,N): what M pairs of linear heads make of each pair, always by the one that did not see its prompt."""
+    """(M,N): what M pairs of linear heads make of each pair, in logits, always by the one that did not see its prompt.
+
+    Heads on few pairs are too sure of themselves: the votes are divided by the temperature at which they agree best
+    with the labels, which they have not seen.
+    """
     assert plan.votes is not None
     plain = Fit(fit=plan.fit.model_copy(update={"lipschitz": None}))
     told = torch.zeros(plan.votes.voters, len(lesson))
@@ -196,7 +201,8 @@ def vote(plan: Fit, lesson: Lesson) -> Tensor:
             head = fit_head(plain, lesson.select(seen.nonzero()[:, 0]))
             rest = (~seen).nonzero()[:, 0]
             told[m, rest] = compare(head, lesson.select(rest))
-    return told
+    scale = temperature(lesson.p.double().numpy(), told.mean(0).double().numpy())
+    return told / scale if math.isfinite(scale) else told
 
 
 @torch.no_grad()

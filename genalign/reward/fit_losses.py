@@ -100,13 +100,13 @@ def between(a: Tensor, b: Tensor, generator: torch.Generator | None = None) -> T
 def settle(p: Tensor, votes: Tensor, how: Settling, share: float = 0.1) -> tuple[Tensor, Tensor]:
     """Labels and margins (N,), (N,) after a vote (Secrets of RLHF II, arXiv 2401.06080, section 2).
 
-    p: labels. votes (M,N): the deltas of M rewards that did not see the pair. A pair's strength is the mean vote for
-    the preferred one. "flip": of the pairs with a negative strength, at most a `share` of all, the most negative ones
-    turn round. "soften": a label becomes the mean of the voters' own probabilities, ties stay ties. "margin": the
+    p: labels. votes (M,N): the leads, in logits, that M rewards see which did not learn from the pair. A pair's strength
+    is the mean vote for the preferred one; share: how many of the labels are thought to be wrong. "flip": of the pairs
+    with a negative strength, at most a `share` of all, the most negative ones turn round. "soften": the posterior of
+    the label, s(strength + log((1 - share) / share)), votes and label being two witnesses; ties stay ties. "margin": the
     strength is the margin, where it is positive; contradicted pairs have none.
 
-    Departs from the paper: it cuts the data into deciles of strength with hand-set label shares; here a label that is
-    softened is as soft as the votes are.
+    Departs from the paper, which cuts the data into groups of like strength and treats each by hand.
     """
     lead = torch.where(p >= 0.5, 1.0, -1.0).to(votes)
     strength = lead * votes.mean(0)
@@ -114,7 +114,8 @@ def settle(p: Tensor, votes: Tensor, how: Settling, share: float = 0.1) -> tuple
     if how == "margin":
         return p, torch.where(p == 0.5, none, strength.clamp(min=0))
     if how == "soften":
-        return torch.where(p == 0.5, p, votes.sigmoid().mean(0)), none
+        sure = (strength + math.log((1 - share) / share)).sigmoid()
+        return torch.where(p == 0.5, p, torch.where(lead > 0, sure, 1 - sure)), none
     lowest = strength.argsort()[: round(share * len(p))]
     turned = torch.zeros_like(p, dtype=torch.bool).index_fill(0, lowest, True) & (strength < 0)
     return torch.where(turned, 1 - p, p), none
