@@ -44,5 +44,4 @@ def test_votes_give_back_what_wrong_labels_take(lesson: Lesson):
     assert best > 0.85
     for how in ("flip", "soften"):
         settled = accuracy(noisy, votes={"how": how, "voters": 3})
-        assert settled >= 0.9 * best, how
-        assert settled > raw, how
+        assert settled >= max(0.95 * best, raw), how

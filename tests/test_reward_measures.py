@@ -50,6 +50,9 @@ def test_a_calibrated_reward_has_no_error_and_an_overconfident_one_has():
     assert brier == pytest.approx(float(np.mean(1 / (1 + np.exp(-delta)) * 1 / (1 + np.exp(delta)))), abs=0.003)
     assert measures.calibration(h, 4 * delta)[0] > 0.1
     assert measures.temperature(h, 4 * delta) == pytest.approx(4, rel=0.03)
+    turned = np.where(np.random.default_rng(3).random(200_000) < 0.2, 1 - h, h)
+    assert measures.temperature(turned, 4 * delta) > 6  # wrong verdicts make a reward look too sure
+    assert measures.temperature(turned, 4 * delta, wrong=0.2) == pytest.approx(4, rel=0.05)
     assert measures.calibration(1 - h, -delta) == pytest.approx((ece, brier))  # the order of a pair is nothing
 
 

@@ -68,7 +68,7 @@ class VoteSettings(BaseModel):
     """flip labels that the voters contradict; soften all labels; or demand the strength as a margin."""
     voters: int = Field(default=5, ge=1)
     """Linear heads; each is fitted twice, on either half of the prompts, and votes on the other."""
-    share: float = Field(default=0.2, gt=0, lt=1)
+    share: float = Field(default=0.2, gt=0, lt=0.5)
     """How many of the labels may be wrong: at most so many are flipped; softened labels are sure up to this."""
 
 
@@ -186,7 +186,7 @@ def vote(plan: Fit, lesson: Lesson) -> Tensor:
     """(M,N): what M pairs of linear heads make of each pair, in logits, always by the one that did not see its prompt.
 
     Heads on few pairs are too sure of themselves: the votes are divided by the temperature at which they agree best
-    with the labels, which they have not seen.
+    with the labels, which they have not seen and of which `votes.share` are wrong.
     """
     assert plan.votes is not None
     plain = Fit(fit=plan.fit.model_copy(update={"lipschitz": None}))
@@ -201,7 +201,7 @@ def vote(plan: Fit, lesson: Lesson) -> Tensor:
             head = fit_head(plain, lesson.select(seen.nonzero()[:, 0]))
             rest = (~seen).nonzero()[:, 0]
             told[m, rest] = compare(head, lesson.select(rest))
-    scale = temperature(lesson.p.double().numpy(), told.mean(0).double().numpy())
+    scale = temperature(lesson.p.double().numpy(), told.mean(0).double().numpy(), plan.votes.share)
     return told / scale if math.isfinite(scale) else told
 
 

@@ -100,11 +100,11 @@ def between(a: Tensor, b: Tensor, generator: torch.Generator | None = None) -> T
 def settle(p: Tensor, votes: Tensor, how: Settling, share: float = 0.1) -> tuple[Tensor, Tensor]:
     """Labels and margins (N,), (N,) after a vote (Secrets of RLHF II, arXiv 2401.06080, section 2).
 
-    p: labels. votes (M,N): the leads, in logits, that M rewards see which did not learn from the pair. A pair's strength
-    is the mean vote for the preferred one; share: how many of the labels are thought to be wrong. "flip": of the pairs
+    p: labels. votes (M,N): the leads, in logits, that M rewards see which did not learn from the pair. Its strength is
+    the mean vote for the preferred one; share: how many of the labels are thought to be wrong. "flip": of the pairs
     with a negative strength, at most a `share` of all, the most negative ones turn round. "soften": the posterior of
-    the label, s(strength + log((1 - share) / share)), votes and label being two witnesses; ties stay ties. "margin": the
-    strength is the margin, where it is positive; contradicted pairs have none.
+    the label, s(strength + log((1 - share) / share)), votes and label being two witnesses; ties stay ties. "margin":
+    the strength is the margin, where it is positive; contradicted pairs have none.
 
     Departs from the paper, which cuts the data into groups of like strength and treats each by hand.
     """

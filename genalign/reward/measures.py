@@ -52,16 +52,20 @@ def calibration(h: Array, delta: Array, bins: int = 10) -> tuple[float, float]:
     return float(error), float(np.square(p - h).mean())
 
 
-def temperature(h: Array, delta: Array) -> float:
-    """T > 0 at which s(delta / T) is most likely: what a reward's differences must be divided by to be logits."""
+def temperature(h: Array, delta: Array, wrong: float = 0.0) -> float:
+    """T > 0 at which s(delta / T) is most likely: what a reward's differences must be divided by to be logits.
+
+    wrong: the share of verdicts, below 1/2, that are thought to be the opposite of what was meant.
+    """
     from scipy.optimize import minimize_scalar
 
     if not np.any(delta):
         return NOTHING
 
     def loss(log_t: float) -> float:
-        x = delta / np.exp(log_t)
-        return float((h * np.logaddexp(0, -x) + (1 - h) * np.logaddexp(0, x)).mean())
+        p = wrong + (1 - 2 * wrong) * _sigmoid(delta / np.exp(log_t))
+        q = wrong + (1 - 2 * wrong) * _sigmoid(-delta / np.exp(log_t))
+        return -float((h * np.log(p.clip(1e-300)) + (1 - h) * np.log(q.clip(1e-300))).mean())
 
     middle = float(np.log(np.abs(delta).mean()))
     return float(np.exp(minimize_scalar(loss, bounds=(middle - 8, middle + 8), method="bounded").x))
