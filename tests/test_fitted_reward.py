@@ -10,6 +10,7 @@ from PIL import Image
 
 from genalign.cli import main
 from genalign.comparisons import read_comparisons
+from genalign.eval_reward import report
 from genalign.fit_recipe import fit_to_preferences, split
 from genalign.reward import Sum, build_reward
 from genalign.reward.backbones import BackboneSettings, build_backbone
@@ -119,6 +120,8 @@ def test_a_cycle_becomes_a_win_rate_among_siblings(tmp_path, clip, loss: str):
     assert (reward.looks_at, reward.differentiable) == ("group", False)
     lead = reward.compare(prompts(4), swatches("red", "blue", "green", "grey"), swatches("blue", "green", "red", "red"))
     assert (lead > 0).tolist() == [True, True, True, False]
+    (told, *_) = report(reward, read_comparisons(tmp_path / "pairs.jsonl"))
+    assert told["accuracy"] > 0.95  # asked pair by pair: no number for each picture could be right about a ring
     group = torch.tensor([7, 7, 3, 3, 7, 1])
     scores = reward(prompts(6), swatches("red", "blue", "grey", "green", "grey", "red"), group)
     assert scores.total_valid.tolist() == [True] * 5 + [False]  # alone, it has beaten nobody
@@ -143,6 +146,9 @@ def test_a_personal_reward_knows_its_users(tmp_path, clip):
     for facts, asked in (({"user": "ann"}, reward), ({"user": "bob"}, reward), ({"user": "ann"}, of_bob)):
         red, grey = asked(prompts(2, **facts), swatches("red", "grey")).total
         assert (red > grey) == (facts["user"] == "ann" and asked is reward)
+    (told, *_) = report(reward, read_comparisons(pairs))
+    assert told["accuracy"] > 0.85  # each pair as its own user sees it
+    assert report(of_bob, read_comparisons(pairs))[0]["accuracy"] < 0.65
     stranger = reward(prompts(2), swatches("red", "grey")).total
     assert torch.isfinite(stranger).all()
     with pytest.raises(UsageError, match="knows no user 'bobb'; did you mean 'bob'"):

@@ -40,7 +40,9 @@ def build_preferences(folder: Path, rows: int = 60, seed: int = 15) -> None:
     while len(lines) < rows:
         true = caption(sample_facts(rng, "heldout"), rng)
         if (wrong := garble(true, rng)) != true:
-            lines.append(json.dumps({"prompt": "Describe the scene.", "chosen": true, "rejected": wrong}) + "\n")
+            lines.append(
+                json.dumps({"prompt": f"Describe scene {len(lines)}.", "chosen": true, "rejected": wrong}) + "\n"
+            )
     (folder / "captions.jsonl").write_text("".join(lines))
 
 
