@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--reward", nargs="+", default=[], metavar="R", help="further rewards to measure")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
 
-    sub = verb("fit-reward", fit_reward, "fit a reward that reads noisy latents, to guide sampling by (method nrg)")
+    sub = verb("fit-reward", fit_reward, "fit a reward to preferences, or one that reads noisy latents (method nrg)")
     sub.add_argument("recipe", metavar="RECIPE", help="a .yaml file, or a name from `genalign ls recipes`")
     sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
     sub.add_argument("--out", type=Path, metavar="DIR", help="default: runs/fit-RECIPE; a killed fit goes on there")
@@ -140,6 +140,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--token-env", metavar="NAME", help="environment variable with the bearer token to ask for")
     sub.add_argument("--max-body", metavar="MIB", type=int, default=256, help="largest request (default: 256)")
     sub.add_argument("--device", default="cpu", help="where media are scored (default: cpu)")
+
+    sub = verb("eval-reward", eval_reward, "measure a reward against judged samples")
+    sub.add_argument("reward", metavar="REWARD", help="a reward file or folder, file.py:function, or a shipped reward")
+    sub.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="judged samples, as public sets have them"
+    )
+    sub.add_argument("--against", metavar="R", help="another reward: its distance, and what it thinks of the best of n")
+    sub.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples at a time (default: 64)")
+    sub.add_argument("--json", action="store_true", help="one JSON object a line")
 
     verb("doctor", doctor, "say what this installation can do")
 
@@ -254,6 +263,12 @@ def serve_reward(args: argparse.Namespace) -> None:
     reward = build_reward(args.reward, Path())
     print(f"serving {reward.name} ({', '.join(reward.aspects)}) at http://{args.host}:{args.port}", flush=True)
     serve(reward, args.host, args.port, token=token, max_body=args.max_body << 20, device=args.device)
+
+
+def eval_reward(args: argparse.Namespace) -> None:
+    from genalign.eval_reward import evaluate_reward
+
+    evaluate_reward(args)
 
 
 def doctor(args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from genalign.fit_recipe import fit_to_preferences, is_fit_recipe
 from genalign.launch import join_ranks
 from genalign.method.guidance import GuidanceSettings
 from genalign.recipe import Built, build, load_recipe
@@ -25,12 +26,19 @@ HELD_OUT = 0.1  # of the prompts
 
 
 def fit_reward(args: Namespace) -> None:
-    """Write DIR/noisy.safetensors and DIR/fit.json. A killed fit goes on where it was: samples and checkpoints stay."""
+    """Write DIR/noisy.safetensors and DIR/fit.json. A killed fit goes on where it was: samples and checkpoints stay.
+
+    A recipe with a backbone instead of a policy fits a head to preferences: see fit_recipe.py.
+    """
+    if is_fit_recipe(args.recipe):
+        fit_to_preferences(args.recipe, args.overrides, args.out)
+        return
     recipe = load_recipe(args.recipe, args.overrides)
     settings = recipe.method
     if not isinstance(settings, GuidanceSettings):
         raise UsageError(
-            f"fit-reward fits what method nrg guides by, not {settings.name}; take a recipe like image-nrg"
+            f"fit-reward fits what method nrg guides by, not {settings.name}; take a recipe like image-nrg, or "
+            f"one with a backbone"
         )
     built = build(recipe, join_ranks())
     if built.reward is None:

@@ -15,9 +15,10 @@ import yaml
 from genalign.checkpoint import load_checkpoint, newest_checkpoint
 from genalign.loop import METRICS, Progress, restore, start, train
 from genalign.method.searching import Searched, Searching
+from genalign.monitor import ALARM
 from genalign.ranks import gather, rank, world
 from genalign.recipe import Built, Recipe, build, changed_key, load_recipe, read_yaml
-from genalign.stopping import until_no_better
+from genalign.stopping import until_no_better, watched
 from genalign.types import GenalignError, UsageError, Weights
 
 RECIPE = "recipe.yaml"
@@ -28,6 +29,7 @@ TWO_RANKS = (
 MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step
     *(f"train.{name}" for name in ("steps", "resume", "report_to", "checkpoint_every", "keep_checkpoints")),
     "train.sample_every",
+    "train.monitor",
     "eval",
 )
 GRID_PROMPTS = 8
@@ -166,7 +168,9 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
     first, begun = progress.step, time.perf_counter()
     with tqdm(total=settings.steps, initial=first, unit="step", disable=rank() != 0 or None) as bar:
         logs = train(progress, built.method, lambda step: built.data.draw(step, count, seed), run)
-        for log in until_no_better(progress, logs, run):
+        alarmed = False
+        for log in watched(progress, until_no_better(progress, logs, run), run, built.monitor):
+            alarmed = ALARM in log and settings.monitor is not None and settings.monitor.stop
             step = int(log["step"])
             bar.update()
             if rank() == 0:
@@ -178,7 +182,8 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
             if step % settings.sample_every == 0 or step == settings.steps:
                 _draw_grid(built, run, step)
     if progress.step < settings.steps and rank() == 0:
-        print(f"the reward no longer grew: the weights are those of step {progress.step}, the best checkpoint")
+        why = "the reward was hacked" if alarmed else "the reward no longer grew"
+        print(f"{why}: the weights are those of step {progress.step}{'' if alarmed else ', the best checkpoint'}")
     if tracker is not None:
         tracker.end_training()
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from genalign import checkpoint as ck
+from genalign.monitor import MonitorSettings
 from genalign.ranks import all_sum, gather, rank, world
 from genalign.selfcheck import check_equal, check_replay
 from genalign.types import Experience, GenalignError, Method, Policy, Prompt, Reward, Scores, UsageError
@@ -50,6 +51,8 @@ class TrainSettings(BaseModel):
     """Checkpoints in a row with no better mean reward, after which training ends with the best one; null: never."""
     sample_every: int = Field(default=20, ge=1)
     """Steps between grids of base beside tuned samples; one more is drawn at the end."""
+    monitor: MonitorSettings | None = None
+    """Watch held-out rewards and diversity while training, and warn of a hacked reward; null: do not."""
     resume: str | None = None
     """Run folder to go on with, or `latest`: the newest one of this recipe."""
     report_to: list[str] = []
@@ -230,6 +233,17 @@ def append_metrics(path: Path, log: Mapping[str, float]) -> None:
             file.write(json.dumps(log) + "\n")
     except OSError as error:
         raise GenalignError(f"cannot write {path}: {error.strerror}; free space or check its permissions") from error
+
+
+def amend_metrics(path: Path, log: Mapping[str, float]) -> None:
+    """Put `log` in the place of the line of its step."""
+    lines = path.read_text().splitlines()
+    lines = [
+        json.dumps(log) if line.endswith("}") and json.loads(line)["step"] == log["step"] else line for line in lines
+    ]
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text("".join(f"{line}\n" for line in lines))
+    os.replace(draft, path)
 
 
 def truncate_metrics(path: Path, step: int) -> None:

@@ -25,12 +25,13 @@ from genalign.loop import TrainSettings
 from genalign.method import build_method
 from genalign.method.guidance import Guidance
 from genalign.method.settings import MethodSettings
+from genalign.monitor import Monitor
 from genalign.places import data_path, fetch_model, find, modality_of, model_path, nearest, portable, recipe_path
 from genalign.policy import load_policy
 from genalign.policy.settings import PolicySettings
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.noisy import NoisyReward
-from genalign.types import Method, Policy, Reward, UsageError
+from genalign.types import Method, Policy, Reward, UsageError, Weights
 
 
 class Recipe(BaseModel):
@@ -84,11 +85,11 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(plain, dict):
         raise UsageError(f"{path} holds no recipe; its top-level keys are {', '.join(Recipe.model_fields)}")
     for override in overrides:
-        _override(plain, override)
+        apply_override(plain, override)
     try:
         parsed = Recipe.model_validate(plain)
     except ValidationError as error:
-        raise UsageError(f"recipe {path}: {_sentence(error)}") from error
+        raise UsageError(f"recipe {path}: {sentence(error, Recipe)}") from error
     parsed._folder, parsed._name = path.resolve().parent, path.stem
     return parsed
 
@@ -108,6 +109,7 @@ class Built:
     eval_prompts: Prompts | None = None
     eval_rewards: list[Reward] = field(default_factory=list)
     held_out: Reward | None = None
+    monitor: Monitor | None = None
 
     @cached_property
     def policy(self) -> Policy:
@@ -148,7 +150,24 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
             built.eval_rewards.insert(0, reward)
         if settings.held_out is not None:
             built.held_out = _reward(settings.held_out, folder, modality, prompts)
+    built.monitor = _monitor(built, modality)
     return built
+
+
+def _monitor(built: Built, modality: str) -> Monitor | None:
+    settings, folder = built.recipe.train.monitor, built.recipe.folder
+    if settings is None:
+        return None
+    prompts = built.eval_prompts or built.data
+    if settings.prompts is not None:
+        prompts = read_prompts(data_path(settings.prompts, folder))
+    held_out = [_reward(spec, folder, modality, prompts) for spec in settings.held_out]
+    if not held_out and built.held_out is not None and settings.prompts is None:
+        held_out = [built.held_out]
+    if not held_out:
+        raise UsageError("train.monitor has no reward to follow; name some in train.monitor.held_out")
+    weights: Weights = "policy" if built.recipe.train.ema is None else "ema"
+    return Monitor(settings, list(prompts), built.reward, held_out, weights)
 
 
 def _reward(spec: str | dict[str, Any], folder: Path, modality: str, prompts: Prompts) -> Reward:
@@ -261,7 +280,7 @@ def read_yaml(path: Path) -> Any:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def _override(plain: dict[str, Any], override: str) -> None:
+def apply_override(plain: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *parents, last = key.split(".")
     if not equals or not all(key.split(".")):
@@ -280,16 +299,18 @@ def _override(plain: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first complaint of pydantic as one sentence, an unknown key with the nearest known one."""
+def sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first complaint of pydantic about a `model` as one sentence, an unknown key with the nearest known one."""
     first = error.errors()[0]
     *parents, last = first["loc"] or ("",)
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        known = list(_fields_at(Recipe, [str(part) for part in parents]))
+        known = list(_fields_at(model, [str(part) for part in parents]))
         return f"there is no key {where!r}{nearest(str(last), known)}"
     if first["type"] == "missing":
         return f"the key {where!r} is missing"
+    if first["type"] == "value_error" and not where:  # two keys that do not go together
+        return str(first["ctx"]["error"])
     given = first.get("input")
     return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {given!r}"
 

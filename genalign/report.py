@@ -67,7 +67,9 @@ def write_report(run: Path) -> Path:
     path = run / "report.html"
     path.write_text(page, encoding="utf-8")
     if any("reward" in row for row in metrics):
-        (run / "reward.svg").write_text(chart("reward", {"reward": _curve(metrics, "reward")}), encoding="utf-8")
+        curve = chart("reward", {"reward": _curve(metrics, "reward")})
+        alone = curve.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)  # a file of its own needs it
+        (run / "reward.svg").write_text(alone, encoding="utf-8")
     return path
 
 
@@ -129,7 +131,7 @@ def chart(title: str, curves: Mapping[str, Curve]) -> str:
             height = TOP + 12 + 14 * index
             parts.append(f'<text x="{LEFT + 8}" y="{height}" fill="{colour}">{html.escape(name)}</text>')
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'<svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'font-size="11" font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
     )
 
@@ -174,6 +176,7 @@ def _charts(rows: Sequence[Mapping[str, float]]) -> str:
         ],
         "rewards/accuracies": ["rewards/accuracies"],
     }
+    groups |= {key: [key] for key in keys if key.startswith("monitor/") and key != "monitor/alarm"}
     drawn = [chart(title, {key: _curve(rows, key) for key in group}) for title, group in groups.items()]
     return f"<h2>Training</h2>{''.join(f'<figure>{svg}</figure>' for svg in drawn if svg)}"
 

@@ -1,16 +1,18 @@
-"""Early stopping: a run ends when its reward no longer grows, with the weights of its best checkpoint."""
+"""Early stopping: a run ends when its reward no longer grows, or is hacked, with the weights of a better checkpoint."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from genalign.checkpoint import load_checkpoint
-from genalign.loop import METRICS, Progress, restore
-from genalign.ranks import gather
+from genalign.loop import METRICS, Progress, amend_metrics, restore
+from genalign.monitor import ALARM, PREFIX, Monitor, warning
+from genalign.ranks import gather, rank
 from genalign.types import UsageError
 
 
@@ -63,3 +65,71 @@ def best_step(metrics: Path, every: int, patience: int, now: int) -> int | None:
         return None
     best = values.index(max(values))
     return (best + 1) * every if best == len(values) - 1 - patience else None
+
+
+def watched(
+    progress: Progress, logs: Iterator[dict[str, float]], run: Path, monitor: Monitor | None
+) -> Iterator[dict[str, float]]:
+    """The logs of `train`, each `every` steps with a look at held-out rewards, which also goes into the run's metrics.
+
+    A log with `monitor/alarm` is one where the training reward has been hacked for `patience` looks; rank 0 says so on
+    stderr, once. With `stop` the run then ends, with the newest checkpoint on disk that is not past the proxy point (if
+    none is left, with the last weights). The run's metrics are the only memory, as in `until_no_better`.
+    """
+    if monitor is None:
+        yield from logs
+        return
+    every, stop = monitor.settings.every, monitor.settings.stop
+    told = _looks(run)
+    if progress.step and progress.step % every == 0 and all(log["step"] != progress.step for log in told):
+        _look(progress, monitor, run, {"step": progress.step})  # killed between the checkpoint and the look
+    if stop and _back(progress, monitor, run):
+        return
+    for log in logs:
+        if progress.step % every == 0 or progress.step == progress.settings.steps:
+            log = _look(progress, monitor, run, log)
+        yield log
+        if stop and ALARM in log and _back(progress, monitor, run):
+            return
+
+
+def _look(progress: Progress, monitor: Monitor, run: Path, log: dict[str, float]) -> dict[str, float]:
+    seen = monitor.look(progress.policy)
+    earlier = [row for row in _looks(run) if row["step"] < log["step"]]
+    looks = [*earlier, {**log, **seen}]
+    found = _agreed(monitor.alarm(looks))
+    if found:
+        seen[ALARM] = 1.0
+    if rank() == 0:
+        written = next((row for row in _rows(run) if row["step"] == log["step"]), {})
+        amend_metrics(run / METRICS, {**written, **log, **seen})
+        hacked = monitor.alarm(looks)
+        if hacked is not None and monitor.proxy is not None and not any(ALARM in row for row in earlier):
+            print(warning(monitor.proxy.name, hacked[1], hacked[0], looks), file=sys.stderr)
+    return {**log, **seen}
+
+
+def _back(progress: Progress, monitor: Monitor, run: Path) -> bool:
+    """Whether the last look raised the alarm; then the newest checkpoint before the proxy point is put back."""
+    point = _agreed(monitor.alarm(_looks(run)))
+    if not point:
+        return False
+    saved = [int(path.name.partition("-")[2]) for path in run.glob("checkpoint-*")]
+    sound = [step for step in saved if step <= point]
+    if sound:
+        restore(progress, load_checkpoint(run / f"checkpoint-{max(sound)}"))
+    return True
+
+
+def _agreed(found: tuple[int, str] | None) -> int:
+    """The step of an alarm, 0 for none: rank 0 wrote the metrics, so its word counts."""
+    return int(gather(torch.tensor([found[0] if found else 0]))[0])
+
+
+def _looks(run: Path) -> list[dict[str, float]]:
+    return [row for row in _rows(run) if any(name.startswith(PREFIX) for name in row)]
+
+
+def _rows(run: Path) -> list[dict[str, float]]:
+    lines = (run / METRICS).read_text().splitlines() if (run / METRICS).is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]  # a torn last line is no row

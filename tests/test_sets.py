@@ -18,12 +18,13 @@ from genalign.reward import ClipReward, Runner, SetReward, Similarity, build_rew
 from genalign.reward.exemplars import read_exemplars
 from genalign.reward.frechet import Frechet, Moments, frechet_infinity
 from genalign.reward.kernel import Coverage, KernelDistance
+from genalign.reward.neighbours import Precision, Recall
 from genalign.reward.sets import contrast, couples
 from genalign.reward.vendi import Vendi
 from genalign.types import Media, Track, UsageError
 from tests.toy_rewards import images, prompts, tiny_clip
 
-MEASURES = ["frechet", "kernel", "coverage", "vendi-1", "vendi-2"]
+MEASURES = ["frechet", "kernel", "coverage", "precision", "recall", "vendi-1", "vendi-2"]
 
 
 def rows(count: int, dims: int, seed: int = 0) -> torch.Tensor:
@@ -38,6 +39,8 @@ def measure(name: str, exemplars: torch.Tensor):
         "frechet": lambda: Frechet(Moments.of(exemplars)),
         "kernel": lambda: KernelDistance(exemplars),
         "coverage": lambda: Coverage(exemplars),
+        "precision": lambda: Precision(exemplars),
+        "recall": lambda: Recall(exemplars),
         "vendi-1": lambda: Vendi(1),
         "vendi-2": lambda: Vendi(2),
     }[name]()
@@ -156,6 +159,10 @@ def test_the_limit_of_many_rows_has_no_bias_left():
     assert plain > 0.025  # d (d + 1) / (4 n) and the mean's d / n
     assert abs(limit) < plain / 4
     assert limit == frechet_infinity(x, law)
+    wide = torch.randn(4096, 64, generator=torch.Generator().manual_seed(2)).double()
+    law = Moments(10**9, torch.zeros(64).double(), (10**9 - 1) * torch.eye(64).double())
+    assert float(Frechet(law).value(wide)) > 0.2
+    assert abs(frechet_infinity(wide, law)) < 0.06  # subsets drawn with replacement keep almost all of the bias
     with pytest.raises(UsageError, match="needs 192 rows, not 100"):
         frechet_infinity(y[:100], law)
 
@@ -246,6 +253,28 @@ def test_kernel_distance_of_one_law_is_0_on_average_and_sometimes_below():
     values = torch.stack([of.value(rows(40, 4, seed)) for seed in range(1, 60)])
     assert abs(values.mean()) < 4 * values.std() / math.sqrt(len(values)) + 1e-3
     assert (values < 0).any()
+
+
+def test_precision_and_recall_in_loops_and_at_their_ends():
+    x, y = rows(40, 4, 1), 0.5 * rows(60, 4, 2) + 0.5
+
+    def within(centres, points) -> float:
+        reaches = [sorted((c - d).norm() for d in centres)[3] for c in centres]  # its own place 0 is itself
+        hits = 0
+        for point in points:
+            hits += any((c - point).norm() <= reach for c, reach in zip(centres, reaches, strict=True))
+        return hits / len(points)
+
+    assert float(Precision(y).value(x)) == pytest.approx(within(y, x))
+    assert float(Recall(y).value(x)) == pytest.approx(within(x, y))
+    assert float(Precision(x).value(x)) == float(Recall(x).value(x)) == 1
+    assert float(Precision(x).value(x + 100)) == float(Recall(x).value(x + 100)) == 0
+    narrow = y[:1] + 1e-3 * rows(40, 4, 3)  # all good, and all the same
+    assert float(Precision(y).value(narrow)) == 1
+    assert float(Recall(y).value(narrow)) < 0.1
+    wide = torch.cat([y, y + 50])  # everything, and as much rubbish
+    assert float(Precision(y).value(wide)) == 0.5
+    assert float(Recall(y).value(wide)) == 1
 
 
 def test_coverage_counts_reached_exemplars():
@@ -354,7 +383,7 @@ def unit(room: Path, media: Media) -> torch.Tensor:
     return F.normalize(ClipReward(room / "clip").see(media).double(), dim=1)
 
 
-@pytest.mark.parametrize("name", ["frechet", "kernel", "coverage", "vendi"])
+@pytest.mark.parametrize("name", ["frechet", "kernel", "coverage", "precision", "recall", "vendi"])
 def test_scores_average_to_the_measure_and_rank_by_leaving_out(room: Path, name: str):
     asked, media = prompts(20), images(20)
     scored = Runner(reward(room, name, None if name == "vendi" else "shown"))(asked, media)

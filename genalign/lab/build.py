@@ -93,6 +93,12 @@ def _text_head(work: Path, out: Path) -> None:
     save_text_head(*build_text_head(work), out)
 
 
+def _captions(work: Path, out: Path) -> None:
+    from genalign.lab.text_head import build_preferences
+
+    build_preferences(out)
+
+
 def _subject(work: Path, out: Path) -> None:
     from genalign.lab.subject import build_subject
 
@@ -113,6 +119,7 @@ def _vlm_judge(work: Path, out: Path) -> None:
 
 BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "world": ("emojiworld", _world),
+    "captions": ("emojiworld", _captions),
     "subject": ("emojiworld/subject", _subject),
     "flow": ("tiny-flow", _flow),
     "turbo": ("tiny-turbo", _turbo),

@@ -1,5 +1,6 @@
 """tiny-text-head: a small encoder with a learned reward head, for the text side of the hybrid reward."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,18 @@ def captions(rng: np.random.Generator, rows: int) -> tuple[list[str], Tensor]:
     true = [caption(sample_facts(rng, "train"), rng) for _ in range(rows)]
     label = torch.arange(rows) % 2 == 0
     return [t if keep else garble(t, rng) for t, keep in zip(true, label.tolist(), strict=True)], label.float()
+
+
+def build_preferences(folder: Path, rows: int = 60, seed: int = 15) -> None:
+    """Write captions.jsonl for `genalign eval-reward`: held-out captions, each preferred to the same one garbled."""
+    rng, lines = np.random.default_rng(seed), list[str]()
+    while len(lines) < rows:
+        true = caption(sample_facts(rng, "heldout"), rng)
+        if (wrong := garble(true, rng)) != true:
+            lines.append(
+                json.dumps({"prompt": f"Describe scene {len(lines)}.", "chosen": true, "rejected": wrong}) + "\n"
+            )
+    (folder / "captions.jsonl").write_text("".join(lines))
 
 
 def build_text_head(work: Path, steps: int = 800, rows: int = 64, seed: int = 13) -> tuple[Any, nn.Linear, Any]:

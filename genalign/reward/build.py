@@ -15,6 +15,7 @@ import yaml
 from genalign.reward.algebra import Hybrid, Sum
 from genalign.reward.base import nearest
 from genalign.reward.exemplars import find_exemplars
+from genalign.reward.fitted import fitted_folder
 from genalign.reward.grammar import FORMS, build_form, entries, short
 from genalign.reward.grammar import check_keys as _check_keys
 from genalign.reward.harmonic import Harmonic
@@ -56,8 +57,8 @@ def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
     """The reward that `spec` describes; weights load when it is first used.
 
     spec: a mapping as in a reward file, or a string: a reward file or its shipped name, `file.py:function`, a head
-    (`sharpness`), or an installed `package.module:Class`. Relative paths are relative to `folder` (a reward file's own
-    to where it is), then to the shipped rooms.
+    (`sharpness`), the folder of a fitted reward, or an installed `package.module:Class`. Relative paths are relative to
+    `folder` (a reward file's own to where it is), then to the shipped rooms.
 
     Raises:
         UsageError: an unknown key or name (the nearest is named), a missing file or model, a setting that does not fit.
@@ -144,6 +145,8 @@ def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
         return _preset(name, settings, folder)
     if path.endswith(".py"):
         return FileReward(name, folder, **settings)
+    if (fitted := fitted_folder(name, folder, Path())) is not None:
+        return _head("genalign.reward.fitted:FittedReward", name, {**settings, "folder": str(fitted)}, folder)
     if attribute.isidentifier() and all(part.isidentifier() for part in path.split(".")):
         return _head(name, name, settings, folder)
     file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"

@@ -24,7 +24,7 @@ class KernelDistance:
             raise UsageError(f"a kernel distance needs at least 2 exemplars, not {len(exemplars)}; add some")
         self.exemplars = exemplars
         apart = torch.triu_indices(len(exemplars), len(exemplars), 1)
-        squares = _squares(exemplars, exemplars)
+        squares = square_distances(exemplars, exemplars)
         self.bandwidth = float(squares[apart[0], apart[1]].sqrt().median())
         if self.bandwidth <= 0:
             raise UsageError("most exemplars of the kernel distance are the same; add different ones")
@@ -33,7 +33,7 @@ class KernelDistance:
         self.among = (own.sum() - own.trace()) / (count * (count - 1))
 
     def _kernel(self, rows: Tensor, others: Tensor) -> Tensor:
-        return (-_squares(rows, others) / (2 * self.bandwidth**2)).exp()
+        return (-square_distances(rows, others) / (2 * self.bandwidth**2)).exp()
 
     def value(self, rows: Tensor) -> Tensor:
         n = len(rows)
@@ -74,11 +74,11 @@ class Coverage:
         if len(exemplars) <= neighbours:
             raise UsageError(f"coverage needs more than {neighbours} exemplars, not {len(exemplars)}; add some")
         self.exemplars = exemplars
-        squares = _squares(exemplars, exemplars).fill_diagonal_(torch.inf)
+        squares = square_distances(exemplars, exemplars).fill_diagonal_(torch.inf)
         self.reach = squares.kthvalue(neighbours, 1).values  # (m,) squared radii
 
     def _within(self, rows: Tensor) -> Tensor:
-        return _squares(rows, self.exemplars) <= self.reach  # (n,m)
+        return square_distances(rows, self.exemplars) <= self.reach  # (n,m)
 
     def value(self, rows: Tensor) -> Tensor:
         return self._within(rows).any(0).double().mean()
@@ -92,6 +92,6 @@ class Coverage:
         return ((within.sum(0) - within.long() + new.long()) > 0).double().mean(1)
 
 
-def _squares(a: Tensor, b: Tensor) -> Tensor:
+def square_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared distances (n,m) of rows; rounding may not make one negative."""
     return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp(min=0)

@@ -17,10 +17,12 @@ from genalign.reward.clip import ClipReward
 from genalign.reward.exemplars import read_exemplars
 from genalign.reward.frechet import Frechet, Moments
 from genalign.reward.kernel import Coverage, KernelDistance
+from genalign.reward.neighbours import Precision, Recall
 from genalign.reward.vendi import Vendi
 from genalign.types import Media, Prompt, Scores, UsageError
 
-Name = Literal["frechet", "kernel", "coverage", "vendi"]
+Name = Literal["frechet", "kernel", "coverage", "precision", "recall", "vendi"]
+COUNTING: dict[str, type[Coverage] | type[Recall]] = {"coverage": Coverage, "precision": Precision, "recall": Recall}
 Level = Literal["set", "sample"]
 Credit = Literal["leave_one_out", "swap"]
 SWEEPS = 8  # of swaps, each of which accepts as many at once as pay
@@ -48,13 +50,13 @@ class SetReward(Stateless):
     score = value of the set + the sample's credit, credits being centred: the mean score is the measure of the set, and
     the spread is what each sample does for it.
 
-    measure: frechet (FID's formula), kernel (unbiased MMD^2), coverage, all three against exemplars; vendi (diversity,
-    without). exemplars: a folder of pictures, a .txt or .jsonl of texts, or file.py:function. pairs: pictures with
-    their texts; where exemplars are texts, the mean difference between the two modalities is taken from these and
-    added. level: "sample" scores each image alone against the exemplars (frechet, kernel). credit: "leave_one_out",
-    (n - 1) (value of the set - value without the sample); "swap", for pairs of siblings (the j-th of a prompt's first
-    half with the j-th of its second): n / 2 times what the better set of one of each loses by exchanging them, and
-    leave_one_out where no two samples are siblings, as in an evaluation.
+    measure: frechet (FID's formula), kernel (unbiased MMD^2), coverage, precision, recall, all against exemplars;
+    vendi (diversity, without). exemplars: a folder of pictures, a .txt or .jsonl of texts, or file.py:function. pairs:
+    pictures with their texts; where exemplars are texts, the mean difference between the two modalities is taken from
+    these and added. level: "sample" scores each image alone against the exemplars (frechet, kernel). credit:
+    "leave_one_out", (n - 1) (value of the set - value without the sample); "swap", for pairs of siblings (the j-th of a
+    prompt's first half with the j-th of its second): n / 2 times what the better set of one of each loses by exchanging
+    them, and leave_one_out where no two samples are siblings, as in an evaluation.
     components: compare on this many principal components of the exemplars only. order: of vendi, 1 or 2.
 
     A Frechet distance of few samples rewards lost variance: keep n >= 8 dims (by components), or take kernel. Every
@@ -100,7 +102,7 @@ class SetReward(Stateless):
         self.name = name or measure
         self.aspects = (self.name,)
         self.looks_at: Literal["sample", "batch"] = "sample" if level == "sample" else "batch"
-        self.differentiable = measure != "coverage"
+        self.differentiable = measure not in COUNTING
 
     @cached_property
     def basis(self) -> Tensor | None:
@@ -119,7 +121,7 @@ class SetReward(Stateless):
         rows = self._wanted if self.basis is None else self._wanted @ self.basis
         if self.measure_name == "frechet":
             return Frechet(Moments.of(rows))
-        return KernelDistance(rows) if self.measure_name == "kernel" else Coverage(rows)
+        return KernelDistance(rows) if self.measure_name == "kernel" else COUNTING[self.measure_name](rows)
 
     @cached_property
     def _wanted(self) -> Tensor:
