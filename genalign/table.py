@@ -20,7 +20,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from genalign.launch import RECIPE, train_recipe
-from genalign.recipe import load_recipe
+from genalign.recipe import build, load_recipe
 from genalign.report import read_eval, read_metrics
 from genalign.shipped import shipped
 
@@ -53,21 +53,29 @@ class Cell:
         assert recipe.eval is not None
         own = self.reward or Path(str(recipe.reward)).stem
         more = [spec for spec in recipe.eval.rewards if spec != "image-vendi.yaml"]
-        words = [f"train.seed={self.seed}", f"eval.base_cache={work / f'base-{own}.safetensors'}"]
+        words = [f"train.seed={self.seed}", f"eval.base_cache={work / f'base-{own}-{recipe.policy.dtype}.safetensors'}"]
         if recipe.reward != "image-vendi.yaml":
             words.append(f"eval.rewards={json.dumps([*more, 'image-vendi.yaml'])}")
-        return words if self.reward is None else [*words, f"reward=image-{self.reward}.yaml"]
+        return words + self._rewarded()
 
     def digest(self) -> str:
-        """Of all files that the result depends on."""
-        recipe = load_recipe(self.recipe)
-        files = [shipped("pipelines", f"{self.recipe}.yaml"), *sorted(shipped("rewards").glob("*.*"))]
-        files += sorted(shipped("assets").glob("*/*.safetensors"))
-        files += sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))
-        whole = hashlib.sha256(f"{self.name}\n".encode())
-        for path in files:
-            whole.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-        return whole.hexdigest()[:16]
+        """Of all that the result depends on: recipe, prompts, rewards, judge, and the model's weights."""
+        recipe = load_recipe(self.recipe, [f"train.seed={self.seed}", *self._rewarded()])
+        built = build(recipe)
+        asked = [built.data, built.eval_prompts]
+        rewards = [built.reward, built.held_out, *built.eval_rewards]
+        told = [self.name, shipped("pipelines", f"{self.recipe}.yaml").read_text()]
+        told += [prompts.digest for prompts in asked if prompts] + [reward.version for reward in rewards if reward]
+        told += [file_digest(path) for path in sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+    def _rewarded(self) -> list[str]:
+        return [] if self.reward is None else [f"reward=image-{self.reward}.yaml"]
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cells() -> list[Cell]:
