@@ -23,6 +23,7 @@ from genalign.launch import RECIPE, train_recipe
 from genalign.recipe import build, load_recipe
 from genalign.report import read_eval, read_metrics
 from genalign.shipped import shipped
+from genalign.types import UsageError
 
 JUDGE, DIVERSITY = "judge/all_facts", "vendi"
 SEEDS = dict.fromkeys(("d3po", "flow-grpo", "flow-dpo", "nft", "dragon-frechet"), 3)
@@ -163,9 +164,17 @@ def _compared(rows: Sequence[Mapping[str, Any]], percent: bool) -> str:
 
 
 def write_readme(readme: Path, table: str) -> None:
-    """Put the table between its marks."""
+    """Put the table between its marks.
+
+    Raises:
+        UsageError: the file has no such marks.
+    """
     begin, end = (re.escape(mark) for mark in MARKS)
     text = readme.read_text()
+    if not re.search(f"{begin}.*{end}", text, re.DOTALL):
+        raise UsageError(
+            f"{readme} has no place for the table; put the lines {MARKS[0]} and {MARKS[1]} where it belongs"
+        )
     draft = readme.with_name(f".{readme.name}.tmp")
     draft.write_text(re.sub(f"{begin}.*{end}", f"{MARKS[0]}\n\n{table}\n\n{MARKS[1]}", text, flags=re.DOTALL))
     os.replace(draft, readme)
