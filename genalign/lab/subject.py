@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from genalign.lab.blobs import boxes, crop, segment
 from genalign.lab.sprites import resized, sprites
-from genalign.lab.verifier import crop, segment
 from genalign.lab.world import BACKGROUNDS, SIZE
 from genalign.media import save_png
 
@@ -55,7 +55,8 @@ def build_subject(folder: Path, seed: int = 40) -> None:
 
 def likeness(image: np.ndarray) -> float:
     """How like the subject the likest thing in a (64, 64, 3) image is, in [0, 1], by colour; no network."""
-    ground, boxes = segment(image)
+    ground, strength = segment(image)
     sprite = subject(16)
     drawn = sprite[..., :3] + (1 - sprite[..., 3:]) * ground
-    return max((float(max(0.0, 1 - np.abs(drawn - crop(image, ground, box)).mean() / FAR)) for box in boxes), default=0)
+    near = (1 - np.abs(drawn - crop(image, ground, box)).mean() / FAR for box in boxes(strength))
+    return max((float(max(0.0, value)) for value in near), default=0)

@@ -1,0 +1,179 @@
+"""What stands out from a scene's background, and which sprite each of it is: the verifier's eyes, without any network.
+
+A generated picture is softer than a rendered one and its objects may touch, so templates are compared blurred, at
+three sizes and nine places, and what looks like no sprite is taken apart wherever its parts look more like some.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy import ndimage
+
+from genalign.lab.sprites import resized, sprites
+from genalign.lab.world import SIZE
+
+Box = tuple[int, int, int, int]  # top, bottom, left, right
+
+_SIDE = 16  # samples across a box when it is compared with the sprites
+_PADDED = 20  # samples across what is compared: the box and a margin, in which it may be shifted or larger
+_SIDES = (14, 16, 18)  # sizes of the sprites: a soft edge makes a box larger or smaller than its object
+_BLUR = 0.8  # samples of standard deviation
+_CANDIDATES = 8  # sprites that are compared at every size and place
+_SMALLEST = 40  # pixels of area below which a blob is dirt
+_FAR = 0.35  # mean colour distance over the foreground at which a match is worth nothing
+_CLEAR = 0.75  # match above which an object is not taken apart
+_STANDS_OUT = 0.12  # colour distance from the ground that makes a pixel foreground
+_CUTS = ((0.12, 1), (0.12, 2), (0.12, 3), (0.2, 1), (0.3, 1), (0.3, 2))  # (that distance, pixels eroded)
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One seen object: its likeliest name, centre in pixels, how well it matches, and how sure the name is, both in
+    [0, 1]."""
+
+    name: str
+    x: float
+    y: float
+    match: float
+    sureness: float
+
+
+def blobs(image: np.ndarray) -> tuple[list[Blob], np.ndarray]:
+    """The objects in one (64, 64, 3) image in [0, 1], and its background's colour (3,)."""
+    ground, strength = segment(image)
+    return [blob for box in boxes(strength) for blob in _explain(image, ground, strength, box)], ground
+
+
+def segment(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The background's colour (3,), and how far each pixel (64, 64) is from it."""
+    border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, :2].reshape(-1, 3)])
+    ground = np.median(border, axis=0).astype(np.float32)
+    return ground, ndimage.gaussian_filter(np.abs(image - ground).max(axis=2), 0.6)
+
+
+def _explain(image: np.ndarray, ground: np.ndarray, strength: np.ndarray, box: Box) -> list[Blob]:
+    """The box as one object, or as the two to four whose mean match is best."""
+    best = [named(image, ground, box)]
+    score = best[0].match
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[box[0] : box[1], box[2] : box[3]] = True
+    tried: set[tuple[Box, ...]] = set()
+    for parts in _cuts(np.where(inside, strength, 0), box) if score < _CLEAR else ():
+        if not 2 <= len(parts) <= 4 or parts in tried:
+            continue
+        tried.add(parts)
+        found = [named(_alone(image, ground, part, parts), ground, part) for part in parts]
+        mean = float(np.mean([blob.match for blob in found])) - 0.02 * len(parts)  # in doubt, fewer objects
+        if mean > score:
+            best, score = found, mean
+    return best
+
+
+def _cuts(strength: np.ndarray, box: Box) -> Iterator[tuple[Box, ...]]:
+    """Ways of taking a box apart: what is left when weak links are worn away, then a straight cut at its waist."""
+    for threshold, eroded in _CUTS:
+        yield tuple(_grown(part, eroded) for part in boxes(strength, threshold, eroded))
+    top, bottom, left, right = box
+    mask = strength[top:bottom, left:right] > _STANDS_OUT
+    tall, wide = mask.shape
+    row = tall // 4 + int(mask.sum(axis=1)[tall // 4 : -(tall // 4)].argmin())
+    yield (top, top + row, left, right), (top + row, bottom, left, right)
+    column = wide // 4 + int(mask.sum(axis=0)[wide // 4 : -(wide // 4)].argmin())
+    yield (top, bottom, left, left + column), (top, bottom, left + column, right)
+
+
+def boxes(strength: np.ndarray, threshold: float = _STANDS_OUT, eroded: int = 0) -> list[Box]:
+    """Boxes of the components above the threshold; small satellites (sparkles, drops) join a near big one."""
+    mask = strength > threshold
+    if eroded:
+        mask = ndimage.binary_erosion(mask, iterations=eroded, border_value=1)
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    parts = []
+    for index, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        area = int((labels[rows, columns] == index).sum())
+        parts.append([rows.start, rows.stop, columns.start, columns.stop, area])
+    parts.sort(key=lambda part: -part[4])
+    kept: list[list[int]] = []
+    for part in parts:
+        reach = [2 if part[4] < 0.3 * big[4] else -1 for big in kept]
+        host = next((big for big, near in zip(kept, reach, strict=True) if _gap(big, part) <= near), None)
+        if host is not None:
+            host[0], host[1] = min(host[0], part[0]), max(host[1], part[1])
+            host[2], host[3] = min(host[2], part[2]), max(host[3], part[3])
+        elif part[4] >= _SMALLEST:
+            kept.append(part)
+    return [(part[0], part[1], part[2], part[3]) for part in kept]
+
+
+def _gap(a: Sequence[int], b: Sequence[int]) -> int:
+    return max(b[0] - a[1], a[0] - b[1], b[2] - a[3], a[2] - b[3])
+
+
+def _grown(box: Box, by: int) -> Box:
+    top, bottom, left, right = box
+    return max(top - by, 0), min(bottom + by, SIZE), max(left - by, 0), min(right + by, SIZE)
+
+
+def _alone(image: np.ndarray, ground: np.ndarray, box: Box, parts: Sequence[Box]) -> np.ndarray:
+    """The image with ground where the other parts are."""
+    alone = image.copy()
+    for top, bottom, left, right in parts:
+        if (top, bottom, left, right) != box:
+            alone[top:bottom, left:right] = ground
+    top, bottom, left, right = box
+    alone[top:bottom, left:right] = image[top:bottom, left:right]
+    return alone
+
+
+def crop(image: np.ndarray, ground: np.ndarray, box: Box, samples: int = _SIDE) -> np.ndarray:
+    """(samples, samples, 3): the square around a box, 16 samples a side, and a margin where there are more; background
+    beyond the image's edge."""
+    top, bottom, left, right = box
+    side = max(bottom - top, right - left)
+    y, x = (top + bottom) / 2, (left + right) / 2
+    grid = (np.arange(samples) - (samples - 1) / 2) / _SIDE * side - 0.5
+    where = np.meshgrid(y + grid, x + grid, indexing="ij")
+    planes = [ndimage.map_coordinates(image[..., c], where, order=1, mode="constant", cval=ground[c]) for c in range(3)]
+    return np.stack(planes, axis=-1).astype(np.float32)
+
+
+def named(image: np.ndarray, ground: np.ndarray, box: Box) -> Blob:
+    names, colours, alphas = _templates()
+    seen = ndimage.gaussian_filter(crop(image, ground, box, _PADDED).transpose(2, 0, 1), (0, _BLUR, _BLUR))
+    ground = ground[:, None, None]  # (3,1,1)
+    stands = np.clip(np.abs(seen - ground).max(axis=0) / 0.25, 0, 1)  # (20,20)
+    likely = np.argsort(_distance(colours[:, 1:2], alphas[:, 1:2], ground, seen, stands)[:, 0])[:_CANDIDATES]
+    places = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    shifted = np.stack([np.roll(seen, place, axis=(1, 2)) for place in places])[:, None, None]  # (9,1,1,3,20,20)
+    stood = np.stack([np.roll(stands, place, axis=(0, 1)) for place in places])[:, None, None]
+    distance = _distance(colours[likely], alphas[likely], ground, shifted, stood).min(axis=(0, 2))  # (8,)
+    best, second = np.argsort(distance)[:2]
+    match = float(np.clip(1 - distance[best] / _FAR, 0, 1))
+    margin = float(np.clip((distance[second] - distance[best]) / max(distance[second], 1e-6) * 3, 0, 1))
+    top, bottom, left, right = box
+    return Blob(names[likely[best]], (left + right) / 2, (top + bottom) / 2, match, match * margin)
+
+
+@lru_cache(maxsize=1)
+def _templates() -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, and the sprites in three sizes, blurred: premultiplied colours (K, 3, 3, 20, 20) and alphas."""
+    names = list(sprites())
+    drawn = np.zeros((len(names), len(_SIDES), 4, _PADDED, _PADDED), np.float32)
+    for row, name in enumerate(names):
+        for column, side in enumerate(_SIDES):
+            first = (_PADDED - side) // 2
+            drawn[row, column, :, first : first + side, first : first + side] = resized(name, side).transpose(2, 0, 1)
+    drawn = ndimage.gaussian_filter(drawn, (0, 0, 0, _BLUR, _BLUR))
+    return names, drawn[:, :, :3].copy(), drawn[:, :, 3].copy()
+
+
+def _distance(
+    colours: np.ndarray, alphas: np.ndarray, ground: np.ndarray, seen: np.ndarray, stands: np.ndarray
+) -> np.ndarray:
+    """Mean colour distance (..., K, S) over what is foreground in either, of sprites (K, S, 3, 20, 20) drawn on
+    `ground` (3, 1, 1) from pictures (..., 3, 20, 20) that stand out from it by (..., 20, 20), 0 to 1."""
+    drawn = colours + (1 - alphas[..., None, :, :]) * ground
+    apart = np.abs(drawn - seen).sum(axis=(-1, -2, -3)) / 3
+    return np.asarray(apart / np.maximum(alphas, stands).sum(axis=(-1, -2)))
