@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Scope, ScoringError, all_failed, aspect_weights, cat_scores
+from genalign.reward.around import Around
+from genalign.reward.base import ScoringError, all_failed, cat_scores
 from genalign.reward.cache import Cached
 from genalign.reward.function import describe
 from genalign.types import GenalignError, Media, Prompt, Reward, Scores
@@ -71,7 +72,7 @@ def _checked(scores: Scores) -> Scores:
     )
 
 
-class Runner:
+class Runner(Around):
     """A reward, asked in batches, with its failures masked and counted; a reward itself.
 
     batch_size: rows a call (None: all); siblings stay together where the reward looks at them. max_failure: more than
@@ -96,43 +97,6 @@ class Runner:
         self.waits, self.seconds = self.overlaps, 0.0
         self.last_error = "no message"
         self._recent: deque[tuple[list[bool], list[bool]]] = deque(maxlen=window)  # rows: failed (K,), abstained (K,)
-
-    @property
-    def name(self) -> str:
-        return self.reward.name
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.reward.needs
-
-    @property
-    def aspects(self) -> tuple[str, ...]:
-        return self.reward.aspects
-
-    @property
-    def looks_at(self) -> Scope:
-        return self.reward.looks_at
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return tuple(aspect_weights(self.reward).tolist())
-
-    @property
-    def differentiable(self) -> bool:
-        return self.reward.differentiable
-
-    @property
-    def version(self) -> str:
-        return self.reward.version
-
-    def update(self, scores: Scores, step: int) -> None:
-        self.reward.update(scores, step)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.reward.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.reward.load_state_dict(state)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         scores = self._score(prompts, media, group)
