@@ -203,10 +203,13 @@ def total_confidence(scores: Scores) -> Tensor:
     return torch.where(scores.total_valid, mean, 0.0)
 
 
-def sure(aspects: tuple[str, ...], values: Tensor, std: Tensor | None = None) -> Scores:
+def sure(
+    aspects: tuple[str, ...], values: Tensor, std: Tensor | None = None, info: Mapping[str, list[Any]] | None = None
+) -> Scores:
     """Scores (B,K) of a reward that speaks of every row: the total is the sum of the aspects."""
     valid = torch.ones_like(values, dtype=torch.bool)
-    return Scores(aspects, values, valid, ~valid, values.sum(1), valid.all(1), torch.ones(len(aspects)), std=std)
+    ones = torch.ones(len(aspects))
+    return Scores(aspects, values, valid, ~valid, values.sum(1), valid.all(1), ones, std=std, info=info or {})
 
 
 def all_silent(reward: Reward, rows: int) -> Scores:
