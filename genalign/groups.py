@@ -73,6 +73,23 @@ def difficulty_scale(scores: Scores, group: Tensor, towards: Literal["hard", "ea
     return (2 * torch.sigmoid(hardness) * by_gap)[index].float()  # the mean of a z-score is 0, its sigmoid 1/2
 
 
+def budget_lead(scores: Scores, group: Tensor, budget: Tensor, longest: float, height: float) -> Tensor:
+    """(B,) fp32: how far the siblings of one budget stand, on average, from what their budget is worth (HBPO).
+
+    The mean total of the row's siblings with its budget b, minus height cos(pi b / (2 longest)), which the reward
+    `budget` of the same longest and height never exceeds. Added to a normalised advantage, it pushes down as a whole
+    those who fail within their budget. budget: (B,), NaN for none; then, and where the total cannot be read, it is 0.
+
+    Departs from the paper's code: it adds the term twice.
+    """
+    lead = torch.zeros(len(group), dtype=torch.float64)
+    told = scores.total_valid & ~budget.isnan()
+    for g, b in {*zip(group[told].tolist(), budget[told].tolist(), strict=True)}:
+        own = told & (group == g) & (budget == b)
+        lead[own] = scores.total[own].double().mean() - height * math.cos(math.pi / 2 * min(b / longest, 1.0))
+    return lead.float()
+
+
 def _standing(x: Tensor, known: Tensor) -> Tensor:
     """z-scores of the known entries of x (G,), unbiased std; 0 elsewhere, and everywhere if they do not differ."""
     own = x[known]

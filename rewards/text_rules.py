@@ -6,6 +6,7 @@ from genalign.lab.sprites import sprites
 from genalign.reward import reward
 
 NUMBERS = {1: "a|an|one", 2: "two|2", 3: "three|3", 4: "four|4"}
+COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 @reward
@@ -15,6 +16,26 @@ def names_objects(text, objects):
     A caption that names none may have used other words, so the rule is less sure of it.
     """
     return [judged(said.lower(), asked) for said, asked in zip(text, objects, strict=True)]
+
+
+@reward
+def says_facts(text, facts):
+    """The number that answers a question, where the prompt has a fact `answer`; its objects, where it has those."""
+    rows = zip((said.lower() for said in text), facts, strict=True)
+    return [judged(t, f.get("objects")) if f.get("answer") is None else answered(t, f["answer"]) for t, f in rows]
+
+
+def answered(said, answer):
+    """1 where the last number said is the answer, else 0; less sure where none is said, silent where none is asked."""
+    try:
+        wanted = float(answer)
+    except (TypeError, ValueError):
+        return None
+    numbers = re.findall(rf"-?\d+(?:\.\d+)?|\b(?:{'|'.join(COUNTED)})\b", said)
+    if not numbers:
+        return 0.0, 0.5
+    last = numbers[-1]
+    return float(wanted == (COUNTED.index(last) if last in COUNTED else float(last))), 1.0
 
 
 def judged(said, objects):

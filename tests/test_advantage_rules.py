@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from genalign.groups import consistency_blend, difficulty_scale
+from genalign.groups import budget_lead, consistency_blend, difficulty_scale
 from genalign.losses import advantages, front_ranks
 from genalign.method import MethodSettings, build_method
 from genalign.recipe import check_fit
-from genalign.reward import Constraint, Sharpness, Sum
-from genalign.types import Media, Prompt, Scores, UsageError
+from genalign.reward import Budget, Constraint, Sharpness, Sum
+from genalign.types import Media, Prompt, Scores, Track, UsageError
 from tests.toy_policy import ToyPolicy, ToyReward, make_scores
 
 GROUP = torch.tensor([7, 3, 7, 3, 7, 3, 7, 3])  # interleaved, and not numbered from 0
@@ -261,6 +261,32 @@ def test_prompts_of_equal_hardness_keep_their_advantages_and_an_outlying_gap_wei
     assert scale[:38].max() < 1.0
 
 
+# ---- budgets --------------------------------------------------------------------------------------------------------
+
+
+def test_the_lead_is_the_loop() -> None:
+    values: list[float | None] = [3.0, 1.0, 0.0, 2.0, 3.5, None, 1.0, 2.5]
+    budgets = [512.0, 1024.0, 1024.0, math.nan, 512.0, 512.0, 9000.0, 1024.0]
+    group = torch.tensor([4, 4, 4, 4, 4, 4, 9, 9])
+    worth = {512.0: 4 * math.cos(math.pi * 512 / 8192), 1024.0: 4 * math.cos(math.pi * 1024 / 8192), 9000.0: 0.0}
+    expected = [
+        *[(3.0 + 3.5) / 2 - worth[512.0], (1.0 + 0.0) / 2 - worth[1024.0], (1.0 + 0.0) / 2 - worth[1024.0], 0.0],
+        *[(3.0 + 3.5) / 2 - worth[512.0], 0.0, 1.0 - worth[9000.0], 2.5 - worth[1024.0]],
+    ]
+    lead = budget_lead(totals(values), group, torch.tensor(budgets), 4096.0, 4.0)
+    torch.testing.assert_close(lead, torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def test_the_worth_of_a_budget_is_what_the_reward_gives_at_most() -> None:
+    """Samples of exactly their budget lead by nothing; no sample leads."""
+    reward, group = Budget(64.0, longest=512.0, height=2.0), torch.zeros(3, dtype=torch.long)
+    for lengths in ([64, 64, 64], [10, 64, 300], [400, 500, 600]):
+        scores = reward([Prompt("a")] * 3, Media(text=Track([" ".join(["w"] * n) for n in lengths])))
+        lead = budget_lead(scores, group, torch.full((3,), 64.0), 512.0, 2.0)
+        assert (lead <= 1e-6).all()
+        assert bool((lead.abs() < 1e-6).all()) == (lengths == [64, 64, 64])
+
+
 # ---- in a method ----------------------------------------------------------------------------------------------------
 
 
@@ -311,3 +337,19 @@ def test_dead_groups_and_hard_prompts_reach_the_policy_gradient() -> None:
     assert scale.std() > 0
     losses = list(hard.losses(ToyPolicy(), scaled))
     assert losses[-1].step
+
+
+def test_budgets_reach_the_policy_gradient() -> None:
+    asked = [Prompt("a", uid=0, facts={"budget": 512}), Prompt("b", uid=1, facts={"budget": 2048}), Prompt("c", uid=2)]
+    reward = ToyReward(dark=[1])  # whose samples all score 0.1
+    plain = build_method(MethodSettings(name="grpo", group=4), Path()).collect(ToyPolicy(), asked, reward, 3, 0)
+    method = build_method(MethodSettings(name="grpo", group=4, budget=[4096, 4.0]), Path())
+    budgeted = method.collect(ToyPolicy(), asked, reward, 3, 0)
+    assert plain.scores is not None
+    assert plain.advantage is not None
+    group, total = plain.trajectory.group, plain.scores.total
+    worth = [4 * math.cos(math.pi * 512 / 8192), 4 * math.cos(math.pi * 2048 / 8192)]
+    lead = torch.stack([total[group == g].mean() - worth[g] if g < 2 else torch.tensor(0.0) for g in group.tolist()])
+    torch.testing.assert_close(budgeted.advantage, plain.advantage + lead)
+    assert plain.global_rows == 8
+    assert budgeted.global_rows == 12  # a group that fails alike is pushed down by its budget

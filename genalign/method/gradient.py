@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from torch import Tensor
 
-from genalign.groups import consistency_blend, difficulty_scale
+from genalign.groups import budget_lead, consistency_blend, difficulty_scale
 from genalign.losses import advantages, ppo_clip
 from genalign.method.common import (
     check_noise,
@@ -25,6 +27,7 @@ from genalign.method.common import (
     sums,
 )
 from genalign.method.settings import MethodSettings
+from genalign.ranks import gather
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError
 
 Unit = tuple[list[int], list[int]]  # rows, steps
@@ -47,6 +50,9 @@ class GradientSettings(MethodSettings):
     """What a group whose samples all score alike teaches: nothing, or how it did among the groups (COPO's blend)."""
     difficulty: Literal["none", "hard", "easy"] = "none"
     """Which prompts' advantages count more, by their mean score and their spread (GRPO-S); none: all the same."""
+    budget: tuple[PositiveFloat, NonNegativeFloat] | None = None
+    """HBPO: [longest, height] of the reward `budget`, so that siblings are also compared with the worth of their
+    prompt's fact `budget`; null: they are not."""
     std: Literal["group", "batch", "none"] = "group"
     """Divide a centred score by the standard deviation of its group, of the whole batch, or not at all."""
     baseline: Literal["group", "batch", "leave_one_out"] = "group"
@@ -74,12 +80,14 @@ class PolicyGradient:
     """Clipped policy gradient with an advantage per sample that all its steps share.
 
     DDPO (arXiv 2305.13301, eq. 6), Flow-GRPO (arXiv 2505.05470, eq. 4), GRPO (arXiv 2402.03300, eq. 3), RLOO (arXiv
-    2402.14740): what tells them apart are the baseline, the std and the mean that the loss is.
+    2402.14740): what tells them apart are the baseline, the std and the mean that the loss is. With `budget`, HBPO
+    ("Hierarchical Budget Policy Optimization").
 
     Departs from the papers: (1) The loss is divided by the steps (or rows) that count over all ranks, so that ranks,
     accumulation and dropped rows change nothing. (2) The clip range is in nats of the summed log-ratio. (3) The KL term
     is the closed form where the policy has one, else k3, over the rows that count. (4) Nothing moves when no group has
-    spread (but see `dead_groups`).
+    spread (but see `dead_groups` and `budget`). (5) HBPO gives one question several budgets and normalises over all of
+    its samples; here a budget is a fact of the prompt, so siblings share it, and are normalised among themselves.
     """
 
     def __init__(self, settings: GradientSettings) -> None:
@@ -100,6 +108,9 @@ class PolicyGradient:
             advantage = advantage * difficulty_scale(everyone, group, s.difficulty)
         if s.dead_groups == "global":
             advantage, counted = consistency_blend(advantage, counted, everyone, group)
+        if s.budget is not None:
+            lead = budget_lead(everyone, group, gather(_budgets(trajectory.prompts)), *s.budget)
+            advantage, counted = advantage + lead, counted | (lead != 0)
         if s.advantage_clip is not None:
             advantage = advantage.clamp(-s.advantage_clip, s.advantage_clip)
         return Experience(
@@ -134,3 +145,9 @@ class PolicyGradient:
             loss = loss + s.kl_beta * log["kl"]
         log["loss"] = loss
         return Loss(torch.where(counts, loss, 0.0).sum() / total, sums(log, counts))
+
+
+def _budgets(prompts: Sequence[Prompt]) -> Tensor:
+    """(B,) the prompts' fact `budget`; NaN where there is none."""
+    given = [prompt.facts.get("budget") for prompt in prompts]
+    return torch.tensor([float(budget) if isinstance(budget, int | float) else math.nan for budget in given])

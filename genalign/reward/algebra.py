@@ -23,7 +23,8 @@ class Sum(Combination):
     """Weighted sum of the parts' totals; where a part abstains, `missing` decides (see `base.combine`).
 
     parts: (reward, weight) pairs, or rewards of weight 1; weight 0 only logs. Each aspect of a part counts
-    weight x its weight inside the part.
+    weight x its weight inside the part. A part that reads another modality than there is abstains from every row, so
+    that one sum may serve pictures and texts.
     """
 
     def __init__(
@@ -46,6 +47,10 @@ class Sum(Combination):
     def weights(self) -> tuple[float, ...]:
         scaled = zip(self.parts, self.part_weights, strict=True)
         return tuple(float(w) * weight for part, weight in scaled for w in aspect_weights(part))
+
+    def speaks(self, heard: Sequence[bool]) -> bool:
+        counted = [part for part, weight in zip(heard, self.part_weights, strict=True) if weight]
+        return all(counted) if self.missing == "invalid" else any(counted)
 
     @property
     def looks_at(self) -> Scope:
@@ -106,6 +111,9 @@ class Hybrid(Summary):
         self.mode, self.alpha, self.threshold = mode, alpha, threshold
         self.siblings = mode == "stratified"
         self.settings = (mode, (alpha, threshold) if mode == "stratified" else None)
+
+    def speaks(self, heard: Sequence[bool]) -> bool:
+        return heard[0] if self.mode == "stratified" else any(heard)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         rule, model = self._ask(prompts, media, group)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genalign.reward.base import Stateless, digest, sure, texts, weights_digest
+from genalign.reward.reading import told_cut, too_long
 from genalign.reward.waves import log_mel, mono_waves
 from genalign.reward.weights import find_weights, fit, from_hub, read_weights, renamed, weights_file
 from genalign.types import Media, Prompt, Scores, UsageError
@@ -68,7 +69,8 @@ class Clap(Stateless):
                 heard = net.get_audio_features(input_features=part, is_longer=longer).pooler_output
                 read = net.get_text_features(**tokens.to(part.device)).pooler_output
                 cosine.append(F.cosine_similarity(heard, read, dim=1))
-        return sure(self.aspects, torch.cat(cosine)[:, None].cpu())
+        cut = told_cut(self.name, too_long(tokenizer, texts(prompts)))
+        return sure(self.aspects, torch.cat(cosine)[:, None].cpu(), info=cut)
 
     def frames(self, waves: Sequence[Tensor]) -> Tensor:
         """Waves (N,) at the model's rate -> log-mel frames (B,1,T,mels), as ClapFeatureExtractor makes them."""

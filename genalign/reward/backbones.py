@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from genalign.reward.base import digest, resolve_model, texts, weights_digest
 from genalign.reward.clip import ClipReward
+from genalign.reward.reading import context, hidden_states, pooled, too_long
 from genalign.types import Media, Prompt, Track, UsageError
 
 Reads = Literal["image", "video", "text"]
@@ -42,7 +43,7 @@ class BackboneSettings(BaseModel):
 
 
 class Backbone(Protocol):
-    """features: (B,H) fp32, with gradients to the media where differentiable."""
+    """features: (B,H) fp32, with gradients to the media where differentiable. cut: which rows' texts it had to cut."""
 
     needs: frozenset[str]
     differentiable: bool
@@ -51,6 +52,8 @@ class Backbone(Protocol):
     def version(self) -> str: ...
 
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor: ...
+
+    def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]: ...
 
 
 def build_backbone(settings: BackboneSettings, reads: Reads, folder: Path) -> Backbone:
@@ -100,6 +103,9 @@ class ClipFeatures:
         read = F.normalize(self.clip.read(texts(prompts), seen.device), dim=1)
         return torch.cat([seen, read, seen * read], 1)
 
+    def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]:
+        return self.clip.cut(texts(prompts)) if self.prompt else [False] * len(prompts)
+
     def _see(self, media: Media) -> Tensor:
         return F.normalize(self.clip.see(media), dim=1).float()
 
@@ -144,17 +150,14 @@ class _Transformer:
 
     def pooled(self, hidden: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
         """(R,H) of hidden (R,T,H); mask, ids (R,T). Padding may stand on either side."""
-        real = mask.bool()
-        if self.settings.pool == "mean":
-            return (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
-        if self.settings.pool == "token":
-            reader = self.loaded[1]
-            tokenizer = getattr(reader, "tokenizer", reader)
-            real = real & (ids == tokenizer.convert_tokens_to_ids(self.settings.token))
-            if not real.any(1).all():
-                raise UsageError(f"a text is too long to reach its token {self.settings.token!r}; shorten the template")
-        place = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)  # the last one
-        return hidden[torch.arange(len(hidden), device=hidden.device), place]
+        if self.settings.pool != "token":
+            return pooled(hidden, mask, self.settings.pool)
+        reader = self.loaded[1]
+        tokenizer = getattr(reader, "tokenizer", reader)
+        there = mask.bool() & (ids == tokenizer.convert_tokens_to_ids(self.settings.token))
+        if not there.any(1).all():
+            raise UsageError(f"a text is too long to reach its token {self.settings.token!r}; shorten the template")
+        return pooled(hidden, there, "last")
 
 
 class TextFeatures(_Transformer):
@@ -172,20 +175,12 @@ class TextFeatures(_Transformer):
 
     @torch.no_grad()
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
+        parts = _parts(self.written(prompts, media), self.settings.batch_size)
+        return torch.cat([self.pooled(*hidden_states(*self.loaded, part)).cpu() for part in parts])
+
+    def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]:
         net, tokenizer = self.loaded
-        longest = min(tokenizer.model_max_length, getattr(net.config, "max_position_embeddings", 1 << 20))
-        rows = []
-        for part in _parts(self.written(prompts, media), self.settings.batch_size):
-            ids = tokenizer(part, truncation=True, max_length=longest)["input_ids"]
-            lengths = [max(len(row), 1) for row in ids]  # an empty text is one end-of-text
-            padded = torch.full((len(ids), max(lengths)), tokenizer.eos_token_id or 0)
-            for row, told in zip(padded, ids, strict=True):
-                row[: len(told)] = torch.tensor(told, dtype=torch.long)
-            mask = (torch.arange(padded.shape[1]) < torch.tensor(lengths)[:, None]).long()
-            device = next(net.parameters()).device
-            out = net(input_ids=padded.to(device), attention_mask=mask.to(device))
-            rows.append(self.pooled(out.last_hidden_state.float(), mask.to(device), padded.to(device)).cpu())
-        return torch.cat(rows)
+        return too_long(tokenizer, self.written(prompts, media), context(net, tokenizer))
 
 
 class VlmFeatures(_Transformer):
@@ -219,6 +214,9 @@ class VlmFeatures(_Transformer):
             hidden = net(**given, output_hidden_states=True).hidden_states[-1].float()
             rows.append(self.pooled(hidden, given["attention_mask"], given["input_ids"]).cpu())
         return torch.cat(rows)
+
+    def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]:
+        return [False] * len(prompts)  # its processor cuts nothing
 
     def _shown(self, prompts: Sequence[Prompt], media: Media) -> list[Any]:
         from genalign.media import to_pil

@@ -7,14 +7,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from genalign.shipped import shipped
-from genalign.types import Media, Prompt, Reward, Scores, UsageError
+from genalign.types import MODALITIES, Media, Prompt, Reward, Scores, UsageError
 
 Missing = Literal["zero_advantage", "renormalise", "invalid"]
 Scope = Literal["sample", "group", "batch"]
@@ -23,6 +25,13 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 class ScoringError(Exception):
     """A scoring that went wrong, told in words a user can act on; becomes a mask, never a stop."""
+
+
+class Reads(Protocol):
+    """A reward, or a preference."""
+
+    @property
+    def needs(self) -> frozenset[str]: ...
 
 
 class Stateless:
@@ -52,6 +61,7 @@ def about(reward: Reward) -> dict[str, Any]:
     return {
         "name": reward.name,
         "needs": sorted(reward.needs),
+        "lacks": {kind: sorted(lacks(reward, {kind})) for kind in MODALITIES},
         "aspects": list(reward.aspects),
         "weights": aspect_weights(reward).tolist(),
         "looks_at": reward.looks_at,
@@ -70,6 +80,11 @@ class StandIn(Stateless):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset(self._about["needs"])
+
+    def lacks(self, offered: AbstractSet[str]) -> frozenset[str]:
+        kinds = [kind for kind in MODALITIES if kind in offered]
+        wanted = self._about.get("lacks", {}).get(kinds[0]) if len(kinds) == 1 else None
+        return frozenset(self.needs if wanted is None else wanted) - offered
 
     @property
     def aspects(self) -> tuple[str, ...]:
@@ -188,25 +203,26 @@ def total_confidence(scores: Scores) -> Tensor:
     return torch.where(scores.total_valid, mean, 0.0)
 
 
-def sure(aspects: tuple[str, ...], values: Tensor, std: Tensor | None = None) -> Scores:
+def sure(
+    aspects: tuple[str, ...], values: Tensor, std: Tensor | None = None, info: Mapping[str, list[Any]] | None = None
+) -> Scores:
     """Scores (B,K) of a reward that speaks of every row: the total is the sum of the aspects."""
     valid = torch.ones_like(values, dtype=torch.bool)
-    return Scores(aspects, values, valid, ~valid, values.sum(1), valid.all(1), torch.ones(len(aspects)), std=std)
+    ones = torch.ones(len(aspects))
+    return Scores(aspects, values, valid, ~valid, values.sum(1), valid.all(1), ones, std=std, info=info or {})
+
+
+def all_silent(reward: Reward, rows: int) -> Scores:
+    """What a reward says that has nothing to say of any row."""
+    values = torch.zeros(rows, len(reward.aspects))
+    none = torch.zeros_like(values, dtype=torch.bool)
+    return Scores(reward.aspects, values, none, none, torch.zeros(rows), none.any(1), aspect_weights(reward))
 
 
 def all_failed(reward: Reward, rows: int, error: str) -> Scores:
     """What a reward says that could not be asked at all."""
-    shape = (rows, len(reward.aspects))
-    return Scores(
-        names=reward.aspects,
-        values=torch.zeros(shape),
-        valid=torch.zeros(shape, dtype=torch.bool),
-        failed=torch.ones(shape, dtype=torch.bool),
-        total=torch.zeros(rows),
-        total_valid=torch.zeros(rows, dtype=torch.bool),
-        weights=aspect_weights(reward),
-        info={"error": [error] * rows},
-    )
+    silent = all_silent(reward, rows)
+    return replace(silent, failed=torch.ones_like(silent.failed), info={"error": [error] * rows})
 
 
 def cat_scores(parts: Sequence[Scores]) -> Scores:
@@ -233,17 +249,33 @@ def _cat_optional(given: Sequence[Tensor | None], otherwise: Sequence[Tensor]) -
     return torch.cat([b.float() if a is None else a for a, b in zip(given, otherwise, strict=True)])
 
 
+def lacks(reward: Reads, offered: AbstractSet[str]) -> frozenset[str]:
+    """What is not `offered` and keeps the reward from saying anything; nothing where it can speak.
+
+    offered: modalities, "prompt", and keys as "facts.answer". A reward made of rewards does not lack a modality for a
+    part that the others can do without: that part abstains, and its facts are not asked for.
+    """
+    own = getattr(reward, "lacks", None)
+    return reward.needs - offered if own is None else own(offered)
+
+
+def unheard(reward: Reward, offered: AbstractSet[str]) -> bool:
+    """Whether the reward abstains from all such data, since it reads another modality."""
+    return not lacks(reward, offered).isdisjoint(MODALITIES)
+
+
 def check_needs(reward: Reward, available: Iterable[str]) -> None:
-    """Refuse a reward that reads what the data lacks. `available`: modalities, "prompt", and keys as "facts.answer".
+    """Refuse a reward that reads what the data lacks; see `lacks`.
 
     Raises:
         UsageError: naming the reward, what it needs, and the nearest name on offer.
     """
     offered = set(available)
-    for need in sorted(reward.needs - offered):
-        raise UsageError(
-            f"reward {reward.name!r} needs {need!r}, which the data does not offer{nearest(need, offered)}"
-        )
+    lacking = sorted(lacks(reward, offered))
+    if lacking:
+        absent = [need for need in lacking if need in MODALITIES] or lacking[:1]
+        told = f"{'needs' if len(absent) == 1 else 'reads'} {', '.join(map(repr, absent))}"
+        raise UsageError(f"reward {reward.name!r} {told}, which the data does not offer{nearest(absent[0], offered)}")
 
 
 def texts(prompts: Sequence[Prompt]) -> list[str]:

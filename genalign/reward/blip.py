@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genalign.reward.aesthetic import Mlp
 from genalign.reward.base import Stateless, digest, image_batches, sure, texts, weights_digest
 from genalign.reward.clip import on_tensors
+from genalign.reward.reading import told_cut, too_long
 from genalign.reward.weights import find_weights, fit, from_hub, read_weights, weights_file
 from genalign.types import Media, Prompt, Scores
 
@@ -142,4 +143,5 @@ class ImageReward(Stateless):
                 tokens, mask = (read[key][rows].to(device) for key in ("input_ids", "attention_mask"))
                 values.append(net(preprocess(part), tokens, mask))
                 at += len(part)
-        return sure(self.aspects, torch.cat(values)[:, None].cpu())
+        cut = told_cut(self.name, too_long(tokenizer, texts(prompts), WORDS))
+        return sure(self.aspects, torch.cat(values)[:, None].cpu(), info=cut)

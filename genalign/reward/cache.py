@@ -8,7 +8,7 @@ import json
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Scope, aspect_weights, cat_scores
+from genalign.reward.around import Around
+from genalign.reward.base import Scope, cat_scores
 from genalign.reward.wire import pack_scores, receive, send, unpack_scores
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 ROWS = 65536  # that stay in memory
 
 
-class Cached:
+class Cached(Around):
     """The reward it wraps, asked once for each content: its version, prompt (text, facts, media), and media.
 
     file: an SQLite file that keeps rows from run to run, and may be shared by processes; None keeps the last ROWS in
@@ -49,22 +50,6 @@ class Cached:
         self._database: sqlite3.Connection | None = None
 
     @property
-    def name(self) -> str:
-        return self.reward.name
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.reward.needs
-
-    @property
-    def aspects(self) -> tuple[str, ...]:
-        return self.reward.aspects
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return tuple(aspect_weights(self.reward).tolist())
-
-    @property
     def looks_at(self) -> Scope:
         if self.reward.looks_at != "sample":
             raise UsageError(
@@ -77,15 +62,6 @@ class Cached:
         if self.reward.state_dict():
             raise UsageError(f"reward {self.name!r} has a state that training moves, so it cannot be cached")
         return self.reward.version
-
-    def update(self, scores: Scores, step: int) -> None:
-        self.reward.update(scores, step)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.reward.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.reward.load_state_dict(state)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:

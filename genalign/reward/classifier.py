@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import Stateless, digest, sure, weights_digest
+from genalign.reward.reading import told_cut, too_long
 from genalign.reward.weights import find_weights, from_hub
 from genalign.types import Media, Prompt, Scores, UsageError
 
@@ -65,7 +66,8 @@ class Classifier(Stateless):
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         net, tokenizer = self._loaded
         answers = [str(text) for text in media["text"].data]
-        ids = [self._ids(tokenizer, prompt.text, text) for prompt, text in zip(prompts, answers, strict=True)]
+        written = [self._chat(tokenizer, prompt.text, text) for prompt, text in zip(prompts, answers, strict=True)]
+        ids = [tokenizer(text, truncation=True)["input_ids"] for text in written]
         together = self.batch_size if net.config.pad_token_id is not None else 1  # else the model refuses a batch
         values = torch.zeros(len(ids), 1)
         for length in sorted({len(row) for row in ids}):
@@ -74,12 +76,10 @@ class Classifier(Stateless):
                 part = rows[start : start + together]
                 tokens = torch.tensor([ids[row] for row in part], device=net.device)
                 values[part] = net(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().cpu()
-        return sure(self.aspects, values)
+        return sure(self.aspects, values, info=told_cut(self.name, too_long(tokenizer, written)))
 
     @staticmethod
-    def _ids(tokenizer: Any, prompt: str, answer: str) -> list[int]:
+    def _chat(tokenizer: Any, prompt: str, answer: str) -> str:
         chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         written = tokenizer.apply_chat_template(chat, tokenize=False)
-        if tokenizer.bos_token:
-            written = written.removeprefix(tokenizer.bos_token)
-        return tokenizer(written, truncation=True)["input_ids"]
+        return written.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else written

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genalign.reward.base import Stateless, digest, image_batches, resolve_model, sure, texts, weights_digest
+from genalign.reward.reading import told_cut
 from genalign.types import Media, Prompt, Scores, UsageError
 
 REMEMBERED = 8192  # prompts whose features stay in memory
@@ -23,7 +24,7 @@ class ClipReward(Stateless):
 
     model: a folder in open_clip's layout (open_clip_config.json and safetensors; relative, or a shipped asset), or the
     id of such a model on the hub. It loads when first used, and follows the images' device. Prompts longer than the
-    model's context are cut. batch_size: images a forward pass (its memory, not its result).
+    model's context are cut, which the log says. batch_size: images a forward pass (its memory, not its result).
 
     Departs from the paper: (1) not cut at 0, so that the gradient never dies. (2) scale is 1, not 2.5. (3) pixels stay
     float through the model's own resize, crop and normalisation (antialiased, clamped to [0,1] after a bicubic resize),
@@ -43,7 +44,7 @@ class ClipReward(Stateless):
         self.model = resolve_model(model)
         self.scale, self.offset, self.batch_size, self.name = float(scale), float(offset), batch_size, name
         self.aspects = (name,)
-        self._texts: dict[str, Tensor] = {}  # features (E,) on the CPU
+        self._texts: dict[str, tuple[Tensor, bool]] = {}  # features (E,) on the CPU, and whether the prompt was cut
         if Path(self.model).is_dir() and not any(Path(self.model).glob("*.safetensors")):
             raise UsageError(f"CLIP model {self.model} has no .safetensors file; genalign reads no pickled weights")
 
@@ -61,7 +62,7 @@ class ClipReward(Stateless):
             raise UsageError(f"CLIP model {self.model} cannot be loaded: {' '.join(str(error).split())}") from error
         finally:
             root.setLevel(quiet)
-        return net.float().eval().requires_grad_(False), on_tensors(preprocess), tokenizer
+        return net.float().eval().requires_grad_(False), on_tensors(preprocess), telling(tokenizer)
 
     @property
     def version(self) -> str:
@@ -73,7 +74,8 @@ class ClipReward(Stateless):
         seen = self.see(media)
         with torch.autocast(seen.device.type, enabled=False):
             cosine = F.cosine_similarity(seen, self.read(texts(prompts), seen.device), dim=1)
-        return sure(self.aspects, (self.scale * cosine.cpu() + self.offset)[:, None])
+        cut = told_cut(self.name, self.cut(texts(prompts)))
+        return sure(self.aspects, (self.scale * cosine.cpu() + self.offset)[:, None], info=cut)
 
     def see(self, media: Media) -> Tensor:
         """Image features (B,E) of any length, with gradients, on the images' device."""
@@ -94,8 +96,25 @@ class ClipReward(Stateless):
         fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
         for at in range(0, len(fresh), self.batch_size):
             part = fresh[at : at + self.batch_size]
-            self._texts.update(zip(part, net.encode_text(tokenizer(part).to(device)).cpu(), strict=True))
-        return torch.stack([self._texts[prompt] for prompt in prompts]).to(device)
+            tokens, cut = tokenizer(part)
+            told = zip(net.encode_text(tokens.to(device)).cpu(), cut, strict=True)
+            self._texts.update(zip(part, told, strict=True))
+        return torch.stack([self._texts[prompt][0] for prompt in prompts]).to(device)
+
+    def cut(self, prompts: Sequence[str]) -> list[bool]:
+        """Which of the prompts just read were longer than the model's context."""
+        return [self._texts[prompt][1] for prompt in prompts]
+
+
+def telling(tokenizer: Any) -> Callable[[list[str]], tuple[Tensor, list[bool]]]:
+    """open_clip's tokenizer, which also says what it cut: where, with one more token, a text would not have ended."""
+
+    def read(captions: list[str]) -> tuple[Tensor, list[bool]]:
+        tokens = tokenizer(captions)
+        longer = tokenizer(captions, context_length=tokens.shape[1] + 1)
+        return tokens, (tokens != longer[:, :-1]).any(1).tolist()
+
+    return read
 
 
 def on_tensors(preprocess: Any, clamp: bool = True) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from genalign.reward.base import digest, sure, weights_digest
-from genalign.reward.clip import ClipReward, on_tensors
+from genalign.reward.clip import ClipReward, on_tensors, telling
+from genalign.reward.reading import too_long
 from genalign.reward.weights import find_weights, fit, from_hub, read_weights, weights_file
 from genalign.types import Media, Prompt, Scores, UsageError
 
@@ -52,8 +53,9 @@ class TransformersClip(ClipReward):
         tokenizer = from_hub(AutoTokenizer, self.processor)
         longest = towers.clip.config.text_config.max_position_embeddings
 
-        def tokens(captions: list[str]) -> Tensor:
-            return tokenizer(captions, padding=True, truncation=True, max_length=longest, return_tensors="pt").input_ids
+        def tokens(captions: list[str]) -> tuple[Tensor, list[bool]]:
+            told = tokenizer(captions, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            return told.input_ids, too_long(tokenizer, captions, longest)
 
         return towers, transform_of(from_hub(CLIPImageProcessor, self.processor)), tokens
 
@@ -69,7 +71,7 @@ class TransformersClip(ClipReward):
         if not self.by_logit:
             return cosine
         scale = self._loaded[0].clip.logit_scale.float().exp().cpu()
-        return sure(self.aspects, scale * (cosine.values - self.offset) + self.offset)
+        return sure(self.aspects, scale * (cosine.values - self.offset) + self.offset, info=cosine.info)
 
 
 class OpenClipWeights(ClipReward):
@@ -97,7 +99,7 @@ class OpenClipWeights(ClipReward):
         self.arch, self.file = arch, file
         self.scale, self.offset, self.batch_size, self.name = float(scale), float(offset), batch_size, name
         self.aspects = (name,)
-        self._texts: dict[str, Tensor] = {}
+        self._texts: dict[str, tuple[Tensor, bool]] = {}
         if Path(self.model).exists():
             weights_file(self.model, file)
 
@@ -110,7 +112,7 @@ class OpenClipWeights(ClipReward):
             raise UsageError(f"open_clip knows no architecture {self.arch!r}; see open_clip.list_models()")
         net, _, preprocess = open_clip.create_model_and_transforms(self.arch)
         fit(net, read_weights(path), path)
-        return net.float(), on_tensors(preprocess, clamp=False), open_clip.get_tokenizer(self.arch)
+        return net.float(), on_tensors(preprocess, clamp=False), telling(open_clip.get_tokenizer(self.arch))
 
     @property
     def version(self) -> str:

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Scope, aspect_weights, column, combine, digest, nearest, total_confidence, widest
+from genalign.reward.base import (
+    Scope,
+    all_silent,
+    aspect_weights,
+    column,
+    combine,
+    digest,
+    lacks,
+    nearest,
+    total_confidence,
+    unheard,
+    widest,
+)
 from genalign.reward.runner import guarded
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 
 class Combination:
-    """Names, needs and state of several rewards taken together."""
+    """Names, needs and state of several rewards taken together; a part that reads another modality abstains."""
 
     name: str
 
@@ -26,6 +39,17 @@ class Combination:
     @property
     def needs(self) -> frozenset[str]:
         return frozenset().union(*(part.needs for part in self.parts))
+
+    def lacks(self, offered: AbstractSet[str]) -> frozenset[str]:
+        heard = [not unheard(part, offered) for part in self.parts]
+        asked = heard if self.speaks(heard) else [True] * len(heard)
+        of_parts = [lacks(part, offered) for part, counts in zip(self.parts, asked, strict=True) if counts]
+        own = self.needs.difference(*(part.needs for part in self.parts)) - offered
+        return own.union(*of_parts)
+
+    def speaks(self, heard: Sequence[bool]) -> bool:
+        """Whether it can say anything where only the parts that are `heard` do, (P,)."""
+        return all(heard)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -63,7 +87,11 @@ class Combination:
             part.load_state_dict({key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)})
 
     def _ask(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> list[Scores]:
-        return [guarded(part, prompts, media, group) for part in self.parts]
+        kinds = frozenset(media)
+        return [
+            all_silent(part, len(prompts)) if unheard(part, kinds) else guarded(part, prompts, media, group)
+            for part in self.parts
+        ]
 
 
 class Summary(Combination):

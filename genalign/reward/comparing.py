@@ -6,28 +6,17 @@ import hashlib
 import json
 import random
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from genalign.media import load_png
-from genalign.reward.asking import (
-    Criteria,
-    Piece,
-    Question,
-    Reads,
-    check_places,
-    facts_of,
-    fill,
-    places,
-    read_scores,
-    shown,
-)
-from genalign.reward.base import Scope, ScoringError
-from genalign.reward.judges import Answer, Judge, _or_raise, _prompt_if, ask_criteria, seed_of, weights_of
+from genalign.reward.asking import Piece, Question, facts_of, fill, places, read_scores, shown
+from genalign.reward.base import ScoringError
+from genalign.reward.judges import Answer, CriteriaJudge, Judge, _or_raise, _prompt_if, ask_criteria, seed_of
 from genalign.types import Media, Prompt, Scores, UsageError
 
 COMPARE = (
@@ -41,14 +30,15 @@ RANK = (
 BETTER = "Which of the two fits the text better?"
 
 
-class CompareJudge(Judge):
+@dataclass(kw_only=True, eq=False, repr=False)
+class CompareJudge(CriteriaJudge):
     """score = p(the sample is better than the reference), in [0,1]; 1/2 means level.
 
     reference: "prompt" (the prompt's own picture), or "facts.KEY" (a text, for reads: text). references: a folder that
     `genalign sample MODEL --prompts FILE --out FOLDER` wrote: each prompt's first file there. A row without a reference
     abstains.
     both_orders: p = (p(yes | sample, reference) + 1 - p(yes | reference, sample)) / 2, so that p(a,b) + p(b,a) = 1.
-    question, criteria, tasks, weights: as of YesNoJudge. template: names {first}, {second}, {question}, {prompt}.
+    template: names {first}, {second}, {question}, {prompt}. Other settings: `CriteriaJudge` and `Judge`.
 
     Scores.info has, a row: position_bias, the mean over criteria of p(yes | sample, reference) + p(yes | reference,
     sample) - 1 (0: none; above 0: it favours what is shown first), and order_flips, whether the two orders disagree.
@@ -59,54 +49,39 @@ class CompareJudge(Judge):
     Departs from the papers: both orders are asked, and the wording is our own. Without gradients.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str | Path | None = None,
-        endpoint: Mapping[str, Any] | None = None,
-        reference: str | None = None,
-        references: str | Path | None = None,
-        question: str | None = None,
-        criteria: Mapping[str, str] | None = None,
-        tasks: Mapping[str, Mapping[str, str]] | None = None,
-        weights: Mapping[str, float] | None = None,
-        both_orders: bool = True,
-        template: str = COMPARE,
-        reads: Reads = "image",
-        system: str | None = None,
-        batch_size: int = 8,
-        device: str | None = None,
-        dtype: str = "float32",
-        name: str = "compare",
-    ) -> None:
-        unsaid = question is None and criteria is None and tasks is None
-        self.criteria = Criteria(name, BETTER if unsaid else question, criteria, tasks)
-        check_places(name, template, ("first", "second", "question", "prompt"))
-        if (reference is None) == (references is None):
+    reference: str | None = None
+    references: str | Path | None = None
+    both_orders: bool = True
+    template: str = COMPARE
+    name: str = "compare"
+    fills = ("first", "second", "question", "prompt")
+
+    def __post_init__(self) -> None:
+        if self.question is None and self.criteria is None and self.tasks is None:
+            self.question = BETTER
+        super().__post_init__()
+        self._check_reference()
+        self.files = {} if self.references is None else drawn_files(Path(self.references))
+        self.needs |= {"prompt"} if self.files else set()
+        self.needs |= {self.reference} if self.reference and self.reference.startswith("facts.") else set()
+        seen = sorted((prompt, hashlib.sha256(file.read_bytes()).hexdigest()) for prompt, file in self.files.items())
+        self.settings = (self.asks.tasks, self.template, self.both_orders, self.reference, seen)
+
+    def _check_reference(self) -> None:
+        name, fact = self.name, str(self.reference).startswith("facts.")
+        if (self.reference is None) == (self.references is None):
             raise UsageError(
                 f"judge {name!r} needs either reference ('prompt' or 'facts.KEY') or references (a folder)"
             )
-        if reference is not None and reference != "prompt" and not reference.startswith("facts."):
-            raise UsageError(f"the reference of judge {name!r} is {reference!r}; write prompt or facts.KEY")
-        if (references is not None and reads != "image") or (str(reference).startswith("facts.") and reads != "text"):
-            raise UsageError(f"judge {name!r} reads {reads}: a folder holds pictures, and a fact is a text")
-        super().__init__(
-            name, model, endpoint, reads, system, {"batch_size": batch_size, "device": device, "dtype": dtype}
-        )
-        self.aspects, self.template, self.both_orders = self.criteria.aspects, template, both_orders
-        self.reference, self.files = reference, {} if references is None else drawn_files(Path(references))
-        self.weights = weights_of(name, self.aspects, weights)
-        fact = {reference} if reference and reference.startswith("facts.") else set()
-        self.needs = self.criteria.needs | {reads} | fact | _prompt_if(self.criteria.mentions | places(template))
-        if self.files:
-            self.needs |= {"prompt"}
-        seen = sorted((prompt, hashlib.sha256(file.read_bytes()).hexdigest()) for prompt, file in self.files.items())
-        self.settings = (self.criteria.tasks, template, both_orders, reference, seen)
+        if self.reference is not None and self.reference != "prompt" and not fact:
+            raise UsageError(f"the reference of judge {name!r} is {self.reference!r}; write prompt or facts.KEY")
+        if (self.references is not None and self.reads != "image") or (fact and self.reads != "text"):
+            raise UsageError(f"judge {name!r} reads {self.reads}: a folder holds pictures, and a fact is a text")
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         samples = [shown(media, row, self.reads) for row in range(len(prompts))]
         references = [self._reference(prompt) for prompt in prompts]
-        table = [entry for entry in ask_criteria(self.criteria, prompts) if references[entry[0]] is not None]
+        table = [entry for entry in ask_criteria(self.asks, prompts) if references[entry[0]] is not None]
         orders = (False, True) if self.both_orders else (False,)
         questions = [
             self._ask(prompts[row], text, samples[row], references[row] or [], swap)
@@ -171,6 +146,7 @@ def drawn_files(folder: Path) -> dict[str, Path]:
         raise UsageError(f"{folder} holds no samples to compare with ({error}); write it by genalign sample") from error
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class RankJudge(Judge):
     """score = the number in [low, high] that the judge gives a sample when it reads all its siblings in one list.
 
@@ -185,38 +161,26 @@ class RankJudge(Judge):
     Departs from the paper: the wording is our own, and scores are not forced to a ranking.
     """
 
-    looks_at: Scope = "group"
+    principle: str
+    low: float = 1.0
+    high: float = 5.0
+    passes: int = 1
+    temperature: float = 0.0
+    max_tokens: int = 512
+    template: str = RANK
+    name: str = "rank"
+    looks_at = "group"
+    fills = ("samples", "principle", "prompt", "keys", "low", "high")
 
-    def __init__(
-        self,
-        *,
-        principle: str,
-        model: str | Path | None = None,
-        endpoint: Mapping[str, Any] | None = None,
-        low: float = 1.0,
-        high: float = 5.0,
-        passes: int = 1,
-        temperature: float = 0.0,
-        max_tokens: int = 512,
-        template: str = RANK,
-        reads: Reads = "image",
-        system: str | None = None,
-        batch_size: int = 8,
-        device: str | None = None,
-        dtype: str = "float32",
-        name: str = "rank",
-    ) -> None:
-        if not low < high or passes < 1 or not str(principle).strip():
-            raise UsageError(f"judge {name!r} needs a principle in words, low < high, and at least one pass")
-        check_places(name, template, ("samples", "principle", "prompt", "keys", "low", "high"))
-        super().__init__(
-            name, model, endpoint, reads, system, {"batch_size": batch_size, "device": device, "dtype": dtype}
-        )
-        self.principle, self.template, self.aspects, self.weights = str(principle), template, (name,), (1.0,)
-        self.low, self.high, self.passes = float(low), float(high), passes
-        self.temperature, self.max_tokens = float(temperature), max_tokens
-        self.needs = frozenset({reads}) | _prompt_if(places(template))
-        self.settings = (self.principle, template, self.low, self.high, passes, self.temperature, max_tokens)
+    def __post_init__(self) -> None:
+        if not self.low < self.high or self.passes < 1 or not str(self.principle).strip():
+            raise UsageError(f"judge {self.name!r} needs a principle in words, low < high, and at least one pass")
+        super().__post_init__()
+        self.aspects, self.weights, self.principle = (self.name,), (1.0,), str(self.principle)
+        self.low, self.high, self.temperature = float(self.low), float(self.high), float(self.temperature)
+        self.needs = frozenset({self.reads}) | _prompt_if(places(self.template))
+        numbers = (self.low, self.high, self.passes, self.temperature, self.max_tokens)
+        self.settings = (self.principle, self.template, *numbers)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         siblings: dict[int, list[int]] = {}

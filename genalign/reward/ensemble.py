@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Scope, aspect_weights, digest, total_confidence
+from genalign.reward.around import Around
+from genalign.reward.base import digest, total_confidence
 from genalign.reward.combination import Summary, choice, number, totals
 from genalign.reward.runner import guarded
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
@@ -49,6 +50,9 @@ class Ensemble(Summary):
         strength = {"uwo": self.penalty, "entropic": self.beta, "robust": self.nominal}.get(risk)
         self.settings = (risk, strength)
 
+    def speaks(self, heard: Sequence[bool]) -> bool:
+        return any(heard)
+
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         told = self._ask(prompts, media, group)
         values, valid, lost = totals(told)
@@ -70,7 +74,7 @@ class Ensemble(Summary):
         return self.say(told, total, readable, lost.any(1), std=torch.where(readable, variance.detach(), 0.0).sqrt())
 
 
-class Repeat:
+class Repeat(Around):
     """A reward that draws lots (a judge at temperature 1), asked several times and averaged (EditScore).
 
     Its columns are those of the part, each the mean over the passes that said something, with their population std.
@@ -81,37 +85,25 @@ class Repeat:
     def __init__(self, part: Reward, times: int = 4, name: str = "") -> None:
         if not isinstance(times, int) or times < 1:
             raise UsageError(f"reward {part.name!r} is repeated {times!r} times; it must be a whole number above 0")
-        self.part, self.times, self.name = part, times, name or part.name
-        self.aspects = tuple(self.name if aspect == part.name else aspect for aspect in part.aspects)
-        self.weights = tuple(aspect_weights(part).tolist())
+        self.reward, self.times, self._name = part, times, name or part.name
 
     @property
-    def needs(self) -> frozenset[str]:
-        return self.part.needs
+    def name(self) -> str:
+        return self._name
 
     @property
-    def looks_at(self) -> Scope:
-        return self.part.looks_at
-
-    @property
-    def differentiable(self) -> bool:
-        return self.part.differentiable
+    def aspects(self) -> tuple[str, ...]:
+        return tuple(self.name if aspect == self.reward.name else aspect for aspect in self.reward.aspects)
 
     @property
     def version(self) -> str:
-        return digest("repeat", self.name, self.times, self.part.version)
+        return digest("repeat", self.name, self.times, self.reward.version)
 
     def update(self, scores: Scores, step: int) -> None:
-        self.part.update(replace(scores, names=self.part.aspects), step)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.part.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.part.load_state_dict(state)
+        self.reward.update(replace(scores, names=self.reward.aspects), step)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        passes = [guarded(self.part, prompts, media, group) for _ in range(self.times)]
+        passes = [guarded(self.reward, prompts, media, group) for _ in range(self.times)]
         valid = torch.stack([told.valid for told in passes])  # (N,B,K)
         values, variance = moments(torch.stack([told.values for told in passes]), valid, 0)
         heard = torch.stack([told.total_valid for told in passes])  # (N,B)

@@ -17,6 +17,7 @@ from torch import Tensor
 from genalign.reward.backbones import Backbone, BackboneSettings, Reads, build_backbone
 from genalign.reward.base import Stateless, digest, nearest, weights_digest
 from genalign.reward.fit import PERSONAL, Fit, build_head
+from genalign.reward.reading import told_cut
 from genalign.types import Media, Prompt, Scores, UsageError
 
 CONFIG, WEIGHTS = "reward.json", "reward.safetensors"
@@ -104,7 +105,8 @@ class FittedReward(Stateless):
         else:
             value, valid = head.score(rows, users).cpu(), torch.ones(len(rows), dtype=torch.bool)
         none = torch.zeros_like(valid)[:, None]
-        return Scores(self.aspects, value[:, None], valid[:, None], none, value, valid, torch.ones(1))
+        cut = told_cut(self.name, self.backbone.cut(prompts, media))
+        return Scores(self.aspects, value[:, None], valid[:, None], none, value, valid, torch.ones(1), info=cut)
 
     def compare(self, prompts: Sequence[Prompt], a: Media, b: Media) -> Tensor:
         """(B,) logits that a is better than b, antisymmetric."""

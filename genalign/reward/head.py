@@ -11,9 +11,10 @@ from typing import Any, Literal, get_args
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from genalign.reward.base import Stateless, digest, resolve_model, weights_digest
+from genalign.reward.base import Stateless, digest, resolve_model, sure, weights_digest
+from genalign.reward.reading import context, hidden_states, pooled, told_cut, too_long
 from genalign.types import Media, Prompt, Scores, UsageError
 
 Pool = Literal["mean", "last"]
@@ -58,7 +59,8 @@ class HeadReward(Stateless):
                 self._settings = file.metadata() or {}
                 self.weight, self.bias = file.get_tensor("weight").float(), file.get_tensor("bias").float()
             aspects = json.loads(self._settings["aspects"])
-            self.pool, self.readout = self._settings["pool"], self._settings["readout"]
+            self.pool: Any = self._settings["pool"]
+            self.readout = self._settings["readout"]
             self.template = self._settings["template"]
         except (OSError, SafetensorError, KeyError) as error:
             raise UsageError(f"{self.model / FILE} holds no reward head ({error}); write one with save_head") from error
@@ -90,22 +92,12 @@ class HeadReward(Stateless):
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         both = zip(prompts, media["text"].data, strict=True)
         written = [self.template.format(prompt=prompt.text, text=text) for prompt, text in both]
-        parts = [written[i : i + self.batch_size] for i in range(0, len(written), self.batch_size)]
-        pooled = torch.cat([self._pooled(part) for part in parts])  # (B,H)
-        values = pooled @ self.weight.T + self.bias  # (B,K)
-        values = values.sigmoid() if self.readout == "sigmoid" else values
-        valid = torch.ones_like(values, dtype=torch.bool)
-        return Scores(self.aspects, values, valid, ~valid, values.sum(1), valid.all(1), torch.ones(len(self.aspects)))
-
-    def _pooled(self, written: list[str]) -> Tensor:
         net, tokenizer = self._loaded
-        longest = min(tokenizer.model_max_length, getattr(net.config, "max_position_embeddings", 1 << 20))
-        ids = tokenizer(written, truncation=True, max_length=longest)["input_ids"]
-        ids = [row or [tokenizer.eos_token_id or 0] for row in ids]  # an empty text still has a score
-        lengths = torch.tensor([len(row) for row in ids])
-        tokens = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)  # (B,T)
-        mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
-        hidden = net(input_ids=tokens, attention_mask=mask).last_hidden_state.float()  # (B,T,H)
-        if self.pool == "mean":
-            return (hidden * mask[..., None]).sum(1) / lengths[:, None]
-        return hidden[torch.arange(len(hidden)), lengths - 1]
+        parts = [written[i : i + self.batch_size] for i in range(0, len(written), self.batch_size)]
+        states = (hidden_states(net, tokenizer, part) for part in parts)
+        rows = torch.cat([pooled(hidden, mask, self.pool) for hidden, mask, _ in states])  # (B,H)
+        values = rows @ self.weight.T + self.bias  # (B,K)
+        values = values.sigmoid() if self.readout == "sigmoid" else values
+        return sure(
+            self.aspects, values, info=told_cut(self.name, too_long(tokenizer, written, context(net, tokenizer)))
+        )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -35,35 +36,46 @@ SCORE = (
 )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Judge(Stateless):
     """What all judges share: who answers, what is judged, and failures that stay masks.
 
     model: a folder or hub id, asked in this process (see `LocalModel`); or endpoint: a mapping for `Endpoint` (url,
     model, key, ...). reads: what is judged: image, video (some frames) or text. system: what stands before each
-    question. batch_size, device, dtype: of the model in this process.
+    question. batch_size, device, dtype: of the model in this process. template: names what the judge `fills`.
     """
 
-    looks_at: Scope = "sample"
-    differentiable = False
-    aspects: tuple[str, ...]
-    weights: tuple[float, ...]
-    settings: tuple[Any, ...] = ()
+    model: str | Path | None = None
+    endpoint: Mapping[str, Any] | None = None
+    reads: Reads = "image"
+    system: str | None = None
+    batch_size: int = 8
+    device: str | None = None
+    dtype: str = "float32"
+    template: str = ""
+    name: str = "judge"
 
-    def __init__(
-        self,
-        name: str,
-        model: str | Path | None,
-        endpoint: Mapping[str, Any] | None,
-        reads: Reads,
-        system: str | None,
-        local: Mapping[str, Any],
-    ) -> None:
-        if (model is None) == (endpoint is None):
-            raise UsageError(f"judge {name!r} needs either a model (in this process) or an endpoint")
-        if reads not in get_args(Reads):
-            raise UsageError(f"judge {name!r} cannot read {reads!r}{nearest(str(reads), get_args(Reads))}")
-        self.name, self.reads, self.system = name, reads, system
-        self.answerer: Answerer = LocalModel(model, **local) if model is not None else _endpoint(name, endpoint)
+    looks_at: ClassVar[Scope] = "sample"
+    differentiable: ClassVar[bool] = False
+    fills: ClassVar[tuple[str, ...]] = ()
+    settings: tuple[Any, ...] = field(init=False, default=())
+    aspects: tuple[str, ...] = field(init=False, default=())
+    weights: Any = field(init=False, default=())
+    needs: frozenset[str] = field(init=False, default=frozenset())
+
+    def __post_init__(self) -> None:
+        check_places(self.name, self.template, self.fills)
+        if (self.model is None) == (self.endpoint is None):
+            raise UsageError(f"judge {self.name!r} needs either a model (in this process) or an endpoint")
+        if self.reads not in get_args(Reads):
+            raise UsageError(
+                f"judge {self.name!r} cannot read {self.reads!r}{nearest(str(self.reads), get_args(Reads))}"
+            )
+        self.answerer: Answerer = (
+            _endpoint(self.name, self.endpoint)
+            if self.model is None
+            else LocalModel(self.model, batch_size=self.batch_size, device=self.device, dtype=self.dtype)
+        )
 
     @property
     def version(self) -> str:
@@ -100,46 +112,47 @@ def weights_of(name: str, aspects: Sequence[str], weights: Mapping[str, float] |
     return tuple(float((weights or {}).get(aspect, 1.0)) for aspect in aspects)
 
 
-class YesNoJudge(Judge):
+@dataclass(kw_only=True, eq=False, repr=False)
+class CriteriaJudge(Judge):
+    """A judge whose aspects are criteria: question, criteria or tasks as of `Criteria`, with {prompt} and {facts.KEY}.
+
+    weights: what each criterion adds to the total (1 each).
+    """
+
+    question: str | None = None
+    criteria: Mapping[str, str] | None = None
+    tasks: Mapping[str, Mapping[str, str]] | None = None
+    weights: Any = None  # a mapping as given; then a tuple, one an aspect
+
+    def __post_init__(self) -> None:
+        self.asks = Criteria(self.name, self.question, self.criteria, self.tasks)
+        super().__post_init__()
+        self.aspects = self.asks.aspects
+        self.weights = weights_of(self.name, self.aspects, self.weights)
+        self.needs = self.asks.needs | {self.reads} | _prompt_if(self.asks.mentions | places(self.template))
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class YesNoJudge(CriteriaJudge):
     """score = p(yes | sample, question), in [0,1], from the probabilities of the next token.
 
-    question, criteria or tasks: see `Criteria`; questions may name {prompt} and {facts.KEY}. weights: what each
-    criterion adds to the total (1 each). template: names {sample}, {question} and {prompt}. Other settings: `Judge`.
+    Settings: `CriteriaJudge` and `Judge`; template: names {sample}, {question} and {prompt}.
 
     VQAScore (arXiv 2404.01291) with one question; OneReward's one model for all tasks and criteria (arXiv 2508.21066).
 
     Departs from the papers: OneReward's questions compare two pictures (see CompareJudge); here they ask of one.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str | Path | None = None,
-        endpoint: Mapping[str, Any] | None = None,
-        question: str | None = None,
-        criteria: Mapping[str, str] | None = None,
-        tasks: Mapping[str, Mapping[str, str]] | None = None,
-        weights: Mapping[str, float] | None = None,
-        template: str = YES_NO,
-        reads: Reads = "image",
-        system: str | None = None,
-        batch_size: int = 8,
-        device: str | None = None,
-        dtype: str = "float32",
-        name: str = "yes-no",
-    ) -> None:
-        self.criteria = Criteria(name, question, criteria, tasks)
-        check_places(name, template, ("sample", "question", "prompt"))
-        super().__init__(
-            name, model, endpoint, reads, system, {"batch_size": batch_size, "device": device, "dtype": dtype}
-        )
-        self.aspects, self.template = self.criteria.aspects, template
-        self.weights = weights_of(name, self.aspects, weights)
-        self.needs = self.criteria.needs | {reads} | _prompt_if(self.criteria.mentions | places(template))
-        self.settings = (self.criteria.tasks, template)
+    template: str = YES_NO
+    name: str = "yes-no"
+    fills = ("sample", "question", "prompt")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.settings = (self.asks.tasks, self.template)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        table = ask_criteria(self.criteria, prompts)
+        table = ask_criteria(self.asks, prompts)
         questions = [self._ask(prompts[row], shown(media, row, self.reads), text) for row, _, text in table]
         told = self.answerer.yes(questions)
         columns: list[list[Answer]] = [[None] * len(prompts) for _ in self.aspects]
@@ -162,68 +175,54 @@ def _prompt_if(mentions: set[str]) -> set[str]:
     return {"prompt"} & mentions
 
 
-class ScoreJudge(Judge):
+@dataclass(kw_only=True, eq=False, repr=False)
+class ScoreJudge(CriteriaJudge):
     """score = the number in [low, high] that the judge ends its answer with, averaged over `passes` sampled answers.
 
-    question, criteria or tasks, weights: as of YesNoJudge. principle: what the judge is to value, in words, put into
-    every question (RewardAnything, arXiv 2506.03637); its place in the template is {principle}. passes: answers a
-    question, each with a seed that hangs on the question alone (EditScore's self-ensemble, arXiv 2509.23909);
-    `std` is their spread, and more than half of them must be readable. temperature: 0 for one pass, else 0.7 if unsaid.
-    minima: groups of criteria; the total of a pass is then the geometric mean of the groups' minima, averaged over
-    passes last (EditScore: [[following, consistency], [naturalness, artefacts]]); criteria outside are for the log.
+    principle: what the judge is to value, in words, put into every question (RewardAnything, arXiv 2506.03637); its
+    place in the template is {principle}. passes: answers a question, each with a seed that hangs on the question alone
+    (EditScore's self-ensemble, arXiv 2509.23909); `std` is their spread, and more than half of them must be readable.
+    temperature: 0 for one pass, else 0.7 if unsaid. minima: groups of criteria; the total of a pass is then the
+    geometric mean of the groups' minima, averaged over passes last (EditScore: [[following, consistency],
+    [naturalness, artefacts]]); criteria outside are for the log. Other settings: `CriteriaJudge` and `Judge`.
 
     Departs from the papers: (1) the wording of the questions is our own. (2) An unreadable answer is a failure, where
     EditScore puts a middling or a random number. (3) Scores stay in their range; nothing is rescaled.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str | Path | None = None,
-        endpoint: Mapping[str, Any] | None = None,
-        question: str | None = None,
-        criteria: Mapping[str, str] | None = None,
-        tasks: Mapping[str, Mapping[str, str]] | None = None,
-        weights: Mapping[str, float] | None = None,
-        minima: Sequence[Sequence[str]] | None = None,
-        principle: str | None = None,
-        low: float = 0.0,
-        high: float = 10.0,
-        passes: int = 1,
-        temperature: float | None = None,
-        max_tokens: int = 256,
-        template: str = SCORE,
-        reads: Reads = "image",
-        system: str | None = None,
-        batch_size: int = 8,
-        device: str | None = None,
-        dtype: str = "float32",
-        name: str = "score",
-    ) -> None:
-        self.criteria = Criteria(name, question, criteria, tasks)
-        check_places(name, template, ("sample", "question", "prompt", "principle", "low", "high"))
-        if not low < high or passes < 1:
-            raise UsageError(f"judge {name!r} needs low < high and at least one pass, not {low:g}, {high:g}, {passes}")
-        super().__init__(
-            name, model, endpoint, reads, system, {"batch_size": batch_size, "device": device, "dtype": dtype}
-        )
-        self.aspects, self.template, self.principle = self.criteria.aspects, template, principle
-        self.low, self.high, self.passes, self.max_tokens = float(low), float(high), passes, max_tokens
-        self.temperature = (0.7 if passes > 1 else 0.0) if temperature is None else float(temperature)
-        self.weights = weights_of(name, self.aspects, weights)
-        self.minima = None if minima is None else [[_index(name, self.aspects, a) for a in group] for group in minima]
-        if self.minima is not None and low < 0:
-            raise UsageError(f"judge {name!r} takes geometric means, so its scores must not be negative; raise low")
-        self.needs = self.criteria.needs | {reads} | _prompt_if(self.criteria.mentions | places(template))
-        told = (self.low, self.high, passes, self.temperature, max_tokens)
-        self.settings = (self.criteria.tasks, template, principle, self.minima, told)
+    minima: Sequence[Sequence[str]] | None = None
+    principle: str | None = None
+    low: float = 0.0
+    high: float = 10.0
+    passes: int = 1
+    temperature: float | None = None
+    max_tokens: int = 256
+    template: str = SCORE
+    name: str = "score"
+    fills = ("sample", "question", "prompt", "principle", "low", "high")
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or self.passes < 1:
+            told = f"{self.low:g}, {self.high:g}, {self.passes}"
+            raise UsageError(f"judge {self.name!r} needs low < high and at least one pass, not {told}")
+        super().__post_init__()
+        self.low, self.high = float(self.low), float(self.high)
+        self.heat = (0.7 if self.passes > 1 else 0.0) if self.temperature is None else float(self.temperature)
+        groups = self.minima
+        self.lowest = None if groups is None else [[_index(self.name, self.aspects, a) for a in g] for g in groups]
+        if self.lowest is not None and self.low < 0:
+            raise UsageError(
+                f"judge {self.name!r} takes geometric means, so its scores must not be negative; raise low"
+            )
+        numbers = (self.low, self.high, self.passes, self.heat, self.max_tokens)
+        self.settings = (self.asks.tasks, self.template, self.principle, self.lowest, numbers)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        table = [(*entry, k) for entry in ask_criteria(self.criteria, prompts) for k in range(self.passes)]
+        table = [(*entry, k) for entry in ask_criteria(self.asks, prompts) for k in range(self.passes)]
         samples = [shown(media, row, self.reads) for row in range(len(prompts))]
         questions = [self._ask(prompts[row], samples[row], text) for row, _, text, _ in table]
         seeds = [seed_of(prompts[row].text, text, k) for row, _, text, k in table]
-        told = self.answerer.write(questions, seeds, self.max_tokens, self.temperature)
+        told = self.answerer.write(questions, seeds, self.max_tokens, self.heat)
         read = torch.full((self.passes, len(self.aspects), len(prompts)), torch.nan)  # (P,K,B)
         asked, errors = torch.zeros(read.shape[1:], dtype=torch.bool), {}
         for (row, k, _, turn), answer in zip(table, told, strict=True):
@@ -234,7 +233,7 @@ class ScoreJudge(Judge):
                 errors[k, row] = error
         columns, std = self._average(read, asked, errors)
         scores = self._scores(columns, std, judge_text=_last_texts(table, told, len(prompts)))
-        return scores if self.minima is None else self._geometric(scores, read)
+        return scores if self.lowest is None else self._geometric(scores, read)
 
     def _average(
         self, read: Tensor, asked: Tensor, errors: Mapping[tuple[int, int], ScoringError]
@@ -254,12 +253,10 @@ class ScoreJudge(Judge):
 
     def _geometric(self, scores: Scores, read: Tensor) -> Scores:
         """Reduce each pass, then average over the passes in which all that counts was read."""
-        from dataclasses import replace
-
-        assert self.minima is not None
-        lowest = torch.stack([read[:, group].amin(1) for group in self.minima])  # (G,P,B); a gap stays NaN
+        assert self.lowest is not None
+        lowest = torch.stack([read[:, group].amin(1) for group in self.lowest])  # (G,P,B); a gap stays NaN
         per_pass = lowest.log().mean(0).exp()  # (P,B)
-        counted = sorted({k for group in self.minima for k in group})
+        counted = sorted({k for group in self.lowest for k in group})
         readable = scores.valid[:, counted].all(1) & per_pass.isfinite().any(0)
         return replace(scores, total=torch.where(readable, per_pass.nanmean(0), 0.0), total_valid=readable)
 

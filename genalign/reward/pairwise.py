@@ -6,13 +6,14 @@ A preference says of rows a and b how likely a is preferred, as a logit; the log
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genalign.reward.base import Scope, Stateless, digest
+from genalign.reward.base import Scope, Stateless, digest, lacks
 from genalign.reward.runner import guarded
 from genalign.types import Media, Prompt, Reward, Scores, Track, UsageError
 
@@ -61,6 +62,9 @@ class Embedded:
     @property
     def needs(self) -> frozenset[str]:
         return self.reward.needs
+
+    def lacks(self, offered: AbstractSet[str]) -> frozenset[str]:
+        return lacks(self.reward, offered)
 
     @property
     def differentiable(self) -> bool:
@@ -155,6 +159,13 @@ class _FromPreference(Stateless):
         self.preference, self.name, self.aspects = preference, name, (name,)
 
     @property
+    def needs(self) -> frozenset[str]:
+        return self.preference.needs
+
+    def lacks(self, offered: AbstractSet[str]) -> frozenset[str]:
+        return lacks(self.preference, offered) | (self.needs - self.preference.needs - offered)
+
+    @property
     def differentiable(self) -> bool:
         return self.preference.differentiable
 
@@ -175,10 +186,6 @@ class WinRate(_FromPreference):
 
     def __init__(self, preference: Preference, *, name: str = "winrate") -> None:
         super().__init__(preference, name)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.preference.needs
 
     @property
     def version(self) -> str:

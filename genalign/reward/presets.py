@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Stateless, digest
+from genalign.reward.around import Around
+from genalign.reward.base import digest
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 CLIP_L, CLIP_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -171,14 +172,14 @@ def calibrated(head: Reward, name: str, calibrate: Any) -> Reward:
     return Calibrated(head, calibrate["mean"], calibrate["std"])
 
 
-class Calibrated(Stateless):
+class Calibrated(Around):
     """values = (raw - mean) / std, an aspect at a time; the raw scores stay in info["raw"], a list a row.
 
     mean, std: a number, or one an aspect: measured on a set that you name, never a magic number of a scorer.
     """
 
     def __init__(self, head: Reward, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
-        self.head = head
+        self.reward = head
         try:
             self.mean, self.std = (
                 torch.tensor(given, dtype=torch.float32).expand(len(head.aspects)) for given in (mean, std)
@@ -189,15 +190,13 @@ class Calibrated(Stateless):
             ) from error
         if not bool((self.std > 0).all()):
             raise UsageError(f"std {std} of reward {head.name!r} must be above 0")
-        self.name, self.needs, self.aspects = head.name, head.needs, head.aspects
-        self.looks_at, self.differentiable = head.looks_at, head.differentiable
 
     @property
     def version(self) -> str:
-        return digest("calibrated", self.head.version, self.mean.tolist(), self.std.tolist())
+        return digest("calibrated", self.reward.version, self.mean.tolist(), self.std.tolist())
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        raw = self.head(prompts, media, group)
+        raw = self.reward(prompts, media, group)
         values = torch.where(raw.valid, (raw.values - self.mean) / self.std, 0.0)
         return replace(
             raw,

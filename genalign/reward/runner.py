@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Scope, ScoringError, all_failed, aspect_weights, cat_scores
+from genalign.reward.around import Around
+from genalign.reward.base import ScoringError, all_failed, cat_scores
 from genalign.reward.cache import Cached
 from genalign.reward.function import describe
+from genalign.reward.reading import CUT
 from genalign.types import GenalignError, Media, Prompt, Reward, Scores
 
 RANGES = {"image": (-0.01, 1.01), "video": (-0.01, 1.01), "audio": (-1.01, 1.01)}  # with room for rounding
@@ -71,7 +74,7 @@ def _checked(scores: Scores) -> Scores:
     )
 
 
-class Runner:
+class Runner(Around):
     """A reward, asked in batches, with its failures masked and counted; a reward itself.
 
     batch_size: rows a call (None: all); siblings stay together where the reward looks at them. max_failure: more than
@@ -96,43 +99,9 @@ class Runner:
         self.waits, self.seconds = self.overlaps, 0.0
         self.last_error = "no message"
         self._recent: deque[tuple[list[bool], list[bool]]] = deque(maxlen=window)  # rows: failed (K,), abstained (K,)
-
-    @property
-    def name(self) -> str:
-        return self.reward.name
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.reward.needs
-
-    @property
-    def aspects(self) -> tuple[str, ...]:
-        return self.reward.aspects
-
-    @property
-    def looks_at(self) -> Scope:
-        return self.reward.looks_at
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return tuple(aspect_weights(self.reward).tolist())
-
-    @property
-    def differentiable(self) -> bool:
-        return self.reward.differentiable
-
-    @property
-    def version(self) -> str:
-        return self.reward.version
-
-    def update(self, scores: Scores, step: int) -> None:
-        self.reward.update(scores, step)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.reward.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.reward.load_state_dict(state)
+        self._cut: dict[str, deque[bool]] = defaultdict(
+            partial(deque, maxlen=window)
+        )  # head -> rows whose text was cut
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         scores = self._score(prompts, media, group)
@@ -176,26 +145,31 @@ class Runner:
     def _count(self, scores: Scores) -> None:
         abstained = ~(scores.valid | scores.failed)
         self._recent.extend(zip(scores.failed.tolist(), abstained.tolist(), strict=True))
+        for key, rows in scores.info.items():
+            if key.startswith(CUT):
+                self._cut[key.removeprefix(CUT)].extend(cut for cut in rows if cut is not None)
         told = [error for error in scores.info.get("error", []) if error]
         self.last_error = told[-1] if told else self.last_error
-        failed, rows = sum(any(row) for row, _ in self._recent), len(self._recent)
-        if scores.failed.any() and failed > (max(1.0, self.max_failure * rows) if self.max_failure else 0):
+        failed, asked = sum(any(row) for row, _ in self._recent), len(self._recent)
+        if scores.failed.any() and failed > (max(1.0, self.max_failure * asked) if self.max_failure else 0):
             culprits = [name for name, bad in zip(scores.names, scores.failed.any(0).tolist(), strict=True) if bad]
             raise GenalignError(
-                f"reward {self.name!r} failed on {failed} of the last {rows} samples ({', '.join(culprits)}), "
+                f"reward {self.name!r} failed on {failed} of the last {asked} samples ({', '.join(culprits)}), "
                 f"more than max_failure={self.max_failure:g} allows; the last error: {self.last_error}; "
                 f"mend the cause and resume the run, or start a new run if the reward itself changes"
             )
 
     def log(self) -> dict[str, float]:
         """Shares of the last `window` rows, failed and abstained counted apart: `rewards/<aspect>/fail_rate` and
-        `.../abstain_rate`; `time/reward`, the seconds of scoring since the last log; `cache/hit_rate` since the start,
-        where anything is cached."""
+        `.../abstain_rate`; `rewards/<head>/truncated`, of which a head that reads texts saw only the beginning;
+        `time/reward`, the seconds of scoring since the last log; `cache/hit_rate` since the start, where anything is
+        cached."""
         rows = len(self._recent)
         rates: dict[str, float] = {}
         for k, aspect in enumerate(self.aspects):
             rates[f"rewards/{aspect}/fail_rate"] = sum(failed[k] for failed, _ in self._recent) / max(rows, 1)
             rates[f"rewards/{aspect}/abstain_rate"] = sum(said[k] for _, said in self._recent) / max(rows, 1)
+        rates |= {f"rewards/{head}/truncated": sum(cut) / max(len(cut), 1) for head, cut in self._cut.items()}
         rates["time/reward"], self.seconds = self.seconds, 0.0
         caches = _caches(self.reward)
         if caches:
