@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from genalign.comparisons import Comparison, Comparisons, read_comparisons
+from genalign.comparisons import read_comparisons
+from genalign.judged import Comparison, Comparisons
 from genalign.places import find
 from genalign.reward import Runner, build_reward, check_needs, measures
 from genalign.types import Reward, UsageError

@@ -10,10 +10,12 @@ import yaml
 from genalign.checkpoint import load_checkpoint
 from genalign.cli import main
 from genalign.launch import MAY_CHANGE
-from genalign.loop import TrainSettings, amend_metrics, append_metrics, restore, start, train
+from genalign.loop import TrainSettings, restore, start, train
 from genalign.method import MethodSettings, build_method
+from genalign.metrics import amend_metrics, append_metrics
 from genalign.monitor import ALARM, Monitor, MonitorSettings, proxy_point, symptoms
-from genalign.recipe import build, changed_key, load_recipe
+from genalign.reading import changed_key
+from genalign.recipe import build, load_recipe
 from genalign.stopping import watched
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.test_loop import Averaged
