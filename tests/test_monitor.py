@@ -78,6 +78,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def test_an_overshooting_run_is_noticed_and_not_changed(tmp_path: Path, capsys):
+    """Invariant 35."""
     plain, _ = steps_of(tmp_path / "plain", None)
     seen, logs = steps_of(tmp_path / "seen", monitor())
     assert torch.equal(plain.policy.delta, seen.policy.delta)
@@ -137,6 +138,7 @@ def test_honest_runs_raise_no_alarm(tmp_path: Path, capsys):
 
 
 def test_symptoms_by_hand():
+    """Invariant 35."""
     grey, red = torch.full((3, 8, 8), 0.5), torch.stack([torch.ones(8, 8), torch.zeros(8, 8), torch.zeros(8, 8)])
     group = torch.tensor([1, 1, 2, 2])
     told = symptoms(Media(image=Track([grey, red, grey, grey])), group)

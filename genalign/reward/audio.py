@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genalign.reward.base import Stateless, digest, sure, texts, weights_digest
+from genalign.reward.base import Stateless, digest, sure, tell_of_cut, texts, weights_digest
 from genalign.reward.waves import log_mel, mono_waves
 from genalign.reward.weights import find_weights, fit, from_hub, read_weights, renamed, weights_file
 from genalign.types import Media, Prompt, Scores, UsageError
@@ -57,13 +57,16 @@ class Clap(Stateless):
         waves = mono_waves(media, extractor.sampling_rate, self.name)
         net.to(waves[0].device)
         frames = self.frames(waves)  # (B,1,T,mels)
+
+        def words(written: list[str]) -> Any:
+            return tokenizer(written, padding=True, truncation=True, return_tensors="pt")
+
+        tell_of_cut(self, lambda written: words(written).input_ids, texts(prompts))
         cosine = []
         with torch.autocast(frames.device.type, enabled=False):
             for at in range(0, len(frames), self.batch_size):
                 part = frames[at : at + self.batch_size]
-                tokens = tokenizer(
-                    texts(prompts[at : at + self.batch_size]), padding=True, truncation=True, return_tensors="pt"
-                )
+                tokens = words(texts(prompts[at : at + self.batch_size]))
                 longer = torch.zeros(len(part), 1, dtype=torch.bool, device=part.device)
                 heard = net.get_audio_features(input_features=part, is_longer=longer).pooler_output
                 read = net.get_text_features(**tokens.to(part.device)).pooler_output

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from genalign.types import Media, Prompt, Reward, Scores, UsageError
 Missing = Literal["zero_advantage", "renormalise", "invalid"]
 Scope = Literal["sample", "group", "batch"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+log = logging.getLogger("genalign")
 
 
 class ScoringError(Exception):
@@ -248,6 +250,21 @@ def check_needs(reward: Reward, available: Iterable[str]) -> None:
 
 def texts(prompts: Sequence[Prompt]) -> list[str]:
     return [prompt.text for prompt in prompts]
+
+
+def tell_of_cut(reward: Any, tokens: Callable[[list[str]], Tensor], written: Sequence[str]) -> None:
+    """Warn, once a reward, how many texts fill its context: what stands beyond changes no score.
+
+    Such a text has the same tokens with a word more. No tokenizer has to say where it cuts.
+    """
+    if getattr(reward, "told_of_cut", False) or not written:
+        return
+    read, longer = tokens(list(written)), tokens([f"{text} more" for text in written])
+    full = int((read == longer).all(1).sum()) if read.shape == longer.shape else 0
+    if full:
+        reward.told_of_cut = True
+        told = (reward.name, full, len(written), read.shape[1])
+        log.warning("reward %s: %d of %d texts fill its %d tokens; what stands beyond is not read", *told)
 
 
 def image_batches(media: Media, size: int) -> list[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genalign.reward.aesthetic import Mlp
-from genalign.reward.base import Stateless, digest, image_batches, sure, texts, weights_digest
+from genalign.reward.base import Stateless, digest, image_batches, sure, tell_of_cut, texts, weights_digest
 from genalign.reward.clip import on_tensors
 from genalign.reward.weights import find_weights, fit, from_hub, read_weights, weights_file
 from genalign.types import Media, Prompt, Scores
@@ -134,7 +134,12 @@ class ImageReward(Stateless):
         images = image_batches(media, self.batch_size)
         device = images[0].device
         net.to(device)
-        read = tokenizer(texts(prompts), padding="max_length", truncation=True, max_length=WORDS, return_tensors="pt")
+
+        def words(written: list[str]) -> Any:
+            return tokenizer(written, padding="max_length", truncation=True, max_length=WORDS, return_tensors="pt")
+
+        read = words(texts(prompts))
+        tell_of_cut(self, lambda written: words(written).input_ids, texts(prompts))
         values, at = [], 0
         with torch.autocast(device.type, enabled=False):
             for part in images:

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genalign.reward.base import Stateless, digest, image_batches, resolve_model, sure, texts, weights_digest
+from genalign.reward.base import (
+    Stateless,
+    digest,
+    image_batches,
+    resolve_model,
+    sure,
+    tell_of_cut,
+    texts,
+    weights_digest,
+)
 from genalign.types import Media, Prompt, Scores, UsageError
 
 REMEMBERED = 8192  # prompts whose features stay in memory
@@ -92,6 +101,7 @@ class ClipReward(Stateless):
         if len(self._texts) > REMEMBERED:
             self._texts.clear()
         fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
+        tell_of_cut(self, tokenizer, fresh)
         for at in range(0, len(fresh), self.batch_size):
             part = fresh[at : at + self.batch_size]
             self._texts.update(zip(part, net.encode_text(tokenizer(part).to(device)).cpu(), strict=True))

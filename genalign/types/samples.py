@@ -14,6 +14,7 @@ from torch import Tensor
 from genalign.types.errors import UsageError
 
 MODALITIES = ("image", "video", "audio", "text")
+ROWS = {"image": ("(3,H,W)", 3, 0), "video": ("(F,3,H,W)", 4, 1), "audio": ("(C,N)", 2, None)}  # form, axes, colours
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Track:
             return Track(self.data[torch.as_tensor(list(rows), dtype=torch.long, device=self.data.device)], self.rate)
         return Track([self.data[i] for i in rows], self.rate)  # type: ignore[arg-type]
 
+    def shapes(self) -> set[tuple[int, ...]]:
+        """Those of its rows, without the batch axis; none of a text."""
+        if isinstance(self.data, Tensor):
+            return {tuple(self.data.shape[1:])}
+        return {tuple(row.shape) for row in self.data if isinstance(row, Tensor)}
+
 
 class Media(Mapping[str, Track]):
     """What a policy made, or what a prompt brings along: modality -> Track, all of one length B."""
@@ -44,6 +51,10 @@ class Media(Mapping[str, Track]):
         unknown = [name for name in tracks if name not in MODALITIES]
         if unknown:
             raise UsageError(f"unknown modality {unknown[0]!r}; genalign knows {', '.join(MODALITIES)}")
+        for name, (form, axes, colours) in ROWS.items():
+            for shape in tracks[name].shapes() if name in tracks else ():
+                if len(shape) != axes or (colours is not None and shape[colours] != 3):
+                    raise UsageError(f"a row of {name} has shape {shape}, not {form}; mind the order of its axes")
         lengths = {name: len(track) for name, track in tracks.items()}
         if len(set(lengths.values())) > 1:
             raise UsageError(f"the modalities of one Media must have equal lengths, not {lengths}")
