@@ -8,6 +8,7 @@ in the shipped assets, or a hub id. The only place that sees policies, rewards a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -30,6 +31,8 @@ from genalign.reading import apply_override, read_yaml, sentence
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.noisy import NoisyReward
 from genalign.types import Method, Policy, Reward, UsageError, Weights
+
+log = logging.getLogger("genalign")
 
 
 class Recipe(BaseModel):
@@ -143,6 +146,9 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     built = Built(recipe, device, data, reward, method)
     if settings is not None:
         prompts = built.eval_prompts = read_prompts(data_path(settings.prompts, folder))
+        known = {prompt.text for prompt in data.rows}
+        if shown := sum(prompt.text in known for prompt in prompts.rows):
+            log.warning("%d of %d prompts in %s are trained on: no exam", shown, len(prompts), settings.prompts)
         built.eval_rewards = [_reward(spec, folder, modality, prompts) for spec in settings.rewards]
         if reward is not None:
             built.eval_rewards.insert(0, reward)
