@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from genalign.comparisons import Comparison, Comparisons, read_comparisons
+from genalign.comparisons import read_comparisons
+from genalign.judged import Comparison, Comparisons
 from genalign.places import find
 from genalign.reward import Runner, build_reward, check_needs, measures
 from genalign.types import Reward, UsageError
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+BIASES = ("position_bias", "order_flips")  # what judges of several samples at once say of their answers
 TIES = "ties"  # the subset of RewardBench 2 with a score of its own
 Sample = tuple[int, str]  # an item, and whose taste it is judged by
 
@@ -42,7 +44,8 @@ def report(reward: Reward, found: Comparisons, other: Reward | None = None, size
     {"aspect"}: agreement with the verdicts, by the reward's aspect of that name or else its total: see `measures`;
     `unscored` pairs, which it abstained from or failed on, count nowhere. {"subset"}: RewardBench 2's scores, and their
     mean. {"best_of"}: what the best of n by this reward is worth to the judges (or to `other`), and its KL in nats.
-    {"against"}: the STARC distance to `other`.
+    {"against"}: the STARC distance to `other`. {"judged"}: of a judge that is shown several samples at once, the mean
+    bias towards the first, and the share of samples on which its two orders disagree.
 
     Raises:
         UsageError: the file has nothing that can be compared.
@@ -58,6 +61,9 @@ def report(reward: Reward, found: Comparisons, other: Reward | None = None, size
         pairs = [pair for pair in found.pairs if pair.aspect == aspect]
         delta = _direct(reward, found, pairs, size) if direct else _leads(told, aspect, samples, pairs, personal)
         rows.append({"aspect": aspect, **agreement(found, pairs, delta)})
+    biased = {name: told[name][np.isfinite(told[name])] for name in BIASES if name in told}
+    if judged := max((len(values) for values in biased.values()), default=0):
+        rows.append({"judged": judged, **{name: float(values.mean()) for name, values in biased.items()}})
     total = {place: float(told["total"][k]) for k, (place, _) in enumerate(samples)}
     rows += _subsets(found, total)
     gold: dict[int, float] = _worth(found)
@@ -84,6 +90,10 @@ def score(reward: Reward, found: Comparisons, samples: Sequence[Sample], size: i
         for k, name in enumerate(scores.names):
             columns[name][rows] = np.where(scores.valid[:, k], scores.values[:, k].double(), np.nan)
         columns["total"][rows] = np.where(scores.total_valid, scores.total.double(), np.nan)
+        for name in BIASES:
+            if name in scores.info:
+                said = [np.nan if value is None else float(value) for value in scores.info[name]]
+                columns.setdefault(name, np.full(len(samples), np.nan))[rows] = said
     return columns
 
 
@@ -235,7 +245,7 @@ def _print(rows: Sequence[dict[str, Any]], title: str) -> None:
         for name in list(agreed[0])[1:]:
             table.add_row(name, *(_cell(row[name]) for row in agreed))
         console.print(table)
-    for head in ("subset", "against", "best_of"):
+    for head in ("judged", "subset", "against", "best_of"):
         mine = [row for row in rows if head in row]
         if mine:
             table = Table(*mine[0])

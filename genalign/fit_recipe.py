@@ -23,9 +23,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from genalign.comparisons import OVERALL, Comparisons, read_comparisons
+from genalign.comparisons import read_comparisons
+from genalign.judged import OVERALL, Comparisons
 from genalign.places import find, nearest, recipe_path
-from genalign.recipe import apply_override, read_yaml, sentence
+from genalign.reading import apply_override, read_yaml, sentence
 from genalign.reward import measures
 from genalign.reward.backbones import Backbone, BackboneSettings, build_backbone
 from genalign.reward.fit import PERSONAL, Fit, Lesson, compare, fit_head

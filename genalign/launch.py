@@ -13,11 +13,13 @@ import torch
 import yaml
 
 from genalign.checkpoint import load_checkpoint, newest_checkpoint
-from genalign.loop import METRICS, Progress, restore, start, train
+from genalign.loop import Progress, restore, start, train
 from genalign.method.searching import Searched, Searching
+from genalign.metrics import METRICS
 from genalign.monitor import ALARM
 from genalign.ranks import gather, rank, world
-from genalign.recipe import Built, Recipe, build, changed_key, load_recipe, read_yaml
+from genalign.reading import changed_key, read_yaml
+from genalign.recipe import Built, Recipe, build, load_recipe
 from genalign.stopping import until_no_better, watched
 from genalign.types import GenalignError, UsageError, Weights
 

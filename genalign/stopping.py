@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from genalign.checkpoint import load_checkpoint
-from genalign.loop import METRICS, Progress, amend_metrics, restore
+from genalign.loop import Progress, restore
+from genalign.metrics import METRICS, amend_metrics
 from genalign.monitor import ALARM, PREFIX, Monitor, warning
 from genalign.ranks import gather, rank
 from genalign.types import UsageError

@@ -106,6 +106,8 @@ def test_lagrangian_goes_from_the_task_alone_to_the_constraint_alone() -> None:
 
 @pytest.mark.parametrize(("rule", "column"), [("lagrangian", "task"), ("lagrangian", "safe"), ("pareto", "a")])
 def test_failed_rows_leave_their_siblings_alone(rule: Any, column: str) -> None:
+    """Invariant 16."""
+
     def scored(failed: tuple[int, str] | None) -> Scores:
         if rule == "lagrangian":
             return constrained(random(2), random(3), failed)

@@ -72,6 +72,7 @@ def test_unknown_recipe_key(refused: Any, tmp_path: Path) -> None:
 
 
 def test_a_reward_whose_needs_the_data_lacks(refused: Any, tmp_path: Path) -> None:
+    """Invariant 19."""
     path = recipe_without_weights(tmp_path, reward="rules.py:knows")
     expect(refused("train", path), 2, "'knows'", "'facts.answer'", "does not offer")
 

@@ -93,6 +93,7 @@ def masked(reward: Reward, rows: list[int]) -> tuple[Scores, Tensor, Tensor]:
 @pytest.mark.parametrize("how", ["nan", "inf", "confidence", "raises"])
 @pytest.mark.parametrize("name", EVERY)
 def test_a_failure_masks_its_row_and_leaves_the_siblings_advantages_alone(name: str, how: str) -> None:
+    """Invariants 15, 16."""
     a, b = table(8, 2).T.tolist()
     scores, advantage, counted = masked(EVERY[name](says(*a, name="a"), breaks(how, b, 3)), list(range(8)))
     others = [i for i in range(8) if i != 3]
@@ -142,6 +143,7 @@ def test_the_order_of_rows_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_only_update_changes_state_in_any_order_of_rows_and_it_round_trips(name: str) -> None:
+    """Invariants 26, 29."""
     a, b = table(8, 2, seed=2).T.tolist()
 
     def build() -> Reward:
@@ -194,6 +196,7 @@ def light(scale: float, name: str) -> Reward:
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in ("pareto", "hybrid")])
 def test_gradients_flow_to_the_pixels_and_are_the_finite_difference(name: str) -> None:
+    """Invariant 11."""
     reward = EVERY[name](light(0.5, "a"), light(0.3, "b"))
     assert reward.differentiable
     pixels = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -70,6 +70,7 @@ def test_a_cascade_is_the_loop() -> None:
 
 
 def test_a_gated_row_does_not_know_the_lower_part_and_lies_below_every_row_that_passes() -> None:
+    """Invariant 22."""
     high = [0.2, 0.49, 0.5, 0.9, 0.1, None, NAN]
     for low in ([5.0, 0.0, 0.0, 1.0, None, 1.0, 1.0], [0.0, 9.0, 3.0, 0.0, NAN, NAN, None]):
         scores = score(Gate(*parts(high, low)), 7)
@@ -106,6 +107,7 @@ def test_a_product_of_penalties_cannot_be_bought_back() -> None:
 
 
 def test_means_lie_in_their_order_are_symmetric_and_equal_on_equal_parts() -> None:
+    """Invariant 23."""
     columns = table(50, 3, seed=4)
     least, harmonic, middle, krc = (
         total(kind(parts(*columns.T.tolist())), 50) for kind in (Min, Harmonic, Geometric, KRC)
@@ -123,6 +125,7 @@ def test_means_lie_in_their_order_are_symmetric_and_equal_on_equal_parts() -> No
 
 
 def test_a_weight_of_all_is_the_part_itself() -> None:
+    """Invariant 23."""
     a, b = table(5, 2).T.tolist()
     for kind in (Harmonic, Geometric):
         assert total(kind([(parts(a)[0], 1.0), (says(*b, name="b"), 1e-9)]), 5) == pytest.approx(a, rel=1e-5)
@@ -131,12 +134,14 @@ def test_a_weight_of_all_is_the_part_itself() -> None:
 
 
 def test_krc_is_positive_only_where_all_are() -> None:
+    """Invariant 23."""
     signs = list(product([-0.5, 0.5], repeat=3))
     found = total(KRC(parts(*map(list, zip(*signs, strict=True)))), 8)
     assert found == pytest.approx([0.5 if min(row) > 0 else -0.5 for row in signs], abs=1e-5)
 
 
 def test_the_geometric_means_gradient_is_right_and_finite_at_zero() -> None:
+    """Invariant 11."""
     values = torch.tensor([[0.0, 0.5], [0.3, 0.9], [0.0, 0.0]], dtype=torch.float64, requires_grad=True)
     shares = torch.tensor([0.25, 0.75], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: geometric(x, shares), (values.detach() + 1e-3).requires_grad_())
@@ -163,6 +168,7 @@ def test_a_picked_aspect_stands_for_itself() -> None:
 
 
 def test_an_ensembles_risks_are_the_formulas() -> None:
+    """Invariant 21."""
     columns = torch.randn(20, 5, generator=torch.Generator().manual_seed(5))
     members = parts(*columns.T.tolist())
     rows = columns.double()
@@ -182,6 +188,7 @@ def test_an_ensembles_risks_are_the_formulas() -> None:
 
 
 def test_entropic_risk_goes_from_the_least_to_the_mean() -> None:
+    """Invariant 21."""
     values = torch.randn(30, 5, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     all_of = torch.ones_like(values, dtype=torch.bool)
     betas = [1e-4, 1e-2, 0.1, 1.0, 10.0, 1e3, 1e6]
@@ -251,6 +258,7 @@ def test_a_repeated_mean_of_aspects_is_averaged_last() -> None:
 
 
 def test_pareto_is_brute_force_and_knows_no_scale() -> None:
+    """Invariant 25."""
     columns = (table(40, 3, seed=7) * 6).round()  # with ties
     group = [i % 3 for i in range(40)]
     rows = columns.tolist()

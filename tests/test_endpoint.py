@@ -65,6 +65,7 @@ def test_an_endpoint_around_a_real_model_says_what_the_model_says_in_process(tmp
 
 
 def test_a_request_holds_the_question_and_the_picture_unharmed() -> None:
+    """Invariant 4."""
     endpoint = Scripted(lambda body, number: likely(_Yes=-0.5, no=-2.0))
     with serving(endpoint.app) as url:
         scores = yes_no(url, rows=1)

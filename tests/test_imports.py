@@ -51,7 +51,7 @@ def test_help_loads_no_heavy_library(arguments):
 
 
 def test_nothing_can_unpickle():
-    """torch.load, pickle and their kin stay out of the package."""
+    """Invariant 36: torch.load, pickle and their kin stay out of the package."""
     banned = re.compile(
         r"\btorch\.load\(|\bimport (pickle|dill|cloudpickle|joblib)\b|\bnp\.load\(|trust_remote_code=True"
     )

@@ -109,6 +109,7 @@ def test_tasks_and_criteria_are_asked_of_one_model_and_abstain_where_they_do_not
 
 
 def test_both_orders_make_a_comparison_antisymmetric_and_its_bias_is_told(vlm: Path) -> None:
+    """Invariants 20, 32."""
     a, b = images(3, seed=1), images(3, seed=2)
 
     def against(mine: Media, other: Media, **settings: bool) -> tuple[torch.Tensor, dict]:
@@ -166,6 +167,7 @@ def test_nonsense_of_a_real_model_is_a_failure_and_never_a_number(vlm: Path) -> 
     ],
 )
 def test_p_yes_sums_over_spellings(tokens: list[tuple[str, float]], expected: float) -> None:
+    """Invariant 31."""
     logs = [(token, math.log(p)) for token, p in tokens]
     assert p_yes(logs) == pytest.approx(expected)
     swap = {
@@ -182,6 +184,7 @@ def test_p_yes_sums_over_spellings(tokens: list[tuple[str, float]], expected: fl
 
 
 def test_p_yes_of_neither_is_no_answer() -> None:
+    """Invariant 31."""
     with pytest.raises(ScoringError, match="neither yes nor no"):
         p_yes([("The", -0.1), ("I", -2.0)])
 

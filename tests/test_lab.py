@@ -36,6 +36,7 @@ def test_world_is_seeded_and_has_at_least_forty_sprites():
 
 
 def test_heldout_combinations_never_occur_in_the_training_prompts():
+    """Invariant 34."""
     rows = {}
     for split in ("train", "heldout"):
         lines = shipped("assets", "emojiworld", f"{split}.jsonl").read_text().splitlines()

@@ -120,6 +120,7 @@ def test_agrees_with_trl(rule, scale):
 @pytest.mark.parametrize("level", [0.1, 0.7, 1e4 + 0.1, -3.3e-5])
 @pytest.mark.parametrize("rule", ["sum_then_normalise", "normalise_then_sum"])
 def test_a_constant_group_counts_for_nothing(level, rule):
+    """Invariant 12."""
     values = torch.full((8, 1), level)
     values[::2] *= 1 + 1e-7  # what a batch-dependent kernel leaves behind
     advantage, counted, log = advantages(scored(values), GROUP, rule)
@@ -140,6 +141,7 @@ def test_spread_is_judged_per_aspect_not_on_the_sum():
 
 @pytest.mark.parametrize("rule", ["sum_then_normalise", "normalise_then_sum"])
 def test_failed_rows_leave_their_siblings_alone(rule):
+    """Invariant 16."""
     torch.manual_seed(2)
     table, failed = torch.rand(8, 2), torch.zeros(8, 2, dtype=torch.bool)
     failed[4, 1] = True
@@ -158,6 +160,7 @@ def test_a_failed_aspect_without_weight_masks_nothing():
 
 
 def test_order_weights_scale_and_masked_groups():
+    """Invariants 13, 14, 16."""
     torch.manual_seed(3)
     table = torch.rand(8, 2)
     base, _, _ = advantages(scored(table, [1.0, 2.0]), GROUP, "normalise_then_sum")

@@ -8,14 +8,14 @@ import math
 import pytest
 import torch
 
-from genalign.losses import advantages
+from genalign.losses import advantages, dpo_loss
 from genalign.method import FAMILIES, PRESETS, MethodSettings, build_method
 from genalign.method.common import rollout_seed
 from genalign.method.gradient import GradientSettings
 from genalign.method.preference import PreferenceSettings
 from genalign.recipe import Recipe
 from genalign.types import GenalignError, Method, Policy, Prompt, Reward, UsageError
-from tests.toy_policy import DIMS, ToyPolicy, ToyReward
+from tests.toy_policy import DIMS, ToyPolicy, ToyReward, make_scores
 
 PROMPTS = [Prompt(f"scene {i}", uid=i) for i in range(4)]
 LOG2 = math.log(2)
@@ -273,6 +273,76 @@ def test_pairs_join_siblings_and_ties_are_dropped():
     assert len(every.pairs) == 4 * 6
 
 
+class Weighed(ToyReward):
+    """How bright the image is, and how bright its first half: two objectives with weights."""
+
+    aspects = ("a", "b")
+
+    def __init__(self, *weights: float, shift: float = 0.0) -> None:
+        super().__init__()
+        self.own_weights, self.shift = weights, shift
+
+    def __call__(self, prompts, media, group=None):
+        bright = super().__call__(prompts, media).values
+        half = media["image"].data.flatten(1)[:, :3].mean(1, keepdim=True)
+        return make_scores(torch.cat([bright, half + self.shift], 1), weights=self.own_weights)
+
+
+@pytest.mark.parametrize("token_like", [False, True])
+def test_other_objectives_are_the_margin_of_modpo(token_like):
+    """-log s((beta D log-ratio - w_b (b_w - b_l)) / w_a) in a float64 loop, for weights that add up to 1."""
+    policy = ToyPolicy(token_like=token_like)
+    with torch.no_grad():
+        policy.delta += 0.1 * torch.randn(3, DIMS, generator=torch.Generator().manual_seed(1))
+    learner = method("dpo", group=4, beta=0.3, objective="a")
+    experience = experience_of(learner, policy, Weighed(3.0, 1.0))
+    gradient, losses = backward(learner, policy, experience)
+    replayed = policy.replay(experience.trajectory, range(16), versus="reference")
+    score = (replayed.score - replayed.versus_score).double()
+    score = score.sum(1, keepdim=True) if token_like else score
+    a, b = experience.scores.values.double().T
+    values = []
+    for win, lose in experience.pairs.tolist():
+        assert a[win] == a[experience.trajectory.group == experience.trajectory.group[win]].max()
+        for s in range(score.shape[1]):
+            z = 0.3 * (score[win, s] - score[lose, s]) - 0.25 * (b[win] - b[lose])
+            values.append(-torch.log(torch.sigmoid(z / 0.75)))
+    expected = torch.stack(values).mean()
+    assert sum(float(x.total) for x in losses) == pytest.approx(float(expected), rel=1e-5)
+    (reference,) = torch.autograd.grad(expected, policy.delta)
+    torch.testing.assert_close(gradient, reference, atol=1e-5, rtol=1e-3)
+    moved, _ = backward(learner, policy, experience_of(learner, policy, Weighed(3.0, 1.0, shift=5.0)))
+    torch.testing.assert_close(moved, gradient, atol=1e-5, rtol=1e-4)  # what both members of a pair have is nothing
+
+
+def test_one_objective_of_all_weight_is_dpo():
+    policy = ToyPolicy()
+    with torch.no_grad():
+        policy.delta += 0.1
+    alone, plain = method("dpo", group=4, objective="a"), method("dpo", group=4)
+    one, _ = backward(alone, policy, experience_of(alone, policy, Weighed(2.0, 0.0)))
+    other, _ = backward(plain, policy, experience_of(plain, policy))
+    assert torch.equal(one, other)
+    for weights, name in (((1.0, 1.0), "c"), ((1.0, 0.0), "b"), ((1.0, -1.0), "b")):
+        with pytest.raises(UsageError, match=f"objective is '{name}', but the reward's weighted aspects are a"):
+            experience_of(method("dpo", group=4, objective=name), policy, Weighed(*weights))
+
+
+def test_a_tilt_is_learnt_that_suits_both_objectives():
+    """MODPO's optimum for labels drawn by Bradley and Terry is exp((w_a a + w_b b) / beta): gradient 0 there."""
+    a, b, w, beta = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.5, 0.0, 0.5]), (0.7, 0.3), 0.5
+    tilt = (w[0] * a + w[1] * b) / beta
+    logits = tilt.double().requires_grad_()
+    loss = torch.zeros((), dtype=torch.float64)
+    for i in range(3):
+        for j in range(3):
+            win = torch.sigmoid(a[i] - a[j])
+            shifted = logits - w[1] * b / beta
+            loss = loss + win * dpo_loss("sigmoid", shifted[i], shifted[j], beta / w[0])
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.abs().max() < 1e-6
+
+
 def write_pairs(path, policy: ToyPolicy, **change) -> None:
     rows = []
     for prompt in PROMPTS:
@@ -366,6 +436,8 @@ def test_a_preset_fills_in_and_a_recipe_overrides():
         ({"name": "grpo", "beta": 0.2}, r"does not read method\.beta; .* d3po, dpo"),
         ({"name": "grpo", "group": 1}, "compares siblings"),
         ({"name": "d3po", "group": 1}, "compares siblings"),
+        ({"name": "dpo", "objective": "a", "loss": "ipo"}, r"method\.objective is a margin of loss sigmoid"),
+        ({"name": "dpo", "objective": "a", "pairs": "p.jsonl"}, r"method\.objective is a margin of loss sigmoid"),
         ({"name": "d3po", "beeta": 1.0}, r"there is no key 'method\.beeta'; did you mean 'beta'"),
     ],
 )

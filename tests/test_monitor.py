@@ -10,10 +10,12 @@ import yaml
 from genalign.checkpoint import load_checkpoint
 from genalign.cli import main
 from genalign.launch import MAY_CHANGE
-from genalign.loop import TrainSettings, amend_metrics, append_metrics, restore, start, train
+from genalign.loop import TrainSettings, restore, start, train
 from genalign.method import MethodSettings, build_method
+from genalign.metrics import amend_metrics, append_metrics
 from genalign.monitor import ALARM, Monitor, MonitorSettings, proxy_point, symptoms
-from genalign.recipe import build, changed_key, load_recipe
+from genalign.reading import changed_key
+from genalign.recipe import build, load_recipe
 from genalign.stopping import watched
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.test_loop import Averaged
@@ -76,6 +78,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def test_an_overshooting_run_is_noticed_and_not_changed(tmp_path: Path, capsys):
+    """Invariant 35."""
     plain, _ = steps_of(tmp_path / "plain", None)
     seen, logs = steps_of(tmp_path / "seen", monitor())
     assert torch.equal(plain.policy.delta, seen.policy.delta)
@@ -135,6 +138,7 @@ def test_honest_runs_raise_no_alarm(tmp_path: Path, capsys):
 
 
 def test_symptoms_by_hand():
+    """Invariant 35."""
     grey, red = torch.full((3, 8, 8), 0.5), torch.stack([torch.ones(8, 8), torch.zeros(8, 8), torch.zeros(8, 8)])
     group = torch.tensor([1, 1, 2, 2])
     told = symptoms(Media(image=Track([grey, red, grey, grey])), group)

@@ -56,6 +56,7 @@ def test_shapes_about_given_numbers() -> None:
 
 
 def test_par_is_the_mean_over_references_half_at_parity_and_deaf_to_a_shift() -> None:
+    """Invariant 23."""
     known = [[0.0, 1.0], [0.5], [], None]
     par = Shape(says(*RAW, name="r"), "sigmoid", against="references", scale=0.5)
     scores = score(par, 4, references=known)
@@ -183,6 +184,7 @@ def test_a_multiplier_takes_steps_of_sgd_and_weighs_what_is_missing(settings: An
 @pytest.mark.parametrize("demand", [{"at_least": 0.5}, {"at_most": -0.5}])
 @pytest.mark.parametrize("squash", ["sigmoid", "clamp"])
 def test_it_rises_while_violated_falls_when_slack_and_never_winds_up(demand: Any, squash: Any) -> None:
+    """Invariant 26."""
     sign = -1.0 if "at_most" in demand else 1.0
     constraint = Constraint(says(0.0), **demand, squash=squash, rate=1.0, name="c")
     seen = [constraint.multiplier]
@@ -248,6 +250,7 @@ def test_the_proxy_point_is_where_the_truth_peaks() -> None:
 
 
 def test_hypervolume_is_the_share_of_random_points_and_dominated_points_add_nothing() -> None:
+    """Invariant 25."""
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(6, 3, generator=generator, dtype=torch.float64)
     corner = torch.zeros(3, dtype=torch.float64)

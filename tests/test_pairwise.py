@@ -46,6 +46,7 @@ def compare(preference: Preference, a: list[str], b: list[str]) -> Tensor:
 
 
 def test_gpm_is_the_skew_form_of_the_paper() -> None:
+    """Invariant 20."""
     rng = torch.Generator().manual_seed(0)
     a, b = (torch.randn(5, 6, generator=rng, dtype=torch.float64) for _ in range(2))
     scales = [1.0, 0.5, 2.0]
@@ -109,6 +110,7 @@ def winrate_by_loops(values: list[float | None], group: list[int], tau: float) -
 
 
 def test_winrate_is_the_mean_over_siblings_wherever_they_stand() -> None:
+    """Invariant 27."""
     values = [0.3, -1.0, 2.0, 0.1, None, 0.7, 0.0, 1.5]
     group = [7, 3, 7, 3, 7, 3, 5, 7]
     said = texts(*("?" if value is None else str(value) for value in values))
@@ -162,6 +164,7 @@ class Biased:
 
 
 def test_both_orders_take_the_bias_of_a_judge_away() -> None:
+    """Invariants 20, 32."""
     fair = BothOrders(Biased())
     assert isinstance(fair, Preference)
     assert compare(fair, ["1", "2"], ["3", "2"]).tolist() == pytest.approx([-2.0, 0.0], abs=1e-6)

@@ -183,6 +183,7 @@ def test_rewards_see_pixels_between_0_and_1():
 
 
 def test_a_row_that_cannot_be_read_pulls_nowhere_and_still_counts():
+    """Invariant 16."""
     policy = ToySampler()
     found, losses, experience = backward(method("draft"), policy, PixelReward(redness, mute=[1, 4]))
     x = policy.initial_noise(PROMPTS, experience.trajectory.seeds)

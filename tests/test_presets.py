@@ -65,6 +65,7 @@ def test_absent_weights_are_told_before_anything_loads(tmp_path: Path) -> None:
 
 
 def test_pickles_are_refused_and_the_sentence_converts_them(tmp_path: Path) -> None:
+    """Invariant 36."""
     weights = {"a.weight": torch.randn(2, 3), "b": torch.arange(4)}
     torch.save(
         {"state_dict": {**weights, "tied": weights["a.weight"]}, "epoch": 3}, tmp_path / "HPS_v2.1_compressed.pt"
@@ -134,6 +135,7 @@ def test_calibration_is_explicit_and_raw_scores_stay(tmp_path: Path) -> None:
 def test_a_licence_is_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Invariant 37."""
     monkeypatch.setattr(presets, "_told", set())
     folder = str(tiny_transformers_clip(tmp_path / "clip"))
     with caplog.at_level(logging.WARNING, "genalign"):

@@ -36,6 +36,7 @@ def tones(rows: int, samples: int, rate: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize(("old", "new"), [(16000, 48000), (44100, 16000), (48000, 16000), (22050, 48000)])
 def test_resampling_keeps_a_tone_a_tone(old: int, new: int) -> None:
+    """Invariant 6."""
     seconds, frequency = 0.2, 440.0
     wave = torch.sin(2 * math.pi * frequency * torch.arange(int(old * seconds)) / old)
     got = resampled(wave, old, new)
@@ -49,6 +50,7 @@ def test_resampling_keeps_a_tone_a_tone(old: int, new: int) -> None:
 
 
 def test_audio_is_mono_at_the_models_rate_or_refused() -> None:
+    """Invariant 6."""
     stereo = torch.stack([torch.ones(2, 100), torch.stack([torch.ones(100), -torch.ones(100)])])
     waves = mono_waves(Media(audio=Track(stereo, rate=8000)), 8000, "x")
     assert torch.equal(waves[0], torch.ones(100))
@@ -94,6 +96,7 @@ def test_clap_is_the_cosine_of_the_two_towers(clap_folder: Path) -> None:
 
 
 def test_clap_hears_the_middle_of_what_is_too_long_every_time(clap_folder: Path) -> None:
+    """Invariant 6."""
     reward = build_reward({"use": "clap", "model": str(clap_folder)}, Path())
     wave = tones(1, 12000, 8000)
     whole = reward([Prompt("a cat")], Media(audio=Track(wave[None], rate=8000))).total

@@ -58,6 +58,7 @@ def official_embeddings(
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (47, 80), (64, 45), (20, 24)])
 def test_pickscore_and_clipscore_are_their_cards_formulas(clip_folder: Path, height: int, width: int) -> None:
+    """Invariants 1, 2."""
     drawn, media = pictures(4, height, width)
     asked = [*prompts(3), prompts(1)[0].__class__("a cat and the star " * 8)]  # the last is longer than the context
     net, seen, said = official_embeddings(clip_folder, drawn, [prompt.text for prompt in asked])
@@ -100,6 +101,7 @@ def test_a_preprocessor_config_of_2022_is_understood(tmp_path: Path, clip_folder
 
 
 def test_gradients_reach_the_pixels_and_no_weight(clip_folder: Path) -> None:
+    """Invariant 11."""
     pick = build_reward({"use": "pickscore", "model": str(clip_folder), "processor": str(clip_folder)}, Path())
     pixels = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
     total = pick(prompts(2), Media(image=Track(pixels))).total.sum()
@@ -123,6 +125,7 @@ def tiny_arch(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_hpsv2_is_the_cosine_by_its_own_transform(tmp_path: Path, tiny_arch: str) -> None:
+    """Invariants 1, 2."""
     torch.manual_seed(3)
     net = open_clip.create_model(tiny_arch).eval()
     save_state(net.state_dict(), tmp_path / "HPS_v2.1_compressed.safetensors")
@@ -281,6 +284,7 @@ def image_reward_by_hand(
 
 
 def test_imagereward_is_its_forward_pass_written_out(tmp_path: Path) -> None:
+    """Invariants 1, 2."""
     state = blip_state(VISION, TEXT)
     save_state(state, tmp_path / BLIP_FILE)
     tokenizer = word_tokenizer()

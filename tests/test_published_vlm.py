@@ -47,6 +47,7 @@ def test_image_patches_are_qwens_own(height: int, width: int) -> None:
 
 
 def test_video_patches_put_two_frames_in_one_and_repeat_the_last() -> None:
+    """Invariant 5."""
     frames = as_tensor(photographs(3, 56, 84))
     got, grid = patches(frames, 14, 2, 2, 0, 200704)
     assert grid == [2, 4, 6]
@@ -71,6 +72,7 @@ def test_video_patches_put_two_frames_in_one_and_repeat_the_last() -> None:
     [(81, 16, 10), (16, 8, 4), (3, 1, 2), (5, 30, 4), (2, 2, 2), (49, 24, 4), (120, 8, 30)],
 )
 def test_frames_are_two_a_second_first_and_last_among_them(total: int, rate: float, expected: int) -> None:
+    """Invariant 5."""
     chosen = sampled_frames(total, rate, 2.0)
     assert len(chosen) == expected
     assert chosen[0] == 0

@@ -108,6 +108,7 @@ CASES["grpo-updates"] = ({"name": "grpo", "group": 4, "updates_per_rollout": 2},
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_are_one_rank_is_accumulation(case, two_ranks):
+    """Invariant 13."""
     settings, shares, reward = CASES[case]
     two = [load_file(two_ranks / f"{case}-{rank}.safetensors")["delta"] for rank in (0, 1)]
     assert torch.equal(*two)

@@ -1,14 +1,19 @@
 """What README.md says is true: its Python runs, its commands run, its tree is the tree."""
 
+import contextlib
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-from genalign.cli import main
-from genalign.method import PRESETS
+from genalign.cli import _parser, main
+from genalign.method import FAMILIES, PRESETS, MethodSettings
+from genalign.reward import PRESETS as REWARDS
+from genalign.reward.build import HEADS, KINDS
+from genalign.reward.fit import Fit
 from genalign.types import Media, Prompt, Track
 
 ROOT = Path(__file__).parent.parent
@@ -65,8 +70,6 @@ def test_commands_run_in_their_order(elsewhere, capsys):
 
 
 def test_every_verb_is_shown():
-    from genalign.cli import _parser
-
     verbs = set(next(action for action in _parser()._actions if action.choices).choices)
     shown = {line.split()[1] for line in blocks("bash")[0].splitlines()}
     assert verbs - shown <= {"lab", "serve-reward"}  # a server does not end
@@ -86,6 +89,47 @@ def test_tree_names_every_file():
 def test_method_table_is_complete():
     table = README.split("## What there is")[1].split("\n\n")[1]
     assert set(re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)) == set(PRESETS)
+
+
+HERE = (
+    *("G-RA", "Constrained RLHF", "Dynamic Reward Weighting", "Skywork-Reward-V2", "RewardAnything"),
+    *("Reward Model Ensembles", "Reward-Robust RLHF", "STARC", "RewardBench 2", "PAR", "ToolRL", "Secrets of RLHF II"),
+    *("DPA", "MODPO", "MiCRo", "VPL", "PAL"),
+)
+ABSENT = ("URPO", "Cooper", "Meta Policy Optimization", "POLAR", "Themis", "Value Augmented Sampling", "FSPO")
+
+
+def is_there(span):
+    """Whether what the README names exists: a key or a name of reward files, a setting, a function, a verb."""
+    if span.startswith("genalign "):
+        return span.removeprefix("genalign ") in next(a for a in _parser()._actions if a.choices).choices
+    if span.startswith("use: "):
+        return span.removeprefix("use: ") in {*HEADS, *REWARDS}
+    place, _, value = span.partition(": ")
+    section, _, key = place.partition(".")
+    if section == "method":
+        known = any(key in family.model_fields for family in FAMILIES)
+        return known and (not value or bool(MethodSettings(name="grpo", **{key: value})))
+    if section in Fit.model_fields:
+        return bool(Fit.model_validate({section: {key: value}}))
+    return callable(getattr(import_module(f"genalign.reward.{section}"), key)) if key else span in KINDS
+
+
+def test_papers_are_a_component_or_deliberately_absent():
+    """Each paper of the two groups is in one of the two lists, and each component that the README names exists."""
+    table = README.split("| paper | component |\n|---|---|\n")[1].split("\n\n")[0].splitlines()
+    papers, components = zip(*(row.strip("| ").split(" | ") for row in table), strict=True)
+    assert [paper.split(",")[0] for paper in papers] == list(HERE)
+    for component in components:
+        spans = re.findall(r"`([^`]+)`", component)
+        assert spans
+        assert all(is_there(span) for span in spans), component
+    for wrong in ("gaet", "use: skywrk", "votes.how: flap", "head.kind: poll", "measures.stark", "method.objectiv"):
+        with contextlib.suppress(AttributeError, ValueError):
+            assert not is_there(wrong), wrong
+    absent = README.split("## Deliberately absent")[1].split("## ")[0]
+    assert all(name in absent for name in ABSENT)
+    assert not any(re.search(rf"\b{re.escape(name)}\b", absent) for name in HERE)
 
 
 def test_links_lead_somewhere():

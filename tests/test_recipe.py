@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from genalign.places import find, model_path
-from genalign.recipe import build, changed_key, load_recipe
+from genalign.reading import changed_key
+from genalign.recipe import build, load_recipe
 from genalign.shipped import shipped
 from genalign.types import UsageError
 

@@ -69,6 +69,7 @@ def test_a_failed_part_masks_its_row_and_a_silent_one_does_not() -> None:
 
 
 def test_hybrid_with_confidence_is_a_convex_mix() -> None:
+    """Invariant 24."""
     rule = says((1.0, 1.0), (1.0, 0.0), (1.0, 0.25), None, (0.0, 0.5), name="rule")
     model = says(0.4, 0.4, 0.4, 0.4, 0.8, name="model")
     hybrid = Hybrid(rule, model)
@@ -113,6 +114,7 @@ def test_where_the_model_abstains_the_rule_stands_alone() -> None:
 
 
 def test_stratified_keeps_right_above_wrong_and_ranks_within() -> None:
+    """Invariant 24."""
     generator = torch.Generator().manual_seed(0)
     right = torch.rand(40, generator=generator) > 0.5
     model = 1e3 * torch.randn(40, generator=generator)

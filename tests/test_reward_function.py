@@ -163,6 +163,8 @@ def test_differentiable_functions_keep_the_graph_and_others_do_not() -> None:
 
 
 def test_needs_that_the_data_lacks_are_refused_with_the_nearest_name() -> None:
+    """Invariant 19."""
+
     @reward
     def judge(image, answer):
         return [0.0] * len(image)

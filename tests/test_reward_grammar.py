@@ -111,6 +111,7 @@ PAIRS: dict[str, tuple[str, Reward]] = {
 
 @pytest.mark.parametrize("key", PAIRS)
 def test_a_file_builds_what_python_builds(key: str) -> None:
+    """Invariant 30."""
     text, written = PAIRS[key]
     built = build_reward(yaml.safe_load(text.replace("1e-1", "0.1")), Path())
     assert type(built) is type(written)

@@ -55,6 +55,7 @@ def photographs(rows: int, height: int, width: int) -> list[np.ndarray]:
 def test_tensor_path_equals_pil_path(
     tmp_path: Path, height: int, width: int, interpolation: str, resize_mode: str
 ) -> None:
+    """Invariant 1."""
     folder = tiny_clip(tmp_path / "clip", interpolation, resize_mode)
     pictures = photographs(6, height, width)
     asked = prompts(6)
@@ -66,6 +67,7 @@ def test_tensor_path_equals_pil_path(
 
 
 def test_clip_is_differentiable_to_the_pixels_only(clip_folder: Path) -> None:
+    """Invariant 11."""
     clip = ClipReward(clip_folder, scale=3.0, offset=0.5)
     pixels = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(3)).mul(0.8).add(0.1).requires_grad_()
     asked = prompts(2)
@@ -94,6 +96,7 @@ def test_clip_scale_and_offset_are_affine(clip_folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["clip", "sharpness", "mean", "last"])
 def test_batch_size_and_order_do_not_matter(tmp_path: Path, kind: str) -> None:
+    """Invariant 8."""
     rows = 8
     given = images(rows) if kind in ("clip", "sharpness") else texts(*["a cat", "two cats and the star", "", "a"] * 2)
 

@@ -94,6 +94,8 @@ def test_a_part_that_breaks_inside_a_hybrid_masks_and_is_named() -> None:
 
 
 def test_max_failure_counts_over_the_last_rows() -> None:
+    """Invariant 15."""
+
     def flaky(number: list[float]) -> list[float]:
         return number
 
@@ -150,6 +152,7 @@ def test_batches_do_not_change_a_sum_with_abstentions() -> None:
 
 @pytest.mark.parametrize("values", [-0.5, 1.5, 200.0, float("nan")])
 def test_images_outside_their_range_stop_the_run(values: float) -> None:
+    """Invariant 3."""
     media = Media(image=Track(torch.full((1, 3, 8, 8), values)))
     with pytest.raises(GenalignError, match=r"'sharpness' was given image values in .* outside \[0, 1\]"):
         Runner(Sharpness())(prompts(1), media)

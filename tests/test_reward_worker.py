@@ -93,6 +93,7 @@ def living(group: int) -> list[int]:
 
 @pytest.mark.parametrize("function", ["hangs", "spawns"])
 def test_time_out_ends_the_process_and_all_it_started(folder: Path, function: str) -> None:
+    """Invariant 18."""
     FileReward("rules.py:bright", folder)(prompts(1), images(1))
     before = WORKER.pid
     assert before is not None

@@ -103,6 +103,7 @@ class Spy:
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_what_was_scored_is_not_scored_again_and_a_failure_is(tmp_path: Path, on_disk: bool) -> None:
+    """Invariant 17."""
     spy = Spy()
     inner = FunctionReward(spy, name="length")
     cached = Cached(inner, tmp_path / "deep" / "scores.sqlite" if on_disk else None)
@@ -210,6 +211,7 @@ def test_any_reward_runs_in_a_process_as_it_runs_here(folder: Path) -> None:
 
 @pytest.mark.parametrize("on", ["process", "sandbox"])
 def test_a_time_out_ends_the_process(folder: Path, on: str) -> None:
+    """Invariant 18."""
     runner = build_reward({"use": "rules.py:hangs", "run": {"on": on, "timeout": 0.5, "max_failure": 1.0}}, folder)
     assert isinstance(runner, Runner)
     inner = runner.reward
@@ -224,6 +226,7 @@ def test_a_time_out_ends_the_process(folder: Path, on: str) -> None:
 
 
 def test_a_sandbox_computes_and_does_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 36."""
     monkeypatch.setenv("JUDGE_KEY", "secret")
     sandbox = build_reward({"use": "rules.py:tries", "run": {"on": "sandbox"}}, folder)
     where = folder / "place"

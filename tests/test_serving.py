@@ -44,6 +44,7 @@ def frame(asked: list[Prompt], media: Media, group: torch.Tensor | None = None) 
 
 
 def test_the_client_is_the_served_reward() -> None:
+    """Invariant 4."""
     local, asked, given = two(), prompts(4, number=[1.0, None, 3.0, float("nan")]), images(4)
     group = torch.tensor([0, 0, 1, 1])
     with serving(application(local)) as url:

@@ -289,6 +289,7 @@ def test_coverage_counts_reached_exemplars():
 
 
 def test_vendi_of_copies_of_orthogonal_rows_and_of_the_published_kernel():
+    """Invariant 27."""
     eye = torch.eye(6, dtype=torch.float64)
     for order in (1, 2):
         of = Vendi(order)

@@ -1,4 +1,4 @@
-"""A head that had to cut what it read says so: `rewards/NAME/truncated` in the log, as a share of rows."""
+"""Invariant 7: a head that had to cut what it read says so, `rewards/NAME/truncated` in the log, a share of rows."""
 
 import json
 from collections.abc import Callable

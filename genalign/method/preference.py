@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -16,7 +17,7 @@ from genalign.method.common import check_noise, deal, emit, over_ranks, reward_l
 from genalign.method.pairs import LabelledPair, Recalling, check_digest, read_pairs
 from genalign.method.settings import MethodSettings
 from genalign.ranks import all_sum
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Trajectory, UsageError
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores, Trajectory, UsageError
 
 Unit = tuple[Tensor, list[int]]  # pairs (P,2), steps
 
@@ -39,6 +40,8 @@ class PreferenceSettings(MethodSettings):
     """Pairs made of a scored group: its best and worst sample, or every two."""
     min_gap: float = Field(0.0, ge=0)
     """Least difference of reward between winner and loser."""
+    objective: str | None = None
+    """Aspect of the reward that makes the pairs, the others being their margin (MODPO); null: its total makes them."""
     pairs: str | None = None
     """A .jsonl of labelled pairs, {prompt, chosen_seed, rejected_seed, model, sampler} a line; null: by reward."""
     trajectories: str | None = None
@@ -50,10 +53,20 @@ class PreferenceSettings(MethodSettings):
             raise UsageError("method.trajectories holds the samples of labelled pairs; name those in method.pairs")
         if self.group == 1 and self.pairs is None:
             raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+        if self.objective is not None and (self.loss != "sigmoid" or self.pairs is not None):
+            raise UsageError("method.objective is a margin of loss sigmoid, on pairs by reward; drop it, or the others")
         return self
 
     def build(self, folder: Path) -> Method:
         return Preference(self, folder)
+
+
+@dataclass(frozen=True)
+class Objectives(Experience):
+    """others (B,): what the aspects that made no pairs say, by their weights; share: the weight of the one that did."""
+
+    others: Tensor | None = None
+    share: float = 1.0
 
 
 class Preference:
@@ -63,6 +76,9 @@ class Preference:
     a completion (DPO, arXiv 2305.18290, eq. 7). Its score is the SUM of log-densities over latent dims and steps of the
     example, so beta is per nat of the summed log-ratio. Pairs come from a reward (`pair_rule` within each group, ties
     dropped) or from a labelled file, whose samples are drawn again from their seeds under the reference weights.
+
+    objective: pairs by one aspect of a reward whose weights w add up to 1, -log s((z - sum_others w_k (r_k,w - r_k,l))
+    / w_objective): MODPO (arXiv 2310.03708, eq. 7), whose optimum is that of the weighted sum.
 
     Departs from D3PO: (1) Its code averages the log-density over the D latent dims and takes beta 0.1; that is
     beta 0.1 / D here, so small that the sigmoid never bends; 0.1 per nat lets it saturate as DPO's does. (2) Nothing
@@ -94,9 +110,11 @@ class Preference:
         trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
         check_noise(trajectory, self.name)
         find = best_worst_pairs if s.pair_rule == "best_worst" else all_pairs
-        pairs = find(scores, trajectory.group.cpu(), s.min_gap)
-        everyone, _, _ = over_ranks(scores, trajectory.group)
-        return Experience(trajectory, scores, pairs=pairs, global_rows=_global(len(pairs)), log=reward_log(everyone))
+        compared, others, share = (scores, None, 1.0) if s.objective is None else by_objective(scores, s.objective)
+        pairs = find(compared, trajectory.group.cpu(), s.min_gap)
+        log = reward_log(over_ranks(scores, trajectory.group)[0])
+        count = _global(len(pairs))
+        return Objectives(trajectory, scores, pairs=pairs, global_rows=count, log=log, others=others, share=share)
 
     def _draw_again(self, policy: Policy, prompts: Sequence[Prompt], step: int) -> Experience:
         """One labelled pair for each prompt that has any, another one whenever the prompt comes round."""
@@ -134,11 +152,11 @@ class Preference:
         counts = [float(sum(_complete(trajectory, unit).sum() for unit in units)) for units in examples]
         for mine, total in deal(examples, counts, self.settings.updates_per_rollout, trajectory):
             units = [unit for pack in mine for unit in pack if _complete(trajectory, unit).any()]
-            yield from emit(policy, units, partial(self._loss, policy, trajectory, total))
+            yield from emit(policy, units, partial(self._loss, policy, experience, total))
 
-    def _loss(self, policy: Policy, trajectory: Trajectory, total: float, unit: Unit) -> Loss:
+    def _loss(self, policy: Policy, experience: Experience, total: float, unit: Unit) -> Loss:
         pairs, steps = unit
-        s = self.settings
+        s, trajectory = self.settings, experience.trajectory
         rows, place = torch.unique(pairs, return_inverse=True)  # place (P,2): where in `rows` a pair's samples are
         replayed = policy.replay(trajectory, rows.tolist(), steps, versus=None if s.loss == "simpo" else "reference")
         score = replayed.score if replayed.versus_score is None else replayed.score - replayed.versus_score  # (R,S)
@@ -147,7 +165,11 @@ class Preference:
             score = score / (replayed.mask.sum(1).clamp(min=1) * replayed.count)
         chosen, rejected = score[place.to(score.device)].unbind(1)  # (P,)
         counts = _complete(trajectory, unit).to(score.device)
-        loss = dpo_loss(s.loss, chosen, rejected, s.beta, s.gamma)
+        if isinstance(experience, Objectives) and experience.others is not None:
+            won, lost = (experience.others[pairs] / s.beta).to(score.device).unbind(1)
+            loss = dpo_loss(s.loss, chosen - won, rejected - lost, s.beta / experience.share)
+        else:
+            loss = dpo_loss(s.loss, chosen, rejected, s.beta, s.gamma)
         log = {
             "rewards/chosen": s.beta * chosen,
             "rewards/rejected": s.beta * rejected,
@@ -156,6 +178,24 @@ class Preference:
             "loss": loss,
         }
         return Loss(torch.where(counts, loss, 0.0).sum() / total, sums(log, counts))
+
+
+def by_objective(scores: Scores, name: str) -> tuple[Scores, Tensor, float]:
+    """Scores whose total is one aspect, where all that have weight can be read; what the others say by their weights,
+    which are made to add up to 1, (B,); and the weight of that aspect.
+
+    Raises:
+        UsageError: the reward has no such aspect, or it counts for nothing in it.
+    """
+    weights = scores.weights / scores.weights.abs().sum()
+    told = [aspect for aspect, weight in zip(scores.names, weights.tolist(), strict=True) if weight > 0]
+    if name not in told:
+        raise UsageError(f"method.objective is {name!r}, but the reward's weighted aspects are {', '.join(told)}")
+    k = scores.names.index(name)
+    whole = scores.total_valid & scores.valid[:, weights != 0].all(1)
+    one = torch.zeros_like(weights).index_fill(0, torch.tensor(k), 1.0)
+    only = replace(scores, total=torch.where(whole, scores.values[:, k], 0.0), total_valid=whole)
+    return only, scores.values @ (weights * (1 - one)), float(weights[k])
 
 
 def _complete(trajectory: Trajectory, unit: Unit) -> Tensor:

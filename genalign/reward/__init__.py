@@ -25,6 +25,7 @@ from genalign.reward.runner import Runner, guarded
 from genalign.reward.sets import SetReward
 from genalign.reward.shaping import Shape
 from genalign.reward.sharpness import Sharpness
+from genalign.reward.structured import StructuredMatch
 from genalign.reward.worker import FileReward
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "Shape",
     "Sharpness",
     "Similarity",
+    "StructuredMatch",
     "Sum",
     "Versus",
     "WinRate",

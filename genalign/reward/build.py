@@ -41,6 +41,7 @@ HEADS = {
     "budget": "genalign.reward.rules:Budget",
     "format": "genalign.reward.rules:Format",
     "repetition": "genalign.reward.rules:Repetition",
+    "structured": "genalign.reward.structured:StructuredMatch",
 }
 PAIRWISE = {"winrate": WinRate, "versus": Versus}
 KINDS = ("use", "sum", "hybrid", "harmonic", *PAIRWISE, *FORMS)

@@ -1,0 +1,63 @@
+"""metrics.jsonl: one line a step, appended, amended, and cut where a resumed run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from genalign.ranks import gather
+from genalign.types import GenalignError
+
+METRICS = "metrics.jsonl"
+
+
+def mean_over_ranks(sums: Mapping[str, list[float]]) -> dict[str, float]:
+    """Sums and counts of all ranks (a rank without rows has fewer names), as means."""
+    line = json.dumps(sums).encode() + b"\n"
+    gathered = bytes(gather(torch.frombuffer(bytearray(line), dtype=torch.uint8)).cpu().numpy())
+    merged: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for of_rank in map(json.loads, gathered.splitlines()):
+        for name, (total, count) in of_rank.items():
+            merged[name][0] += total
+            merged[name][1] += count
+    return {name: total / count for name, (total, count) in merged.items() if count}
+
+
+def append_metrics(path: Path, log: Mapping[str, float]) -> None:
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(log) + "\n")
+    except OSError as error:
+        raise GenalignError(f"cannot write {path}: {error.strerror}; free space or check its permissions") from error
+
+
+def amend_metrics(path: Path, log: Mapping[str, float]) -> None:
+    """Put `log` in the place of the line of its step."""
+    lines = path.read_text().splitlines()
+    lines = [
+        json.dumps(log) if line.endswith("}") and json.loads(line)["step"] == log["step"] else line for line in lines
+    ]
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text("".join(f"{line}\n" for line in lines))
+    os.replace(draft, path)
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop lines of steps after `step`, and a line torn by a kill, so that a resumed log has each step once."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text("".join(kept))
+    os.replace(draft, path)

@@ -1,0 +1,46 @@
+"""The nouns of genalign. Every other room speaks in these and in nothing else.
+
+    prompt -> Policy.rollout -> Trajectory(media, logp (B,S)) -> Reward -> Scores (B,K) -> Method.losses -> backward
+
+A *step* is a denoising step or a token: whatever one row of log-probabilities is indexed by. Letters in shapes: B rows,
+S steps, K aspects of a reward, R rows of a micro-batch.
+"""
+
+from genalign.types.errors import GenalignError, UsageError
+from genalign.types.protocols import Fitting, Guide, Method, Pathwise, Policy, Reward, Weights
+from genalign.types.records import Experience, Loss, Scores, Steps, Trajectory
+from genalign.types.samples import (
+    MODALITIES,
+    SIBLING_BITS,
+    Media,
+    Prompt,
+    Track,
+    family_seed,
+    sample_seed,
+    sibling_seed,
+)
+
+__all__ = [
+    "MODALITIES",
+    "SIBLING_BITS",
+    "Experience",
+    "Fitting",
+    "GenalignError",
+    "Guide",
+    "Loss",
+    "Media",
+    "Method",
+    "Pathwise",
+    "Policy",
+    "Prompt",
+    "Reward",
+    "Scores",
+    "Steps",
+    "Track",
+    "Trajectory",
+    "UsageError",
+    "Weights",
+    "family_seed",
+    "sample_seed",
+    "sibling_seed",
+]

@@ -1,0 +1,206 @@
+"""What a reward, a policy and a method must be able to do; nobody inherits from these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from genalign.types.records import Experience, Loss, Scores, Steps, Trajectory
+from genalign.types.samples import Media, Prompt
+
+Weights = Literal["policy", "reference", "ema"]
+Guide = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (step, x, out, x0_hat) -> out, all (B,*L)
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Turns media into named scores. The same object trains, guides sampling, evaluates and serves.
+
+    name: for logs. needs: names it reads: modalities ("image", "text", ...), "prompt", or keys of Prompt.facts as
+    "facts.answer". aspects: the K names it returns. looks_at: "sample", or "group"/"batch" when siblings matter.
+    differentiable: gradients flow from scores to media. version: hash of weights, preprocessing and settings.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    @property
+    def aspects(self) -> tuple[str, ...]: ...
+
+    @property
+    def looks_at(self) -> Literal["sample", "group", "batch"]: ...
+
+    @property
+    def differentiable(self) -> bool: ...
+
+    @property
+    def version(self) -> str: ...
+
+    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        """Score B samples; group (B,) int64 says which are siblings (None: all are strangers)."""
+        ...
+
+    def update(self, scores: Scores, step: int) -> None:
+        """The only place where a reward's own state (multipliers, running statistics) may change."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A generator whose sampling can be replayed with gradients. Diffusion pipelines and language models alike."""
+
+    modalities: frozenset[str]
+
+    def rollout(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> Trajectory:
+        """Sample `per_prompt` rows of each prompt, siblings adjacent, without grad, recording what replay needs.
+
+        An int seed gives row k of a prompt the seed `sample_seed(seed, prompt.uid, k)`; a sequence of
+        len(prompts) * per_prompt ints gives each row its own (how labelled pairs are regenerated).
+        """
+        ...
+
+    def replay(
+        self,
+        trajectory: Trajectory,
+        rows: Sequence[int],
+        steps: Sequence[int] | None = None,
+        versus: Weights | None = None,
+    ) -> Steps:
+        """Score recorded steps again under the present weights, with grad. `steps` index columns of logp (None: all).
+
+        With `versus` the other weights score the same rows without grad, in the same batch layout.
+        """
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        guidance: float | None = None,
+        steps: int | None = None,
+    ) -> Media:
+        """Plain deterministic sampling without grad (ODE, DDIM eta 0, greedy), one row a prompt."""
+        ...
+
+    def weights(self, which: Weights) -> AbstractContextManager[None]:
+        """Within the context the policy computes with other weights; requires_grad flags are untouched."""
+        ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters as torch optimizers take them: [{"params": [...]}]."""
+        ...
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by stable name (what a checkpoint and the adapter folder hold)."""
+        ...
+
+    def step_ema(self, decay: float) -> None:
+        """Move the "ema" weights towards the policy, once an optimizer step."""
+        ...
+
+    def save_adapter(self, folder: Any) -> None:
+        """Write adapter_config.json, adapter_model.safetensors, and diffusers' own LoRA file where it has one."""
+        ...
+
+    def load_adapter(self, folder: Any) -> None:
+        """Read back what `save_adapter` wrote, into the trainable parameters."""
+        ...
+
+    def calls(self) -> int:
+        """Denoiser (or LM) forward passes so far, counted in samples: a batch of 8 under guidance counts 16."""
+        ...
+
+
+@runtime_checkable
+class Fitting(Protocol):
+    """A policy that can be trained on given samples by its forward process (Diffusion-DPO, RWR, NFT and their kin)."""
+
+    def encode(self, media: Media) -> Tensor:
+        """Images in [0,1] -> clean latents (B,*L) in the layout that the sampler steps in, without grad."""
+        ...
+
+    def clean(self, trajectory: Trajectory) -> Tensor:
+        """The clean latents (B,*L) that a rollout ended with: nothing need be encoded to fit own samples."""
+        ...
+
+    def fit(
+        self,
+        prompts: Sequence[Prompt],
+        clean: Tensor,
+        at: float,
+        seeds: Sequence[int],
+        versus: Weights | None = None,
+    ) -> Steps:
+        """How well R rows are denoised from x_t = a x0 + s eps at one time t, without guidance: Steps with S = 1.
+
+        clean: x0 (R,*L). at in [0,1): which step of a fine sampling grid, 0 the noisiest; one time a call, so rows that
+        shall share t are given in one call. eps (R,*L) is drawn from each row's seed: equal seeds share their noise.
+        score (R,1) = -|target - out|^2 with grad, SUMMED over latent dims, target being what the model was trained to
+        say (velocity, epsilon, v or sample); versus_score without grad, gap with grad. Errors are fp32 or wider.
+        """
+        ...
+
+
+@runtime_checkable
+class Pathwise(Protocol):
+    """A policy through whose sampling gradients flow, to its weights or to its noise (AlignProp, DRaFT, ReNO)."""
+
+    def generate_with_grad(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int] | None = None,
+        *,
+        noise: Tensor | None = None,
+        grad_steps: int | None = None,
+        guidance: float | None = None,
+        steps: int | None = None,
+        guide: Guide | None = None,
+        checkpoint: bool = True,
+    ) -> Media:
+        """What generate() draws, as one micro-batch and with grad: the last `grad_steps` steps keep it (None: all).
+
+        noise (B,*L): what sampling starts from, which may require grad; else it is drawn from the seeds. guide: may
+        change the guided output of each step, before the sampler takes it. checkpoint: every denoiser call is
+        recomputed in backward, so that what it saves does not grow with the steps.
+        """
+        ...
+
+    def initial_noise(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
+        """What generate() starts from at these seeds: standard normal, (B,*L)."""
+        ...
+
+    def decode(self, clean: Tensor) -> Media:
+        """Clean latents (B,*L) -> media with grad, by the pipeline's own decoding."""
+        ...
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What you collect and what you lose.
+
+    needs: any of "rollout", "pairs", "reference", "reward", "constraints" (in the reward), "forward" (a policy that is
+    Fitting) and "reward_grad" (a differentiable reward, and a policy that is Pathwise).
+    """
+
+    name: str
+    needs: frozenset[str]
+
+    def collect(
+        self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
+    ) -> Experience:
+        """This rank's share of the step's experience, without grad."""
+        ...
+
+    def losses(self, policy: Policy, experience: Experience) -> Iterable[Loss]:
+        """Micro-batch losses; the last of each optimizer update has step=True (also on a rank without rows)."""
+        ...
