@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ BACKGROUND_STATED = 0.6
 
 
 def build_prompts(folder: Path, seed: int = 20) -> None:
-    """train.jsonl and heldout.jsonl: true captions and their facts, no text twice, split by combination."""
+    """train.jsonl and heldout.jsonl: true captions and their facts, no text twice, split by combination; and
+    train-hard.jsonl, those of train.jsonl that state a relation or a count above one."""
     for index, (split, count) in enumerate(PROMPTS.items()):
         rng = np.random.default_rng((seed, index))
         rows: dict[str, dict[str, Any]] = {}
@@ -27,7 +28,18 @@ def build_prompts(folder: Path, seed: int = 20) -> None:
             if not (lone and split == "heldout") and rng.random() > BACKGROUND_STATED:
                 facts["background"] = None
             rows.setdefault(text := caption(facts, rng), {"prompt": text, "facts": facts})
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+        write_rows(folder / f"{split}.jsonl", rows.values())
+        if split == "train":
+            write_rows(folder / "train-hard.jsonl", filter(_is_hard, rows.values()))
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _is_hard(row: dict[str, Any]) -> bool:
+    facts = row["facts"]
+    return facts["relation"] is not None or (len(facts["objects"]) == 1 and facts["objects"][0]["count"] > 1)
 
 
 def _world(work: Path, out: Path) -> None:
