@@ -242,8 +242,11 @@ def _draw_grid(built: Built, run: Path, step: int) -> None:
         return
     from genalign.grid import sample_grid
 
-    prompts = list(built.eval_prompts or built.data)[:GRID_PROMPTS]
-    sample_grid(built.policy, prompts, [0], run / "samples" / f"step-{step}" / "grid.png", tuned=tuned(built.recipe))
+    prompts, settings = list(built.eval_prompts or built.data)[:GRID_PROMPTS], built.recipe.eval
+    # as many steps as are judged, not as are trained
+    steps = settings.steps if settings and "image" in built.policy.modalities else None
+    path = run / "samples" / f"step-{step}" / "grid.png"
+    sample_grid(built.policy, prompts, [0], path, steps=steps, tuned=tuned(built.recipe))
 
 
 def _trackers(names: list[str], run: Path, recipe: Recipe) -> Any:
