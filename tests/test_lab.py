@@ -164,11 +164,11 @@ def test_tiny_clip_prefers_the_true_caption():
 def test_shipped_weights_fit_their_budget_and_are_half_precision():
     files = list(shipped("assets").rglob("*.safetensors"))
     folders = {f.relative_to(shipped("assets")).parts[0] for f in files}
-    assert {"tiny-flow", "tiny-clip", "tiny-judge", "tiny-text-head"} <= folders
+    assert {"tiny-flow", "tiny-sd", "tiny-clip", "tiny-judge", "tiny-text-head", "tiny-expander"} <= folders
     assert sum(f.stat().st_size for f in files) <= 45e6
 
 
-@pytest.mark.parametrize("name", ["tiny-flow"])
+@pytest.mark.parametrize("name", ["tiny-flow", "tiny-sd"])
 def test_shipped_pipelines_load_by_plain_from_pretrained_and_draw(name):
     from diffusers import DiffusionPipeline
 
