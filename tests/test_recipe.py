@@ -118,10 +118,10 @@ def test_a_copied_recipe_still_finds_what_is_shipped_and_prefers_what_is_beside_
     assert find("emojiworld", recipe.folder, "assets") == shipped("assets", "emojiworld").resolve()
     shutil.copy(shipped("rewards", "image-hybrid.yaml"), tmp_path)
     (tmp_path / "emojiworld").mkdir()
-    (tmp_path / "emojiworld" / "train.jsonl").write_text('{"prompt": "one"}\n')
+    (tmp_path / "emojiworld" / "train-hard.jsonl").write_text('{"prompt": "one"}\n')
     resolved = load_recipe(tmp_path / "mine.yaml").resolved()
     assert resolved["reward"] == str((tmp_path / "image-hybrid.yaml").resolve())
-    assert resolved["data"]["prompts"] == str((tmp_path / "emojiworld" / "train.jsonl").resolve())
+    assert resolved["data"]["prompts"] == str((tmp_path / "emojiworld" / "train-hard.jsonl").resolve())
     assert resolved["eval"]["prompts"] == "emojiworld/heldout.jsonl"
 
 
