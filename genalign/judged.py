@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from genalign.media import from_pil, load_png, load_video
-from genalign.types import Media, Prompt, Track, UsageError
+from genalign.media import cell_picture, load_video
+from genalign.types import Media, Prompt, Track
 
 Kind = Literal["image", "video", "text"]
 OVERALL = "overall"
@@ -114,16 +113,7 @@ class Comparisons:
         return None if item.asked is None else Media(image=Track(self._picture(item.asked)[None]))
 
     def _picture(self, value: Any) -> Tensor:
-        import PIL.Image
-
-        if isinstance(value, Mapping):  # datasets, undecoded
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, str):
-            return load_png(self.root / value)
-        try:
-            return from_pil(PIL.Image.open(io.BytesIO(value)) if isinstance(value, bytes) else value)
-        except (OSError, AttributeError) as error:
-            raise UsageError(f"{self.source} holds something that is no picture ({error}); drop that row") from error
+        return cell_picture(value, self.root, f"{self.source} holds something that is no picture")
 
 
 def _kind_of(value: Any) -> Kind:

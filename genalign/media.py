@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -77,6 +79,24 @@ def load_png(path: Path | str) -> Tensor:
             return from_pil(image)
     except OSError as error:
         raise UsageError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def cell_picture(value: Any, root: Path, where: str) -> Tensor:
+    """What a table's row holds as a picture: a file below `root`, its bytes, a PIL image, or a datasets row of these,
+    as (3,H,W) fp32 in [0,1].
+
+    Raises UsageError, which begins with `where`, if it is none of them.
+    """
+    import PIL.Image
+
+    if isinstance(value, Mapping):  # datasets, undecoded
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        return load_png(root / value)
+    try:
+        return from_pil(PIL.Image.open(io.BytesIO(value)) if isinstance(value, bytes) else value)
+    except (OSError, AttributeError) as error:
+        raise UsageError(f"{where} ({error}); drop that row") from error
 
 
 def load_video(path: Path | str, fps: float = 2.0) -> tuple[Tensor, float]:

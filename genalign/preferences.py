@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from genalign.media import from_pil, load_png
+from genalign.media import cell_picture
 from genalign.types import GenalignError, Media, Track, UsageError
 
 COLUMNS = (
@@ -77,21 +76,10 @@ class Pairs:
         return Media(image=Track(images))
 
     def _picture(self, pair: Pair, place: Place) -> Tensor:
-        import PIL.Image
-
         column, item = place
         value = self.table[pair.row][column]
         value = value if item is None else value[item]
-        if isinstance(value, Mapping):  # datasets, undecoded
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, str):
-            return load_png(self.root / value)
-        try:
-            return from_pil(PIL.Image.open(io.BytesIO(value)) if isinstance(value, bytes) else value)
-        except (OSError, AttributeError) as error:
-            raise UsageError(
-                f"row {pair.row + 1} of {self.source} has no picture under {column!r} ({error}); drop the row"
-            ) from error
+        return cell_picture(value, self.root, f"row {pair.row + 1} of {self.source} has no picture under {column!r}")
 
 
 def find_pairs(path: Path | str) -> Pairs | None:
