@@ -16,6 +16,7 @@ from scipy import stats
 
 from genalign.evaluate import EvalSettings, compare, evaluate
 from genalign.grid import CELL, sample_grid
+from genalign.ranks import leave
 from genalign.types import Media, Prompt, Scores, Track, UsageError
 
 SCALES = [1.0, 2.0, 3.0]
@@ -205,6 +206,7 @@ def _one_of_two(index: int, port: int, out: str) -> None:
     torch.distributed.init_process_group("gloo")
     run(Path(out) / f"rank{index}", held_out=Level(), seeds=(0, 1))
     torch.distributed.destroy_process_group()
+    leave(0)
 
 
 def test_two_ranks_share_the_work_and_rank_0_writes(tmp_path):

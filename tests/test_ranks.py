@@ -38,6 +38,7 @@ def _worker(rank: int, port: int, out: Path) -> None:
             save_file({"delta": delta}, out / f"{name}-{rank}.safetensors")
     finally:
         dist.destroy_process_group()
+    ranks.leave(0)
 
 
 @pytest.fixture(scope="module")
