@@ -270,6 +270,30 @@ def test_every_kernel_rolls_out_and_replays(kernel) -> None:
         torch.testing.assert_close(trajectory.media["image"].data, plain, rtol=0, atol=1e-5)
 
 
+def test_steps_stand_where_the_sampler_says_until_steps_are_named() -> None:
+    levels = [1.0, 0.6, 0.2]
+    made, plain = policy(steps=3, sigmas=levels), FAMILIES["stable-diffusion-3"].build()
+    trajectory = made.rollout(PROMPTS, 2, seed=0)
+    assert float(log_ratio(made, trajectory).abs().max()) == 0
+    for named, call in ((None, {"sigmas": levels}), (3, {})):
+        drawn = made.generate(PROMPTS[:1], [7], steps=named)["image"].data
+        asked = {**made.settings.call, "guidance_scale": 1.0, "num_inference_steps": 3, "output_type": "pt", **call}
+        with torch.no_grad():
+            wanted = plain(prompt=PROMPTS[0].text, generator=torch.Generator().manual_seed(7), **asked).images
+        torch.testing.assert_close(drawn, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", [[1.0, 0.5], [1.0, 0.5, 0.5], [1.2, 0.5, 0.1], [1.0, 0.5, 0.0]])
+def test_noise_levels_that_cannot_be_are_refused(levels) -> None:
+    with pytest.raises(ValueError, match="3 falling numbers"):
+        Sampler(steps=3, sigmas=levels)
+
+
+def test_a_pipeline_without_noise_levels_says_so() -> None:
+    with pytest.raises(UsageError, match=r"not noise levels; leave policy\.sampler\.sigmas out"):
+        policy("stable-diffusion", sigmas=[k / 8 for k in range(8, 0, -1)])
+
+
 def test_shared_noise_rolls_out_and_replays() -> None:
     made = policy(kernel="flow-sde", noise_block=2)
     trajectory = made.rollout(PROMPTS, 2, seed=0)

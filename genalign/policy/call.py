@@ -39,9 +39,18 @@ class Calls:
             raise UsageError(f"policy.call: {self.name} takes no argument {unknown[0]!r}")
 
     def __call__(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], guidance: float | None, steps: int
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        guidance: float | None,
+        steps: int,
+        sigmas: list[float] | None = None,
     ) -> dict[str, Any]:
         call = dict(self.fixed)
+        if sigmas is not None and "sigmas" not in self.parameters:
+            raise UsageError(f"{self.name} takes no noise levels; leave policy.sampler.sigmas out")
+        if sigmas is not None:
+            call["sigmas"] = sigmas
         if guidance is not None:
             name = self._guidance_argument()
             call[name] = guidance

@@ -41,7 +41,8 @@ class Pipe:
                 module.requires_grad_(False).eval()
         pipeline.set_progress_bar_config(disable=True)
         use_attention(self.stage.denoiser, settings.attention)
-        self.calls([self.like], [0], settings.sampler.guidance, settings.sampler.steps)  # a wrong argument fails here
+        sampler = settings.sampler
+        self.calls([self.like], [0], sampler.guidance, sampler.steps, sampler.sigmas)  # a wrong argument fails here
         self._looked = False
 
     def call(
@@ -54,7 +55,7 @@ class Pipe:
         scale = sampler.guidance if guidance is None else guidance
         if scale == 1 and self.calls.scaled:
             scale = self._off
-        return self.calls(prompts, seeds, scale, steps or sampler.steps)
+        return self.calls(prompts, seeds, scale, steps or sampler.steps, None if steps else sampler.sigmas)
 
     def unguided(self, prompts: Sequence[Prompt], seeds: Sequence[int], steps: int) -> dict[str, Any]:
         """The same, for the conditional branch alone; a model that reads the scale goes on reading the sampler's."""

@@ -60,7 +60,11 @@ def is_deterministic_one_step(scheduler: Any) -> bool:
 
 
 def check_kernel(scheduler: Any, sampler: Sampler) -> None:
-    """Raises UsageError where the sampler's kernel or noise does not fit the scheduler's path, before anything runs."""
+    """Raises UsageError where the sampler does not fit the scheduler's path, before anything runs."""
+    if sampler.sigmas is not None and not is_flow(scheduler):
+        raise UsageError(
+            f"{type(scheduler).__name__} steps through timesteps, not noise levels; leave policy.sampler.sigmas out"
+        )
     path = flow_path([0.9, 0.1]) if is_flow(scheduler) else preserving_path([0.1], [0.9])
     kernel_rows(path, sampler.kernel, sampler.noise)
 

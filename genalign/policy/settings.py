@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Kernel = Literal["flow-sde", "cps", "dance", "ddim", "ode"]
 
@@ -32,6 +33,9 @@ class Sampler(BaseModel):
     policy gradients less noisy, and leaves detail unexplored."""
     steps: int = Field(default=10, ge=1)
     """Denoising steps of a rollout."""
+    sigmas: list[float] | None = None
+    """Noise levels of those steps, falling within (0, 1], before the scheduler shifts them: fewer steps can spend a
+    large one where layout is decided. None: where the pipeline puts that many, as it does whenever steps are named."""
     window: int | None = Field(default=None, ge=1)
     """How many consecutive steps are stochastic (and trained); the others follow the ODE. None: all that can be."""
     window_start: tuple[int, int] | None = None
@@ -41,6 +45,15 @@ class Sampler(BaseModel):
     they differ by nothing but the noise whose density is scored. What they have in common is computed once a batch."""
     guidance: float | None = None
     """Guidance scale of rollouts, 1 for none. None: the pipeline's own default."""
+
+    @model_validator(mode="after")
+    def _falling(self) -> Self:
+        levels = self.sigmas
+        if levels is not None and (
+            len(levels) != self.steps or any(a <= b for a, b in pairwise([1.0 + 1e-9, *levels, 0.0]))
+        ):
+            raise ValueError(f"sigmas must be {self.steps} falling numbers within (0, 1], one for each of steps")
+        return self
 
 
 class PolicySettings(BaseModel):
