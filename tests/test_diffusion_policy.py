@@ -219,6 +219,20 @@ def test_exported_adapter_draws_the_same_image_in_plain_diffusers(name, tmp_path
     assert sampler.guidance is None
 
 
+@pytest.mark.parametrize("name", ["stable-diffusion-3", "stable-diffusion", "flux"])
+def test_an_adapter_on_every_linear_layer_draws_the_same_in_plain_diffusers(name, tmp_path) -> None:
+    chosen = settings(name, True).model_copy(update={"lora": Lora(rank=2, alpha=4, targets="all-linear")})
+    made = DiffusionPolicy(FAMILIES[name].build(), chosen)
+    layers = [part for part in made.denoiser.modules() if type(part) is torch.nn.Linear]
+    assert len(made.named_trainable()) == 2 * len(layers) > 0
+    with moved(made, 0.1):
+        made.save_adapter(tmp_path)
+        ours = made.generate(PROMPTS[:1], [7])["image"].data
+    plain = FAMILIES[name].build()
+    plain.load_lora_weights(tmp_path)
+    torch.testing.assert_close(ours, draw(plain, made), rtol=0, atol=1e-5)
+
+
 def draw(plain: Any, made: DiffusionPolicy, **more: Any) -> torch.Tensor:
     """PROMPTS[0] at seed 7 by diffusers alone, on the time grid that genalign used."""
     plain.scheduler = type(made.pipeline.scheduler).from_config(made.pipeline.scheduler.config)

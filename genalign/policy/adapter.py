@@ -24,7 +24,8 @@ class Adapter:
     """LoRA (Hu et al. 2021) injected by peft into `model`, whose own weights are frozen; B starts at zero.
 
     A is drawn from a fixed seed, so that every rank starts from the same adapter.
-    Parameters are held in float32 where the base is in half precision. "reference" computes without the adapter,
+    Parameters are held in float32 where the base is in half precision, and multiply in the precision of what they are
+    given, as autocast would have it. "reference" computes without the adapter,
     bit-equal to the base and without a second copy; "ema" lends the averaged parameters to the model. Switching leaves
     requires_grad alone (peft's own switch does not).
 
@@ -46,6 +47,11 @@ class Adapter:
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.dtype.itemsize < 4:
                 parameter.data = parameter.data.float()
+        for layer in self._layers:
+            layer.cast_input_dtype_enabled = False
+            for part in (*layer.lora_A.values(), *layer.lora_B.values()):
+                if isinstance(part, nn.Linear):
+                    part.__class__ = _LinearInPrecisionOfInput
         self._trainable = {
             name.replace(".default", ""): parameter
             for name, parameter in model.named_parameters()
@@ -123,12 +129,19 @@ class Adapter:
             parameter.copy_(found[name])
 
 
+class _LinearInPrecisionOfInput(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype))
+
+
 def _targets(model: nn.Module, settings: Lora) -> list[str]:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
     def matches(target: str) -> bool:
         return any(name == target or name.endswith(f".{target}") for name in linear)
 
+    if settings.targets == "all-linear":
+        return linear
     if settings.targets is None:
         for names in ATTENTION:
             if found := [name for name in names if matches(name)]:

@@ -17,8 +17,8 @@ class Lora(BaseModel):
     """Rank of each update."""
     alpha: float = Field(default=32.0, gt=0)
     """Scale: the update counts alpha / rank."""
-    targets: list[str] | None = None
-    """Names (or name ends) of the linear layers to adapt. None: every attention projection."""
+    targets: list[str] | Literal["all-linear"] | None = None
+    """Names (or name ends) of the linear layers to adapt, or all-linear. None: every attention projection."""
 
 
 class Sampler(BaseModel):
