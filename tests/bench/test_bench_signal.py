@@ -15,11 +15,11 @@ from genalign import build, load_recipe
 
 RECIPE = "image-flow-grpo"
 PLANS = {
-    "the first of 4 steps": [],
-    "the first of 6": ["policy.sampler.steps=6"],
-    "the second of 6": ["policy.sampler.steps=6", "policy.sampler.window_start=[1,2]"],
-    "the third of 6": ["policy.sampler.steps=6", "policy.sampler.window_start=[2,3]"],
-    "the first of 4, its own noise in every latent": ["policy.sampler.noise_block=1"],
+    "the large first step": [],
+    "the same on attention projections alone": ["policy.lora.targets=null"],
+    "the first of 6 even steps": ["policy.sampler.sigmas=null"],
+    "the second of 6 even steps": ["policy.sampler.sigmas=null", "policy.sampler.window_start=[1,2]"],
+    "the large first step, with its own noise in every latent": ["policy.sampler.noise_block=1"],
 }
 
 
