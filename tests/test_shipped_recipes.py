@@ -44,7 +44,7 @@ def test_a_shipped_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_shipped_search_is_measured_and_samples(name: str, tmp_path: Path) -> None:
     """Whatever it searches with: here the shipped flow in few steps, and a reward fitted in two."""
-    small = ["policy.model=tiny-flow", "policy.sampler.steps=3", "policy.batch_size=8"]
+    small = ["policy.model=tiny-flow", "policy.sampler.steps=3", "policy.sampler.sigmas=null", "policy.batch_size=8"]
     if name == "image-nrg":
         fit = ["method.fit.prompts=2", "method.fit.per_prompt=2", "method.fit.steps=2"]
         assert main(["fit-reward", name, *small, *fit, "--out", str(tmp_path / "noisy")]) == 0

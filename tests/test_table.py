@@ -65,6 +65,7 @@ def test_finished_cells_are_kept_and_a_changed_one_is_done_again(tmp_path, monke
 @pytest.mark.timeout(300)
 def test_a_cell_is_a_run_of_its_recipe(tmp_path, monkeypatch):
     small = ["train.steps=1", "data.prompts_per_step=2", "method.group=2", "policy.sampler.steps=3"]
+    small += ["policy.sampler.sigmas=null"]
     small += ["policy.sampler.kernel=cps", "policy.sampler.noise=0.5", "policy.sampler.window_start=null"]
     small += ["policy.sampler.window=1", "eval.count=2", "eval.steps=2", "eval.guidance=[1.0]"]
     given = table.Cell.overrides

@@ -52,7 +52,7 @@ class Sampler(BaseModel):
         if levels is not None and (
             len(levels) != self.steps or any(a <= b for a, b in pairwise([1.0 + 1e-9, *levels, 0.0]))
         ):
-            raise ValueError(f"sigmas must be {self.steps} falling numbers within (0, 1], one for each of steps")
+            raise ValueError(f"sigmas must be {self.steps} falling numbers within (0, 1], one a step; or null")
         return self
 
 
