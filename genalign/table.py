@@ -142,7 +142,25 @@ def rendered(done: Mapping[str, Mapping[str, Any]]) -> str:
         shown = [_compared([one["metrics"][what] for one in found if what in one["metrics"]], percent)
                  for what, percent in (("reward", False), ("judge", True), ("vendi", False))]  # fmt: skip
         lines.append(f"| {name.removeprefix('image-')} | {len(found)} | {' | '.join(shown)} | {minutes} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_swept(rows)])
+
+
+def _swept(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What the judge says at every guidance scale, before -> after, seeds together."""
+    judged = {name: [one["sweep"] for one in found if one["sweep"]["after"]] for name, found in rows.items()}
+    scales = sorted({scale for sweeps in judged.values() for sweep in sweeps for scale in sweep["guidance"]})
+    lines = [
+        "| held-out judge at guidance | " + " | ".join(f"{scale:g}" for scale in scales) + " |",
+        "|---" * (len(scales) + 1) + "|",
+    ]
+    for name, sweeps in judged.items():
+        shown = []
+        for scale in scales:
+            at = [(sweep, sweep["guidance"].index(scale)) for sweep in sweeps if scale in sweep["guidance"]]
+            pair = [mean(sweep[when][i] for sweep, i in at) for when in ("before", "after")] if at else []
+            shown.append(" -> ".join(f"{value:.1%}" for value in pair) or "-")
+        lines.append(f"| {name.removeprefix('image-')} | {' | '.join(shown)} |")
+    return lines
 
 
 def _compared(rows: Sequence[Mapping[str, Any]], percent: bool) -> str:

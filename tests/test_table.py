@@ -14,6 +14,7 @@ ROW = {
         "reward": {"before": 0.5, "after": 0.6, "delta": 0.1, "ci95": [0.05, 0.15]},
         "judge": {"before": 0.40, "after": 0.50, "delta": 0.10, "ci95": [0.06, 0.14]},
     },
+    "sweep": {"guidance": [1.0, 2.5], "before": [0.4, 0.3], "after": [0.5, 0.25]},
 }
 
 
@@ -35,7 +36,8 @@ def test_seeds_are_one_row_and_their_spread_widens_the_interval():
     text = table.rendered({f"image-d3po-seed-{k}": row for k, row in enumerate(seeds)})
     half = (4.0**2 + (4.30 * 2.0 / 3**0.5) ** 2) ** 0.5
     assert f"40.0% -> 50.0% ({10 - half:+.1f} to {10 + half:+.1f})" in text
-    assert text.count("\n") == 2
+    assert text.count("\n") == 6
+    assert "| held-out judge at guidance | 1 | 2.5 |\n|---|---|---|\n| d3po | 40.0% -> 50.0% | 30.0% -> 25.0% |" in text
     assert "| d3po | 3 |" in text
 
 
