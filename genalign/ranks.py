@@ -54,8 +54,8 @@ def all_sum(tensor: Tensor) -> Tensor:
 
 
 def leave(code: int) -> NoReturn:
-    """End this rank. A process that has been in a group must not finalise its interpreter: one time in fifty, threads
-    of torch that are still there abort it ("terminate called without an active exception"), after all is written, and
+    """End this rank. A process that has been in a group must not finalise its interpreter: now and then threads of
+    torch that are still there abort it ("terminate called without an active exception"), after all is written, and
     the launcher reports a failure.
     """
     atexit._run_exitfuncs()

@@ -48,11 +48,10 @@ class Sampler(BaseModel):
 
     @model_validator(mode="after")
     def _falling(self) -> Self:
-        levels = self.sigmas
-        if levels is not None and (
-            len(levels) != self.steps or any(a <= b for a, b in pairwise([1.0 + 1e-9, *levels, 0.0]))
-        ):
-            raise ValueError(f"sigmas must be {self.steps} falling numbers within (0, 1], one a step; or null")
+        if self.sigmas is not None:
+            falling = all(a > b for a, b in pairwise([*self.sigmas, 0.0]))
+            if len(self.sigmas) != self.steps or self.sigmas[0] > 1 or not falling:
+                raise ValueError(f"sigmas must be {self.steps} falling numbers within (0, 1], one a step; or null")
         return self
 
 
