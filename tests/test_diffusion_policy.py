@@ -306,6 +306,9 @@ def test_noise_levels_that_cannot_be_are_refused(levels) -> None:
 def test_a_pipeline_without_noise_levels_says_so() -> None:
     with pytest.raises(UsageError, match=r"not noise levels; leave policy\.sampler\.sigmas out"):
         policy("stable-diffusion", sigmas=[k / 8 for k in range(8, 0, -1)])
+    asked = PolicySettings(model="bria", call=MORE["bria"].call, sampler=Sampler(steps=2, sigmas=[1.0, 0.5]))
+    with pytest.raises(UsageError, match=r"BriaPipeline takes no noise levels; leave policy\.sampler\.sigmas out"):
+        DiffusionPolicy(MORE["bria"].build(), asked)
 
 
 def test_shared_noise_rolls_out_and_replays() -> None:
