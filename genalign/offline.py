@@ -16,7 +16,7 @@ from genalign.launch import RECIPE, load_run
 from genalign.places import fetch_model, modality_of, model_path, portable, shipped_recipes
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.recipe import Built, build, load_recipe
-from genalign.searches import reward_of, search_files, searches_of, write_sample
+from genalign.searches import judge_of, reward_of, search_files, searches_of, write_sample
 from genalign.types import Media, Policy, Prompt, Track, UsageError, Weights
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -46,8 +46,9 @@ def sample_files(args: Namespace) -> None:
     searches = searches_of(args, source.built)
     if searches:
         reward = reward_of(args, source.built, searches, source.modality, prompts)
+        judge = judge_of(source.built, source.modality, prompts)
         with source.policy.weights(source.weights):
-            count = search_files(args, source.policy, searches, reward, repeated, seeds, source.batch)
+            count = search_files(args, source.policy, searches, reward, repeated, seeds, source.batch, judge)
     else:
         count = _draw(args, source, repeated, seeds)
     print(f"{count} samples in {args.out}")

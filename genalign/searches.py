@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
+from genalign.evaluate import compare
 from genalign.method import MethodSettings, build_method
 from genalign.method.searching import Found, InferenceSettings, Searching, find_in_batches
 from genalign.recipe import Built, check_fit, with_latent_reward
 from genalign.reward import Runner, build_reward, check_needs
+from genalign.reward.base import lacks
 from genalign.types import Media, Method, Policy, Prompt, Reward, UsageError
 
 
@@ -53,11 +55,21 @@ def reward_of(
         reward = Runner(build_reward(str(parts[0]["use"]) if alone else {"sum": parts}, Path()))
     if reward is None:
         raise UsageError("a search needs to know what is good; name a reward with --reward")
-    facts = set.intersection(*(set(prompt.facts) for prompt in prompts))
-    check_needs(reward, {"prompt", modality, *(f"facts.{name}" for name in facts)})
+    check_needs(reward, _offered(modality, prompts))
     for search in searches:
         check_fit(search, reward)
     return reward
+
+
+def judge_of(built: Built | None, modality: str, prompts: Sequence[Prompt]) -> Reward | None:
+    """The recipe's held-out judge, where the prompts have what it reads."""
+    judge = built.held_out if built is not None else None
+    return None if judge is None or lacks(judge, _offered(modality, prompts)) else judge
+
+
+def _offered(modality: str, prompts: Sequence[Prompt]) -> set[str]:
+    facts = set.intersection(*(set(prompt.facts) for prompt in prompts))
+    return {"prompt", modality, *(f"facts.{name}" for name in facts)}
 
 
 def _part(word: str) -> dict[str, str | float]:
@@ -76,8 +88,12 @@ def search_files(
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     batch: int,
+    judge: Reward | None = None,
 ) -> int:
-    """Write each search's best samples and samples.jsonl, and print the table; the number of samples."""
+    """Write each search's best samples and samples.jsonl, and print the table; the number of samples.
+
+    judge: a reward that no search sees; the table says what it thinks of the samples that were found.
+    """
     plain = MethodSettings.model_validate({"name": "best-of-n", "budget": 1.0}).build(Path())
     rows: list[tuple[str, Found]] = []
     with (args.out / "samples.jsonl").open("w") as index:
@@ -94,11 +110,18 @@ def search_files(
                 score = float(found.total[k]) if found.readable[k] else None
                 row = {"file": file.name, "prompt": prompt.text, "facts": dict(prompt.facts), "seed": found.seeds[k]}
                 index.write(json.dumps({**row, "search": name, "score": score}) + "\n")
-    _print(rows, reward.name)
+    _print(rows, reward.name, [] if judge is None else [_judged(judge, prompts, found) for _, found in rows])
     return len(prompts) * len(searches)
 
 
-def _print(rows: Sequence[tuple[str, Found]], reward: str) -> None:
+def _judged(judge: Reward, prompts: Sequence[Prompt], found: Found) -> torch.Tensor:
+    """(R,) of the samples that were found, NaN where the judge says nothing."""
+    with torch.no_grad():
+        scores = judge(prompts, found.media)
+    return torch.where(scores.valid[:, 0], scores.values[:, 0].float(), torch.nan)
+
+
+def _print(rows: Sequence[tuple[str, Found]], reward: str, judged: Sequence[torch.Tensor]) -> None:
     """Costs are per sample; one evaluation is what plain sampling, decoding and scoring cost."""
     from rich.console import Console
     from rich.table import Table
@@ -106,24 +129,31 @@ def _print(rows: Sequence[tuple[str, Found]], reward: str) -> None:
     first = rows[0][1]
     count = len(first.total)
     table = Table("search", title=f"reward {reward}, mean of the best of {count} sample{'s' if count > 1 else ''}")
-    for heading in ("reward", "gain", "forward", "backward", "evaluations"):
+    for heading in ("reward", "gain, 95%", "evaluations", *(("judge", "gain, 95%") if judged else ())):
         table.add_column(heading, justify="right")
-    for name, found in rows:
-        both = found.readable & first.readable
-        gain = (found.total - first.total)[both].mean()
+    for k, (name, found) in enumerate(rows):
+        told = [torch.where(one.readable, one.total, torch.nan) for one in (first, found)]
         table.add_row(
             name,
-            _number(found.total[found.readable].mean()),
-            "" if found is first else _number(gain, "+.4f"),
-            f"{found.spent.forward / count:.0f}",
-            f"{found.spent.backward / count:.0f}",
+            *_against(*told),
             f"{found.spent.units / first.spent.units:.1f}",
+            *(_against(judged[0], judged[k]) if judged else ()),
         )
     Console().print(table)
 
 
-def _number(value: torch.Tensor, form: str = ".4f") -> str:
-    return "-" if torch.isnan(value) else f"{float(value):{form}}"
+def _against(plain: torch.Tensor, found: torch.Tensor) -> tuple[str, str]:
+    """The mean over rows that can be read, and its gain over plain sampling with half of a paired bootstrap's width."""
+    compared = None if found is plain else compare(plain.double().numpy(), found.double().numpy())
+    mean = _number(found[torch.isfinite(found)].mean())
+    if compared is None or torch.equal(plain, found):
+        return mean, ""
+    low, high = compared["ci95"]
+    return mean, f"{compared['delta']:+.4f} ±{(high - low) / 2:.3f}"
+
+
+def _number(value: torch.Tensor) -> str:
+    return "-" if torch.isnan(value) else f"{float(value):.4f}"
 
 
 def write_sample(media: Media, row: int, stem: Path) -> Path:

@@ -14,7 +14,7 @@ from genalign.loop import TrainSettings, restore, start
 from genalign.loop import train as run_loop
 from genalign.losses import advantages, regression_weights
 from genalign.method import MethodSettings, build_method
-from genalign.method.forward import stratified_times
+from genalign.method.forward import noise_seeds, stratified_times
 from genalign.method.value import Value
 from genalign.types import Fitting, GenalignError, Media, Method, Prompt, Track, UsageError
 from tests.test_methods import LOG2, PROMPTS, backward, experience_of, mean, method, train
@@ -43,7 +43,7 @@ def errors(policy: ToyPolicy, row: int, at: float, seed: int, experience, weight
 
 def asked(policy: ToyPolicy, count: int) -> list[tuple[float, list[int]]]:
     """(at, noise seeds) of the last `count` calls of fit."""
-    return [(at, seeds) for _, at, seeds, _ in policy.fits[-count:]]
+    return [(at, seeds) for _, at, seeds, *_ in policy.fits[-count:]]
 
 
 @pytest.mark.parametrize("name", [*PAIRED, *ROWS, "dpok"])
@@ -80,9 +80,8 @@ def test_updates_split_the_samples(name):
     assert losses[-1].step
     half = len(losses) // 2
     assert half % 3 == 0
-    first, second = (
-        {seed for _, seeds in part for seed in seeds} for part in (asked(policy, 2 * half)[:half], asked(policy, half))
-    )
+    halves = policy.fits[-2 * half : -half], policy.fits[-half:]
+    first, second = ({row for *_, clean, _ in part for row in clean} for part in halves)
     assert first
     assert second
     assert not first & second
@@ -101,7 +100,7 @@ def test_steps_of_the_sampler_are_not_looked_at(name):
 
 
 @pytest.mark.parametrize("name", [*PAIRED, *ROWS])
-def test_times_are_stratified_and_noise_is_each_samples_own(name):
+def test_times_are_stratified_and_noise_is_shared_by_what_is_compared(name):
     learner, policy = method(name, group=4, draws=5), ToyPolicy()
     experience = experience_of(learner, policy)
     assert experience.times == stratified_times_by_hand(experience.times)
@@ -110,7 +109,7 @@ def test_times_are_stratified_and_noise_is_each_samples_own(name):
     calls = asked(policy, len(policy.fits))
     assert {at for at, _ in calls} == set(experience.times)
     seeds = [seed for _, row in calls for seed in row]
-    share = 2 if name in PAIRED else 1
+    share = 2 if name in PAIRED else 4 if name in ("nft", "awm") else 1
     assert all(seeds.count(seed) == share for seed in seeds)
 
 
@@ -118,6 +117,31 @@ def stratified_times_by_hand(times: tuple[float, ...]) -> tuple[float, ...]:
     for k, at in enumerate(times):
         assert k / len(times) <= at < (k + 1) / len(times)
     return times
+
+
+@pytest.mark.parametrize("name", [*PAIRED, *ROWS])
+def test_times_come_from_the_part_that_was_asked_for(name):
+    learner, policy = method(name, group=4, draws=2, times=(0.5, 0.6)), ToyPolicy()
+    first, second = experience_of(learner, policy).times
+    assert 0.5 <= first < 0.55 <= second < 0.6
+    with pytest.raises(UsageError, match=r"method.times is \[0.6, 0.5\]; give a part of the path"):
+        method(name, group=4, times=(0.6, 0.5))
+
+
+@pytest.mark.parametrize("name", ["nft", "awm"])
+def test_siblings_that_share_their_noise_give_less_noisy_gradients(name, monkeypatch):
+    """The variance over draws of one rollout's gradient, against noise of each sample's own."""
+
+    def spread() -> float:
+        learner, policy = method(name, group=4, draws=1, times=(0.0, 0.1)), ToyPolicy()
+        experience = experience_of(learner, policy)
+        seeds = [tuple(range(k, 16 + k)) for k in range(0, 640, 16)]
+        drawn = [replace(experience, trajectory=replace(experience.trajectory, seeds=row)) for row in seeds]
+        return torch.stack([backward(learner, policy, each)[0] for each in drawn]).var(0).sum().item()
+
+    shared = spread()
+    monkeypatch.setattr("genalign.method.matching.sibling_seeds", noise_seeds)
+    assert shared < 0.5 * spread()
 
 
 def test_times_are_uniform():

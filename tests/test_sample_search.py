@@ -98,7 +98,7 @@ def test_searches_side_by_side_from_the_command_line(
     assert main(["sample", str(model), "a cat", *search, *words]) == 0
     table = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
     assert list(table) == ["plain", "reno", "best-of-n", "random"]
-    costs = {name: float(line.split("│")[6]) for name, line in table.items()}
+    costs = {name: float(line.split("│")[4]) for name, line in table.items()}
     assert costs == {"plain": 1.0, "reno": 7.0, "best-of-n": 7.0, "random": 7.0}
     rows = rows_of(out)
     assert [row["search"] for row in rows] == ["reno", "reno", "best-of-n", "best-of-n", "random", "random"]

@@ -29,7 +29,7 @@ class ToyPolicy:
         self.average = torch.zeros(3, DIMS)
         self.which: Weights = "policy"
         self.replays: list[tuple[list[int], list[int]]] = []
-        self.fits: list[tuple[list[int], float, list[int], Weights | None]] = []
+        self.fits: list[tuple[list[int], float, list[int], list[tuple[float, ...]], Weights | None]] = []
 
     @property
     def adapters_on(self) -> bool:
@@ -114,7 +114,7 @@ class ToyPolicy:
         versus: Weights | None = None,
     ) -> Steps:
         assert len(prompts) == len(clean) == len(seeds)
-        self.fits.append(([p.uid for p in prompts], at, list(seeds), versus))
+        self.fits.append(([p.uid for p in prompts], at, list(seeds), [tuple(row) for row in clean.tolist()], versus))
         x, target = self.noised(clean, at, seeds)
         out = self.velocity(prompts, x)
         score, mask = -(target - out).square().sum(1, keepdim=True), torch.ones(len(x), 1, dtype=torch.bool)

@@ -2,7 +2,8 @@
 
 A LlavaForConditionalGeneration, so that any tool may ask it: "Does this picture show two red apples? Answer yes or no."
 Its answer's probability is a reward (`use: judge-yes-no`), and calibrated, for it is trained by
-cross-entropy on scenes that never come twice.
+cross-entropy on scenes that never come twice. Its words are trained beside its answers: one bit a picture is too little
+to learn to see by.
 """
 
 from pathlib import Path
@@ -115,32 +116,49 @@ def take_tower(tower: Any, clip: Path) -> None:
         raise ValueError(f"the tower of {clip} does not fit: missing {missing}, unexpected {unexpected}")
 
 
-def scenes(rng: np.random.Generator, rows: int, split: str) -> tuple[np.ndarray, list[str], Tensor]:
-    """Pictures (rows, 64, 64, 3), each twice in turn; captions (2 rows), true and with one fact changed; labels."""
-    pictures, told = [], []
+def scenes(rng: np.random.Generator, rows: int, split: str, easy: float = 0.0) -> tuple[np.ndarray, list[str], Tensor]:
+    """Pictures (rows, 64, 64, 3), captions (2 rows), a true and a false one of each picture in turn, and labels.
+
+    A false caption has one fact changed; with probability `easy` it is the next picture's.
+    """
+    pictures, stated = [], []
     for _ in range(rows):
         facts = sample_facts(rng, split)
-        picture = render(place(facts, rng), rng)
-        stated = dict(facts, background=None) if rng.random() < 0.4 else facts
-        pictures += [picture, picture]
-        told += [caption(stated, rng), caption(change_one_fact(stated, rng), rng)]
+        pictures.append(render(place(facts, rng), rng))
+        stated.append(dict(facts, background=None) if rng.random() < 0.4 else facts)
+    told = []
+    for k, facts in enumerate(stated):
+        false = stated[(k + 1) % rows] if rng.random() < easy else change_one_fact(facts, rng)
+        told += [caption(facts, rng), caption(false, rng)]
     return np.stack(pictures), told, torch.tensor([1, 0] * rows)
 
 
-def answer_logits(model: Any, tokenizer: Any, pixels: Tensor, told: list[str]) -> Tensor:
-    """(B,V) logits of the answer's token; pixels (B,3,64,64) are normalised."""
+def read(model: Any, tokenizer: Any, pixels: Tensor, told: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (B,L,V) after every token, the ids (B,L) and where they are words (B,L).
+
+    pixels (R,3,64,64) are normalised; each picture is asked about B / R captions in turn.
+    """
     texts = ["<image>" * PATCHES + ASKED.format(prompt=text) for text in told]
     inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
-    last = inputs.attention_mask.sum(1) - 1
-    kept, which = torch.unique(last, return_inverse=True)
-    out = model(
-        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, pixel_values=pixels, logits_to_keep=kept
-    )
-    return out.logits[torch.arange(len(last)), which].float()
+    seen = torch.stack(list(model.model.get_image_features(pixel_values=pixels).pooler_output))  # (R,PATCHES,W)
+    words = model.get_input_embeddings()(inputs.input_ids[:, PATCHES:])
+    both = torch.cat([seen.repeat_interleave(len(told) // len(seen), 0).to(words.dtype), words], 1)
+    logits = model(inputs_embeds=both, attention_mask=inputs.attention_mask).logits
+    return logits.float(), inputs.input_ids, inputs.attention_mask.bool()
 
 
-def build_vlm(work: Path, steps: int = 3000, rows: int = 24, seed: int = 17) -> tuple[Any, Any]:
-    """Train on scenes of the training split, each asked about once truly and once with one fact changed."""
+def answer_logits(model: Any, tokenizer: Any, pixels: Tensor, told: list[str]) -> Tensor:
+    """(B,V) logits of the answer's token; see `read`."""
+    logits, _, words = read(model, tokenizer, pixels, told)
+    return logits[torch.arange(len(told)), words.sum(1) - 1]
+
+
+def build_vlm(work: Path, steps: int = 3000, rows: int = 32, seed: int = 17) -> tuple[Any, Any]:
+    """Train on scenes of the training split, each asked about once truly and once falsely.
+
+    False captions begin as those of other pictures, and end with one fact changed. The words of true questions are
+    predicted as well, which teaches the model to see before it judges.
+    """
     torch.manual_seed(seed)
     tokenizer = vlm_tokenizer()
     model = vlm_model(tokenizer)
@@ -149,11 +167,15 @@ def build_vlm(work: Path, steps: int = 3000, rows: int = 24, seed: int = 17) -> 
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng((seed, step))
-        pictures, told, label = scenes(rng, rows, "train")
+        pictures, told, label = scenes(rng, rows, "train", easy=max(0.0, 1 - 3 * step / steps))
         pixels = (shake(pictures, rng) - mean) / std
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = answer_logits(model, tokenizer, pixels, told)
-        return F.cross_entropy(logits, answers[label])
+            logits, ids, words = read(model, tokenizer, pixels, told)
+        answer = F.cross_entropy(logits[torch.arange(len(told)), words.sum(1) - 1], answers[label])
+        true = label == 1
+        spoken = words[true, PATCHES + 1 :]  # what follows the first word of the question
+        wording = F.cross_entropy(logits[true, PATCHES:-1][spoken], ids[true, PATCHES + 1 :][spoken])
+        return answer + wording
 
     fit(model, loss_of, steps=steps, learning_rate=1e-3, state=work / "vlm-judge.safetensors", weight_decay=0.05)
     return model, tokenizer
@@ -177,8 +199,8 @@ def vlm_accuracy(folder: Path, count: int = 500, seed: int = 18) -> tuple[float,
     no, yes = tokenizer.convert_tokens_to_ids(["no", "yes"])
     pictures, told, label = scenes(np.random.default_rng(seed), count, "heldout")
     pixels = (torch.from_numpy(pictures).permute(0, 3, 1, 2) - mean) / std
-    parts = [slice(at, at + 64) for at in range(0, len(told), 64)]
-    logits = torch.cat([answer_logits(model, tokenizer, pixels[part], told[part]) for part in parts])
+    starts = range(0, count, 32)
+    logits = torch.cat([answer_logits(model, tokenizer, pixels[k : k + 32], told[2 * k : 2 * k + 64]) for k in starts])
     p = (logits[:, yes] - logits[:, no]).sigmoid()
     return balanced_accuracy(p, label), calibration_error(p, label)
 

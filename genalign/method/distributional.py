@@ -13,14 +13,13 @@ from torch import Tensor
 
 from genalign.losses import RELATIVE_FLOOR
 from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums, to_cpu
-from genalign.method.forward import Reduction, fitting, stratified_times, without_steps
+from genalign.method.forward import ForwardSettings, Reduction, fitting, stratified_times, without_steps
 from genalign.method.forward_preference import ForwardPreference, ForwardPreferenceSettings, PairExperience, Unit
-from genalign.method.settings import MethodSettings
 from genalign.ranks import all_sum
 from genalign.types import Experience, Loss, Media, Method, Policy, Prompt, Reward, Scores, UsageError, sample_seed
 
 
-class DistributionalSettings(MethodSettings):
+class DistributionalSettings(ForwardSettings):
     """DRAGON: what the two sets are, and the loss that tells them apart."""
 
     presets: ClassVar = {"dragon": {"group": 2}}
@@ -40,8 +39,6 @@ class DistributionalSettings(MethodSettings):
     """What beta is per: the error summed over latent dims, or their mean."""
     sft_weight: float = Field(0.0, ge=0)
     """Weight of the positive's own mean squared error."""
-    draws: int = Field(4, ge=1)
-    """Times and noises a pair is looked at in an update, one from each of as many equal parts of the path."""
 
     @model_validator(mode="after")
     def _has_two_sets(self) -> Self:
@@ -80,6 +77,7 @@ class Dragon(ForwardPreference):
             reduction=settings.reduction,
             sft_weight=settings.sft_weight,
             draws=settings.draws,
+            times=settings.times,
             min_gap=0.0,
             cycle=None,
         )
@@ -132,7 +130,7 @@ class Dragon(ForwardPreference):
             global_rows=int(all_sum(torch.tensor(len(pairs)))),
             log=log,
             clean=clean,
-            times=stratified_times(here, s.draws),
+            times=stratified_times(here, s.draws, s.times),
             noise=torch.tensor(noise, dtype=torch.long),
             keys=tuple((i, step) for i in range(len(pairs))) if s.loss == "kto" else None,
         )

@@ -8,16 +8,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from genalign.method.common import deal, emit
+from genalign.method.settings import MethodSettings
 from genalign.types import Experience, Fitting, Loss, Policy, Steps, Trajectory, UsageError, sample_seed
 
 Reduction = Literal["sum", "mean"]
 Unit = tuple[list[int], int]  # rows, draw
+
+
+class ForwardSettings(MethodSettings):
+    """Where on the forward process a method looks."""
+
+    draws: int = Field(4, ge=1)
+    """Times and noises a sample or pair is looked at in an update, one from each of as many equal parts of `times`."""
+    times: tuple[float, float] = (0.0, 1.0)
+    """Part of the path that times are drawn from: 0 is pure noise, 1 the clean sample."""
+
+    @model_validator(mode="after")
+    def _is_a_part(self) -> Self:
+        low, high = self.times
+        if not 0 <= low < high <= 1:
+            raise UsageError(
+                f"method.times is [{low:g}, {high:g}]; give a part of the path, such as [0, 0.2] for its noisy end"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +70,24 @@ def without_steps(trajectory: Trajectory) -> Trajectory:
     return replace(trajectory, logp=trajectory.logp[:, :0], mask=trajectory.mask[:, :0], tape=None)
 
 
-def stratified_times(seed: int, count: int) -> tuple[float, ...]:
-    """One `at` in [0,1) drawn from each of `count` equal parts of the path."""
+def stratified_times(seed: int, count: int, part: tuple[float, float] = (0.0, 1.0)) -> tuple[float, ...]:
+    """One `at` drawn from each of `count` equal parts of [low, high)."""
+    low, high = part
     drawn = torch.rand(count, generator=torch.Generator().manual_seed(sample_seed(seed, -2, 0)), dtype=torch.float64)
-    return tuple(float((k + u) / count) for k, u in enumerate(drawn))
+    return tuple(float(low + (high - low) * (k + u) / count) for k, u in enumerate(drawn))
 
 
 def noise_seeds(trajectory: Trajectory, rows: Sequence[int], draw: int) -> list[int]:
     """A seed for the noise of each row, which hangs on the sample and the draw alone."""
     return [sample_seed(trajectory.seeds[row], draw, -1) for row in rows]
+
+
+def sibling_seeds(trajectory: Trajectory, rows: Sequence[int], draw: int) -> list[int]:
+    """The same, but siblings share their noise: where their weights add up to zero, what it adds to all cancels."""
+    first: dict[int, int] = {}
+    for row, group in enumerate(trajectory.group.tolist()):
+        first.setdefault(group, row)
+    return noise_seeds(trajectory, [first[int(trajectory.group[row])] for row in rows], draw)
 
 
 def shares(steps: Steps, at: float) -> tuple[float, float]:

@@ -14,8 +14,16 @@ from torch import Tensor
 
 from genalign.losses import all_pairs, best_worst_pairs, dpo_loss
 from genalign.method.common import deal, emit, over_ranks, reward_log, rollout_seed, sample_and_score, sums
-from genalign.method.forward import ForwardExperience, Reduction, fitting, shares, stratified_times, without_steps
-from genalign.method.settings import MethodSettings, PairSource
+from genalign.method.forward import (
+    ForwardExperience,
+    ForwardSettings,
+    Reduction,
+    fitting,
+    shares,
+    stratified_times,
+    without_steps,
+)
+from genalign.method.settings import PairSource
 from genalign.ranks import all_sum
 from genalign.types import Experience, Loss, Media, Method, Policy, Prompt, Reward, Trajectory, UsageError, sample_seed
 
@@ -23,7 +31,7 @@ Unit = tuple[Tensor, int]  # pairs (P,2), draw
 KEPT_BYTES = 2**30  # of encoded pictures
 
 
-class ForwardPreferenceSettings(MethodSettings):
+class ForwardPreferenceSettings(ForwardSettings):
     """Diffusion-DPO and Flow-DPO: how steep the preference is, in what units, and how often a pair is noised."""
 
     presets: ClassVar = {
@@ -44,8 +52,6 @@ class ForwardPreferenceSettings(MethodSettings):
     """Pairs made of a scored group: its best and worst sample, or every two."""
     min_gap: float = Field(0.0, ge=0)
     """Least difference of reward between winner and loser."""
-    draws: int = Field(4, ge=1)
-    """Times and noises a pair is compared at in an update, one from each of as many equal parts of the path."""
     cycle: int | None = Field(None, ge=1)
     """Given pictures: after so many steps times and noises repeat, and the reference's errors are remembered."""
 
@@ -105,7 +111,7 @@ class ForwardPreference:
             global_rows=_global(pairs),
             log=reward_log(everyone),
             clean=forward.clean(trajectory),
-            times=stratified_times(here, s.draws),
+            times=stratified_times(here, s.draws, s.times),
             noise=torch.tensor(seeds, dtype=torch.long),
         )
 
@@ -138,7 +144,7 @@ class ForwardPreference:
             global_rows=_global(pairs),
             log={"pairs/equal": float(missed)},
             clean=clean.flatten(0, 1),
-            times=stratified_times(here, s.draws),
+            times=stratified_times(here, s.draws, s.times),
             noise=torch.tensor([seeds[i] for i in differ], dtype=torch.long),
             keys=None if s.cycle is None else tuple((prompts[i].uid, turn) for i in differ),
         )

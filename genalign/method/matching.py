@@ -15,28 +15,26 @@ from genalign.losses import advantages, nft_loss, ppo_clip
 from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.forward import (
     ForwardExperience,
+    ForwardSettings,
     Unit,
     blocks_of,
     fit_losses,
     fitting,
-    noise_seeds,
     shares,
+    sibling_seeds,
     stratified_times,
     without_steps,
 )
-from genalign.method.settings import MethodSettings
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, Trajectory, UsageError, Weights
 
 
-class MatchingSettings(MethodSettings):
-    """What both read: the advantage of a sample, and how often it is noised."""
+class MatchingSettings(ForwardSettings):
+    """What both read: the advantage of a sample."""
 
     std: Literal["group", "batch", "none"] = "batch"
     """Divide a centred score by the standard deviation of its group, of the whole batch, or not at all."""
     advantage_clip: float = Field(5.0, gt=0)
     """Bound on |advantage|."""
-    draws: int = Field(4, ge=1)
-    """Times and noises a sample is fitted at in an update, one from each of as many equal parts of the path."""
 
     @model_validator(mode="after")
     def _has_siblings(self) -> Self:
@@ -93,7 +91,7 @@ def collect_advantages(
         global_rows=int(counted.sum()),
         log={**reward_log(everyone), **spread},
         clean=forward.clean(trajectory),
-        times=stratified_times(seed, s.draws),
+        times=stratified_times(seed, s.draws, s.times),
     )
 
 
@@ -103,7 +101,7 @@ def fit_unit(
     """The unit's Steps, and the advantage (R,) of its rows."""
     rows, draw = unit
     trajectory: Trajectory = experience.trajectory
-    prompts, seeds = [trajectory.prompts[row] for row in rows], noise_seeds(trajectory, rows, draw)
+    prompts, seeds = [trajectory.prompts[row] for row in rows], sibling_seeds(trajectory, rows, draw)
     fitted = fitting(policy, name).fit(prompts, experience.clean[rows], experience.times[draw], seeds, versus)
     assert experience.advantage is not None
     return fitted, experience.advantage[rows].to(fitted.score.device)
@@ -118,8 +116,9 @@ class Nft:
 
     Departs from the paper: (1) Only (score, versus_score, gap) of Policy.fit are used; losses.nft_loss says what that
     changes. (2) The old weights move after every optimizer update at a constant rate, not once a rollout at a rising
-    one. (3) Times are stratified over the sampler's grid and common to a step; its code takes all of them. (4) There is
-    no further penalty towards the reference (its code has one of 1e-4), and a prompt without spread teaches nothing.
+    one. (3) Times are stratified over the sampler's grid and common to a step; its code takes all of them. (4) Siblings
+    share their noise, so that what it adds to the errors of all cancels. (5) There is no further penalty towards the
+    reference (its code has one of 1e-4), and a prompt without spread teaches nothing.
     """
 
     def __init__(self, settings: NftSettings) -> None:
@@ -158,8 +157,9 @@ class Awm:
     share. With one update a rollout the ratio is 1, and the gradient that of advantage x error.
 
     Departs from the paper: (1) With one update a rollout the old likelihood is the present one, detached, and costs
-    nothing. (2) Times are stratified over the sampler's grid and common to a step. (3) The penalty is towards
-    the reference alone; its code has a second one, towards an average. (4) A prompt without spread teaches nothing.
+    nothing. (2) Times are stratified over the sampler's grid and common to a step. (3) Siblings share their noise, so
+    that what it adds to the errors of all cancels. (4) The penalty is towards the reference alone; its code has a
+    second one, towards an average. (5) A prompt without spread teaches nothing.
     """
 
     def __init__(self, settings: AwmSettings) -> None:

@@ -16,6 +16,7 @@ from genalign.losses import regression_weights
 from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.forward import (
     ForwardExperience,
+    ForwardSettings,
     Unit,
     fit_losses,
     fitting,
@@ -23,11 +24,10 @@ from genalign.method.forward import (
     stratified_times,
     without_steps,
 )
-from genalign.method.settings import MethodSettings
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError
 
 
-class WeightedSettings(MethodSettings):
+class WeightedSettings(ForwardSettings):
     """Flow-RWR and best-of-n: which samples of a group are learnt from, and how much from each."""
 
     presets: ClassVar = {
@@ -39,8 +39,6 @@ class WeightedSettings(MethodSettings):
     """A sample's weight is softmax(reward / temperature) over those of its prompt that are kept."""
     keep: int | None = Field(None, ge=1)
     """Best samples of a prompt that are learnt from; null: all."""
-    draws: int = Field(4, ge=1)
-    """Times and noises a sample is fitted at in an update, one from each of as many equal parts of the path."""
 
     @model_validator(mode="after")
     def _chooses(self) -> Self:
@@ -93,7 +91,7 @@ class Weighted:
             global_rows=int(counted.sum()),
             log={**reward_log(everyone), "weight/effective": alike},
             clean=forward.clean(trajectory),
-            times=stratified_times(here, s.draws),
+            times=stratified_times(here, s.draws, s.times),
             weight=weight[mine],
         )
 
