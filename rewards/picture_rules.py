@@ -11,3 +11,9 @@ def colourful(image):
     spread = sum(x.var(1, correction=0) for x in opponents).sqrt()
     size = sum(x.mean(1).square() for x in opponents).sqrt()
     return spread + 0.3 * size
+
+
+@reward
+def light(image):
+    """How near to white: the darkest of a pixel's three colours, on average; 0 for black and for any pure colour."""
+    return image.float().amin(1).flatten(1).mean(1)
