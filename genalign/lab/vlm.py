@@ -116,10 +116,13 @@ def take_tower(tower: Any, clip: Path) -> None:
         raise ValueError(f"the tower of {clip} does not fit: missing {missing}, unexpected {unexpected}")
 
 
-def scenes(rng: np.random.Generator, rows: int, split: str, easy: float = 0.0) -> tuple[np.ndarray, list[str], Tensor]:
+def scenes(
+    rng: np.random.Generator, rows: int, split: str, easy: float = 0.0, intricate: float = 0.0
+) -> tuple[np.ndarray, list[str], Tensor]:
     """Pictures (rows, 64, 64, 3), captions (2 rows), a true and a false one of each picture in turn, and labels.
 
-    A false caption has one fact changed; with probability `easy` it is the next picture's.
+    A false caption has one fact changed; with probability `easy` it is the next picture's, else with probability
+    `intricate` what is changed is the relation or the count, where there is one.
     """
     pictures, stated = [], []
     for _ in range(rows):
@@ -128,7 +131,8 @@ def scenes(rng: np.random.Generator, rows: int, split: str, easy: float = 0.0) -
         stated.append(dict(facts, background=None) if rng.random() < 0.4 else facts)
     told = []
     for k, facts in enumerate(stated):
-        false = stated[(k + 1) % rows] if rng.random() < easy else change_one_fact(facts, rng)
+        kinds = ("relation" if facts["relation"] else "count",) if rng.random() < intricate else None
+        false = stated[(k + 1) % rows] if rng.random() < easy else change_one_fact(facts, rng, kinds)
         told += [caption(facts, rng), caption(false, rng)]
     return np.stack(pictures), told, torch.tensor([1, 0] * rows)
 
@@ -153,7 +157,7 @@ def answer_logits(model: Any, tokenizer: Any, pixels: Tensor, told: list[str]) -
     return logits[torch.arange(len(told)), words.sum(1) - 1]
 
 
-def build_vlm(work: Path, steps: int = 3000, rows: int = 32, seed: int = 17) -> tuple[Any, Any]:
+def build_vlm(work: Path, steps: int = 4400, rows: int = 32, seed: int = 17) -> tuple[Any, Any]:
     """Train on scenes of the training split, each asked about once truly and once falsely.
 
     False captions begin as those of other pictures, and end with one fact changed. The words of true questions are
@@ -167,7 +171,7 @@ def build_vlm(work: Path, steps: int = 3000, rows: int = 32, seed: int = 17) -> 
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng((seed, step))
-        pictures, told, label = scenes(rng, rows, "train", easy=max(0.0, 1 - 3 * step / steps))
+        pictures, told, label = scenes(rng, rows, "train", easy=max(0.0, 1 - 3 * step / steps), intricate=0.5)
         pixels = (shake(pictures, rng) - mean) / std
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits, ids, words = read(model, tokenizer, pixels, told)
