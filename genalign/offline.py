@@ -46,7 +46,7 @@ def sample_files(args: Namespace) -> None:
     searches = searches_of(args, source.built)
     if searches:
         reward = reward_of(args, source.built, searches, source.modality, prompts)
-        judge = judge_of(source.built, source.modality, prompts)
+        judge = judge_of(source.built, source.modality, prompts, reward)
         with source.policy.weights(source.weights):
             count = search_files(args, source.policy, searches, reward, repeated, seeds, source.batch, judge)
     else:

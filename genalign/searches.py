@@ -15,6 +15,7 @@ from genalign.method.searching import Found, InferenceSettings, Searching, find_
 from genalign.recipe import Built, check_fit, with_latent_reward
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.base import lacks
+from genalign.trial import by_prompt
 from genalign.types import Media, Method, Policy, Prompt, Reward, UsageError
 
 
@@ -61,10 +62,12 @@ def reward_of(
     return reward
 
 
-def judge_of(built: Built | None, modality: str, prompts: Sequence[Prompt]) -> Reward | None:
-    """The recipe's held-out judge, where the prompts have what it reads."""
+def judge_of(built: Built | None, modality: str, prompts: Sequence[Prompt], reward: Reward) -> Reward | None:
+    """The recipe's held-out judge, where the prompts have what it reads and it is not what is searched for."""
     judge = built.held_out if built is not None else None
-    return None if judge is None or lacks(judge, _offered(modality, prompts)) else judge
+    if judge is None or judge.version == reward.version or lacks(judge, _offered(modality, prompts)):
+        return None
+    return judge
 
 
 def _offered(modality: str, prompts: Sequence[Prompt]) -> set[str]:
@@ -110,7 +113,8 @@ def search_files(
                 score = float(found.total[k]) if found.readable[k] else None
                 row = {"file": file.name, "prompt": prompt.text, "facts": dict(prompt.facts), "seed": found.seeds[k]}
                 index.write(json.dumps({**row, "search": name, "score": score}) + "\n")
-    _print(rows, reward.name, [] if judge is None else [_judged(judge, prompts, found) for _, found in rows])
+    judged = [] if judge is None else [_judged(judge, prompts, found) for _, found in rows]
+    _print(rows, reward.name, judged, len({prompt.uid for prompt in prompts}))
     return len(prompts) * len(searches)
 
 
@@ -121,7 +125,7 @@ def _judged(judge: Reward, prompts: Sequence[Prompt], found: Found) -> torch.Ten
     return torch.where(scores.valid[:, 0], scores.values[:, 0].float(), torch.nan)
 
 
-def _print(rows: Sequence[tuple[str, Found]], reward: str, judged: Sequence[torch.Tensor]) -> None:
+def _print(rows: Sequence[tuple[str, Found]], reward: str, judged: Sequence[torch.Tensor], prompts: int) -> None:
     """Costs are per sample; one evaluation is what plain sampling, decoding and scoring cost."""
     from rich.console import Console
     from rich.table import Table
@@ -131,25 +135,26 @@ def _print(rows: Sequence[tuple[str, Found]], reward: str, judged: Sequence[torc
     table = Table("search", title=f"reward {reward}, mean of the best of {count} sample{'s' if count > 1 else ''}")
     for heading in ("reward", "gain, 95%", "evaluations", *(("judge", "gain, 95%") if judged else ())):
         table.add_column(heading, justify="right")
+    totals = [torch.where(found.readable, found.total, torch.nan) for _, found in rows]
     for k, (name, found) in enumerate(rows):
-        told = [torch.where(one.readable, one.total, torch.nan) for one in (first, found)]
-        table.add_row(
-            name,
-            *_against(*told),
-            f"{found.spent.units / first.spent.units:.1f}",
-            *(_against(judged[0], judged[k]) if judged else ()),
-        )
+        told, *more = [_against(column[0], column[k], prompts) for column in (totals, judged) if column]
+        table.add_row(name, *told, f"{found.spent.units / first.spent.units:.1f}", *(more[0] if more else ()))
     Console().print(table)
 
 
-def _against(plain: torch.Tensor, found: torch.Tensor) -> tuple[str, str]:
-    """The mean over rows that can be read, and its gain over plain sampling with half of a paired bootstrap's width."""
-    compared = None if found is plain else compare(plain.double().numpy(), found.double().numpy())
+def _against(plain: torch.Tensor, found: torch.Tensor, prompts: int) -> tuple[str, str]:
+    """The mean of rows (prompts * n,) that can be read, and its gain over plain sampling, with half the width of a
+    bootstrap's interval over prompts."""
+    before, after = (by_prompt(rows.double().view(prompts, -1).numpy()) for rows in (plain, found))
+    compared = compare(before, after)
+    if compared is None:
+        return "-", ""
     mean = _number(found[torch.isfinite(found)].mean())
-    if compared is None or torch.equal(plain, found):
+    if found is plain:
         return mean, ""
     low, high = compared["ci95"]
-    return mean, f"{compared['delta']:+.4f} ±{(high - low) / 2:.3f}"
+    spread = f" ±{(high - low) / 2:.3f}" if prompts > 1 else ""
+    return mean, f"{compared['delta']:+.4f}{spread}"
 
 
 def _number(value: torch.Tensor) -> str:

@@ -20,6 +20,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from genalign.launch import RECIPE, train_recipe
+from genalign.reading import read_yaml
 from genalign.recipe import build, load_recipe
 from genalign.report import read_eval, read_metrics
 from genalign.shipped import shipped
@@ -52,7 +53,7 @@ class Cell:
     def overrides(self, work: Path) -> list[str]:
         recipe = load_recipe(self.recipe)
         assert recipe.eval is not None
-        own = self.reward or Path(str(recipe.reward)).stem
+        own = f"{recipe.policy.model}-{self.reward or Path(str(recipe.reward)).stem}-{recipe.eval.count}"
         more = [spec for spec in recipe.eval.rewards if spec != "image-vendi.yaml"]
         words = [f"train.seed={self.seed}", f"eval.base_cache={work / f'base-{own}-{recipe.policy.dtype}.safetensors'}"]
         if recipe.reward != "image-vendi.yaml":
@@ -65,7 +66,7 @@ class Cell:
         built = build(recipe)
         asked = [built.data, built.eval_prompts]
         rewards = [built.reward, built.held_out, *built.eval_rewards]
-        told = [self.name, shipped("pipelines", f"{self.recipe}.yaml").read_text()]
+        told = [self.name, json.dumps(read_yaml(shipped("pipelines", f"{self.recipe}.yaml")), sort_keys=True)]
         told += [prompts.digest for prompts in asked if prompts] + [reward.version for reward in rewards if reward]
         told += [file_digest(path) for path in sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

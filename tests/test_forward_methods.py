@@ -128,6 +128,12 @@ def test_times_come_from_the_part_that_was_asked_for(name):
         method(name, group=4, times=(0.6, 0.5))
 
 
+def test_a_time_dependent_beta_is_refused_where_its_weight_is_nothing():
+    assert method("flow-dpo", beta_schedule="time", times=(0.0, 0.5)).settings.times == (0.0, 0.5)
+    with pytest.raises(UsageError, match="gives pure noise no weight"):
+        method("flow-dpo", beta_schedule="time", times=(0.0, 0.02))
+
+
 @pytest.mark.parametrize("name", ["nft", "awm"])
 def test_siblings_that_share_their_noise_give_less_noisy_gradients(name, monkeypatch):
     """The variance over draws of one rollout's gradient, against noise of each sample's own."""

@@ -17,6 +17,7 @@ from genalign.method import MethodSettings, build_method
 from genalign.policy import load_policy
 from genalign.policy.settings import PolicySettings, Sampler
 from genalign.reward import Runner, Sharpness
+from genalign.searches import _against
 from genalign.types import Prompt
 from tests.tiny_recipe import image_model, write_recipe
 from tests.toy_rewards import tiny_clip
@@ -109,6 +110,40 @@ def test_searches_side_by_side_from_the_command_line(
     plainly = ["--seed", str(best["seed"]), "--guidance", "1", "--steps", "2", "--out", str(again)]
     assert main(["sample", str(model), "a cat", *plainly]) == 0
     assert (pixels(again / "00000.png") - pixels(out / best["file"])).abs().max() <= 1
+
+
+def test_the_held_out_judge_stands_beside_the_searches(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It knows the answers 0.25 and 0.75, whatever is drawn; without facts it is left out, and as the goal."""
+    prompts = tmp_path / "asked.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": "a cat", "facts": {"answer": a}}) + "\n" for a in (0.25, 0.75)))
+    recipe = write_recipe(
+        tmp_path,
+        policy={"model": str(model)},
+        reward={"use": "sharpness"},
+        eval={"prompts": str(prompts), "guidance": [1.0], "held_out": "rules.py:knows"},
+    )
+    search = ["--search", "best-of-n", "--budget", "2", "--steps", "2", "--out", str(tmp_path / "s")]
+    assert main(["sample", str(recipe), "--prompts", str(prompts), *search]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    told = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+    assert [row[4:] for row in told] == [["0.5000", ""], ["0.5000", "+0.0000 ±0.000"]]
+    assert main(["sample", str(recipe), "a cat", *search]) == 0
+    assert "judge ┃" not in capsys.readouterr().out
+    itself = ["--reward", str(tmp_path / "rules.py:knows")]
+    assert main(["sample", str(recipe), "--prompts", str(prompts), *search, *itself]) == 0
+    assert "judge ┃" not in capsys.readouterr().out
+
+
+def test_a_gain_is_over_prompts_that_can_be_read_before_and_after() -> None:
+    nan = float("nan")
+    plain, found = torch.tensor([1.0, 3.0, nan, 0.0]), torch.tensor([2.0, 5.0, 7.0, nan])
+    assert _against(plain, plain, 2) == ("1.3333", "")
+    assert _against(plain, found, 1) == ("4.6667", "+3.3333")  # of one prompt: 14/3 - 4/3
+    mean, gain = _against(plain, found, 2)  # by prompts: 3.5 - 2, 7 - 0
+    assert (mean, gain.split(" ")[0]) == ("4.6667", "+4.2500")
+    assert _against(torch.tensor([nan]), torch.tensor([1.0]), 1) == ("-", "")
 
 
 def test_a_recipe_of_a_search_samples_and_is_measured(

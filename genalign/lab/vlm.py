@@ -138,7 +138,7 @@ def scenes(
 
 
 def read(model: Any, tokenizer: Any, pixels: Tensor, told: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B,L,V) after every token, the ids (B,L) and where they are words (B,L).
+    """Logits (B,L,V) after every token, the ids (B,L), and which are no padding (B,L).
 
     pixels (R,3,64,64) are normalised; each picture is asked about B / R captions in turn.
     """

@@ -28,7 +28,8 @@ class ForwardSettings(MethodSettings):
     draws: int = Field(4, ge=1)
     """Times and noises a sample or pair is looked at in an update, one from each of as many equal parts of `times`."""
     times: tuple[float, float] = (0.0, 1.0)
-    """Part of the path that times are drawn from: 0 is pure noise, 1 the clean sample."""
+    """Part of the path that times are drawn from, 0 pure noise, 1 the clean sample; a policy may read them in steps of
+    1/50, so that of [0, 0.02] nothing but the noise differs between draws."""
 
     @model_validator(mode="after")
     def _is_a_part(self) -> Self:
@@ -84,10 +85,8 @@ def noise_seeds(trajectory: Trajectory, rows: Sequence[int], draw: int) -> list[
 
 def sibling_seeds(trajectory: Trajectory, rows: Sequence[int], draw: int) -> list[int]:
     """The same, but siblings share their noise: where their weights add up to zero, what it adds to all cancels."""
-    first: dict[int, int] = {}
-    for row, group in enumerate(trajectory.group.tolist()):
-        first.setdefault(group, row)
-    return noise_seeds(trajectory, [first[int(trajectory.group[row])] for row in rows], draw)
+    group = trajectory.group.tolist()
+    return noise_seeds(trajectory, [group.index(group[row]) for row in rows], draw)
 
 
 def shares(steps: Steps, at: float) -> tuple[float, float]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from genalign.losses import all_pairs, best_worst_pairs, dpo_loss
@@ -32,7 +32,7 @@ KEPT_BYTES = 2**30  # of encoded pictures
 
 
 class ForwardPreferenceSettings(ForwardSettings):
-    """Diffusion-DPO and Flow-DPO: how steep the preference is, in what units, and how often a pair is noised."""
+    """Diffusion-DPO and Flow-DPO: how steep the preference is, and in what units."""
 
     presets: ClassVar = {
         "diffusion-dpo": {"group": 4, "beta": 5000.0, "reduction": "mean"},
@@ -54,6 +54,15 @@ class ForwardPreferenceSettings(ForwardSettings):
     """Least difference of reward between winner and loser."""
     cycle: int | None = Field(None, ge=1)
     """Given pictures: after so many steps times and noises repeat, and the reference's errors are remembered."""
+
+    @model_validator(mode="after")
+    def _is_weighed(self) -> Self:
+        if self.beta_schedule == "time" and self.times[1] <= 0.02:
+            raise UsageError(
+                f"method.beta_schedule: time gives pure noise no weight, and method.times [{self.times[0]:g}, "
+                f"{self.times[1]:g}] holds nothing else; widen method.times, or take constant"
+            )
+        return self
 
     def build(self, folder: Path) -> Method:
         if self.cycle is not None:
@@ -80,7 +89,7 @@ class ForwardPreference:
     adapters, asked in the same call, so that the first loss is exactly log 2. Pairs come from a reward (`pair_rule`
     within each group of the policy's present samples, ties dropped) or are given as pictures.
 
-    Departs from the papers: (1) A pair is compared at several stratified times in each update. (2) beta is constant
+    Departs from the papers: (1) A pair is compared at several times and noises in each update. (2) beta is constant
     unless `beta_schedule` says otherwise, as the second paper advises. (3) Errors are at least fp32 on both sides.
     (4) Ties count as half an accuracy. (5) No prompt is dropped.
     """

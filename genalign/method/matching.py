@@ -116,9 +116,9 @@ class Nft:
 
     Departs from the paper: (1) Only (score, versus_score, gap) of Policy.fit are used; losses.nft_loss says what that
     changes. (2) The old weights move after every optimizer update at a constant rate, not once a rollout at a rising
-    one. (3) Times are stratified over the sampler's grid and common to a step; its code takes all of them. (4) Siblings
-    share their noise, so that what it adds to the errors of all cancels. (5) There is no further penalty towards the
-    reference (its code has one of 1e-4), and a prompt without spread teaches nothing.
+    one. (3) Times are stratified over `times` and common to a step; its code takes all of them. (4) Siblings
+    share their noise, so that what it adds to the errors of all nearly cancels. (5) There is no further penalty towards
+    the reference (its code has one of 1e-4), and a prompt without spread teaches nothing.
     """
 
     def __init__(self, settings: NftSettings) -> None:
@@ -157,7 +157,7 @@ class Awm:
     share. With one update a rollout the ratio is 1, and the gradient that of advantage x error.
 
     Departs from the paper: (1) With one update a rollout the old likelihood is the present one, detached, and costs
-    nothing. (2) Times are stratified over the sampler's grid and common to a step. (3) Siblings share their noise, so
+    nothing. (2) Times are stratified over `times` and common to a step. (3) Siblings share their noise, so
     that what it adds to the errors of all cancels. (4) The penalty is towards the reference alone; its code has a
     second one, towards an average. (5) A prompt without spread teaches nothing.
     """

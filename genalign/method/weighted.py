@@ -66,7 +66,7 @@ class Weighted:
     Departs from the papers: (1) The exponential is normalised within each prompt, so that a reward's offset changes
     nothing and no weight can be negative or overflow. (2) Samples are drawn anew in each step, not once beforehand.
     (3) The error is the mean over latent dims (without the (1 - t)^2 that its first paper drops too). (4) Times are
-    stratified over the sampler's grid. (5) A prompt without spread teaches nothing.
+    stratified over `times`. (5) A prompt without spread teaches nothing.
     """
 
     def __init__(self, settings: WeightedSettings) -> None:

@@ -112,8 +112,8 @@ def test_votes_give_back_what_wrong_labels_take() -> None:
     """Pictures; the accuracy with votes is at least nine tenths of what true labels give."""
     found = accuracies(scene_pairs(1500, "train", 0), scene_pairs(400, "heldout", 1))
     assert found["true labels"] > 0.75
-    assert found["20% wrong, votes soften"] >= 0.9 * found["true labels"]
-    assert found["20% wrong, votes flip"] >= 0.9 * found["true labels"]
+    for how in ("flip", "soften"):
+        assert found[f"20% wrong, votes {how}"] >= max(0.9 * found["true labels"], found["20% wrong"])
 
 
 def test_curves_are_those_of_their_definitions() -> None:

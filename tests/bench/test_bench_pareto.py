@@ -1,4 +1,4 @@
-"""Parrot against weighted sums at equal compute: the hypervolume of their batches under two conflicting rewards.
+"""Parrot against weighted sums at equal samples: the hypervolume of their batches under two conflicting rewards.
 
 `python -m tests.bench.test_bench_pareto` trains the four models and prints the table; about 20 minutes of one core.
 """
