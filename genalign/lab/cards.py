@@ -203,8 +203,8 @@ that answers "Does this picture show two red apples? Answer yes or no.", a possi
 
 Trained by cross-entropy on rendered training scenes, each asked about truly and falsely (first with another picture's
 caption, then with one fact changed, often the relation or the count), and on the words of the true questions. On 500
-held-out scenes, each asked about truly and with one fact changed, its balanced accuracy is {accuracy:.1%}, and the expected
-calibration error of p(yes) {gap:.3f} (10 bins).
+held-out scenes, each asked about truly and with one fact changed, its balanced accuracy is {accuracy:.1%}, and the
+expected calibration error of p(yes) {gap:.3f} (10 bins).
 
 ```yaml
 reward: {{use: judge-yes-no, model: tiny-vlm-judge, question: "Does this picture show {{prompt}}?"}}

@@ -18,7 +18,7 @@ from genalign.lab.clip import PREPROCESS
 from genalign.lab.judge import shake
 from genalign.lab.text import build_tokenizer
 from genalign.lab.train import fit
-from genalign.lab.world import SIZE, caption, change_one_fact, place, render, sample_facts
+from genalign.lab.world import SIZE, caption, change_one_fact, held_out, place, render, sample_facts
 from genalign.shipped import shipped
 
 PATCH = 8
@@ -122,7 +122,8 @@ def scenes(
     """Pictures (rows, 64, 64, 3), captions (2 rows), a true and a false one of each picture in turn, and labels.
 
     A false caption has one fact changed; with probability `easy` it is the next picture's, else with probability
-    `intricate` what is changed is the relation or the count, where there is one.
+    `intricate` what is changed is the relation or the count, where there is one. In training no false caption names a
+    held-out combination: that would teach that such words are never true.
     """
     pictures, stated = [], []
     for _ in range(rows):
@@ -133,6 +134,8 @@ def scenes(
     for k, facts in enumerate(stated):
         kinds = ("relation" if facts["relation"] else "count",) if rng.random() < intricate else None
         false = stated[(k + 1) % rows] if rng.random() < easy else change_one_fact(facts, rng, kinds)
+        while split == "train" and held_out(false):
+            false = change_one_fact(facts, rng)
         told += [caption(facts, rng), caption(false, rng)]
     return np.stack(pictures), told, torch.tensor([1, 0] * rows)
 
@@ -157,7 +160,7 @@ def answer_logits(model: Any, tokenizer: Any, pixels: Tensor, told: list[str]) -
     return logits[torch.arange(len(told)), words.sum(1) - 1]
 
 
-def build_vlm(work: Path, steps: int = 4400, rows: int = 32, seed: int = 17) -> tuple[Any, Any]:
+def build_vlm(work: Path, steps: int = 6000, rows: int = 32, seed: int = 17) -> tuple[Any, Any]:
     """Train on scenes of the training split, each asked about once truly and once falsely.
 
     False captions begin as those of other pictures, and end with one fact changed. The words of true questions are
