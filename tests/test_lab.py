@@ -169,6 +169,12 @@ def test_shipped_weights_fit_their_budget_and_are_half_precision():
     assert sum(f.stat().st_size for f in files) <= 70e6
 
 
+def test_no_shipped_config_names_a_folder_of_the_machine_that_built_it():
+    configs = [path for path in shipped("assets").rglob("*.json") if path.name != "table.json"]
+    assert len(configs) > 20
+    assert [path for path in configs if '"_name_or_path": "/' in path.read_text()] == []
+
+
 @pytest.mark.parametrize("name", ["tiny-flow", "tiny-sd"])
 def test_shipped_pipelines_load_by_plain_from_pretrained_and_draw(name):
     from diffusers import DiffusionPipeline

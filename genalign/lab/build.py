@@ -78,13 +78,20 @@ def _sd(work: Path, out: Path) -> None:
 
 
 def _save_pipeline(pipeline: Any, out: Path) -> None:
-    """fp16 weights; transformers loads in the dtype its config names, diffusers in fp32, so the configs say fp32."""
+    """fp16 weights; transformers loads in the dtype its config names, diffusers in fp32, so the configs say fp32.
+
+    The folders that parts were loaded from are left out: they are of the machine that built it.
+    """
     import torch
 
     pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
     for path in out.glob("text_encoder*/config.json"):
         config = json.loads(path.read_text())
         path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
+    for path in (out / "model_index.json", *out.glob("*/config.json")):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _clip(work: Path, out: Path) -> None:
