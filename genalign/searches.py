@@ -145,13 +145,13 @@ def _print(rows: Sequence[tuple[str, Found]], reward: str, judged: Sequence[torc
 def _against(plain: torch.Tensor, found: torch.Tensor, prompts: int) -> tuple[str, str]:
     """The mean of rows (prompts * n,) that can be read, and its gain over plain sampling, with half the width of a
     bootstrap's interval over prompts."""
-    before, after = (by_prompt(rows.double().view(prompts, -1).numpy()) for rows in (plain, found))
-    compared = compare(before, after)
-    if compared is None:
-        return "-", ""
     mean = _number(found[torch.isfinite(found)].mean())
     if found is plain:
         return mean, ""
+    before, after = (by_prompt(rows.double().view(prompts, -1).numpy()) for rows in (plain, found))
+    compared = compare(before, after)
+    if compared is None:
+        return mean, "-"
     low, high = compared["ci95"]
     spread = f" ±{(high - low) / 2:.3f}" if prompts > 1 else ""
     return mean, f"{compared['delta']:+.4f}{spread}"

@@ -143,7 +143,8 @@ def test_a_gain_is_over_prompts_that_can_be_read_before_and_after() -> None:
     assert _against(plain, found, 1) == ("4.6667", "+3.3333")  # of one prompt: 14/3 - 4/3
     mean, gain = _against(plain, found, 2)  # by prompts: 3.5 - 2, 7 - 0
     assert (mean, gain.split(" ")[0]) == ("4.6667", "+4.2500")
-    assert _against(torch.tensor([nan]), torch.tensor([1.0]), 1) == ("-", "")
+    assert _against(torch.tensor([nan]), torch.tensor([1.0]), 1) == ("1.0000", "-")
+    assert _against(torch.tensor([1.0]), torch.tensor([nan]), 1) == ("-", "-")
 
 
 def test_a_recipe_of_a_search_samples_and_is_measured(

@@ -39,6 +39,10 @@ def reward_of(weights: tuple[float, float]) -> str:
     return f"reward={json.dumps({'sum': parts, 'name': 'both'})}"
 
 
+def parrot(group: int) -> str:
+    return f"method={json.dumps({'name': 'parrot', 'group': group, 'tags': TAGS, 'keep': 0.25, 'signal': 'advantage'})}"
+
+
 def hypervolume(points: Tensor, worst: Tensor) -> float:
     """Area that points (N,2) dominate above `worst` (2,), more being better."""
     import moocore
@@ -78,8 +82,7 @@ def test_hypervolume_is_an_area() -> None:
 
 def test_the_table_can_be_measured(tmp_path: Path) -> None:
     few = ["data.prompts_per_step=2", "policy.batch_size=8", f"data.prompts={backgroundless(tmp_path)}"]
-    method = f"method={json.dumps({'name': 'parrot', 'group': 4, 'tags': TAGS, 'keep': 0.25, 'signal': 'advantage'})}"
-    built = trained([*few, method, reward_of((1.0, 1.0))], 1, tmp_path / "run")
+    built = trained([*few, parrot(4), reward_of((1.0, 1.0))], 1, tmp_path / "run")
     found = batches(built, list(built.data.draw(0, 3, 0)), list(TAGS.values()), "ema")
     assert found.shape == (3, SAMPLES, 2)
     assert torch.isfinite(found).all()
@@ -89,9 +92,8 @@ def main(steps: int = 24, prompts: int = 64) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         common = [f"data.prompts={backgroundless(Path(folder))}"]
-        parrot = json.dumps({"name": "parrot", "group": 8, "tags": TAGS, "keep": 0.25, "signal": "advantage"})
         plans = {f"{w:g} {REWARDS[0]} + {1 - w:g} {REWARDS[1]}": [reward_of((w, 1 - w))] for w in WEIGHTS}
-        plans["parrot"] = [reward_of((1.0, 1.0)), f"method={parrot}", "data.prompts_per_step=8"]
+        plans["parrot"] = [reward_of((1.0, 1.0)), parrot(8), "data.prompts_per_step=8"]
         points: dict[str, Tensor] = {}
         for k, (name, own) in enumerate(plans.items()):
             print(name, flush=True)
