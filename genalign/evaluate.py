@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class EvalSettings(BaseModel):
     """Further reward specs to report beside the training reward and the judge."""
     batch_size: int = Field(default=64, gt=0)
     """Prompts sampled and scored at a time; all of them where a reward looks at the whole batch."""
+    training_prompts: int = Field(default=0, ge=0)
+    """How many of data.prompts to score by the training reward as well, at the first scale: learnt, if not general."""
     base_cache: str | None = None
     """A .safetensors file that keeps the base's scores from run to run, relative to the working directory."""
 
@@ -50,6 +53,7 @@ def evaluate(
     settings: EvalSettings,
     out: Path,
     tuned: Weights = "policy",
+    training: Sequence[Prompt] = (),
 ) -> dict[str, Any]:
     """Measure the base ("reference" weights) and the tuned policy, write `out`/eval.json and return what it holds.
 
@@ -60,8 +64,9 @@ def evaluate(
     be scored. The best scale is chosen by the judge's first aspect, without a judge by the first reward. Ranks share
     the prompts; rank 0 writes.
 
-    `tuned`: "ema" where the run kept an average. `settings.base_cache` is written when absent, or when the model,
-    prompts, seeds, scales or rewards are others.
+    `training`: the prompts that were trained on; the first reward's headline on `settings.training_prompts` of them is
+    a metric of its own, `... on N training prompts`. `tuned`: "ema" where the run kept an average.
+    `settings.base_cache` is written when absent, or when the model, prompts, seeds, scales or rewards are others.
 
     Raises:
         UsageError: no prompts, no reward at all, or two metrics of one name.
@@ -87,6 +92,7 @@ def evaluate(
     cache = None if settings.base_cache is None else Path(settings.base_cache)
     before, after = trial.base(cache), trial.sweep(tuned)
     low, high = (_best(values[..., headline]) for values in (before, after))
+    seen = tuple(training)[: settings.training_prompts]
     result = {
         "prompts": len(chosen),
         "seeds": list(settings.seeds),
@@ -94,7 +100,8 @@ def evaluate(
             name: {**compared, "held_out": name in held}
             for k, name in enumerate(names)
             if (compared := compare(by_prompt(before[low, ..., k]), by_prompt(after[high, ..., k])))
-        },
+        }
+        | (_on_training(trial, seen, named[0], tuned, cache) if seen and rewards else {}),
         "sweep": {
             "guidance": list(trial.scales),
             "steps": trial.steps,
@@ -108,6 +115,17 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / "eval.json", json.dumps(result, indent=2).encode())
     return result
+
+
+def _on_training(
+    trial: Trial, prompts: tuple[Prompt, ...], names: list[str], tuned: Weights, cache: Path | None
+) -> dict[str, Any]:
+    """The first reward's headline before and after on prompts that were trained on, at the first guidance scale."""
+    trial = replace(trial, prompts=prompts, rewards=trial.rewards[:1], names=tuple(names), scales=trial.scales[:1])
+    base = trial.base(cache and cache.with_stem(f"{cache.stem}-training"))
+    compared = compare(by_prompt(base[0, ..., -1]), by_prompt(trial.sweep(tuned)[0, ..., -1]))
+    name = f"{names[-1]} on {len(prompts)} training prompts"
+    return {name: {**compared, "held_out": False}} if compared else {}
 
 
 def compare(before: np.ndarray, after: np.ndarray, draws: int = BOOTSTRAP_DRAWS) -> dict[str, Any] | None:

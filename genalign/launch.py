@@ -219,8 +219,9 @@ def finish(built: Built, run: Path) -> None:
         from genalign.evaluate import evaluate, print_table
 
         prompts, settings = list(built.eval_prompts), built.recipe.eval
+        learnt = built.data.rows if built.reward is not None else ()
         result = evaluate(
-            built.policy, prompts, built.eval_rewards, built.held_out, settings, run, tuned=tuned(built.recipe)
+            built.policy, prompts, built.eval_rewards, built.held_out, settings, run, tuned(built.recipe), learnt
         )
         if rank() == 0:
             print_table(result)

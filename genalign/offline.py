@@ -208,7 +208,8 @@ def evaluate_run(args: Namespace) -> None:
     if settings is None or built.eval_prompts is None:
         raise UsageError(f"{args.run / RECIPE} has no key 'eval'; add one that names eval.prompts")
     prompts = list(built.eval_prompts)
-    result = evaluate(built.policy, prompts, built.eval_rewards, built.held_out, settings, args.run)
+    learnt = built.data.rows if built.reward is not None else ()
+    result = evaluate(built.policy, prompts, built.eval_rewards, built.held_out, settings, args.run, training=learnt)
     write_report(args.run)
     write_card(args.run)
     if args.json:

@@ -213,7 +213,7 @@ def _sweep(result: Mapping[str, Any]) -> str:
         return ""
     head = "".join(f"<th>guidance {scale:g}</th>" for scale in sweep["guidance"])
     rows = []
-    for name in result["metrics"]:
+    for name in sweep["before"]["metrics"]:
         for moment in ("before", "after"):
             best = sweep["guidance"].index(sweep[moment]["best"])
             cells = "".join(

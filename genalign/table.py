@@ -29,6 +29,7 @@ from genalign.types import UsageError
 JUDGE, DIVERSITY = "judge/all_facts", "vendi"
 SEEDS = dict.fromkeys(("d3po", "flow-grpo", "flow-dpo", "nft", "dragon-frechet"), 3)
 REWARDS = {"d3po": ("rule", "clip"), "flow-grpo": ("rule", "clip")}  # what else these two are trained on
+TRAINING_PROMPTS = 512  # those that the reward is also read on: what is learnt, whether or not it carries over
 T_975 = {2: 12.71, 3: 4.30}  # Student's t of n - 1 degrees of freedom
 MARKS = ("<!-- table: written by `make table` -->", "<!-- end of table -->")
 
@@ -56,6 +57,7 @@ class Cell:
         own = f"{recipe.policy.model}-{self.reward or Path(str(recipe.reward)).stem}-{recipe.eval.count}"
         more = [spec for spec in recipe.eval.rewards if spec != "image-vendi.yaml"]
         words = [f"train.seed={self.seed}", f"eval.base_cache={work / f'base-{own}-{recipe.policy.dtype}.safetensors'}"]
+        words.append(f"eval.training_prompts={TRAINING_PROMPTS}")
         if recipe.reward != "image-vendi.yaml":
             words.append(f"eval.rewards={json.dumps([*more, 'image-vendi.yaml'])}")
         return words + self._rewarded()
@@ -98,7 +100,8 @@ def measure(cell: Cell, work: Path) -> dict[str, Any]:
     assert result is not None
     headline = next(iter(result["metrics"]))
     optimised = next((name for name in result["metrics"] if name.endswith("/total")), headline)
-    shown = {"reward": optimised, "judge": JUDGE, "vendi": DIVERSITY}
+    learnt = next((name for name in result["metrics"] if name.endswith(" training prompts")), "")
+    shown = {"learnt": learnt, "reward": optimised, "judge": JUDGE, "vendi": DIVERSITY}
     return {
         "digest": cell.digest(),
         "prompts": result["prompts"],
@@ -131,8 +134,9 @@ def locked(path: Path) -> Any:
 def rendered(done: Mapping[str, Mapping[str, Any]]) -> str:
     """The table in Markdown, a row a recipe, its seeds together."""
     lines = [
-        "| recipe | seeds | its own reward | held-out judge, whole prompts right | Vendi | minutes |",
-        "|---|---|---|---|---|---|",
+        "| recipe | seeds | its reward, prompts like those it trained on | its reward, held-out prompts "
+        "| held-out judge, whole prompts right | Vendi | minutes |",
+        "|---|---|---|---|---|---|---|",
     ]
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for cell in cells():
@@ -140,8 +144,10 @@ def rendered(done: Mapping[str, Mapping[str, Any]]) -> str:
             rows.setdefault(cell.row, []).append(done[cell.name])
     for name, found in rows.items():
         minutes = f"{mean(one['train_seconds'] for one in found) / 60:.1f}"
-        shown = [_compared([one["metrics"][what] for one in found if what in one["metrics"]], percent)
-                 for what, percent in (("reward", False), ("judge", True), ("vendi", False))]  # fmt: skip
+        shown = [
+            _compared([one["metrics"][what] for one in found if what in one["metrics"]], what == "judge")
+            for what in ("learnt", "reward", "judge", "vendi")
+        ]
         lines.append(f"| {name.removeprefix('image-')} | {len(found)} | {' | '.join(shown)} | {minutes} |")
     return "\n".join([*lines, "", *_swept(rows)])
 

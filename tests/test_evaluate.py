@@ -17,7 +17,7 @@ from scipy import stats
 from genalign.evaluate import EvalSettings, compare, evaluate
 from genalign.grid import CELL, sample_grid
 from genalign.ranks import leave
-from genalign.types import Media, Prompt, Scores, Track, UsageError
+from genalign.types import Media, Prompt, Scores, Track, UsageError, sample_seed
 
 SCALES = [1.0, 2.0, 3.0]
 GAIN = {"reference": {1.0: 0.1, 2.0: 0.3, 3.0: 0.2}, "policy": {1.0: 0.5, 2.0: 0.4, 3.0: 0.1}}
@@ -73,10 +73,12 @@ class Level:
 PROMPTS = [Prompt(f"prompt {i}", uid=i) for i in range(7)]
 
 
-def run(out, policy=None, rewards=(), held_out=None, seeds=(0,), count=7, batch_size=3, base_cache=None, **more):
+def run(
+    out, policy=None, rewards=(), held_out=None, seeds=(0,), count=7, batch_size=3, base_cache=None, learnt=0, **more
+):
     settings = EvalSettings(
         prompts="x", seeds=list(seeds), guidance=SCALES, count=count, batch_size=batch_size, steps=4,
-        base_cache=base_cache,
+        base_cache=base_cache, training_prompts=learnt,
     )  # fmt: skip
     return evaluate(policy or Painter(), PROMPTS, rewards, held_out, settings, out, **more)
 
@@ -88,6 +90,23 @@ def test_a_reward_that_looks_at_the_batch_sees_all_prompts_at_once(tmp_path):
     run(tmp_path / "plain", rewards=[plain], seeds=(0, 1))
     assert plain.rows == [6, 6, 2] * 6
     assert result["metrics"]["whole/grey"]["before"] > 0
+
+
+def test_training_prompts_are_scored_by_the_training_reward_at_the_first_scale(tmp_path):
+    training = [Prompt(f"learnt {i}", uid=100 + i) for i in range(9)]
+    cache = str(tmp_path / "base.safetensors")
+    policy = Painter()
+    options = {"rewards": [Level("own"), Level("more")], "held_out": Level(), "base_cache": cache, "training": training}
+    result = run(tmp_path, policy, learnt=5, **options)
+    learnt = {sample_seed(0, prompt.uid, 0) for prompt in training[:5]}
+    asked = [(which, scale) for which, scale, _, seeds in policy.asked if learnt & set(seeds)]
+    assert set(asked) == {("reference", SCALES[0]), ("policy", SCALES[0])}
+    row = result["metrics"]["own/total on 5 training prompts"]
+    gain = GAIN["policy"][SCALES[0]] - GAIN["reference"][SCALES[0]]
+    assert row["delta"] == pytest.approx(gain * (3 * (1 + 3) + 2 * (1 + 2 + 3)) / 5, abs=1e-5)  # "odd" sees two of five
+    assert row["held_out"] is False
+    assert run(tmp_path, learnt=5, **options) == result  # both bases from their caches
+    assert not [name for name in run(tmp_path, **options)["metrics"] if "training prompts" in name]
 
 
 def test_values_sweep_and_best_scale(tmp_path):
