@@ -69,7 +69,8 @@ def test_a_cell_is_a_run_of_its_recipe(tmp_path, monkeypatch):
     small = ["train.steps=1", "data.prompts_per_step=2", "method.group=2", "policy.sampler.steps=3"]
     small += ["policy.sampler.sigmas=null"]
     small += ["policy.sampler.kernel=cps", "policy.sampler.noise=0.5", "policy.sampler.window_start=null"]
-    small += ["eval.training_prompts=3", "policy.sampler.window=1", "eval.count=2", "eval.steps=2", "eval.guidance=[1.0]"]
+    small += ["eval.training_prompts=3"]
+    small += ["policy.sampler.window=1", "eval.count=2", "eval.steps=2", "eval.guidance=[1.0]"]
     given = table.Cell.overrides
     monkeypatch.setattr(table.Cell, "overrides", lambda cell, work: [*given(cell, work), *small])
     row = table.measure(table.Cell("image-d3po", 1, "rule"), tmp_path)

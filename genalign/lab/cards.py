@@ -201,10 +201,11 @@ Made by `genalign lab build expander`."""
         text = f"""A vision-language model (Llava class: tiny-clip's picture tower, and a Llama of 4 layers, width 128)
 that answers "Does this picture show two red apples? Answer yes or no.", a possible training reward. {_WORLD}
 
-Trained by cross-entropy on rendered training scenes, each asked about truly and falsely (first with another picture's
-caption, then with one fact changed, often the relation or the count), and on the words of the true questions. On 500
-held-out scenes, each asked about truly and with one fact changed, its balanced accuracy is {accuracy:.1%}, and the
-expected calibration error of p(yes) {gap:.3f} (10 bins).
+Trained by cross-entropy on rendered scenes of all combinations that never come twice, each asked about truly and
+falsely (first with another picture's caption, then with one fact changed, often the relation or the count), and on the
+words of the true questions. On 500 new scenes of the combinations that are held out from every generator, each asked
+about truly and with one fact changed, its balanced accuracy is {accuracy:.1%}, and the expected calibration error of
+p(yes) {gap:.3f} (10 bins).
 
 ```yaml
 reward: {{use: judge-yes-no, model: tiny-vlm-judge, question: "Does this picture show {{prompt}}?"}}
