@@ -19,6 +19,11 @@ def night(count=1024):
     return _drawn(count, lambda facts: {**facts, "background": "gray"})[0]
 
 
+def night_told(count=1024):
+    """The same style in words."""
+    return _drawn(count, lambda facts: {**facts, "background": "gray"})[1]
+
+
 def captioned(count=512):
     """Scenes with what they show in words, which tell how far apart the two lie in a model of both."""
     return _drawn(count, lambda facts: facts)
