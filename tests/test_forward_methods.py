@@ -370,6 +370,17 @@ def test_the_weighted_loss_is_the_loop(name, keys):
     torch.testing.assert_close(gradient, reference, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["flow-rwr", "sft"])
+def test_the_base_draws_where_it_is_asked_to(name):
+    learner, policy = method(name, group=4, drawn_by="reference"), disturbed()
+    experience = experience_of(learner, policy)
+    with policy.weights("reference"):
+        expected = policy.clean(policy.rollout(PROMPTS, 4, experience.trajectory.seeds))
+    torch.testing.assert_close(experience.clean, expected)
+    assert (experience_of(method(name, group=4), policy).clean - expected).abs().max() > 0.1
+    assert policy.which == "policy"
+
+
 def test_temperatures_lead_from_plain_fitting_to_the_best_sample():
     policy = disturbed()
 

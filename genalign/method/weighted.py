@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -39,6 +39,8 @@ class WeightedSettings(ForwardSettings):
     """A sample's weight is softmax(reward / temperature) over those of its prompt that are kept."""
     keep: int | None = Field(None, ge=1)
     """Best samples of a prompt that are learnt from; null: all."""
+    drawn_by: Literal["policy", "reference"] = "policy"
+    """Whose samples are learnt from; reference: the base's, as from a data set, so that nothing compounds."""
 
     @model_validator(mode="after")
     def _chooses(self) -> Self:
@@ -64,7 +66,8 @@ class Weighted:
     compares with) keeps the best.
 
     Departs from the papers: (1) The exponential is normalised within each prompt, so that a reward's offset changes
-    nothing and no weight can be negative or overflow. (2) Samples are drawn anew in each step, not once beforehand.
+    nothing and no weight can be negative or overflow. (2) Samples are drawn anew in each step, not once beforehand,
+    by the policy, or by the base as in the papers.
     (3) The error is the mean over latent dims (without the (1 - t)^2 that its first paper drops too). (4) Times are
     stratified over `times`. (5) A prompt without spread teaches nothing.
     """
@@ -79,7 +82,8 @@ class Weighted:
     ) -> Experience:
         s, here = self.settings, rollout_seed(seed, step)
         forward = fitting(policy, self.name)
-        trajectory, scores = sample_and_score(policy, prompts, reward, s.group, here, self.name)
+        with policy.weights(s.drawn_by):
+            trajectory, scores = sample_and_score(policy, prompts, reward, s.group, here, self.name)
         everyone, group, mine = over_ranks(scores, trajectory.group)
         weight, counted = regression_weights(everyone, group, s.temperature, s.keep)
         used = weight[counted].double()
