@@ -40,7 +40,7 @@ class EvalSettings(BaseModel):
     batch_size: int = Field(default=64, gt=0)
     """Prompts sampled and scored at a time; all of them where a reward looks at the whole batch."""
     training_prompts: int = Field(default=0, ge=0)
-    """How many of data.prompts to score by the training reward as well, at the first scale: learnt, if not general."""
+    """How many of data.prompts to score by training reward and judge as well, at the first scale: what was learnt."""
     base_cache: str | None = None
     """A .safetensors file that keeps the base's scores from run to run, relative to the working directory."""
 
@@ -64,9 +64,10 @@ def evaluate(
     be scored. The best scale is chosen by the judge's first aspect, without a judge by the first reward. Ranks share
     the prompts; rank 0 writes.
 
-    `training`: the prompts that were trained on; the first reward's headline on `settings.training_prompts` of them is
-    a metric of its own, `... on N training prompts`. `tuned`: "ema" where the run kept an average.
-    `settings.base_cache` is written when absent, or when the model, prompts, seeds, scales or rewards are others.
+    `training`: the prompts that were trained on; the headlines of the first reward and of the judge on
+    `settings.training_prompts` of them are metrics of their own, `... on N training prompts`. `tuned`: "ema" where the
+    run kept an average. `settings.base_cache` is written when absent, or when the model, prompts, seeds, scales or
+    rewards are others.
 
     Raises:
         UsageError: no prompts, no reward at all, or two metrics of one name.
@@ -93,6 +94,9 @@ def evaluate(
     before, after = trial.base(cache), trial.sweep(tuned)
     low, high = (_best(values[..., headline]) for values in (before, after))
     seen = tuple(training)[: settings.training_prompts]
+    headlines = {named[0][-1]: rewards[0]} if rewards else {}
+    if held_out is not None:
+        headlines[held[0]] = held_out
     result = {
         "prompts": len(chosen),
         "seeds": list(settings.seeds),
@@ -101,7 +105,7 @@ def evaluate(
             for k, name in enumerate(names)
             if (compared := compare(by_prompt(before[low, ..., k]), by_prompt(after[high, ..., k])))
         }
-        | (_on_training(trial, seen, named[0], tuned, cache) if seen and rewards else {}),
+        | (_on_training(trial, seen, headlines, tuned, cache) if seen and rewards else {}),
         "sweep": {
             "guidance": list(trial.scales),
             "steps": trial.steps,
@@ -118,14 +122,18 @@ def evaluate(
 
 
 def _on_training(
-    trial: Trial, prompts: tuple[Prompt, ...], names: list[str], tuned: Weights, cache: Path | None
+    trial: Trial, prompts: tuple[Prompt, ...], headlines: dict[str, Reward], tuned: Weights, cache: Path | None
 ) -> dict[str, Any]:
-    """The first reward's headline before and after on prompts that were trained on, at the first guidance scale."""
-    trial = replace(trial, prompts=prompts, rewards=trial.rewards[:1], names=tuple(names), scales=trial.scales[:1])
-    base = trial.base(cache and cache.with_stem(f"{cache.stem}-training"))
-    compared = compare(by_prompt(base[0, ..., -1]), by_prompt(trial.sweep(tuned)[0, ..., -1]))
-    name = f"{names[-1]} on {len(prompts)} training prompts"
-    return {name: {**compared, "held_out": False}} if compared else {}
+    """The headlines before and after on prompts that were trained on, at the first guidance scale."""
+    names, rewards = tuple(headlines), tuple(headlines.values())
+    trial = replace(trial, prompts=prompts, rewards=rewards, names=names, scales=trial.scales[:1])
+    base = trial.base(cache and cache.with_stem(f"{cache.stem}-training"))[0]
+    values = trial.sweep(tuned)[0]  # (N, J, K)
+    return {
+        f"{name} on {len(prompts)} training prompts": {**compared, "held_out": k > 0}
+        for k, name in enumerate(names)
+        if (compared := compare(by_prompt(base[..., k]), by_prompt(values[..., k])))
+    }
 
 
 def compare(before: np.ndarray, after: np.ndarray, draws: int = BOOTSTRAP_DRAWS) -> dict[str, Any] | None:

@@ -98,10 +98,11 @@ def measure(cell: Cell, work: Path) -> dict[str, Any]:
     train_recipe(cell.recipe, cell.overrides(work), run, resume=str(run) if begun else None)
     result, log = read_eval(run), read_metrics(run)
     assert result is not None
-    headline = next(iter(result["metrics"]))
-    optimised = next((name for name in result["metrics"] if name.endswith("/total")), headline)
-    learnt = next((name for name in result["metrics"] if name.endswith(" training prompts")), "")
-    shown = {"learnt": learnt, "reward": optimised, "judge": JUDGE, "vendi": DIVERSITY}
+    learnt = {name.split(" on ")[0]: name for name in result["metrics"] if name.endswith(" training prompts")}
+    totals = [name for name in result["metrics"] if name.endswith("/total")]  # of what a search optimised, first
+    optimised = next(iter([*learnt, *totals, *result["metrics"]]))
+    shown = {"reward": optimised, "judge": JUDGE, "vendi": DIVERSITY}
+    shown |= {f"{what}_learnt": learnt[name] for what, name in shown.items() if name in learnt}
     return {
         "digest": cell.digest(),
         "prompts": result["prompts"],
@@ -134,9 +135,9 @@ def locked(path: Path) -> Any:
 def rendered(done: Mapping[str, Mapping[str, Any]]) -> str:
     """The table in Markdown, a row a recipe, its seeds together."""
     lines = [
-        "| recipe | seeds | its reward, prompts like those it trained on | its reward, held-out prompts "
-        "| held-out judge, whole prompts right | Vendi | minutes |",
-        "|---|---|---|---|---|---|---|",
+        "| recipe | seeds | its reward, training prompts | its reward, held-out prompts "
+        "| held-out judge, training prompts | held-out judge, held-out prompts | Vendi | minutes |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for cell in cells():
@@ -145,8 +146,8 @@ def rendered(done: Mapping[str, Mapping[str, Any]]) -> str:
     for name, found in rows.items():
         minutes = f"{mean(one['train_seconds'] for one in found) / 60:.1f}"
         shown = [
-            _compared([one["metrics"][what] for one in found if what in one["metrics"]], what == "judge")
-            for what in ("learnt", "reward", "judge", "vendi")
+            _compared([one["metrics"][what] for one in found if what in one["metrics"]], what.startswith("judge"))
+            for what in ("reward_learnt", "reward", "judge_learnt", "judge", "vendi")
         ]
         lines.append(f"| {name.removeprefix('image-')} | {len(found)} | {' | '.join(shown)} | {minutes} |")
     return "\n".join([*lines, "", *_swept(rows)])

@@ -101,10 +101,11 @@ def test_training_prompts_are_scored_by_the_training_reward_at_the_first_scale(t
     learnt = {sample_seed(0, prompt.uid, 0) for prompt in training[:5]}
     asked = [(which, scale) for which, scale, _, seeds in policy.asked if learnt & set(seeds)]
     assert set(asked) == {("reference", SCALES[0]), ("policy", SCALES[0])}
-    row = result["metrics"]["own/total on 5 training prompts"]
+    row, judged = (result["metrics"][f"{name} on 5 training prompts"] for name in ("own/total", "level/grey"))
     gain = GAIN["policy"][SCALES[0]] - GAIN["reference"][SCALES[0]]
     assert row["delta"] == pytest.approx(gain * (3 * (1 + 3) + 2 * (1 + 2 + 3)) / 5, abs=1e-5)  # "odd" sees two of five
-    assert row["held_out"] is False
+    assert judged["delta"] == pytest.approx(gain, abs=1e-6)
+    assert (row["held_out"], judged["held_out"]) == (False, True)
     assert run(tmp_path, learnt=5, **options) == result  # both bases from their caches
     assert not [name for name in run(tmp_path, **options)["metrics"] if "training prompts" in name]
 

@@ -61,7 +61,7 @@ def test_finished_cells_are_kept_and_a_changed_one_is_done_again(tmp_path, monke
     assert page.startswith("before\n")
     assert page.endswith("after\n")
     assert "old" not in page
-    assert "| b | 1 | - | 0.5 -> 0.6 (+0.05 to +0.15) | 40.0% -> 50.0% (+6.0 to +14.0) | - | 1.5 |" in page
+    assert "| b | 1 | - | 0.5 -> 0.6 (+0.05 to +0.15) | - | 40.0% -> 50.0% (+6.0 to +14.0) | - | 1.5 |" in page
 
 
 @pytest.mark.timeout(300)
@@ -69,13 +69,13 @@ def test_a_cell_is_a_run_of_its_recipe(tmp_path, monkeypatch):
     small = ["train.steps=1", "data.prompts_per_step=2", "method.group=2", "policy.sampler.steps=3"]
     small += ["policy.sampler.sigmas=null"]
     small += ["policy.sampler.kernel=cps", "policy.sampler.noise=0.5", "policy.sampler.window_start=null"]
-    small += ["eval.training_prompts=3"]
     small += ["policy.sampler.window=1", "eval.count=2", "eval.steps=2", "eval.guidance=[1.0]"]
+    monkeypatch.setattr(table, "TRAINING_PROMPTS", 3)
     given = table.Cell.overrides
     monkeypatch.setattr(table.Cell, "overrides", lambda cell, work: [*given(cell, work), *small])
     row = table.measure(table.Cell("image-d3po", 1, "rule"), tmp_path)
     assert (row["steps"], row["prompts"]) == (1, 2)
-    assert set(row["metrics"]) == {"learnt", "reward", "judge", "vendi"}
-    assert row["metrics"]["learnt"]["name"] == "scene_facts/total on 3 training prompts"
+    assert set(row["metrics"]) == {"reward", "judge", "vendi", "reward_learnt", "judge_learnt"}
+    assert row["metrics"]["reward_learnt"]["name"] == "scene_facts/total on 3 training prompts"
     assert row["metrics"]["judge"]["name"] == "judge/all_facts"
     assert "seed: 1" in next(Path(tmp_path).glob("*/recipe.yaml")).read_text()
