@@ -42,7 +42,8 @@ class EvalSettings(BaseModel):
     training_prompts: int = Field(default=0, ge=0)
     """How many of data.prompts to score by training reward and judge as well, at the first scale: what was learnt."""
     base_cache: str | None = None
-    """A .safetensors file that keeps the base's scores from run to run, relative to the working directory."""
+    """A .safetensors file that keeps the base's scores from run to run, relative to the working directory; those of
+    training prompts stand beside it, as NAME-training.safetensors."""
 
 
 def evaluate(
@@ -124,7 +125,7 @@ def evaluate(
 def _on_training(
     trial: Trial, prompts: tuple[Prompt, ...], headlines: dict[str, Reward], tuned: Weights, cache: Path | None
 ) -> dict[str, Any]:
-    """The headlines before and after on prompts that were trained on, at the first guidance scale."""
+    """Of each headline and the reward that tells it: before and after on `prompts`, at the first guidance scale."""
     names, rewards = tuple(headlines), tuple(headlines.values())
     trial = replace(trial, prompts=prompts, rewards=rewards, names=names, scales=trial.scales[:1])
     base = trial.base(cache and cache.with_stem(f"{cache.stem}-training"))[0]

@@ -219,10 +219,8 @@ def finish(built: Built, run: Path) -> None:
         from genalign.evaluate import evaluate, print_table
 
         prompts, settings = list(built.eval_prompts), built.recipe.eval
-        learnt = built.data.rows if built.reward is not None else ()
-        result = evaluate(
-            built.policy, prompts, built.eval_rewards, built.held_out, settings, run, tuned(built.recipe), learnt
-        )
+        rewards, taught = built.eval_rewards, built.taught
+        result = evaluate(built.policy, prompts, rewards, built.held_out, settings, run, tuned(built.recipe), taught)
         if rank() == 0:
             print_table(result)
     if rank() == 0:

@@ -208,8 +208,8 @@ def evaluate_run(args: Namespace) -> None:
     if settings is None or built.eval_prompts is None:
         raise UsageError(f"{args.run / RECIPE} has no key 'eval'; add one that names eval.prompts")
     prompts = list(built.eval_prompts)
-    learnt = built.data.rows if built.reward is not None else ()
-    result = evaluate(built.policy, prompts, built.eval_rewards, built.held_out, settings, args.run, training=learnt)
+    rewards, taught = built.eval_rewards, built.taught
+    result = evaluate(built.policy, prompts, rewards, built.held_out, settings, args.run, training=taught)
     write_report(args.run)
     write_card(args.run)
     if args.json:

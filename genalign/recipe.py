@@ -30,7 +30,7 @@ from genalign.policy.settings import PolicySettings
 from genalign.reading import apply_override, read_yaml, sentence
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.noisy import NoisyReward
-from genalign.types import Method, Policy, Reward, UsageError, Weights
+from genalign.types import Method, Policy, Prompt, Reward, UsageError, Weights
 
 log = logging.getLogger("genalign")
 
@@ -111,6 +111,11 @@ class Built:
     eval_rewards: list[Reward] = field(default_factory=list)
     held_out: Reward | None = None
     monitor: Monitor | None = None
+
+    @property
+    def taught(self) -> tuple[Prompt, ...]:
+        """The prompts that the training reward was followed on; none where pairs were given instead."""
+        return self.data.rows if self.reward is not None else ()
 
     @cached_property
     def policy(self) -> Policy:

@@ -66,10 +66,9 @@ class Weighted:
     compares with) keeps the best.
 
     Departs from the papers: (1) The exponential is normalised within each prompt, so that a reward's offset changes
-    nothing and no weight can be negative or overflow. (2) Samples are drawn anew in each step, not once beforehand,
-    by the policy, or by the base as in the papers.
-    (3) The error is the mean over latent dims (without the (1 - t)^2 that its first paper drops too). (4) Times are
-    stratified over `times`. (5) A prompt without spread teaches nothing.
+    nothing and no weight can be negative or overflow. (2) Samples are drawn anew in each step, not once beforehand, by
+    the policy, or by the base as in the papers. (3) The error is the mean over latent dims (without the (1 - t)^2 that
+    its first paper drops too). (4) Times are stratified over `times`. (5) A prompt without spread teaches nothing.
     """
 
     def __init__(self, settings: WeightedSettings) -> None:
