@@ -31,17 +31,17 @@ SETTINGS = PolicySettings(
 )
 
 
-def painter(name: str = "stable-diffusion-3") -> DiffusionPolicy:
+def painter(name: str = "stable-diffusion-3", **sampler) -> DiffusionPolicy:
     family = FAMILIES[name]
     kernel = {} if family.flow else {"kernel": "ddim", "noise": 1.0}
-    sampler = SETTINGS.sampler.model_copy(update=kernel)
+    sampler = SETTINGS.sampler.model_copy(update=kernel | sampler)
     return DiffusionPolicy(
         family.build(), SETTINGS.model_copy(update={"call": {**family.call, **family.on}, "sampler": sampler})
     )
 
 
-def chain() -> ChainPolicy:
-    return ChainPolicy(LanguagePolicy(*tiny_language(), SETTINGS), painter())
+def chain(**sampler) -> ChainPolicy:
+    return ChainPolicy(LanguagePolicy(*tiny_language(), SETTINGS), painter(**sampler))
 
 
 @functools.cache
@@ -106,6 +106,22 @@ def test_the_same_seed_draws_the_same_rows_whatever_the_batch():
     torch.testing.assert_close(again.media["image"].data, trajectory.media["image"].data[4:], atol=1e-4, rtol=1e-4)
     by_seed = made.rollout(PROMPTS[:1], 2, [7, 7])
     assert by_seed.media["text"].data[0] == by_seed.media["text"].data[1]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_siblings_with_texts_of_their_own_start_from_one_noise_where_that_is_asked(shared: bool):
+    made = chain(shared_start=shared)
+    trajectory = made.rollout(PROMPTS, 3, seed=0)
+    starts = torch.cat([part.latents[0] for part in trajectory.tape[1].tape.chunks])
+    same = [[bool(torch.equal(a, b)) for b in starts] for a in starts]
+    assert same == [[a // 3 == b // 3 if shared else a == b for b in range(6)] for a in range(6)]
+    assert len(set(trajectory.media["text"].data)) == 6
+    ends = trajectory.media["image"].data
+    assert not any(torch.equal(ends[a], ends[b]) for a in range(6) for b in range(a))
+    rows = list(range(3))
+    with torch.no_grad():
+        replayed = made.replay(trajectory, rows)
+    assert torch.equal(replayed.score[replayed.mask], trajectory.logp[rows][replayed.mask])
 
 
 def test_a_writer_that_says_nothing_leaves_the_prompt(monkeypatch):

@@ -69,6 +69,59 @@ def test_batch_size_and_order_do_not_matter(vlm: Path, language: Path) -> None:
         assert torch.allclose(shuffled, one[order], atol=1e-5)
 
 
+def test_p_yes_has_the_gradient_of_its_own_difference_quotient(vlm: Path) -> None:
+    tasks = {"a": {"cat": "is it {prompt}", "dog": "two {prompt}"}, "b": {"dog": "two {prompt}"}}
+    judge = YesNoJudge(model=vlm, tasks=tasks, batch_size=2, dtype="float32")
+    asked = [Prompt(p.text, facts={"task": "ab"[p.uid % 2]}, uid=p.uid) for p in cats(3)]
+    plain = images(3)["image"].data
+    assert isinstance(plain, torch.Tensor)
+    pixels = plain.clone().requires_grad_()
+    scores = judge(asked, Media(image=Track(pixels)))
+    told = judge(asked, Media(image=Track(plain)))
+    assert judge.differentiable
+    assert told.total.grad_fn is None
+    assert torch.equal(scores.valid, told.valid)
+    assert scores.valid.tolist() == [[True, True], [False, True], [True, True]]
+    torch.testing.assert_close(scores.total, told.total, atol=2e-3, rtol=0)  # 8 bits there, float here
+    for row in range(3):
+        (gradient,) = torch.autograd.grad(scores.total[row], pixels, retain_graph=True)
+        others = [k for k in range(3) if k != row]
+        assert not gradient[others].any()
+        way = gradient[row] / gradient[row].norm()
+        ends = []
+        for step in (0.02, -0.02):
+            there = plain.clone()
+            there[row] += step * way
+            ends.append(judge(asked, Media(image=Track(there.requires_grad_()))).total[row].item())
+        assert (ends[0] - ends[1]) / 0.04 == pytest.approx(gradient[row].norm().item(), rel=0.05)
+        assert ends[0] - ends[1] > 1e-3
+
+
+def test_only_a_model_in_this_process_passes_gradients_to_pictures(
+    vlm: Path, language: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = YesNoJudge(endpoint={"url": "http://127.0.0.1:9/v1", "model": "x"}, question="is it {prompt}")
+    of_texts = YesNoJudge(model=language, question="is it {prompt}", reads="text")
+    assert not there.differentiable
+    assert not of_texts.differentiable
+    assert not ScoreJudge(model=vlm, question="rate {prompt}").differentiable
+    judge = YesNoJudge(model=vlm, question="is it {prompt}")
+    pixels = images(1)["image"].data
+    assert isinstance(pixels, torch.Tensor)
+    given = Media(image=Track(pixels.requires_grad_()))
+    with torch.no_grad():
+        assert not judge(cats(1), given).total.requires_grad
+    processor = judge.answerer._loaded[1].image_processor  # type: ignore[attr-defined]
+    real = type(processor).preprocess
+    monkeypatch.setattr(type(processor), "preprocess", lambda self, x, *a, **k: real(self, _cut(x), *a, **k))
+    with pytest.raises(UsageError, match="passes no gradient on to the pixels"):
+        judge(cats(1), given)
+
+
+def _cut(tree):
+    return tree.detach() if isinstance(tree, torch.Tensor) else [_cut(leaf) for leaf in tree]
+
+
 def test_a_language_model_judges_texts_and_sees_no_picture(language: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

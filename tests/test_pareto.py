@@ -175,6 +175,20 @@ def test_each_prompt_is_asked_with_each_tag_and_scored_without():
     assert experience.scores.values.shape == (96, 2)  # both rewards, whatever the tag
 
 
+def test_a_plain_prompt_may_ask_for_the_total():
+    learner = parrot(tags={**TAGS, "total": ""}, signal="reward")
+    experience = learner.collect(TaggedPolicy(), PROMPTS, Corners(), 0, 0)
+    rows = [k % 48 // 16 for k in range(144)]  # which tag a row has
+    plain = [row for row, tag in enumerate(rows) if tag == 2]
+    assert {experience.trajectory.prompts[row].text for row in plain} == {p.text for p in PROMPTS}
+    scores, counted = experience.scores, experience.counted
+    asked = torch.stack([scores.values[:, 0], scores.values[:, 1], scores.total], 1)[range(144), rows]
+    assert torch.equal(experience.advantage[counted], asked[counted])
+    assert torch.equal(counted, nondominated(scores.values.double(), experience.trajectory.group))
+    assert counted[plain].any()
+    assert not torch.equal(scores.total, scores.values[:, 0])
+
+
 def test_the_gradient_is_that_of_the_paper():
     """(1/|P|) sum over the front of r_k times the gradient of the log-density, with everything else at exactly 0."""
     learner, policy = parrot(), TaggedPolicy()

@@ -19,6 +19,7 @@ from genalign.method.settings import MethodSettings
 from genalign.ranks import all_sum
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores, UsageError
 
+TOTAL = "total"  # in method.tags: the reward's total, which is no objective of its own
 FULL = 0.5  # a front with more than this share of the samples hardly selects
 
 
@@ -28,8 +29,9 @@ class ParetoSettings(MethodSettings):
     presets: ClassVar = {"parrot": {"group": 64}}
 
     tags: dict[str, str] = Field({})
-    """Aspect -> the words put before a prompt to ask for it; each prompt is sampled with each. Empty: no tags, and the
-    objectives are the aspects that the reward weights."""
+    """Aspect -> the words put before a prompt to ask for it; each prompt is sampled with each. The key `total` stands
+    for the reward's total, and words may be "": what a plain prompt asks for. Empty: no tags, and the objectives are
+    the aspects that the reward weights."""
     keep: float | None = Field(None, gt=0, lt=1)
     """Share of a group that counts, by front and then by distance to its neighbours (NSGA-II); null: the first front,
     which selects in groups of 64 or more."""
@@ -54,7 +56,8 @@ class Parrot:
 
     Departs from the paper: (1) The loss is a policy gradient clipped in nats, divided by the steps that count over all
     ranks: for one prompt, the paper's 1/|P|. (2) The writer learns from the selected samples only, as the painter does.
-    (3) `keep` and signal "advantage" are not in the paper.
+    (3) `keep`, signal "advantage" and a tag for the total are not in the paper,
+    which puts all tags before a prompt where it wants a bit of everything.
     """
 
     def __init__(self, settings: ParetoSettings) -> None:
@@ -85,14 +88,15 @@ class Parrot:
         with torch.no_grad():
             scores = to_cpu(reward([p for p in plain for _ in range(s.group)], trajectory.media, trajectory.group))
         group = trajectory.group.cpu()
-        names = list(s.tags) or [name for name, weight in zip(scores.names, scores.weights, strict=True) if weight]
+        weighted = [name for name, weight in zip(scores.names, scores.weights, strict=True) if weight]
+        names = [name for name in s.tags if name != TOTAL] or weighted
         values = objectives(scores, names)  # (B,K)
         front = nondominated(values, group)
         counted = front if s.keep is None else best_share(values, group, s.keep)
+        weight = torch.where(scores.total_valid, scores.total.double(), torch.nan)
         if s.tags:
-            weight = values.gather(1, asked.repeat_interleave(s.group)[:, None])[:, 0]
-        else:
-            weight = torch.where(scores.total_valid, scores.total.double(), torch.nan)
+            of_tags = [weight if tag == TOTAL else values[:, names.index(tag)] for tag in s.tags]
+            weight = torch.stack(of_tags, 1).gather(1, asked.repeat_interleave(s.group)[:, None])[:, 0]
         counted &= torch.isfinite(weight)
         if s.signal == "advantage":
             weight = among_siblings(weight, group)
@@ -127,7 +131,7 @@ def tag_prompts(prompts: Sequence[Prompt], tags: Sequence[str]) -> tuple[list[Pr
         return list(prompts), list(prompts), torch.zeros(len(prompts), dtype=torch.long)
     many = len(tags)
     tagged = [
-        replace(prompt, text=f"{tag} {prompt.text}", uid=prompt.uid * many + k)
+        replace(prompt, text=f"{tag} {prompt.text}" if tag else prompt.text, uid=prompt.uid * many + k)
         for prompt in prompts
         for k, tag in enumerate(tags)
     ]

@@ -58,17 +58,16 @@ class ChainPolicy:
         return {"writer": self.writer, "painter": self.painter}
 
     def rollout(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> ChainTrajectory:
-        rows = [(prompt, k) for prompt in prompts for k in range(per_prompt)]
-        # A row is a prompt of its own to both parts, so that it has its own seeds and its own text.
-        asked = [replace(prompt, uid=prompt.uid * per_prompt + k) for prompt, k in rows]
+        rows = [prompt for prompt in prompts for _ in range(per_prompt)]
         own = sample_seed(seed, -2, 0) if isinstance(seed, int) else [sample_seed(s, -2, 0) for s in seed]
-        told = self.writer.rollout([_bare(prompt) for prompt in asked], 1, own)
+        told = self.writer.rollout([_bare(prompt) for prompt in prompts], per_prompt, own)
         texts = told.media["text"].data
-        drawn = self.painter.rollout(_told(asked, texts), 1, seed)
+        # Siblings have texts of their own; by its seed a row still starts where its siblings do, if they share that.
+        drawn = self.painter.rollout_rows(_told(rows, texts), self.painter.row_seeds(prompts, per_prompt, seed), seed)
         return ChainTrajectory(
-            prompts=tuple(prompt for prompt, _ in rows),
+            prompts=tuple(rows),
             media=_with_text(drawn.media, drawn.prompts),
-            group=torch.tensor([prompt.uid for prompt, _ in rows]),
+            group=torch.tensor([prompt.uid for prompt in rows]),
             logp=torch.cat([told.logp, drawn.logp.to(told.logp.device)], 1),
             mask=torch.cat([told.mask, drawn.mask.to(told.mask.device)], 1),
             seeds=drawn.seeds,

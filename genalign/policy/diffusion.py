@@ -68,7 +68,6 @@ class DiffusionPolicy:
         assert isinstance(trajectory, Trajectory)
         return trajectory
 
-    @torch.no_grad()
     def rolling(
         self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]
     ) -> Iterator[tuple[list[Prompt], Media, Tensor] | Trajectory]:
@@ -77,13 +76,27 @@ class DiffusionPolicy:
         What is yielded early may be scored while the rest is sampled.
         """
         rows = [prompt for prompt in prompts for _ in range(per_prompt)]
-        if isinstance(seed, int):
-            name = sibling_seed if self.settings.sampler.shared_start else sample_seed
-            seeds = [name(seed, prompt.uid, k) for prompt in prompts for k in range(per_prompt)]
-            window_seed = seed
-        else:
-            seeds = list(seed)
-            window_seed = 0  # where a window is drawn, it must not hang on which rows are drawn together
+        yield from self._rolling(rows, self.row_seeds(prompts, per_prompt, seed), seed)
+
+    def row_seeds(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> list[int]:
+        """The seed of each row of a rollout; with sampler.shared_start, siblings' have their start in common."""
+        if not isinstance(seed, int):
+            return list(seed)
+        name = sibling_seed if self.settings.sampler.shared_start else sample_seed
+        return [name(seed, prompt.uid, k) for prompt in prompts for k in range(per_prompt)]
+
+    def rollout_rows(self, rows: Sequence[Prompt], seeds: Sequence[int], seed: int | Sequence[int]) -> Trajectory:
+        """The rollout of rows that have a prompt and a seed each; `seed` is the rollout's, as they were made from."""
+        *_, trajectory = self._rolling(rows, seeds, seed)
+        assert isinstance(trajectory, Trajectory)
+        return trajectory
+
+    @torch.no_grad()
+    def _rolling(
+        self, rows: Sequence[Prompt], seeds: Sequence[int], seed: int | Sequence[int]
+    ) -> Iterator[tuple[list[Prompt], Media, Tensor] | Trajectory]:
+        # Where a window is drawn from seeds a row, it must not hang on which rows are drawn together.
+        window_seed = seed if isinstance(seed, int) else 0
         if len(seeds) != len(rows):
             raise UsageError(f"{len(seeds)} seeds for {len(rows)} rows; give one seed a row")
         chunks: list[Chunk] = []
@@ -97,7 +110,7 @@ class DiffusionPolicy:
                 chunks.append(record.chunk)
                 logps.append(torch.stack(record.logp, 1) if record.logp else torch.zeros(len(rows[part]), 0))
                 media.append(made)
-                yield rows[part], made, torch.tensor([prompt.uid for prompt in rows[part]])
+                yield list(rows[part]), made, torch.tensor([prompt.uid for prompt in rows[part]])
         if table is None:
             raise UsageError("a rollout needs at least one prompt and one sample of it")
         logp = torch.cat(logps)  # (B, S)

@@ -64,12 +64,12 @@ def places(template: str) -> set[str]:
     return set(PLACE.findall(template))
 
 
-def shown(media: Media, row: int, reads: Reads) -> list[Piece]:
-    """One row of what is judged: a picture, some frames of a video, or a text."""
+def shown(media: Media, row: int, reads: Reads, graph: bool = False) -> list[Piece]:
+    """One row of what is judged: a picture, some frames of a video, or a text; pictures keep their `graph` if asked."""
     data = media[reads].data[row]
     if isinstance(data, str):
         return [data]
-    picture = data.detach().float().cpu()
+    picture = data.float() if graph else data.detach().float().cpu()
     if reads == "image":
         return [picture]
     frames = torch.linspace(0, len(picture) - 1, min(FRAMES, len(picture))).round().long()

@@ -56,7 +56,6 @@ class Judge(Stateless):
     name: str = "judge"
 
     looks_at: ClassVar[Scope] = "sample"
-    differentiable: ClassVar[bool] = False
     fills: ClassVar[tuple[str, ...]] = ()
     settings: tuple[Any, ...] = field(init=False, default=())
     aspects: tuple[str, ...] = field(init=False, default=())
@@ -78,6 +77,10 @@ class Judge(Stateless):
         )
 
     @property
+    def differentiable(self) -> bool:
+        return False
+
+    @property
     def version(self) -> str:
         told = (self.name, self.reads, self.system, self.aspects, self.weights, *self.settings)
         return digest(type(self).__name__, self.answerer.version, told)
@@ -90,12 +93,17 @@ class Judge(Stateless):
         values = torch.tensor([[x if isinstance(x, float) else 0.0 for x in row] for row in columns]).T
         valid = torch.tensor([[isinstance(x, float) for x in row] for row in columns], dtype=torch.bool).T
         failed = torch.tensor([[isinstance(x, ScoringError) for x in row] for row in columns], dtype=torch.bool).T
-        weights = torch.tensor(self.weights)
-        total, readable = combine(values, valid, failed, weights, None, "renormalise")
         if failed.any():
             rows = zip(*columns, strict=True)
             told = [dict.fromkeys(str(x) for x in row if isinstance(x, ScoringError)) for row in rows]
             info["error"] = ["; ".join(errors) or None for errors in told]
+        return self._total(values, valid, failed, std, info)
+
+    def _total(
+        self, values: Tensor, valid: Tensor, failed: Tensor, std: Tensor | None, info: Mapping[str, list[Any]]
+    ) -> Scores:
+        weights = torch.tensor(self.weights)
+        total, readable = combine(values, valid, failed, weights, None, "renormalise")
         return Scores(self.aspects, values, valid, failed, total, readable, weights, std=std, info=info)
 
 
@@ -136,6 +144,8 @@ class CriteriaJudge(Judge):
 class YesNoJudge(CriteriaJudge):
     """score = p(yes | sample, question), in [0,1], from the probabilities of the next token.
 
+    A model in this process that reads images passes gradients on to their pixels, where they ask for them.
+
     Settings: `CriteriaJudge` and `Judge`; template: names {sample}, {question} and {prompt}.
 
     VQAScore (arXiv 2404.01291) with one question; OneReward's one model for all tasks and criteria (arXiv 2508.21066).
@@ -151,18 +161,37 @@ class YesNoJudge(CriteriaJudge):
         super().__post_init__()
         self.settings = (self.asks.tasks, self.template)
 
+    @property
+    def differentiable(self) -> bool:
+        return isinstance(self.answerer, LocalModel) and self.reads == "image"
+
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         table = ask_criteria(self.asks, prompts)
-        questions = [self._ask(prompts[row], shown(media, row, self.reads), text) for row, _, text in table]
+        graph = self.differentiable and torch.is_grad_enabled() and _has_graph(media[self.reads].data)
+        questions = [self._ask(prompts[row], shown(media, row, self.reads, graph), text) for row, _, text in table]
+        if graph and questions:
+            assert isinstance(self.answerer, LocalModel)
+            return self._with_graph(table, self.answerer.yes_with_grad(questions), len(prompts))
         told = self.answerer.yes(questions)
         columns: list[list[Answer]] = [[None] * len(prompts) for _ in self.aspects]
         for (row, k, _), answer in zip(table, told, strict=True):
             columns[k][row] = answer
         return self._scores(columns)
 
+    def _with_graph(self, table: Sequence[tuple[int, int, str]], told: Tensor, rows: int) -> Scores:
+        """told (Q,): the answers to what `table` asks."""
+        place = (torch.tensor([row for row, *_ in table]), torch.tensor([k for _, k, _ in table]))
+        values = told.new_zeros(rows, len(self.aspects)).index_put(place, told)
+        valid = torch.zeros_like(values, dtype=torch.bool).index_put(place, torch.tensor(True))
+        return self._total(values, valid, torch.zeros_like(valid), None, {})
+
     def _ask(self, prompt: Prompt, sample: list[Piece], text: str) -> Question:
         values: dict[str, Piece | Sequence[Piece]] = {"prompt": prompt.text, **facts_of(prompt)}
         return self._question(self.template, {**values, "sample": sample, "question": fill(text, values)})
+
+
+def _has_graph(data: Tensor | list[Tensor] | list[str]) -> bool:
+    return any(isinstance(row, Tensor) and row.requires_grad for row in ([data] if isinstance(data, Tensor) else data))
 
 
 def ask_criteria(criteria: Criteria, prompts: Sequence[Prompt]) -> list[tuple[int, int, str]]:

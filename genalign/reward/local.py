@@ -21,10 +21,11 @@ class LocalModel:
     """A vision-language or language model; loads when first asked.
 
     model: a folder or a hub id. batch_size: questions a forward pass (its memory, not its result). device, dtype: where
-    and in what it computes; probabilities are fp32. Pictures are rounded to 8 bits, as its processor takes them.
+    and in what it computes; probabilities are fp32. Pictures are rounded to 8 bits, as its processor takes them; where
+    gradients are asked for they stay float, through the processor's own resize and normalisation.
 
     yes() is one forward pass: p(yes) = sum over the vocabulary's spellings of yes of the next token's softmax, over the
-    same plus those of no (VQAScore, arXiv 2404.01291; RewardDance, arXiv 2509.08826). Without gradients.
+    same plus those of no (VQAScore, arXiv 2404.01291; RewardDance, arXiv 2509.08826).
 
     Raises:
         UsageError: no such model, or a tokenizer with no token that says yes, or none that says no.
@@ -73,18 +74,35 @@ class LocalModel:
 
     @torch.no_grad()
     def yes(self, questions: Sequence[Question]) -> list[float | ScoringError]:
-        return [p for part in self._parts(len(questions)) for p in self._yes([questions[i] for i in part])]
+        return self._yes(questions, exact=False).tolist()
 
-    def _yes(self, questions: Sequence[Question]) -> list[float]:
+    def yes_with_grad(self, questions: Sequence[Question]) -> Tensor:
+        """yes() as a tensor (R,), with gradients to the questions' pictures.
+
+        Raises UsageError where the model's image processor leaves torch on the way.
+        """
+        told = self._yes(questions, exact=True)
+        if not told.requires_grad:
+            raise UsageError(
+                f"the image processor of judge {self.model} passes no gradient on to the pixels; give a model whose "
+                f"processor computes in torch (use_fast), or take a method that only needs scores"
+            )
+        return told
+
+    def _yes(self, questions: Sequence[Question], exact: bool) -> Tensor:
+        parts = [[questions[i] for i in part] for part in self._parts(len(questions))]
+        return torch.cat([self._yes_of(part, exact) for part in parts]) if parts else torch.zeros(0)
+
+    def _yes_of(self, questions: Sequence[Question], exact: bool) -> Tensor:
         net, _ = self._loaded
-        inputs = self._inputs(questions, "right")  # no position is shifted, and no real token sees what pads it
+        inputs = self._inputs(questions, "right", exact)  # no position is shifted, and no real token sees what pads it
         last = inputs["attention_mask"].sum(1) - 1  # (R,)
         kept, which = torch.unique(last, return_inverse=True)
         few = "logits_to_keep" in inspect.signature(net.forward).parameters
         logits = net(**inputs, logits_to_keep=kept).logits if few else net(**inputs).logits[:, kept]
         logp = logits[torch.arange(len(last)), which].float().log_softmax(1)  # (R,V)
         yes, no = (logp[:, side].logsumexp(1) for side in self._sides)
-        return (yes - no).sigmoid().cpu().tolist()
+        return (yes - no).sigmoid().cpu()
 
     @torch.no_grad()
     def write(
@@ -92,7 +110,7 @@ class LocalModel:
     ) -> list[str | ScoringError]:
         answers: list[str | ScoringError] = []
         for part in self._parts(len(questions)):
-            inputs = self._inputs([questions[i] for i in part], "left")
+            inputs = self._inputs([questions[i] for i in part], "left", exact=False)
             choice = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
             with torch.random.fork_rng(enabled=bool(temperature)):
                 if temperature:
@@ -114,11 +132,14 @@ class LocalModel:
     def _parts(self, rows: int) -> list[range]:
         return [range(at, min(at + self.batch_size, rows)) for at in range(0, rows, self.batch_size)]
 
-    def _inputs(self, questions: Sequence[Question], side: str) -> Any:
+    def _inputs(self, questions: Sequence[Question], side: str, exact: bool) -> Any:
+        """exact: pictures stay float tensors, with their graph."""
         _, processor = self._loaded
         written = [self._written(question) for question in questions]
-        pictures = [[to_pil(p) for p in q.pieces if isinstance(p, Tensor)] for q in questions]
+        pictures: Any = [[p if exact else to_pil(p) for p in q.pieces if isinstance(p, Tensor)] for q in questions]
         options: dict[str, Any] = {"return_tensors": "pt", "padding": True}
+        if exact:
+            options["do_rescale"] = False  # they are in [0,1] already
         self._tokenizer.padding_side = side
         templated = bool(self._tokenizer.chat_template or getattr(processor, "chat_template", None))
         options["add_special_tokens"] = not templated  # a template writes its own
