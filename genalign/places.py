@@ -123,7 +123,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def portable(value: Any, folder: Path) -> Any:
-    """Strings that name a file beside the recipe become absolute paths; everything else stays."""
+    """Strings that name a file in `folder` become absolute paths; everything else stays."""
     if isinstance(value, dict):
         return {key: portable(item, folder) for key, item in value.items()}
     if isinstance(value, list):

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from genalign.places import nearest
+from genalign.places import nearest, portable
 from genalign.types import UsageError
 
 
@@ -41,6 +41,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def apply_override(plain: dict[str, Any], override: str) -> None:
+    """Set what `a.b=value` says; files of the working directory, and its folders written with a slash, by full path."""
     key, equals, text = override.partition("=")
     *parents, last = key.split(".")
     if not equals or not all(key.split(".")):
@@ -56,7 +57,8 @@ def apply_override(plain: dict[str, Any], override: str) -> None:
         place = place[parent]
         if not isinstance(place, dict):
             raise UsageError(f"override {override!r} reaches into {'.'.join(parents[: depth + 1])}, which has no keys")
-    place[last] = value
+    folder = isinstance(value, str) and "/" in value and Path(value).expanduser().is_dir()
+    place[last] = str(Path(value).expanduser().resolve()) if folder else portable(value, Path())
 
 
 def sentence(error: ValidationError, model: type[BaseModel]) -> str:

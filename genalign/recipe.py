@@ -78,6 +78,8 @@ class Recipe(BaseModel):
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, a path or a name that `genalign ls` prints, and apply `a.b=c` overrides (values are YAML).
 
+    Paths in the recipe are relative to its folder; in overrides, to the working directory, where they are there.
+
     Raises:
         UsageError: no such recipe, not YAML, an unknown key (the nearest one is named) or a value of the wrong kind.
     """

@@ -51,6 +51,22 @@ def test_a_resolved_recipe_is_a_recipe_of_the_same_content(tmp_path: Path) -> No
         assert again.train.seed == 7
 
 
+def test_paths_of_overrides_are_seen_from_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text("use: sharpness")
+    (tmp_path / "rules.py").write_text("def light(image): return image.mean((1, 2, 3))")
+    shutil.copytree(shipped("assets", "tiny-flow"), tmp_path / "models" / "own")
+    (tmp_path / "tiny-flow").mkdir()  # a name without a slash stays a name
+    monkeypatch.chdir(tmp_path)
+    spec = "reward={sum: [{use: 'rules.py:light'}, {use: image-clip.yaml}]}"
+    recipe = load_recipe("image-draft", ["reward=mine.yaml", "policy.model=models/own"])
+    assert recipe.reward == str(tmp_path / "mine.yaml")
+    assert recipe.policy.model == str(tmp_path / "models" / "own")
+    assert build(recipe).reward.name == "sharpness"
+    recipe = load_recipe("image-draft", [spec, "policy.model=tiny-flow"])
+    assert recipe.reward["sum"] == [{"use": f"{tmp_path / 'rules.py'}:light"}, {"use": "image-clip.yaml"}]
+    assert recipe.policy.model == "tiny-flow"
+
+
 def test_overrides_are_yaml_and_reach_everything() -> None:
     recipe = load_recipe(
         "image-flow-grpo",
