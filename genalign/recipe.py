@@ -116,8 +116,11 @@ class Built:
 
     @property
     def taught(self) -> tuple[Prompt, ...]:
-        """The prompts that the training reward was followed on; none where pairs were given instead."""
-        return self.data.rows if self.reward is not None else ()
+        """The prompts that the training reward was followed on, as they were drawn; none where pairs were given."""
+        if self.reward is None:
+            return ()
+        answered = getattr(self.method, "answered", False)  # a prompt's picture is its answer, and not part of it
+        return tuple(replace(prompt, media=None) for prompt in self.data.rows) if answered else self.data.rows
 
     @cached_property
     def policy(self) -> Policy:

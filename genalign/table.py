@@ -26,7 +26,7 @@ from genalign.report import read_eval, read_metrics
 from genalign.shipped import shipped
 from genalign.types import UsageError
 
-JUDGE, DIVERSITY = "judge/all_facts", "vendi"
+DIVERSITY = "vendi"
 SEEDS = dict.fromkeys(("d3po", "flow-grpo", "flow-dpo", "nft", "dragon-frechet"), 3)
 REWARDS = {"d3po": ("rule", "clip"), "flow-grpo": ("rule", "clip")}  # what else these two are trained on
 TRAINING_PROMPTS = 512  # those that the reward is also read on: what is learnt, whether or not it carries over
@@ -101,7 +101,8 @@ def measure(cell: Cell, work: Path) -> dict[str, Any]:
     learnt = {name.split(" on ")[0]: name for name in result["metrics"] if name.endswith(" training prompts")}
     totals = [name for name in result["metrics"] if name.endswith("/total")]  # of what a search optimised, first
     optimised = next(iter([*learnt, *totals, *result["metrics"]]))
-    shown = {"reward": optimised, "judge": JUDGE, "vendi": DIVERSITY}
+    judge = result["sweep"]["headline"]
+    shown = {"reward": optimised, "judge": judge, "vendi": DIVERSITY}
     shown |= {f"{what}_learnt": learnt[name] for what, name in shown.items() if name in learnt}
     return {
         "digest": cell.digest(),
@@ -113,7 +114,7 @@ def measure(cell: Cell, work: Path) -> dict[str, Any]:
                     if name in result["metrics"]},
         "sweep": {
             "guidance": result["sweep"]["guidance"],
-            **{when: result["sweep"][when]["metrics"].get(JUDGE) for when in ("before", "after")},
+            **{when: result["sweep"][when]["metrics"].get(judge) for when in ("before", "after")},
         },
     }  # fmt: skip
 

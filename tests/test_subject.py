@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from genalign import build, load_recipe
 from genalign.lab.sprites import resized, sprites
 from genalign.lab.subject import NAME, SHOWN, build_subject, likeness, picture, subject
 from genalign.lab.world import BACKGROUNDS, place, render
@@ -42,6 +43,13 @@ def test_what_is_shipped_is_what_is_built_and_the_exam_is_not_shown(tmp_path: Pa
     assert len({row["prompt"] for row in exam}) == len(exam) == 47
     assert not {row["prompt"] for row in rows} & {row["prompt"] for row in exam}
     assert {row["prompt"].split()[-2] for row in rows} == set(SHOWN)
+
+
+def test_its_pictures_are_answers_and_are_not_asked_with():
+    built = build(load_recipe("image-subject"))
+    assert [prompt.text for prompt in built.taught] == [prompt.text for prompt in built.data.rows]
+    assert all(prompt.media is not None for prompt in built.data.rows)
+    assert all(prompt.media is None for prompt in built.taught)
 
 
 @pytest.mark.parametrize("name", ["pipelines/image-subject.yaml", "rewards/image-likeness.yaml"])
