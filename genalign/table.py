@@ -71,6 +71,8 @@ class Cell:
         told = [self.name, json.dumps(read_yaml(shipped("pipelines", f"{self.recipe}.yaml")), sort_keys=True)]
         told += [prompts.digest for prompts in asked if prompts] + [reward.version for reward in rewards if reward]
         told += [file_digest(path) for path in sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))]
+        guide = getattr(getattr(built.method, "settings", None), "noisy", None)  # of Flow-NRG, a shipped asset too
+        told += [file_digest(path) for path in (shipped("assets", guide).glob("*.safetensors") if guide else ())]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     def _rewarded(self) -> list[str]:

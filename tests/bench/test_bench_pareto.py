@@ -1,6 +1,6 @@
 """Parrot against weighted sums at equal samples: the hypervolume of their batches under two conflicting rewards.
 
-`python -m tests.bench.test_bench_pareto` trains the four models and prints the table; about 20 minutes of one core.
+`python -m tests.bench.test_bench_pareto` trains the four models and prints the table; about 40 minutes of one core.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def reward_of(weights: tuple[float, float]) -> str:
 
 
 def parrot(group: int) -> str:
-    return f"method={json.dumps({'name': 'parrot', 'group': group, 'tags': TAGS, 'keep': 0.25, 'signal': 'advantage'})}"
+    return f"method={json.dumps({'name': 'parrot', 'group': group, 'tags': TAGS, 'keep': 0.5, 'signal': 'advantage'})}"
 
 
 def hypervolume(points: Tensor, worst: Tensor) -> float:
@@ -88,12 +88,12 @@ def test_the_table_can_be_measured(tmp_path: Path) -> None:
     assert torch.isfinite(found).all()
 
 
-def main(steps: int = 24, prompts: int = 64) -> None:
+def main(steps: int = 48, prompts: int = 64) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         common = [f"data.prompts={backgroundless(Path(folder))}"]
         plans = {f"{w:g} {REWARDS[0]} + {1 - w:g} {REWARDS[1]}": [reward_of((w, 1 - w))] for w in WEIGHTS}
-        plans["parrot"] = [reward_of((1.0, 1.0)), parrot(8), "data.prompts_per_step=8"]
+        plans["parrot"] = [reward_of((1.0, 1.0)), parrot(16), "data.prompts_per_step=4"]
         points: dict[str, Tensor] = {}
         for k, (name, own) in enumerate(plans.items()):
             print(name, flush=True)
