@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,16 @@ import torch
 
 from genalign.evaluate import compare
 from genalign.method import MethodSettings, build_method
+from genalign.method.guidance import Guidance
 from genalign.method.searching import Found, InferenceSettings, Searching, find_in_batches
 from genalign.recipe import Built, check_fit, with_latent_reward
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.base import lacks
+from genalign.reward.function import FunctionReward
 from genalign.trial import by_prompt
 from genalign.types import Media, Method, Policy, Prompt, Reward, UsageError
+
+log = logging.getLogger(__name__)
 
 
 def searches_of(args: Namespace, built: Built | None) -> list[Method]:
@@ -46,6 +51,8 @@ def reward_of(
 ) -> Reward:
     """The weighted sum of what --reward names, or the recipe's reward; it must suit every search.
 
+    Where all searches are guided by a reward of their own, and the recipe's cannot read the prompts, nothing is scored.
+
     Raises:
         UsageError: there is none, it reads what the prompts lack, or a search needs gradients that it does not have.
     """
@@ -56,10 +63,19 @@ def reward_of(
         reward = Runner(build_reward(str(parts[0]["use"]) if alone else {"sum": parts}, Path()))
     if reward is None:
         raise UsageError("a search needs to know what is good; name a reward with --reward")
+    missing = lacks(reward, _offered(modality, prompts))
+    if missing and not args.reward and all(isinstance(search, Guidance) for search in searches):
+        told = ", ".join(sorted(missing))
+        log.warning("reward %s does not score these prompts, which lack %s; guidance needs no score", reward.name, told)
+        return Runner(FunctionReward(_unread, name=reward.name))
     check_needs(reward, _offered(modality, prompts))
     for search in searches:
         check_fit(search, reward)
     return reward
+
+
+def _unread(prompt: list[str]) -> list[None]:
+    return [None] * len(prompt)
 
 
 def judge_of(built: Built | None, modality: str, prompts: Sequence[Prompt], reward: Reward) -> Reward | None:

@@ -232,6 +232,17 @@ def test_a_reward_is_fitted_and_guides(model: Path, tmp_path: Path, capsys: pyte
     assert not torch.equal(sharp, bright)
 
 
+@pytest.mark.parametrize("name", ["image-nrg", "image-reno", "image-fk"])
+def test_the_shipped_searches_take_one_prompt(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = tmp_path / "out"
+    few = [] if name == "image-nrg" else ["--budget", "4"]
+    assert main(["sample", name, "two red apples on blue", "--out", str(out), *few]) == 0
+    (row,) = rows_of(out)
+    assert (out / row["file"]).is_file()
+    assert (row["score"] is None) == (name == "image-nrg")  # a rule cannot read a prompt without facts
+    assert ("does not score these prompts, which lack facts.objects" in caplog.text) == (name == "image-nrg")
+
+
 def test_a_fit_that_was_killed_goes_on_where_it_was(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from genalign import fitting
 
