@@ -241,7 +241,7 @@ def _draw_grid(built: Built, run: Path, step: int) -> None:
         return
     from genalign.grid import sample_grid
 
-    prompts, settings = list(built.eval_prompts or built.data)[:GRID_PROMPTS], built.recipe.eval
+    prompts, settings = list(built.eval_prompts or built.asked)[:GRID_PROMPTS], built.recipe.eval
     # as many steps as are judged, not as are trained
     steps = settings.steps if settings and "image" in built.policy.modalities else None
     path = run / "samples" / f"step-{step}" / "grid.png"

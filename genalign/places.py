@@ -11,6 +11,8 @@ from typing import Any
 from genalign.shipped import shipped
 from genalign.types import GenalignError, UsageError
 
+PATH_LENGTH = 256  # a longer text is no path
+
 
 def find(name: str, folder: Path, *rooms: str) -> Path | None:
     """The file or folder `name`: absolute, relative to `folder`, or in one of the shipped rooms."""
@@ -32,7 +34,10 @@ def model_path(name: str, folder: Path) -> Path | str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
     hint = nearest(name, shipped_models())
-    raise UsageError(f"there is no model folder {name!r} in {folder} or among genalign's own models{hint}")
+    raise UsageError(
+        f"there is no model folder {name!r} in {folder} or among genalign's own models{hint}; one in the working "
+        f"directory is written ./{name}"
+    )
 
 
 def modality_of(model: Path | str) -> str:
@@ -122,12 +127,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names) or 'none'}"
 
 
-def portable(value: Any, folder: Path) -> Any:
-    """Strings that name a file in `folder` become absolute paths; everything else stays."""
+def portable(value: Any, folder: Path, folders: bool = False) -> Any:
+    """Strings that name a file in `folder` become absolute paths; everything else stays.
+
+    folders: so do those with a slash that name a folder there.
+    """
     if isinstance(value, dict):
-        return {key: portable(item, folder) for key, item in value.items()}
+        return {key: portable(item, folder, folders) for key, item in value.items()}
     if isinstance(value, list):
-        return [portable(item, folder) for item in value]
+        return [portable(item, folder, folders) for item in value]
+    if folders and isinstance(value, str) and "/" in value and len(value) < PATH_LENGTH and (folder / value).is_dir():
+        return str((folder / value).resolve())
     if not isinstance(value, str) or not re.search(r"\.(yaml|yml|jsonl|txt|safetensors|py:\w+)$", value):
         return value
     file, colon, function = value.partition(":") if ".py:" in value else (value, "", "")

@@ -57,8 +57,7 @@ def apply_override(plain: dict[str, Any], override: str) -> None:
         place = place[parent]
         if not isinstance(place, dict):
             raise UsageError(f"override {override!r} reaches into {'.'.join(parents[: depth + 1])}, which has no keys")
-    folder = isinstance(value, str) and "/" in value and Path(value).expanduser().is_dir()
-    place[last] = str(Path(value).expanduser().resolve()) if folder else portable(value, Path())
+    place[last] = portable(value, Path(), folders=True)
 
 
 def sentence(error: ValidationError, model: type[BaseModel]) -> str:

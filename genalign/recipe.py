@@ -78,7 +78,8 @@ class Recipe(BaseModel):
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, a path or a name that `genalign ls` prints, and apply `a.b=c` overrides (values are YAML).
 
-    Paths in the recipe are relative to its folder; in overrides, to the working directory, where they are there.
+    Paths in the recipe are relative to its folder. Those in overrides are seen from the working directory first: files,
+    and folders that are written with a slash.
 
     Raises:
         UsageError: no such recipe, not YAML, an unknown key (the nearest one is named) or a value of the wrong kind.
@@ -115,12 +116,16 @@ class Built:
     monitor: Monitor | None = None
 
     @property
+    def asked(self) -> Prompts:
+        """The training prompts as the policy is asked: without their pictures, where these are the answers."""
+        if getattr(self.recipe.method, "positives", None) != "pictures":
+            return self.data
+        return replace(self.data, rows=tuple(replace(prompt, media=None) for prompt in self.data))
+
+    @property
     def taught(self) -> tuple[Prompt, ...]:
-        """The prompts that the training reward was followed on, as they were drawn; none where pairs were given."""
-        if self.reward is None:
-            return ()
-        answered = getattr(self.method, "answered", False)  # a prompt's picture is its answer, and not part of it
-        return tuple(replace(prompt, media=None) for prompt in self.data.rows) if answered else self.data.rows
+        """The prompts that the training reward was followed on; none where pairs were given instead."""
+        return self.asked.rows if self.reward is not None else ()
 
     @cached_property
     def policy(self) -> Policy:
@@ -172,7 +177,7 @@ def _monitor(built: Built, modality: str) -> Monitor | None:
     settings, folder = built.recipe.train.monitor, built.recipe.folder
     if settings is None:
         return None
-    prompts = built.eval_prompts or built.data
+    prompts = built.eval_prompts or built.asked
     if settings.prompts is not None:
         prompts = read_prompts(data_path(settings.prompts, folder))
     held_out = [_reward(spec, folder, modality, prompts) for spec in settings.held_out]

@@ -66,7 +66,9 @@ def reward_of(
     missing = lacks(reward, _offered(modality, prompts))
     if missing and not args.reward and all(isinstance(search, Guidance) for search in searches):
         told = ", ".join(sorted(missing))
-        log.warning("reward %s does not score these prompts, which lack %s; guidance needs no score", reward.name, told)
+        log.warning(
+            "reward %s scores none of these prompts, since some lack %s; guidance needs no score", reward.name, told
+        )
         return Runner(FunctionReward(_unread, name=reward.name))
     check_needs(reward, _offered(modality, prompts))
     for search in searches:

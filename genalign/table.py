@@ -71,8 +71,10 @@ class Cell:
         told = [self.name, json.dumps(read_yaml(shipped("pipelines", f"{self.recipe}.yaml")), sort_keys=True)]
         told += [prompts.digest for prompts in asked if prompts] + [reward.version for reward in rewards if reward]
         told += [file_digest(path) for path in sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))]
-        guide = getattr(getattr(built.method, "settings", None), "noisy", None)  # of Flow-NRG, a shipped asset too
-        told += [file_digest(path) for path in (shipped("assets", guide).glob("*.safetensors") if guide else ())]
+        for model in (recipe.policy.writer, getattr(recipe.method, "noisy", None)):  # of Parrot, of Flow-NRG
+            told += (
+                [file_digest(path) for path in sorted(shipped("assets", model).glob("*.safetensors"))] if model else []
+            )
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     def _rewarded(self) -> list[str]:
@@ -104,7 +106,8 @@ def measure(cell: Cell, work: Path) -> dict[str, Any]:
     totals = [name for name in result["metrics"] if name.endswith("/total")]  # of what a search optimised, first
     optimised = next(iter([*learnt, *totals, *result["metrics"]]))
     judge = result["sweep"]["headline"]
-    shown = {"reward": optimised, "judge": judge, "vendi": DIVERSITY}
+    held_out = result["metrics"][judge]["held_out"]  # else it is the training reward
+    shown = {"reward": optimised, "vendi": DIVERSITY} | ({"judge": judge} if held_out else {})
     shown |= {f"{what}_learnt": learnt[name] for what, name in shown.items() if name in learnt}
     return {
         "digest": cell.digest(),
@@ -116,7 +119,7 @@ def measure(cell: Cell, work: Path) -> dict[str, Any]:
                     if name in result["metrics"]},
         "sweep": {
             "guidance": result["sweep"]["guidance"],
-            **{when: result["sweep"][when]["metrics"].get(judge) for when in ("before", "after")},
+            **{when: result["sweep"][when]["metrics"][judge] if held_out else None for when in ("before", "after")},
         },
     }  # fmt: skip
 

@@ -105,21 +105,24 @@ def test_only_a_model_in_this_process_passes_gradients_to_pictures(
     assert not there.differentiable
     assert not of_texts.differentiable
     assert not ScoreJudge(model=vlm, question="rate {prompt}").differentiable
+    assert not YesNoJudge(model=vlm, question="is it {prompt}", template="{question}").differentiable
     judge = YesNoJudge(model=vlm, question="is it {prompt}")
     pixels = images(1)["image"].data
     assert isinstance(pixels, torch.Tensor)
     given = Media(image=Track(pixels.requires_grad_()))
     with torch.no_grad():
         assert not judge(cats(1), given).total.requires_grad
+    assert Runner(judge)(cats(1), given).total.requires_grad
     processor = judge.answerer._loaded[1].image_processor  # type: ignore[attr-defined]
     real = type(processor).preprocess
-    monkeypatch.setattr(type(processor), "preprocess", lambda self, x, *a, **k: real(self, _cut(x), *a, **k))
-    with pytest.raises(UsageError, match="passes no gradient on to the pixels"):
-        judge(cats(1), given)
 
+    def by(leave):
+        return lambda self, x, *a, **k: real(self, [[leave(leaf) for leaf in row] for row in x], *a, **k)
 
-def _cut(tree):
-    return tree.detach() if isinstance(tree, torch.Tensor) else [_cut(leaf) for leaf in tree]
+    for leave in (lambda leaf: leaf.detach(), lambda leaf: leaf.numpy()):  # as processors in PIL and numpy do
+        monkeypatch.setattr(type(processor), "preprocess", by(leave))
+        with pytest.raises(UsageError, match="passes no gradient on to the pixels"):
+            Runner(judge)(cats(1), given)
 
 
 def test_a_language_model_judges_texts_and_sees_no_picture(language: Path) -> None:

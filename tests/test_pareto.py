@@ -189,6 +189,15 @@ def test_a_plain_prompt_may_ask_for_the_total():
     assert not torch.equal(scores.total, scores.values[:, 0])
 
 
+def test_tags_that_ask_for_nothing_of_their_own_are_refused():
+    with pytest.raises(UsageError, match="same words"):
+        parrot(tags={"a": "<1>", "b": "<1>"})
+    with pytest.raises(UsageError, match="total is none"):
+        parrot(tags={"a": "<1>", "total": ""}).collect(TaggedPolicy(), PROMPTS, Corners(), 0, 0)
+    alone = parrot(tags={"total": ""}).collect(TaggedPolicy(), PROMPTS, Corners(), 0, 0)
+    assert torch.equal(alone.counted, nondominated(alone.scores.values.double(), alone.trajectory.group))
+
+
 def test_the_gradient_is_that_of_the_paper():
     """(1/|P|) sum over the front of r_k times the gradient of the log-density, with everything else at exactly 0."""
     learner, policy = parrot(), TaggedPolicy()

@@ -65,6 +65,13 @@ def test_paths_of_overrides_are_seen_from_where_one_stands(tmp_path: Path, monke
     recipe = load_recipe("image-draft", [spec, "policy.model=tiny-flow"])
     assert recipe.reward["sum"] == [{"use": f"{tmp_path / 'rules.py'}:light"}, {"use": "image-clip.yaml"}]
     assert recipe.policy.model == "tiny-flow"
+    recipe = load_recipe("image-draft", ["reward={sum: [{use: ./models}, {use: clip, model: models/own}]}"])
+    assert recipe.reward["sum"][0] == {"use": str(tmp_path / "models")}
+    assert recipe.reward["sum"][1]["model"] == str(tmp_path / "models" / "own")
+    long = "yes/no " * 100
+    assert load_recipe("image-draft", [f"reward={long}"]).reward == long.strip()
+    with pytest.raises(UsageError, match=r"no model folder 'models'.*is written ./models"):
+        build(load_recipe("image-draft", ["policy.model=models"]))
 
 
 def test_overrides_are_yaml_and_reach_everything() -> None:

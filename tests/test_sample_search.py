@@ -240,7 +240,7 @@ def test_the_shipped_searches_take_one_prompt(name: str, tmp_path: Path, caplog:
     (row,) = rows_of(out)
     assert (out / row["file"]).is_file()
     assert (row["score"] is None) == (name == "image-nrg")  # a rule cannot read a prompt without facts
-    assert ("does not score these prompts, which lack facts.objects" in caplog.text) == (name == "image-nrg")
+    assert ("scores none of these prompts, since some lack facts.objects" in caplog.text) == (name == "image-nrg")
 
 
 def test_a_fit_that_was_killed_goes_on_where_it_was(model: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -50,6 +50,7 @@ def test_its_pictures_are_answers_and_are_not_asked_with():
     assert [prompt.text for prompt in built.taught] == [prompt.text for prompt in built.data.rows]
     assert all(prompt.media is not None for prompt in built.data.rows)
     assert all(prompt.media is None for prompt in built.taught)
+    assert built.asked.rows == built.taught
 
 
 @pytest.mark.parametrize("name", ["pipelines/image-subject.yaml", "rewards/image-likeness.yaml"])

@@ -84,7 +84,6 @@ class Dragon(ForwardPreference):
         super().__init__(own)
         self.sets = settings
         self.name = settings.name
-        self.answered = settings.positives == "pictures"  # by prompts' own pictures, which nobody asks with
         self._shift: list[float] = []  # z of each draw
 
     def collect(
@@ -92,7 +91,7 @@ class Dragon(ForwardPreference):
     ) -> Experience:
         s, here = self.sets, rollout_seed(seed, step)
         forward = fitting(policy, self.name)
-        asked = [replace(prompt, media=None) for prompt in prompts] if self.answered else prompts
+        asked = [replace(prompt, media=None) for prompt in prompts] if s.positives == "pictures" else prompts
         trajectory, scores = sample_and_score(policy, asked, reward, s.group, here, self.name)
         clean, log = forward.clean(trajectory), reward_log(over_ranks(scores, trajectory.group)[0])
         if s.positives == "samples":

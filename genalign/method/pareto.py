@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from genalign.losses import RELATIVE_FLOOR, front_ranks
@@ -41,6 +41,12 @@ class ParetoSettings(MethodSettings):
     """How far, down and up, a step's summed log-ratio may move before its gradient stops, in nats."""
     kl_beta: float = Field(0.0, ge=0)
     """Weight of the KL divergence from the reference per step, in nats."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.tags.values())) < len(self.tags):
+            raise UsageError("two of method.tags have the same words, so no prompt can tell them apart; change one")
+        return self
 
     def build(self, folder: Path) -> Method:
         return Parrot(self)
@@ -149,7 +155,9 @@ def objectives(scores: Scores, names: Sequence[str]) -> Tensor:
     if absent is not None:
         raise UsageError(f"method.tags names {absent!r}, but the reward's aspects are {', '.join(scores.names)}")
     if len(names) < 2:
-        raise UsageError("a Pareto front needs at least two rewards; name more aspects in method.tags, or take grpo")
+        raise UsageError(
+            "a Pareto front needs at least two rewards; name more aspects in method.tags (total is none), or take grpo"
+        )
     columns = [scores.names.index(name) for name in names]
     sign = torch.where(scores.weights[columns] < 0, -1.0, 1.0)
     return torch.where(scores.valid[:, columns], (scores.values[:, columns] * sign).double(), torch.nan)

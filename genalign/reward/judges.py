@@ -163,7 +163,7 @@ class YesNoJudge(CriteriaJudge):
 
     @property
     def differentiable(self) -> bool:
-        return isinstance(self.answerer, LocalModel) and self.reads == "image"
+        return isinstance(self.answerer, LocalModel) and self.reads == "image" and "sample" in places(self.template)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         table = ask_criteria(self.asks, prompts)

@@ -74,28 +74,31 @@ class LocalModel:
 
     @torch.no_grad()
     def yes(self, questions: Sequence[Question]) -> list[float | ScoringError]:
-        return self._yes(questions, exact=False).tolist()
+        return self._yes(questions, graph=False).tolist()
 
     def yes_with_grad(self, questions: Sequence[Question]) -> Tensor:
-        """yes() as a tensor (R,), with gradients to the questions' pictures.
+        """yes() as a tensor (R,), with gradients to the questions' pictures; all its passes are held until backward.
 
         Raises UsageError where the model's image processor leaves torch on the way.
         """
-        told = self._yes(questions, exact=True)
+        told = self._yes(questions, graph=True)
         if not told.requires_grad:
-            raise UsageError(
-                f"the image processor of judge {self.model} passes no gradient on to the pixels; give a model whose "
-                f"processor computes in torch (use_fast), or take a method that only needs scores"
-            )
+            raise self._without_gradient()
         return told
 
-    def _yes(self, questions: Sequence[Question], exact: bool) -> Tensor:
-        parts = [[questions[i] for i in part] for part in self._parts(len(questions))]
-        return torch.cat([self._yes_of(part, exact) for part in parts]) if parts else torch.zeros(0)
+    def _without_gradient(self) -> UsageError:
+        return UsageError(
+            f"the image processor of judge {self.model} passes no gradient on to the pixels; give a model whose "
+            f"processor computes in torch, or take a method that only needs scores"
+        )
 
-    def _yes_of(self, questions: Sequence[Question], exact: bool) -> Tensor:
+    def _yes(self, questions: Sequence[Question], graph: bool) -> Tensor:
+        parts = [[questions[i] for i in part] for part in self._parts(len(questions))]
+        return torch.cat([self._yes_of(part, graph) for part in parts]) if parts else torch.zeros(0)
+
+    def _yes_of(self, questions: Sequence[Question], graph: bool) -> Tensor:
         net, _ = self._loaded
-        inputs = self._inputs(questions, "right", exact)  # no position is shifted, and no real token sees what pads it
+        inputs = self._inputs(questions, "right", graph)  # no position is shifted, and no real token sees what pads it
         last = inputs["attention_mask"].sum(1) - 1  # (R,)
         kept, which = torch.unique(last, return_inverse=True)
         few = "logits_to_keep" in inspect.signature(net.forward).parameters
@@ -110,7 +113,7 @@ class LocalModel:
     ) -> list[str | ScoringError]:
         answers: list[str | ScoringError] = []
         for part in self._parts(len(questions)):
-            inputs = self._inputs([questions[i] for i in part], "left", exact=False)
+            inputs = self._inputs([questions[i] for i in part], "left", graph=False)
             choice = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
             with torch.random.fork_rng(enabled=bool(temperature)):
                 if temperature:
@@ -132,13 +135,13 @@ class LocalModel:
     def _parts(self, rows: int) -> list[range]:
         return [range(at, min(at + self.batch_size, rows)) for at in range(0, rows, self.batch_size)]
 
-    def _inputs(self, questions: Sequence[Question], side: str, exact: bool) -> Any:
-        """exact: pictures stay float tensors, with their graph."""
+    def _inputs(self, questions: Sequence[Question], side: str, graph: bool) -> Any:
+        """graph: pictures stay float tensors, with their graph."""
         _, processor = self._loaded
         written = [self._written(question) for question in questions]
-        pictures: Any = [[p if exact else to_pil(p) for p in q.pieces if isinstance(p, Tensor)] for q in questions]
+        pictures: Any = [[p if graph else to_pil(p) for p in q.pieces if isinstance(p, Tensor)] for q in questions]
         options: dict[str, Any] = {"return_tensors": "pt", "padding": True}
-        if exact:
+        if graph:
             options["do_rescale"] = False  # they are in [0,1] already
         self._tokenizer.padding_side = side
         templated = bool(self._tokenizer.chat_template or getattr(processor, "chat_template", None))
@@ -147,9 +150,13 @@ class LocalModel:
             if any(pictures):
                 raise UsageError(f"judge {self.model} is a language model and sees no picture; set reads: text")
             return processor(written, **options).to(self.device)
-        return processor(text=written, images=pictures if any(pictures) else None, **options).to(
-            self.device, self.dtype
-        )
+        try:
+            read = processor(text=written, images=pictures if any(pictures) else None, **options)
+        except (RuntimeError, TypeError, ValueError) as error:  # of numpy or PIL, which take no graph
+            if graph:
+                raise self._without_gradient() from error
+            raise
+        return read.to(self.device, self.dtype)
 
     def _written(self, question: Question) -> str:
         _, processor = self._loaded
