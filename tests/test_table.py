@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from numpy.random import default_rng as random
 
-from genalign import table
+from genalign import build, load_recipe, table
+from genalign.lab.world import BACKGROUNDS, place, render
 from genalign.shipped import shipped
+from genalign.types import Media, Track
 
 ROW = {
     "train_seconds": 90,
@@ -79,3 +83,16 @@ def test_a_cell_is_a_run_of_its_recipe(tmp_path, monkeypatch):
     assert row["metrics"]["reward_learnt"]["name"] == "scene_facts/total on 3 training prompts"
     assert row["metrics"]["judge"]["name"] == "judge/all_facts"
     assert "seed: 1" in next(Path(tmp_path).glob("*/recipe.yaml")).read_text()
+
+
+@pytest.mark.parametrize("which", ["reward", "reward_learnt"])
+def test_the_base_is_as_diverse_as_the_world_so_that_vendi_alone_has_nothing_to_teach(which):
+    """True scenes of the prompts that image-dragon-vendi is measured on, a background drawn where none is told."""
+    cell = json.loads((shipped("assets") / "table.json").read_text())["image-dragon-vendi-seed-0"]
+    built = build(load_recipe("image-dragon-vendi"))
+    rows, rng, pictures = (built.data if which == "reward_learnt" else built.eval_prompts).rows[:512], random(0), []
+    for row in rows:
+        facts = {**row.facts, "background": row.facts["background"] or rng.choice(list(BACKGROUNDS))}
+        pictures.append(torch.from_numpy(render(place(facts, rng), rng)).permute(2, 0, 1).float())
+    scores = built.reward(rows, Media(image=Track(torch.stack(pictures))), torch.arange(len(rows)))
+    assert float(scores.total.mean()) == pytest.approx(cell["metrics"][which]["before"], abs=0.15)
