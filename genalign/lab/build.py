@@ -18,7 +18,8 @@ BACKGROUND_STATED = 0.6
 
 def build_prompts(folder: Path, seed: int = 20) -> None:
     """train.jsonl and heldout.jsonl: true captions and their facts, no text twice, split by combination; and
-    train-hard.jsonl, those of train.jsonl that state a relation or a count above one."""
+    train-hard.jsonl, those of train.jsonl that state a relation or a count above one; train-open.jsonl and
+    heldout-open.jsonl, those that state no background."""
     for index, (split, count) in enumerate(PROMPTS.items()):
         rng = np.random.default_rng((seed, index))
         rows: dict[str, dict[str, Any]] = {}
@@ -29,6 +30,7 @@ def build_prompts(folder: Path, seed: int = 20) -> None:
                 facts["background"] = None
             rows.setdefault(text := caption(facts, rng), {"prompt": text, "facts": facts})
         write_rows(folder / f"{split}.jsonl", rows.values())
+        write_rows(folder / f"{split}-open.jsonl", (row for row in rows.values() if row["facts"]["background"] is None))
         if split == "train":
             write_rows(folder / "train-hard.jsonl", filter(_is_hard, rows.values()))
 

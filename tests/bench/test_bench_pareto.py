@@ -17,21 +17,13 @@ from torch import Tensor
 from genalign import build, load_recipe, start, train
 from genalign.evaluate import compare
 from genalign.method.pareto import tag_prompts
-from genalign.shipped import shipped
 from genalign.types import Prompt
 
 REWARDS = ("colourful", "light")  # a white picture has no colour, a colourful one is not white
 TAGS = {"colourful": "<1>", "light": "<2>"}
 WEIGHTS = (0.2, 0.5, 0.8)  # of the first reward, with 1 minus it for the second
+PROMPTS = "data.prompts=emojiworld/train-open.jsonl"  # no background is told, and it decides both rewards
 SAMPLES = 8  # of a prompt, in a batch whose hypervolume is taken
-
-
-def backgroundless(folder: Path) -> Path:
-    """Prompts that leave the background to the model: it decides both rewards."""
-    rows = [json.loads(line) for line in shipped("assets", "emojiworld", "train.jsonl").read_text().splitlines()]
-    path = folder / "prompts.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows if row["facts"]["background"] is None))
-    return path
 
 
 def reward_of(weights: tuple[float, float]) -> str:
@@ -81,7 +73,7 @@ def test_hypervolume_is_an_area() -> None:
 
 
 def test_the_table_can_be_measured(tmp_path: Path) -> None:
-    few = ["data.prompts_per_step=2", "policy.batch_size=8", f"data.prompts={backgroundless(tmp_path)}"]
+    few = ["data.prompts_per_step=2", "policy.batch_size=8", PROMPTS]
     built = trained([*few, parrot(4), reward_of((1.0, 1.0))], 1, tmp_path / "run")
     found = batches(built, list(built.data.draw(0, 3, 0)), list(TAGS.values()), "ema")
     assert found.shape == (3, SAMPLES, 2)
@@ -91,13 +83,12 @@ def test_the_table_can_be_measured(tmp_path: Path) -> None:
 def main(steps: int = 48, prompts: int = 64) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        common = [f"data.prompts={backgroundless(Path(folder))}"]
         plans = {f"{w:g} {REWARDS[0]} + {1 - w:g} {REWARDS[1]}": [reward_of((w, 1 - w))] for w in WEIGHTS}
         plans["parrot"] = [reward_of((1.0, 1.0)), parrot(16), "data.prompts_per_step=4"]
         points: dict[str, Tensor] = {}
         for k, (name, own) in enumerate(plans.items()):
             print(name, flush=True)
-            built = trained([*common, *own], steps, Path(folder) / f"run-{k}")
+            built = trained([PROMPTS, *own], steps, Path(folder) / f"run-{k}")
             asked = list(built.data.draw(10_000, prompts, 0))
             tags = list(TAGS.values()) if name == "parrot" else []
             if not points:
