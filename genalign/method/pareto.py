@@ -62,8 +62,8 @@ class Parrot:
 
     Departs from the paper: (1) The loss is a policy gradient clipped in nats, divided by the steps that count over all
     ranks: for one prompt, the paper's 1/|P|. (2) The writer learns from the selected samples only, as the painter does.
-    (3) `keep`, signal "advantage" and a tag for the total are not in the paper,
-    which puts all tags before a prompt where it wants a bit of everything.
+    (3) `keep`, signal "advantage" and a tag for the total are not in the paper, which puts all tags before a prompt
+    where it wants a bit of everything.
     """
 
     def __init__(self, settings: ParetoSettings) -> None:
