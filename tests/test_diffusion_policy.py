@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from torch import Tensor
 
 import genalign
 from genalign.method import MethodSettings, build_method
@@ -109,7 +110,7 @@ def test_other_layouts_stay_within_1e_4_nats(name, guided, monkeypatch) -> None:
         shuffled = made.replay(trajectory, order).score - trajectory.logp[order]
         stage = made._stage
 
-        def joint(args, kwargs, rows, graph=None):
+        def joint(args, kwargs, rows, graph=None, twins=None):
             return list(stage.count(args, kwargs)[0].chunk(stage.branches(args, kwargs, rows)))
 
         monkeypatch.setattr(stage, "answer", joint)
@@ -146,8 +147,8 @@ def test_gradient_matches_finite_differences(name, guided, monkeypatch) -> None:
     stage, real = made._stage, made._stage.answer
     constants: list[list[torch.Tensor]] = []
 
-    def remember(args, kwargs, rows, graph=None):
-        outs = real(args, kwargs, rows, graph)
+    def remember(args, kwargs, rows, graph=None, twins=None):
+        outs = real(args, kwargs, rows, graph, twins)
         constants.append([out.detach() for out in outs])
         return outs
 
@@ -158,8 +159,8 @@ def test_gradient_matches_finite_differences(name, guided, monkeypatch) -> None:
         monkeypatch.setattr(stage, "answer", remember)
         score().backward()
 
-        def frozen(args, kwargs, rows, graph):  # branches without a graph are constants of the gradient
-            outs = real(args, kwargs, rows, graph)
+        def frozen(args, kwargs, rows, graph, twins):  # branches without a graph are constants of the gradient
+            outs = real(args, kwargs, rows, graph, twins)
             kept = constants[len(seen)]
             seen.append(1)
             return [out if graph[k] else kept[k] for k, out in enumerate(outs)]
@@ -327,7 +328,7 @@ def test_siblings_that_start_together_part_at_the_window_and_are_one_until_then(
     before = made.calls()
     trajectory = made.rollout(PROMPTS, 2, seed=0)
     branches = 2 if guided and name != "flux" else 1
-    assert made.calls() - before == branches * (2 * len(PROMPTS) + 6 * ROWS)
+    assert made.calls() - before == branches * (3 * len(PROMPTS) + 5 * ROWS)  # a step before the noise, and the next
     assert float(log_ratio(made, trajectory).abs().max()) == 0
     first, last = (torch.cat([chunk.latents[i] for chunk in trajectory.tape.chunks]) for i in (2, 3))  # (ROWS, ...)
     torch.testing.assert_close(first[0::2], first[1::2], rtol=0, atol=1e-6)
@@ -336,6 +337,28 @@ def test_siblings_that_start_together_part_at_the_window_and_are_one_until_then(
     assert float((first[0] - first[2]).abs().max()) > 0.1
     again = made.rollout([PROMPTS[2], PROMPTS[0]], 1, seed=[trajectory.seeds[5], trajectory.seeds[0]])
     torch.testing.assert_close(again.media["image"].data, trajectory.media["image"].data[[5, 0]], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_siblings_have_the_gradients_of_rows_that_are_each_asked_about(guided, monkeypatch) -> None:
+    """At the step where they part they are one question with several answers."""
+    made = policy("stable-diffusion-3", guided, shared_start=True, window=1, window_start=(2, 3), kernel="cps")
+    trajectory = made.rollout(PROMPTS, 2, seed=0)
+    branches = 2 if guided else 1
+
+    def gradients() -> tuple[int, list[Tensor]]:
+        before = made.calls()
+        score = made.replay(trajectory, range(ROWS)).score  # (ROWS,1)
+        grads = torch.autograd.grad((score[:, 0] * torch.arange(1.0, ROWS + 1)).sum(), made.named_trainable().values())
+        return made.calls() - before, list(grads)
+
+    once, shared = gradients()
+    monkeypatch.setattr("genalign.policy.diffusion.twins_of", lambda prompts, starts: None)
+    each, own = gradients()
+    assert (once, each) == (branches * len(PROMPTS), branches * ROWS)
+    for a, b in zip(shared, own, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-3 * float(b.abs().max()) + 1e-12)
+    assert any(float(a.abs().max()) > 0 for a in shared)
 
 
 def test_what_is_drawn_does_not_depend_on_batches_or_on_who_draws() -> None:

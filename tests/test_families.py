@@ -59,8 +59,8 @@ def replies(of: DiffusionPolicy, trajectory: Trajectory) -> list[tuple[bool, boo
     """For each branch of a replayed step: whether it keeps a graph, and whether it changes with the prompt."""
     real, outs = of._stage.answer, []
 
-    def answer(args, kwargs, rows, graph=None):
-        outs.append(real(args, kwargs, rows, graph))
+    def answer(args, kwargs, rows, graph=None, twins=None):
+        outs.append(real(args, kwargs, rows, graph, twins))
         return outs[-1]
 
     other = Trajectory(**{**vars(trajectory), "prompts": (Prompt("z q"), *trajectory.prompts[1:])})
@@ -151,7 +151,7 @@ def test_siblings_that_start_together_are_asked_about_once_until_they_part(name)
     trajectory = of.rollout(PROMPTS, 2, seed=0)
     steps = of.settings.sampler.steps
     spent, branches = of.calls() - calls, len(of._graph[0])
-    assert spent == branches * (2 * len(PROMPTS) + (steps - 2) * ROWS)
+    assert spent == branches * (3 * len(PROMPTS) + (steps - 3) * ROWS)  # two steps before the noise, and the next
     assert bool((log_ratio(of, trajectory) == 0).all())
     alone = of.rollout(PROMPTS[:1], 1, seed=[trajectory.seeds[1]])
     torch.testing.assert_close(of.clean(alone), of.clean(trajectory)[1:2], rtol=0, atol=1e-4)

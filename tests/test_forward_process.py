@@ -91,9 +91,9 @@ def test_time_falls_as_at_grows_and_every_row_has_the_same(name) -> None:
     clean, given = latents(of), []
     real = of._stage.answer
 
-    def look(args: Any, kwargs: Any, rows: int, graph: Any = None) -> Any:
+    def look(args: Any, kwargs: Any, rows: int, graph: Any = None, twins: Any = None) -> Any:
         given.append((args[0] if args else kwargs["hidden_states"]).clone())
-        return real(args, kwargs, rows, graph)
+        return real(args, kwargs, rows, graph, twins)
 
     of._stage.answer = look  # type: ignore[method-assign]
     try:

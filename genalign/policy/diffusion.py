@@ -18,7 +18,7 @@ from genalign.policy.archive import recalled, save_trajectory, settings_digest, 
 from genalign.policy.chunk import Chunk, features, gather
 from genalign.policy.layout import Encoder
 from genalign.policy.pipe import Pipe
-from genalign.policy.record import Recorder, Tape, graphs, twins_of, verify
+from genalign.policy.record import Recorder, Tape, graphs, parting, twins_of, verify
 from genalign.policy.schedule import path_of, windowed
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import Replay
@@ -202,14 +202,17 @@ class DiffusionPolicy:
         if graph is None:
             raise GenalignError("replay before any rollout of this policy; roll out once first")
 
+        prompts = [trajectory.prompts[row] for row in rows]
+        starts = self._starts([trajectory.seeds[row] for row in rows])
+        twins, last = twins_of(prompts, starts), parting(trajectory.tape.table)
+
         def answer(step: int, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-            return self._stage.answer(args, kwargs, len(rows), graph[step][branch:])
+            equal = twins if step <= last else None
+            return self._stage.answer(args, kwargs, len(rows), graph[step][branch:], equal)
 
         play = Replay(self._stage, chunk, len(rows), wanted, answer)
-        prompts = [trajectory.prompts[row] for row in rows]
-        seeds = [trajectory.seeds[row] for row in rows]
         with self._pipe.on_kernel():
-            self._stage.run(self._pipe.call(prompts, self._starts(seeds)), play.denoise, play.step)
+            self._stage.run(self._pipe.call(prompts, starts), play.denoise, play.step)
         return play.received
 
     def _starts(self, seeds: Sequence[int]) -> Sequence[int]:

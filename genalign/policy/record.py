@@ -35,8 +35,8 @@ class Recorder:
     """Denoise and step hooks of one micro-batch: the kernel steps, and what replay needs is kept.
 
     table: made when it is first needed and the scheduler knows its time grid. keep: also hold every latent, argument
-    and output, for `verify` or because guidance remembers earlier steps. twins: for each row the first one that starts
-    where it does; until the first stochastic step such rows are equal, and the denoiser is asked about one of them.
+    and output, for `verify` or because guidance remembers earlier steps. twins: what `twins_of` says of the
+    rows; until they part the denoiser is asked about one of each.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Recorder:
         generators: Sequence[torch.Generator],
         make_table: Callable[[], StepTable],
         keep: bool,
-        twins: Sequence[int],
+        twins: Sequence[int] | None,
     ) -> None:
         self.stage, self.generators, self.make_table, self.keep = stage, generators, make_table, keep
         self.twins = twins
@@ -58,10 +58,8 @@ class Recorder:
         self._step = 0
 
     def denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._step < self._parting():
-            outs = self.stage.answer_once(args, kwargs, self.rows, self.twins)
-        else:
-            outs = self.stage.answer(args, kwargs, self.rows)
+        equal = self.twins is not None and self._step <= parting(self._known_table())
+        outs = self.stage.answer(args, kwargs, self.rows, twins=self.twins if equal else None)
         if self.keep:
             branches = self.chunk.outputs.setdefault(self._step, [])
             self.arguments[-1].append((len(branches), (args, kwargs)))
@@ -90,13 +88,6 @@ class Recorder:
             self.table = self.make_table()
         return self.table
 
-    def _parting(self) -> int:
-        """The first stochastic step, or 0 where no two rows start together."""
-        if len(set(self.twins)) == self.rows:
-            return 0
-        table = self._known_table()
-        return min(table.stochastic, default=len(table))
-
     def forget(self) -> None:
         """Drop what only `verify` needed."""
         noisy = set(self.table.stochastic) if self.table is not None else set()
@@ -110,10 +101,15 @@ class Recorder:
         return torch.cat(drawn).to(like)
 
 
-def twins_of(prompts: Sequence[Prompt], starts: Sequence[int]) -> list[int]:
-    """For each row the first one of the same prompt that starts from the same seed."""
+def twins_of(prompts: Sequence[Prompt], starts: Sequence[int]) -> list[int] | None:
+    """For each row the first one of the same prompt that starts from the same seed; None where no two rows do."""
     walks = [(p.uid, p.text, id(p.media), start) for p, start in zip(prompts, starts, strict=True)]
-    return [walks.index(walk) for walk in walks]
+    return None if len(set(walks)) == len(walks) else [walks.index(walk) for walk in walks]
+
+
+def parting(table: StepTable) -> int:
+    """The last step at which the latents of twins are equal: the first one that adds noise, or the last of all."""
+    return min(table.stochastic, default=len(table))
 
 
 def verify(record: Recorder, play: Callable[[Replay], None]) -> bool:

@@ -138,37 +138,36 @@ class Stage:
         return self._forward(*args, **kwargs)
 
     def answer(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, graph: Sequence[bool] | None = None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        rows: int,
+        graph: Sequence[bool] | None = None,
+        twins: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """The real denoiser, branch by branch: (rows, ...) each. graph: which branches keep their graph (None: all)."""
+        """The real denoiser, branch by branch: (rows, ...) each.
+
+        graph: which branches keep their graph (None: all). twins: where some rows are equal, row r is asked as row
+        twins[r], and each such row once (None: no two are).
+        """
         many = self.branches(args, kwargs, rows)
         if many > 1 and self._row_axes is None:
             outs = list(self._unwrap(self.count(args, kwargs)).split(rows))
             return [out if graph is None or graph[k] else out.detach() for k, out in enumerate(outs)]
+        asked, axes = sorted(set(twins or range(rows))), self._row_axes
+        back = None
+        if twins is not None and axes is not None and len(asked) < rows:
+            back = torch.tensor([asked.index(twin) for twin in twins])
         outs = []
         for k in range(many):
-            part_args, part_kwargs = (args, kwargs)
+            own: tuple[Any, Any] = (args, kwargs)
             if many > 1:
-                part_args, part_kwargs = part((args, kwargs), k, many, rows, self._row_axes or {})
+                own = part(own, k, many, rows, axes or {})
+            if back is not None:
+                own = pick(own, asked, rows, axes or {})
             with torch.set_grad_enabled(torch.is_grad_enabled() and (graph is None or graph[k])):
-                out = self.count(part_args, part_kwargs)
-            outs.append(self._unwrap(out))
-        return outs
-
-    def answer_once(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, twins: Sequence[int]
-    ) -> list[Tensor]:
-        """The same for rows of which some are equal: row r is asked as row twins[r], and each such row once."""
-        asked = sorted(set(twins))
-        if self._row_axes is None or len(asked) == rows:
-            return self.answer(args, kwargs, rows)
-        back = torch.tensor([asked.index(twin) for twin in twins])
-        outs = []
-        for k in range(self.branches(args, kwargs, rows)):
-            whole = part((args, kwargs), k, self.branches(args, kwargs, rows), rows, self._row_axes)
-            few_args, few_kwargs = pick(whole, asked, rows, self._row_axes)
-            out = self._unwrap(self.count(few_args, few_kwargs))
-            outs.append(out[back.to(out.device)])
+                out = self._unwrap(self.count(*own))
+                outs.append(out if back is None else out[back.to(out.device)])
         return outs
 
     def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> list[Tensor]:

@@ -168,10 +168,10 @@ def test_guidance_doubles_the_forward_passes_alone() -> None:
     assert (rows.plain, rows.graph, rows.b) == (2 * T * B + W * B, W * B, W * B)
 
 
-def test_siblings_that_start_together_share_their_prefix() -> None:
-    """k/G + T - k + W (F + b) a sample, for k steps before the window."""
+def test_siblings_that_start_together_are_one_until_they_part_in_replay_too() -> None:
+    """(k + 1)/G + T - k - 1 + (1/G + W - 1) (F + b) a sample, for k steps before the window."""
     rows = trained(drawn_once(shared_start=True), "flow-grpo", Colours())
-    assert (rows.plain, rows.graph, rows.b) == (P + (T - 1) * B, W * B, W * B)
+    assert (rows.plain, rows.graph, rows.b) == (2 * P + (T - 2) * B, P + (W - 1) * B, P + (W - 1) * B)
 
 
 def test_given_pictures_are_encoded_once_and_the_reference_asked_once_a_cycle() -> None:

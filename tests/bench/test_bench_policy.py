@@ -49,10 +49,10 @@ class Bare:
         self.kwargs: dict[str, Any] = {}
         answer = policy._stage.answer
 
-        def look(args: Any, kwargs: Any, rows: int, graph: Any = None) -> Any:
+        def look(args: Any, kwargs: Any, rows: int, graph: Any = None, twins: Any = None) -> Any:
             many = policy._stage.branches(args, kwargs, rows)
             self.kwargs = part((args, kwargs), 0, many, rows, policy._stage._row_axes or {})[1]
-            return answer(args, kwargs, rows, graph)
+            return answer(args, kwargs, rows, graph, twins)
 
         policy._stage.answer = look  # type: ignore[method-assign]
         self.trained = policy.rollout(PROMPTS, self.rows // len(PROMPTS), seed=0).logp.shape[1]
