@@ -12,7 +12,7 @@ from genalign.losses import advantages, dpo_loss
 from genalign.method import FAMILIES, PRESETS, MethodSettings, build_method
 from genalign.method.common import rollout_seed
 from genalign.method.gradient import GradientSettings
-from genalign.method.preference import PreferenceSettings
+from genalign.method.preference import PreferenceSettings, packed
 from genalign.recipe import Recipe
 from genalign.types import GenalignError, Method, Policy, Prompt, Reward, UsageError
 from tests.toy_policy import DIMS, ToyPolicy, ToyReward, make_scores
@@ -271,6 +271,17 @@ def test_pairs_join_siblings_and_ties_are_dropped():
         assert total[lose] == total[group == group[win]].min()
     every = experience_of(method("d3po", group=4, pair_rule="all"), policy)
     assert len(every.pairs) == 4 * 6
+
+
+@pytest.mark.parametrize(("rows", "many"), [(4, 3), (8, 2), (9, 2), (12, 1), (1, 18), (2, 18), (3, 9)])
+def test_a_micro_batch_of_pairs_has_as_many_samples_as_one_of_rows(rows, many):
+    """Three groups of four, every two of each: 6 pairs of 4 samples a group."""
+    pairs = torch.tensor([[4 * g + a, 4 * g + b] for g in range(3) for a in range(4) for b in range(a)])
+    packs = packed(pairs, rows)
+    assert torch.equal(torch.cat(packs), pairs)
+    assert len(packs) == many
+    assert max(len(torch.unique(pack)) for pack in packs) <= max(rows, 2)
+    assert packed(pairs[:0], rows) == []
 
 
 class Weighed(ToyReward):

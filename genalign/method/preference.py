@@ -146,8 +146,7 @@ class Preference:
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
         trajectory = experience.trajectory
         assert experience.pairs is not None
-        together = max(1, trajectory.rows_together // 2)
-        packs = list(experience.pairs.split(together)) if len(experience.pairs) else []
+        packs = packed(experience.pairs, trajectory.rows_together)
         examples = [[(pack, steps) for _, steps in trajectory.units([0])] for pack in packs]
         counts = [float(sum(_complete(trajectory, unit).sum() for unit in units)) for units in examples]
         for mine, total in deal(examples, counts, self.settings.updates_per_rollout, trajectory):
@@ -196,6 +195,19 @@ def by_objective(scores: Scores, name: str) -> tuple[Scores, Tensor, float]:
     one = torch.zeros_like(weights).index_fill(0, torch.tensor(k), 1.0)
     only = replace(scores, total=torch.where(whole, scores.values[:, k], 0.0), total_valid=whole)
     return only, scores.values @ (weights * (1 - one)), float(weights[k])
+
+
+def packed(pairs: Tensor, rows: int) -> list[Tensor]:
+    """Runs of consecutive pairs (P,2) that have at most `rows` samples between them, or are one pair."""
+    packs: list[Tensor] = []
+    held: set[int] = set()
+    begun = 0
+    for k, pair in enumerate(pairs.tolist()):
+        if k > begun and len(held.union(pair)) > rows:
+            packs.append(pairs[begun:k])
+            held, begun = set(), k
+        held.update(pair)
+    return [*packs, pairs[begun:]] if len(pairs) else []
 
 
 def _complete(trajectory: Trajectory, unit: Unit) -> Tensor:
