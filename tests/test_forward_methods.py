@@ -268,7 +268,11 @@ def test_pairs_follow_the_rule():
         assert total[loser] == total[group == group[winner]].min()
     assert len(few.noise) == few.global_rows == 3
     every = experience_of(method("flow-dpo", group=4, pair_rule="all"), policy)
-    assert len(every.pairs) == len(set(every.noise.tolist())) == 4 * 6
+    assert len(every.pairs) == len(every.noise) == 4 * 6
+    assert len(set(every.noise.tolist())) == 4  # siblings share their noise, so each of them is asked about once
+    asked, place = every.asked(torch.arange(24))
+    assert len(asked) == 16
+    assert torch.equal(asked[place][..., 0], every.pairs)
 
 
 class Pictures:

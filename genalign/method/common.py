@@ -120,6 +120,17 @@ def reward_log(scores: Scores) -> dict[str, float]:
     return {name: float(value[valid].double().mean()) for name, (value, valid) in columns.items() if valid.any()}
 
 
+def packed(pairs: Tensor, rows: int) -> list[Tensor]:
+    """Micro-batches of pairs: which of pairs (P,2), in their order, as many as have at most `rows` samples, or one."""
+    begun, held = [0], set[int]()
+    for k, pair in enumerate(pairs.tolist()):
+        if k > begun[-1] and len(held.union(pair)) > rows:
+            begun.append(k)
+            held.clear()
+        held.update(pair)
+    return [*torch.arange(len(pairs)).tensor_split(begun[1:])] if len(pairs) else []
+
+
 def deal(
     blocks: Sequence[Block], counts: Sequence[float], updates: int, trajectory: Trajectory
 ) -> list[tuple[list[Block], float]]:

@@ -145,11 +145,10 @@ class Dragon(ForwardPreference):
     def _means(self, policy: Policy, experience: PairExperience) -> list[float]:
         """The mean of g over both sets and all ranks at each draw, at least 0; the reference's errors are kept."""
         self._reference.clear()
-        together = max(1, experience.trajectory.rows_together // 2)
         means = []
         for draw in range(self.sets.draws):
             told = torch.zeros(2, dtype=torch.float64)
-            for pack in torch.arange(len(experience.noise)).split(together) if len(experience.noise) else ():
+            for pack in experience.packs():
                 gained = self._gained(policy, experience, (pack, draw))[0]
                 told += torch.tensor([gained.double().sum().item(), gained.numel()], dtype=torch.float64)
             total, count = all_sum(told).tolist()

@@ -13,13 +13,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from genalign.losses import all_pairs, best_worst_pairs, dpo_loss
-from genalign.method.common import deal, emit, over_ranks, reward_log, rollout_seed, sample_and_score, sums
+from genalign.method.common import deal, emit, over_ranks, packed, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.forward import (
     ForwardExperience,
     ForwardSettings,
     Reduction,
     fitting,
     shares,
+    sibling_seeds,
     stratified_times,
     without_steps,
 )
@@ -77,15 +78,27 @@ class ForwardPreferenceSettings(ForwardSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PairExperience(ForwardExperience):
-    noise: Tensor  # (P,) int64, a seed for each pair, which both of its samples share
+    noise: Tensor  # (P,) int64, a seed for each pair, which both of its samples share, and its siblings where they can
     keys: tuple[tuple[int, int], ...] | None = None  # (P,) which pair at which turn of the cycle; None: seen only once
+
+    def asked(self, pack: Tensor) -> tuple[Tensor, Tensor]:
+        """What a pack of pairs asks about: (R,2) a sample's row and its noise, each once; (P,2) where a pair's are."""
+        assert self.pairs is not None
+        told = torch.stack([self.pairs[pack], self.noise[pack, None].expand(-1, 2)], 2)  # (P,2,2)
+        asked, place = torch.unique(told.flatten(0, 1), dim=0, return_inverse=True)
+        return asked, place.unflatten(0, (-1, 2))
+
+    def packs(self) -> list[Tensor]:
+        """Micro-batches of pairs."""
+        _, place = self.asked(torch.arange(len(self.noise)))
+        return packed(place, self.trajectory.rows_together)
 
 
 class ForwardPreference:
     """-log sigmoid(beta/2 [(e_ref - e)_w - (e_ref - e)_l]), e the squared error of the model's output at x_t.
 
     Diffusion-DPO (arXiv 2311.12908) and Flow-DPO (arXiv 2501.13918): the output is the noise, the velocity or whatever
-    the model was trained to say. Winner and loser share time and noise, and the reference is the policy without its
+    the model was trained to say. A prompt's samples share time and noise, and the reference is the policy without its
     adapters, asked in the same call, so that the first loss is exactly log 2. Pairs come from a reward (`pair_rule`
     within each group of the policy's present samples, ties dropped) or are given as pictures.
 
@@ -112,7 +125,7 @@ class ForwardPreference:
         find = best_worst_pairs if s.pair_rule == "best_worst" else all_pairs
         pairs = find(scores, trajectory.group.cpu(), s.min_gap)
         everyone, _, _ = over_ranks(scores, trajectory.group)
-        seeds = [sample_seed(trajectory.seeds[winner], trajectory.seeds[loser], -1) for winner, loser in pairs.tolist()]
+        seeds = sibling_seeds(trajectory, pairs[:, 0].tolist(), -1)
         return PairExperience(
             trajectory=without_steps(trajectory),
             scores=scores,
@@ -172,8 +185,7 @@ class ForwardPreference:
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
         assert isinstance(experience, PairExperience)
-        together = max(1, experience.trajectory.rows_together // 2)
-        packs = list(torch.arange(len(experience.noise)).split(together)) if len(experience.noise) else []
+        packs = experience.packs()
         draws = range(self.settings.draws)
         counts = [float(len(pack) * len(draws)) for pack in packs]
         for mine, total in deal(packs, counts, self.settings.updates_per_rollout, experience.trajectory):
@@ -202,22 +214,23 @@ class ForwardPreference:
     def _scores(self, policy: Policy, experience: PairExperience, unit: Unit) -> tuple[Tensor, Tensor, int, float]:
         """Scores of winners and losers (2,P) under the policy and under the reference, their count, and eps's share."""
         pack, draw = unit
-        assert experience.pairs is not None
-        rows = experience.pairs[pack].T.flatten().tolist()  # winners, then losers
+        asked, place = experience.asked(pack)
+        rows, noises = asked.T.tolist()
         prompts = [experience.trajectory.prompts[row] for row in rows]
-        seeds = [sample_seed(seed, draw, -1) for seed in experience.noise[pack].tolist()] * 2
+        seeds = [sample_seed(noise, draw, -1) for noise in noises]
         keys = [] if experience.keys is None else [(*experience.keys[i], draw) for i in pack.tolist()]
         known = bool(keys) and all(key in self._reference for key in keys)
         at = experience.times[draw]
         fitted = fitting(policy, self.name).fit(
             prompts, experience.clean[rows], at, seeds, None if known else "reference"
         )
-        score = fitted.score[:, 0].unflatten(0, (2, -1))
+        place = place.to(fitted.score.device)
+        score = fitted.score[:, 0][place].T  # (2,P)
         if known:
             reference = torch.tensor([self._reference[key] for key in keys], dtype=score.dtype, device=score.device).T
         else:
             assert fitted.versus_score is not None
-            reference = fitted.versus_score[:, 0].unflatten(0, (2, -1))
+            reference = fitted.versus_score[:, 0][place].T
             self._reference.update(zip(keys, reference.T.tolist(), strict=False))
         return score, reference, fitted.count, shares(fitted, at)[1]
 

@@ -13,7 +13,17 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from genalign.losses import all_pairs, best_worst_pairs, dpo_loss
-from genalign.method.common import check_noise, deal, emit, over_ranks, reward_log, rollout_seed, sample_and_score, sums
+from genalign.method.common import (
+    check_noise,
+    deal,
+    emit,
+    over_ranks,
+    packed,
+    reward_log,
+    rollout_seed,
+    sample_and_score,
+    sums,
+)
 from genalign.method.pairs import LabelledPair, Recalling, check_digest, read_pairs
 from genalign.method.settings import MethodSettings
 from genalign.ranks import all_sum
@@ -146,7 +156,7 @@ class Preference:
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
         trajectory = experience.trajectory
         assert experience.pairs is not None
-        packs = packed(experience.pairs, trajectory.rows_together)
+        packs = [experience.pairs[pack] for pack in packed(experience.pairs, trajectory.rows_together)]
         examples = [[(pack, steps) for _, steps in trajectory.units([0])] for pack in packs]
         counts = [float(sum(_complete(trajectory, unit).sum() for unit in units)) for units in examples]
         for mine, total in deal(examples, counts, self.settings.updates_per_rollout, trajectory):
@@ -195,19 +205,6 @@ def by_objective(scores: Scores, name: str) -> tuple[Scores, Tensor, float]:
     one = torch.zeros_like(weights).index_fill(0, torch.tensor(k), 1.0)
     only = replace(scores, total=torch.where(whole, scores.values[:, k], 0.0), total_valid=whole)
     return only, scores.values @ (weights * (1 - one)), float(weights[k])
-
-
-def packed(pairs: Tensor, rows: int) -> list[Tensor]:
-    """Runs of consecutive pairs (P,2) that have at most `rows` samples between them, or are one pair."""
-    packs: list[Tensor] = []
-    held: set[int] = set()
-    begun = 0
-    for k, pair in enumerate(pairs.tolist()):
-        if k > begun and len(held.union(pair)) > rows:
-            packs.append(pairs[begun:k])
-            held, begun = set(), k
-        held.update(pair)
-    return [*packs, pairs[begun:]] if len(pairs) else []
 
 
 def _complete(trajectory: Trajectory, unit: Unit) -> Tensor:

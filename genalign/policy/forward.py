@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from genalign.policy.pipe import Pipe
+from genalign.policy.record import twins_of
 from genalign.policy.schedule import only
 from genalign.policy.tape import Enough, Stage
 from genalign.transition import Path
@@ -61,11 +62,14 @@ class OneTime:
     """Denoise and step hooks that ask the denoiser about `clean` (R,*L), noised at one time.
 
     The time is entered twice: the first step is a blank whose x' is x_t, so that x_t enters where the pipeline has its
-    latents, whatever it does to make the first ones.
+    latents, whatever it does to make the first ones. twins: for each row the first one of its prompt and its noise;
+    where x_t is nothing but noise, they are asked about once.
     """
 
-    def __init__(self, stage: Stage, clean: Tensor, seeds: Sequence[int], at: float) -> None:
-        self.stage, self.clean, self.seeds, self.at = stage, clean, seeds, at
+    def __init__(
+        self, stage: Stage, clean: Tensor, seeds: Sequence[int], at: float, twins: Sequence[int] | None
+    ) -> None:
+        self.stage, self.clean, self.seeds, self.at, self.twins = stage, clean, seeds, at, twins
         self.out: Tensor | None = None  # (R,*L), what the scheduler was given
         self.target: Tensor | None = None
         self._where: tuple[Path, int] | None = None
@@ -83,8 +87,12 @@ class OneTime:
         self._where = path, step
 
     def _denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        ask = self.stage.fill if self.target is None else self.stage.answer
-        return self.stage.join(ask(args, kwargs, len(self.clean)))
+        if self.target is None:
+            return self.stage.join(self.stage.fill(args, kwargs, len(self.clean)))
+        assert self._where is not None
+        path, step = self._where
+        equal = self.twins if float(path.a[step]) == 0 else None
+        return self.stage.join(self.stage.answer(args, kwargs, len(self.clean), twins=equal))
 
     def _step(self, out: Tensor, sample: Tensor) -> Tensor:
         if self.target is not None:
@@ -122,7 +130,7 @@ def fit(
     def ask() -> tuple[Tensor, Tensor, tuple[float, float]]:
         with pipe.on_kernel():
             call = pipe.unguided(prompts, seeds, fine_steps(pipe.kernel_scheduler))
-            return OneTime(pipe.stage, clean, seeds, at).run(pipe.kernel_scheduler, call)
+            return OneTime(pipe.stage, clean, seeds, at, twins_of(prompts, seeds)).run(pipe.kernel_scheduler, call)
 
     other: Tensor | None = None
     if versus is not None:  # first, so that nothing of it is alive beside the graph

@@ -67,10 +67,13 @@ def gradient(**keys: Any) -> Cost:
     return Cost(T * B, W * B, W * B, (T * B + W * B, W * B), keys)
 
 
+LATER = {"draws": D, "times": (0.1, 1.0)}  # where siblings' noised samples differ
+
+
 def fitted(reference: int, rows: int = B, **keys: Any) -> Cost:
     """D (F + b) a sample that is learnt from, and F more at each time for each other network it is compared with."""
     forward = D * reference * rows
-    return Cost(T * B + forward, D * rows, D * rows, (T * B + forward + D * rows, D * rows), {"draws": D, **keys})
+    return Cost(T * B + forward, D * rows, D * rows, (T * B + forward + D * rows, D * rows), {**LATER, **keys})
 
 
 def pathwise(kept: int, recomputed: int, steps: int = T, copies: int = 0, **keys: Any) -> Cost:
@@ -157,8 +160,15 @@ def test_without_reference_a_preference_costs_what_a_policy_gradient_does() -> N
     assert (rows.plain, rows.graph, rows.b) == (T * B, (T - 1) * B, (T - 1) * B)
 
 
+@pytest.mark.parametrize(("name", "networks"), [("flow-dpo", 2), ("nft", 2), ("awm", 1)])
+def test_at_pure_noise_siblings_that_share_it_are_one_question(name: str, networks: int) -> None:
+    """T + D (F + b) / G a sample, and D F / G for each other network."""
+    rows = trained(drawn_once(), name, Colours(), draws=D, times=(0, 0.02))
+    assert (rows.plain, rows.graph, rows.b) == (T * B + D * (networks - 1) * P, D * P, D * P)
+
+
 def test_kto_asks_once_more_for_its_zero_and_the_reference_once() -> None:
-    rows = trained(drawn_once(), "dragon", Colours(), loss="kto", draws=D)
+    rows = trained(drawn_once(), "dragon", Colours(), loss="kto", **LATER)
     assert (rows.plain, rows.graph, rows.b) == (T * B + 2 * D * B, D * B, D * B)
 
 
@@ -185,7 +195,7 @@ def test_given_pictures_are_encoded_once_and_the_reference_asked_once_a_cycle() 
             return Media(image=Track(torch.rand(2 * len(pairs), 3, 32, 32, generator=generator)))
 
     policy, spent = drawn_once(), []
-    method = MethodSettings(name="flow-dpo", draws=D, cycle=1).build_on(Pictures())
+    method = MethodSettings(name="flow-dpo", cycle=1, **LATER).build_on(Pictures())
     for step in range(2):
         with metered(policy) as rows:
             for loss in method.losses(policy, method.collect(policy, PROMPTS, None, 0, step)):
