@@ -27,7 +27,8 @@ def device() -> str:
 
 
 def sample_files(args: Namespace) -> None:
-    """Write DIR/00000.png ... and DIR/samples.jsonl; sample k of every prompt is drawn from seed + k.
+    """Write DIR/00000.png ... and DIR/samples.jsonl; sample k of every prompt is drawn from seed + k. `told` is what a
+    writer (policy.writer) made of the prompt.
 
     A rollout also writes DIR/trajectories/, and in samples.jsonl the digests that labelled pairs carry. A search writes
     its best samples, with their scores.
@@ -67,6 +68,8 @@ def _draw(args: Namespace, source: _Source, prompts: list[Prompt], seeds: list[i
             for k, prompt in enumerate(part):
                 file = write_sample(media, k, args.out / f"{first + k:05d}")
                 row = {"file": file.name, "prompt": prompt.text, "facts": dict(prompt.facts), "seed": own[k]}
+                if "text" in media and len(media) > 1:  # of policy.writer
+                    row["told"] = media["text"].data[k]
                 row |= digests
                 index.write(json.dumps(row) + "\n")
     return len(prompts)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -98,6 +99,13 @@ def sampled(out: Path) -> list[dict[str, Any]]:
 def pixels(out: Path) -> torch.Tensor:
     return torch.stack([torch.frombuffer(bytearray(Image.open(out / row["file"]).tobytes()), dtype=torch.uint8)
                         for row in sampled(out)])  # fmt: skip
+
+
+def test_sample_tells_what_a_writer_made_of_the_prompt(tmp_path: Path) -> None:
+    assert main(["sample", "image-parrot", "a star", "--steps", "1", "--out", str(tmp_path / "drawn")]) == 0
+    (row,) = sampled(tmp_path / "drawn")
+    assert row["prompt"] == "a star"
+    assert re.search(r"star.* background", row["told"])
 
 
 def test_samples_of_a_plain_model_are_those_of_plain_diffusers(tmp_path: Path) -> None:
