@@ -108,7 +108,7 @@ def twins_of(prompts: Sequence[Prompt], starts: Sequence[int]) -> list[int] | No
 
 
 def parting(table: StepTable) -> int:
-    """The last step at which the latents of twins are equal: the first one that adds noise; past the end where none does."""
+    """The last step at which twins are equal: the first one that adds noise, or past the end where none does."""
     return min(table.stochastic, default=len(table))
 
 
