@@ -10,6 +10,7 @@ from genalign.reward.ensemble import Ensemble, Repeat
 from genalign.reward.exemplars import Exemplars, Similarity
 from genalign.reward.function import FunctionReward, reward
 from genalign.reward.gates import Cascade, Gate, Product
+from genalign.reward.guard import guarded
 from genalign.reward.harmonic import Harmonic
 from genalign.reward.head import HeadReward, save_head
 from genalign.reward.judges import ScoreJudge, YesNoJudge
@@ -21,7 +22,7 @@ from genalign.reward.presets import PRESETS, Calibrated
 from genalign.reward.process import ProcessReward
 from genalign.reward.remote import RemoteReward
 from genalign.reward.rules import Budget, Format, Length, Repetition
-from genalign.reward.runner import Runner, guarded
+from genalign.reward.runner import Runner
 from genalign.reward.sets import SetReward
 from genalign.reward.shaping import Shape
 from genalign.reward.sharpness import Sharpness

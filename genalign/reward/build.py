@@ -22,8 +22,9 @@ from genalign.reward.harmonic import Harmonic
 from genalign.reward.pairwise import Difference, Gpm, Preference, Versus, WinRate
 from genalign.reward.presets import PRESETS, calibrated, how_to_get, tell_licence
 from genalign.reward.run import run_as
+from genalign.reward.user_file import find_file
 from genalign.reward.weights import find_weights
-from genalign.reward.worker import FileReward, find_file
+from genalign.reward.worker import FileReward
 from genalign.types import Reward, UsageError
 
 HEADS = {
@@ -58,8 +59,8 @@ def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
     """The reward that `spec` describes; weights load when it is first used.
 
     spec: a mapping as in a reward file, or a string: a reward file or its shipped name, `file.py:function`, a head
-    (`sharpness`), the folder of a fitted reward, or an installed `package.module:Class`. Relative paths are relative to
-    `folder` (a reward file's own to where it is), then to the shipped rooms.
+    (`sharpness`), or the folder of a fitted reward. Relative paths are relative to `folder` (a reward file's own
+    to where it is), then to the shipped rooms.
 
     Raises:
         UsageError: an unknown key or name (the nearest is named), a missing file or model, a setting that does not fit.
@@ -149,7 +150,7 @@ def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
     if (fitted := fitted_folder(name, folder, Path())) is not None:
         return _head("genalign.reward.fitted:FittedReward", name, {**settings, "folder": str(fitted)}, folder)
     if attribute.isidentifier() and all(part.isidentifier() for part in path.split(".")):
-        return _head(name, name, settings, folder)
+        return _head(_registered(name), name, settings, folder)
     file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
     try:
         found = find_file(file, folder)
@@ -163,6 +164,16 @@ def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
     spec = _read(found)
     renamed = {**spec, **settings} if isinstance(spec, Mapping) else spec
     return build_reward(renamed, found.parent)
+
+
+def _registered(address: str) -> str:
+    """`address` itself, where it is that of a head or a preset: a recipe cannot name other code by its module."""
+    if address in {*HEADS.values(), *(preset.address for preset in PRESETS.values())}:
+        return address
+    raise UsageError(
+        f"reward {address!r} names code by its module, which no reward file may do; put a function into a file of "
+        f"yours and write use: file.py:function"
+    )
 
 
 def shipped_rewards() -> list[str]:

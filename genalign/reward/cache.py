@@ -18,6 +18,7 @@ from torch import Tensor
 
 from genalign.reward.around import Around
 from genalign.reward.base import Scope, cat_scores
+from genalign.reward.guard import guarded
 from genalign.reward.wire import pack_scores, receive, send, unpack_scores
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
@@ -65,8 +66,6 @@ class Cached(Around):
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        from genalign.reward.runner import guarded
-
         assert self.looks_at == "sample"
         version = self.version
         keys = [content(version, prompt, media, row) for row, prompt in enumerate(prompts)]

@@ -24,7 +24,7 @@ from genalign.reward.base import (
     unheard,
     widest,
 )
-from genalign.reward.runner import guarded
+from genalign.reward.guard import guarded
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from genalign.reward.around import Around
 from genalign.reward.base import digest, total_confidence
 from genalign.reward.combination import Summary, choice, number, totals
-from genalign.reward.runner import guarded
+from genalign.reward.guard import guarded
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 Risk = Literal["mean", "min", "uwo", "entropic", "robust"]

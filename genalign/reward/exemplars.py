@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genalign.media import load_png
-from genalign.reward.base import Stateless, digest, nearest
+from genalign.reward.base import ScoringError, Stateless, digest, nearest
 from genalign.reward.clip import ClipReward
-from genalign.reward.worker import find_file, import_file
+from genalign.reward.user_file import find_file, import_file
+from genalign.reward.worker import ask
 from genalign.shipped import shipped
 from genalign.types import Media, Prompt, Scores, Track, UsageError
 
@@ -79,7 +80,7 @@ def read_exemplars(address: str) -> Exemplars:
     """What an address of `find_exemplars` holds.
 
     A folder: its pictures. A .txt: a text a line. A .jsonl: rows {"prompt": str}, or {"prompt": str, "image": file}. A
-    function: it returns pictures (M,3,H,W) in [0,1], or texts, or both as a pair; it runs in this process.
+    function: it returns pictures (M,3,H,W) in [0,1], or texts, or both as a pair; it runs in the worker's process.
 
     Raises:
         UsageError: nothing of the kind there, or nothing in it.
@@ -100,19 +101,34 @@ def read_exemplars(address: str) -> Exemplars:
 
 
 def _from_function(path: Path, name: str) -> Exemplars:
-    module = import_file(path)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UsageError(f"{path} has no function {name!r}{nearest(name, vars(module))}")
-    made: Any = function()
+    try:
+        made = ask({"ask": "exemplars", "path": str(path), "function": name})
+    except ScoringError as error:
+        raise UsageError(f"{name} of {path} gives no exemplars: {error}") from error
+    return Exemplars(tuple(made["pictures"]), tuple(made["texts"]))
+
+
+def made_by(path: str, function: str) -> dict[str, Any]:
+    """What a user's function returns, as `pictures` (M,3,H,W) fp32 and `texts`; for the worker's process alone.
+
+    Raises:
+        UsageError: no such function, or it returns something else.
+    """
+    module = import_file(Path(path))
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise UsageError(f"{path} has no function {function!r}{nearest(function, vars(module))}")
+    made: Any = found()
     pictures, texts = made if isinstance(made, tuple) else (made, ()) if _shown(made) else ((), made)
     try:
         shown = torch.as_tensor(pictures).float() if len(pictures) else torch.empty(0, 3, 1, 1)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{name} of {path} returns neither pictures nor texts: {error}") from error
+        raise UsageError(f"{function} of {path} returns neither pictures nor texts: {error}") from error
     if shown.ndim != 4 or shown.shape[1] != 3 or not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"{name} of {path} must return pictures (M,3,H,W), texts, or both, not {type(made).__name__}")
-    return Exemplars(tuple(shown), tuple(texts))
+        raise UsageError(
+            f"{function} of {path} must return pictures (M,3,H,W), texts, or both, not {type(made).__name__}"
+        )
+    return {"pictures": shown, "texts": list(texts)}
 
 
 def _shown(made: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genalign.reward.base import Scope, Stateless, digest, lacks
-from genalign.reward.runner import guarded
+from genalign.reward.guard import guarded
 from genalign.types import Media, Prompt, Reward, Scores, Track, UsageError
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from genalign.media import from_pil
 from genalign.reward.base import about
-from genalign.reward.runner import guarded
+from genalign.reward.guard import guarded
 from genalign.reward.wire import FRAME, pack_scores, receive, send, unpack_batch
 from genalign.types import GenalignError, Media, Prompt, Reward, Scores, Track, UsageError
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genalign.reward.combination import Summary, choice, lost_rows, number
-from genalign.reward.runner import guarded
+from genalign.reward.guard import guarded
 from genalign.types import Media, Prompt, Reward, Scores, Track, UsageError
 
 By = Literal["affine", "clip", "tanh", "sigmoid", "log_sigmoid"]

@@ -1,6 +1,6 @@
-"""Rewards from a user's file, in one process of their own that can be killed.
+"""Rewards from a user's file, in one process of their own that can be killed; this side of its pipes.
 
-A thread that is told to stop goes on working; only a process can be ended for sure. The worker is this module, started
+A thread that is told to stop goes on working; only a process can be ended for sure. The worker is child.py, started
 afresh by the interpreter (nothing is forked, `__main__` is not run again), and talks in frames over its pipes.
 """
 
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
-import importlib.util
 import json
 import os
 import signal
@@ -19,19 +17,17 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
-from genalign.reward.base import ScoringError, StandIn, about, nearest
-from genalign.reward.function import FunctionReward, describe
-from genalign.reward.wire import pack_batch, pack_scores, receive, send, unpack_batch, unpack_scores
-from genalign.shipped import shipped
-from genalign.types import Media, Prompt, Reward, Scores, UsageError
+from genalign.reward.base import ScoringError, StandIn
+from genalign.reward.user_file import find_file
+from genalign.reward.wire import pack_batch, receive, send, unpack_scores
+from genalign.types import Media, Prompt, Scores, UsageError
 
 START_SECONDS = 300.0  # to start an interpreter and import the user's file; not part of a call's time-out
-BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from genalign.reward.worker import serve; serve()"
+BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from genalign.reward.child import serve; serve()"
 
 
 class Worker:
@@ -119,12 +115,22 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 WORKER = Worker()  # one for all rewards from files
 atexit.register(WORKER.close)
-_inside = False  # this process is a worker: its files' rewards run right here, so that to end it ends them
-_loaded: dict[str, Reward] = {}
+Transport = Callable[[Mapping[str, Any], float], dict[str, Any]]
+_transport: Transport | None = None  # None: by the pipes of WORKER
 
 
-def _asked(message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-    return answer(message) if _inside else WORKER.ask(message, timeout)
+def carry_by(transport: Transport) -> None:
+    """Have all frames for user files answered by `transport` from now on.
+
+    The worker itself does so: files that its files name are answered in the same process, so that to end it ends them.
+    """
+    global _transport
+    _transport = transport
+
+
+def ask(message: Mapping[str, Any], timeout: float = START_SECONDS) -> dict[str, Any]:
+    """The worker's answer to one frame; see `Worker.ask`."""
+    return (_transport or WORKER.ask)(message, timeout)
 
 
 class FileReward(StandIn):
@@ -157,112 +163,8 @@ class FileReward(StandIn):
 
     @cached_property
     def _about(self) -> dict[str, Any]:  # type: ignore[override]
-        return _asked({"ask": "describe", **self._address}, START_SECONDS)
+        return ask({"ask": "describe", **self._address})
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         message = {"ask": "score", **self._address, "batch": pack_batch(prompts, media, group)}
-        return unpack_scores(_asked(message, self.timeout)["scores"])
-
-
-def find_file(path: str, folder: Path | None) -> Path:
-    """A reward's file, relative to `folder`, then to the shipped rewards.
-
-    Raises:
-        UsageError: in neither place.
-    """
-    places = [folder or Path(), shipped("rewards")]
-    for place in places:
-        if (found := place / Path(path).expanduser()).is_file():
-            return found.resolve()
-    known = [file.name for place in places for file in place.glob(f"*{Path(path).suffix}")]
-    raise UsageError(
-        f"no reward file {path!r} in {places[0].resolve()} or among the shipped rewards{nearest(path, known)}"
-    )
-
-
-# ---- the other side of the pipes ------------------------------------------------------------------------------------
-
-
-def serve(lock: Callable[[], None] | None = None) -> None:
-    """Answer frames until the pipe closes. What user code prints goes to stderr, so that it cannot garble a frame.
-
-    lock: what must have been done before any user code is loaded; where it fails, that is the answer to all frames.
-    """
-    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
-    global _inside
-    _inside, locked = True, lock is None
-    while (message := receive(source)) is not None:
-        try:
-            if not locked and lock is not None:
-                lock()
-                locked = True
-            reply = answer(message)
-        except Exception as error:
-            usage = isinstance(error, UsageError)
-            reply = {"error": str(error) if usage else describe(error), "usage": usage}
-        with contextlib.suppress(BrokenPipeError):  # the asker is gone, and so is the next frame
-            send(sink, reply)
-
-
-def answer(message: Mapping[str, Any]) -> dict[str, Any]:
-    """One frame answered here: by a function of a file, or by the reward that a `spec` describes."""
-    if message["ask"] == "hello":
-        return {}
-    address = {key: value for key, value in message.items() if key not in ("ask", "batch")}
-    key = json.dumps(address, sort_keys=True)
-    if key not in _loaded:
-        _loaded[key] = _load(address)
-    if message["ask"] == "score":
-        return {"scores": pack_scores(_loaded[key](*unpack_batch(message["batch"])))}
-    return about(_loaded[key])
-
-
-def _load(address: Mapping[str, Any]) -> Reward:
-    if "spec" not in address:
-        return load_function(**address)
-    from genalign.reward.build import build_reward
-
-    return build_reward(address["spec"], Path(address["folder"]))
-
-
-def load_function(
-    path: str, function: str, name: str | None = None, settings: Mapping[str, Any] | None = None
-) -> FunctionReward:
-    """Import a user's file under a name nothing else has, and take the function from it as a reward.
-
-    Raises:
-        UsageError: the file cannot be imported, or has no such function.
-    """
-    module = import_file(Path(path))
-    found = getattr(module, function, None)
-    if not callable(found):
-        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"{path} has no function {function!r}{nearest(function, own)}")
-    reward = found if isinstance(found, FunctionReward) else FunctionReward(found, name=function)
-    return reward.with_settings(settings or {}, name)
-
-
-def import_file(path: Path) -> ModuleType:
-    """A user's file as a module, under a name nothing else has.
-
-    Raises:
-        UsageError: it cannot be imported.
-    """
-    unique = f"genalign_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if unique in sys.modules:
-        return sys.modules[unique]
-    spec = importlib.util.spec_from_file_location(unique, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # so that the file may import its neighbours
-    sys.modules[unique] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[unique]
-        raise UsageError(f"reward file {path} cannot be imported: {describe(error)}") from error
-    return module
+        return unpack_scores(ask(message, self.timeout)["scores"])
