@@ -16,11 +16,8 @@ from genalign.method import (  # noqa: F401
     pareto,
     distributional,
     pathwise,
-    search,
-    reno,
-    steering,
-    guidance,
 )
+from genalign.method.search import best_of_n, reno, feynman_kac, nrg  # noqa: F401
 
 # isort: on
 from genalign.method.settings import MethodSettings

@@ -11,11 +11,11 @@ from typing import Any
 
 from genalign.reward.base import about
 from genalign.reward.build import build_reward
-from genalign.reward.exemplars import made_by
 from genalign.reward.function import describe
-from genalign.reward.user_file import load_function
-from genalign.reward.wire import pack_scores, receive, send, unpack_batch
-from genalign.reward.worker import carry_by
+from genalign.reward.heads.exemplars import made_by
+from genalign.reward.runtime.user_file import load_function
+from genalign.reward.runtime.wire import pack_scores, receive, send, unpack_batch
+from genalign.reward.runtime.worker import carry_by
 from genalign.types import Reward, UsageError
 
 _loaded: dict[str, Reward] = {}
