@@ -1,4 +1,4 @@
-"""A rectified flow of a few numbers, in float64, that is a Policy, Pathwise, Fitting and Retaking: every gradient
+"""A rectified flow of a few numbers, in float64, that is a Policy, Differentiable, ForwardProcess and Retaking: every gradient
 through its sampling can be worked out by an unrolled loop."""
 
 from __future__ import annotations
