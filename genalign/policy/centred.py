@@ -76,8 +76,10 @@ class _Mixed:
         axes = self.stage._row_axes
         if many == 1 or axes is None:
             return self.stage.join(self._mix(mine, theirs))
-        cut = [[part(tree, k, many, self.rows, axes) for tree in (mine, theirs)] for k in range(many)]
-        return self.stage.join([out for pair in cut for out in self._mix(*pair)])
+        outs: list[Tensor] = []
+        for k in range(many):
+            outs += self._mix(part(mine, k, many, self.rows, axes), part(theirs, k, many, self.rows, axes))
+        return self.stage.join(outs)
 
     def _mix(self, mine: Arguments, theirs: Arguments) -> list[Tensor]:
         outs = self.stage.answer(*mine, self.rows)

@@ -107,10 +107,10 @@ class Pipe:
 
     @cached_property
     def _off(self) -> float:
-        """The scale that asks the denoiser for the fewest branches: 1, but 0 where the pipeline adds w (cond - uncond)
-        to cond."""
-        before, asked = self.stage.calls, {}
+        """The scale that runs the fewest branches: 1, but 0 where the pipeline adds w (cond - uncond) to cond."""
+        before, branches = self.stage.calls, {}
         for scale in (1.0, 0.0):
-            asked[scale] = self.stage.asked(self.calls([self.like], [0], scale, self.settings.sampler.steps))
+            call = self.calls([self.like], [0], scale, self.settings.sampler.steps)
+            branches[scale] = self.stage.branches_of(call)
         self.stage.calls = before  # a probe is not what anything costs
-        return min(asked, key=lambda scale: asked[scale])
+        return min(branches, key=lambda scale: branches[scale])

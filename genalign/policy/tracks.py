@@ -50,11 +50,12 @@ class Tracks:
             raise UsageError(f"{self.name} makes {makes}; this policy knows only images yet")
         self.modalities = frozenset(made)
 
-    def __call__(self, output: Mapping[str, Any]) -> Media:
+    def __call__(self, output: Any) -> Media:
         """The tensors of a pipeline's output at output_type="pt": image (B,3,H,W) and video (B,F,3,H,W) in [0,1] with
         its frame rate, audio (B,C,N) in [-1,1] with its sampling rate. Gradients flow through."""
+        fields = output if isinstance(output, Mapping) else vars(output)
         tracks = {}
-        for name, value in output.items():
+        for name, value in fields.items():
             medium = next((kind for start, kind in FIELDS.items() if name.startswith(start)), None)
             if not isinstance(value, Tensor) or medium is None:
                 continue
@@ -65,7 +66,7 @@ class Tracks:
                 rate = self.frame_rate if medium == "video" else None
                 tracks[medium] = Track(value.float().clamp(0, 1), rate)
         if not tracks:
-            raise UsageError(f"{self.name} returns {' and '.join(output)}, of which nothing is known as a medium")
+            raise UsageError(f"{self.name} returns {' and '.join(fields)}, of which nothing is known as a medium")
         return Media(**tracks)
 
     @property
