@@ -9,8 +9,8 @@ import math
 import pytest
 import torch
 
-from genalign.losses import dpo_loss
 from genalign.method import build_method
+from genalign.method.losses import dpo_loss
 from genalign.method.preference import PreferenceSettings
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.types import Fitting, Media, Prompt, Track, Trajectory, UsageError

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from genalign.files.shipped import shipped
 from genalign.lab.text_head import garble
 from genalign.lab.world import caption, sample_facts
-from genalign.reward.backbones import BackboneSettings, build_backbone
-from genalign.reward.fit import Fit, Lesson, compare, fit_head
-from genalign.shipped import shipped
+from genalign.reward.fit.backbones import BackboneSettings, build_backbone
+from genalign.reward.fit.train import Fit, Lesson, compare, fit_head
 from genalign.types import Media, Prompt, Track
 
 PAIRS, LEARNT = 600, 400

@@ -4,8 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from genalign.reward.fit import Fit, Lesson, build_head, compare, fit_head, vote
-from genalign.reward.fit_heads import strangers
+from genalign.reward.fit.heads import strangers
+from genalign.reward.fit.train import Fit, Lesson, build_head, compare, fit_head, vote
 from genalign.types import UsageError
 
 

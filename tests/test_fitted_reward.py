@@ -8,14 +8,14 @@ import torch
 import yaml
 from PIL import Image
 
-from genalign.cli import main
-from genalign.comparisons import read_comparisons
-from genalign.eval_reward import report
-from genalign.fit_recipe import fit_to_preferences, split
+from genalign.cli.eval_reward import report
+from genalign.cli.main import main
+from genalign.data.comparisons import read_comparisons
+from genalign.files.shipped import shipped
 from genalign.reward import Sum, build_reward
-from genalign.reward.backbones import BackboneSettings, build_backbone
-from genalign.reward.fit import Lesson
-from genalign.shipped import shipped
+from genalign.reward.fit.backbones import BackboneSettings, build_backbone
+from genalign.reward.fit.recipe import fit_to_preferences, split
+from genalign.reward.fit.train import Lesson
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.preference_files import FORMS
 from tests.toy_rewards import tiny_clip

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genalign.cli import _parser, main
+from genalign.cli.main import _parser, main
 from genalign.method import PRESETS
 from genalign.types import Media, Prompt, Track
 
@@ -84,6 +84,8 @@ def test_every_folder_of_the_package_is_shown():
     rooms = {path.parent.name for path in (ROOT / "genalign").glob("*/__init__.py")}
     assert rooms <= shown
     assert {"pipelines", "rewards", "assets", "docs", "tests"} <= shown
+    there = {path.name for path in [*ROOT.iterdir(), *(ROOT / "genalign").rglob("*")] if path.is_dir()}
+    assert shown <= there
 
 
 def test_method_table_is_complete():

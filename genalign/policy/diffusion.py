@@ -22,8 +22,8 @@ from genalign.policy.record import Recorder, Tape, graphs, parting, twins_of, ve
 from genalign.policy.schedule import path_of, windowed
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import Replay
+from genalign.policy.transition import StepTable, step_table
 from genalign.policy.twin import twin
-from genalign.transition import StepTable, step_table
 from genalign.types import (
     GenalignError,
     Guide,

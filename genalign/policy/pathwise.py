@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from genalign.policy.pipe import Pipe
 from genalign.policy.schedule import only, path_of
 from genalign.policy.tape import Denoise, Enough, Stage, attribute
-from genalign.transition import StepTable, step_table
+from genalign.policy.transition import StepTable, step_table
 from genalign.types import Guide, Media, Prompt, Track, UsageError
 
 

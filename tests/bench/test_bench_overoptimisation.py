@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from genalign import build, load_recipe
+from genalign.files.shipped import shipped
 from genalign.lab.cards import heldout_prompts
 from genalign.lab.judge import Judge
 from genalign.lab.world import caption, change_one_fact, place, render, sample_facts
-from genalign.reward.backbones import BackboneSettings, build_backbone
-from genalign.reward.ensemble import least, moments
-from genalign.reward.fit import Fit, Lesson, compare, fit_head
-from genalign.reward.measures import best_of_n
-from genalign.shipped import shipped
+from genalign.reward.combine.ensemble import least, moments
+from genalign.reward.fit.backbones import BackboneSettings, build_backbone
+from genalign.reward.fit.measures import best_of_n
+from genalign.reward.fit.train import Fit, Lesson, compare, fit_head
 from genalign.types import Media, Prompt, Track
 
 WRONG = 0.2  # share of the labels that are turned round

@@ -10,15 +10,16 @@ from importlib.util import find_spec
 import pytest
 import yaml
 
-from genalign import build_reward, load_recipe, table
-from genalign.cli import _parser, main, parse
-from genalign.comparisons import FORMS
-from genalign.fit_recipe import load_fit_recipe
+from genalign import build_reward, load_recipe
+from genalign.cli import table
+from genalign.cli.main import _parser, main, parse
+from genalign.data.comparisons import FORMS
+from genalign.files.shipped import shipped
 from genalign.method import FAMILIES, MethodSettings
 from genalign.reward import PRESETS as REWARDS
 from genalign.reward.build import HEADS, KINDS
-from genalign.reward.fit import Fit
-from genalign.shipped import shipped
+from genalign.reward.fit.recipe import load_fit_recipe
+from genalign.reward.fit.train import Fit
 from tests.contracts.tree import PAGE, ROOT, files, tree
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -193,6 +194,12 @@ def test_links_lead_somewhere(page):
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_files_that_are_spoken_of_are_there(page):
+    for place in re.findall(r"`((?:genalign|tests|pipelines|rewards|assets|docs)/[\w./-]*)`", text_of(page)):
+        assert "NAME" in place or (ROOT / place).exists(), place
 
 
 def test_every_page_is_reached_from_the_index():
