@@ -26,6 +26,7 @@ DOCS = sorted((ROOT / "docs").rglob("*.md"))
 TOP = [ROOT / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 PAGES = [path.relative_to(ROOT).as_posix() for path in [*TOP, *DOCS]]
 METHODS = sorted(path for path in (ROOT / "docs" / "methods").glob("*.md") if path.name != "README.md")
+LOSSES = ("dpo", "kto")  # values of a setting, on pages that log one thing or the other
 PARTS = ["Loss", "Run it", "What it logs", "Departs from the papers", "Measured"]
 
 # Commands in running text are read, not run; each begins with one of these. Commands in blocks are run: README's by
@@ -198,7 +199,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
 def test_files_that_are_spoken_of_are_there(page):
-    for place in re.findall(r"`((?:genalign|tests|pipelines|rewards|assets|docs)/[\w./-]*)`", text_of(page)):
+    for place in re.findall(r"`((?:genalign|tests|pipelines|assets|docs)/[\w./-]*)`", text_of(page)):
         assert "NAME" in place or (ROOT / place).exists(), place
 
 
@@ -257,6 +258,14 @@ def test_a_method_page_names_settings_that_exist(path):
     fields = set(MethodSettings(name=names[0]).__class__.model_fields)
     for key in re.findall(r"`method\.(\w+)", path.read_text()):
         assert key in fields, key
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_a_method_page_names_what_is_logged(path):
+    source = "".join(file.read_text() for file in (ROOT / "genalign" / "method").rglob("*.py"))
+    part = path.read_text().split("## What it logs")[1].split("## Departs")[0]
+    for key in re.findall(r"`([\w/]+)`", part):
+        assert f'"{key}"' in source or any(key in family.model_fields for family in FAMILIES) or key in LOSSES, key
 
 
 # ---- rewards and data -----------------------------------------------------------------------------------------------
