@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shlex
+import tomllib
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -14,6 +15,7 @@ from genalign import build_reward, load_recipe
 from genalign.cli import table
 from genalign.cli.main import _parser, main, parse
 from genalign.data.comparisons import FORMS
+from genalign.data.prompts import read_prompts
 from genalign.files.shipped import shipped
 from genalign.method import FAMILIES, MethodSettings
 from genalign.reward import PRESETS as REWARDS
@@ -172,6 +174,14 @@ def test_yaml_examples_are_rewards_or_fits(page, elsewhere):
             assert recipe.data.file == plain["data"]["file"]
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_json_examples_are_rows_of_prompts(page, elsewhere):
+    for text in blocks(page, "json"):
+        (elsewhere / "prompts.jsonl").write_text(text)
+        (prompt,) = read_prompts(elsewhere / "prompts.jsonl")
+        assert prompt.facts
+
+
 # ---- links, tables, files -------------------------------------------------------------------------------------------
 
 
@@ -229,6 +239,18 @@ def test_tree_names_every_file_and_no_other():
             named.add(folder + line.split("`")[1])
     assert named == {path.as_posix() for path in files()}, "write it again: python -m tests.contracts.tree"
     assert PAGE.read_text() == tree(), "write it again: python -m tests.contracts.tree"
+
+
+def test_the_citation_is_of_this_version():
+    """CFF 1.2.0: what its schema requires, and the version and licence of the package."""
+    citation = yaml.safe_load(text_of("CITATION.cff"))
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["message"]
+    assert citation["title"] == project["name"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert all(author["name"] for author in citation["authors"])
+    assert project["version"] in text_of("CHANGELOG.md")
 
 
 # ---- methods --------------------------------------------------------------------------------------------------------
