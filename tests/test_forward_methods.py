@@ -16,7 +16,7 @@ from genalign.method.value import Value
 from genalign.training.checkpoint import load_checkpoint
 from genalign.training.loop import TrainSettings, restore, start
 from genalign.training.loop import train as run_loop
-from genalign.types import Fitting, GenalignError, Media, Method, Prompt, Track, UsageError
+from genalign.types import ForwardProcess, GenalignError, Media, Method, Prompt, Track, UsageError
 from tests.test_methods import LOG2, PROMPTS, backward, experience_of, mean, method, train
 from tests.toy_policy import DIMS, ToyPolicy, ToyReward
 
@@ -51,7 +51,7 @@ def test_every_preset_raises_the_reward(name):
     learner, policy = method(name, group=8), ToyPolicy()
     rewards = train(learner, policy, 30)
     assert isinstance(learner, Method)
-    assert isinstance(policy, Fitting)
+    assert isinstance(policy, ForwardProcess)
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
     assert ("forward" in learner.needs) == (name != "dpok")
 

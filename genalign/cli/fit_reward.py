@@ -20,7 +20,7 @@ from genalign.reward.fit.recipe import fit_to_preferences, is_fit_recipe
 from genalign.run.build import Built, build
 from genalign.run.launch import join_ranks
 from genalign.run.recipe import load_recipe
-from genalign.types import Fitting, UsageError
+from genalign.types import ForwardProcess, UsageError
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 HELD_OUT = 0.1  # of the prompts
@@ -84,7 +84,7 @@ def _draw(built: Built, settings: GuidanceSettings) -> Bank:
 
     policy, recipe, reward = built.policy, built.recipe, built.reward
     assert reward is not None
-    if not isinstance(policy, Fitting):
+    if not isinstance(policy, ForwardProcess):
         raise UsageError(f"{type(policy).__name__} has no latents to fit a reward to; nrg is for diffusion models")
     size = max(1, recipe.policy.batch_size // settings.fit.per_prompt)
     chosen = built.data.draw(0, min(settings.fit.prompts, len(built.data)), recipe.train.seed)

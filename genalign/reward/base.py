@@ -70,7 +70,7 @@ def about(reward: Reward) -> dict[str, Any]:
     }
 
 
-class StandIn(Stateless):
+class RemoteProxy(Stateless):
     """A reward that is elsewhere: `_about`, what `about` says of it there, is asked for when first needed."""
 
     differentiable = False

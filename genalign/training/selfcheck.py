@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genalign.ranks import gather, world
-from genalign.types import Experience, Fitting, GenalignError, Policy, Trajectory
+from genalign.types import Experience, ForwardProcess, GenalignError, Policy, Trajectory
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def check_replay(policy: Policy, experience: Experience, fresh: bool, blocks: in
     trajectory = experience.trajectory
     check_equal(list(policy.named_trainable().values()), "adapters at the start")
     clean = getattr(experience, "clean", None)  # of methods on the forward process
-    if isinstance(clean, Tensor) and isinstance(policy, Fitting):
+    if isinstance(clean, Tensor) and isinstance(policy, ForwardProcess):
         _check_forward(policy, policy, trajectory, clean, fresh)
     units = trajectory.units()
     for rows, steps in units[:: max(1, len(units) // blocks)][:blocks]:
@@ -43,7 +43,7 @@ def check_replay(policy: Policy, experience: Experience, fresh: bool, blocks: in
             _must_be_zero(replayed.kl.cpu(), mask, "the KL to the reference before the first update")
 
 
-def _check_forward(policy: Policy, forward: Fitting, trajectory: Trajectory, clean: Tensor, fresh: bool) -> None:
+def _check_forward(policy: Policy, forward: ForwardProcess, trajectory: Trajectory, clean: Tensor, fresh: bool) -> None:
     rows = range(min(len(clean), trajectory.rows_together))
     prompts, seeds = [trajectory.prompts[row] for row in rows], [trajectory.seeds[row] for row in rows]
     for at in (0.1, 0.5, 0.9) if rows else ():

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from genalign.method.settings import MethodSettings
 from genalign.types import (
+    Differentiable,
     Experience,
     Loss,
     Media,
-    Pathwise,
     Policy,
     Prompt,
     Reward,
@@ -105,7 +105,7 @@ class Inference:
         raise UsageError(f"method {self.name} trains nothing; run it by genalign sample RECIPE PROMPT")
 
 
-class Bench:
+class SearchState:
     """Draws, decodes and scores candidates of R rows, keeps the best one of each, and counts what that costs."""
 
     def __init__(
@@ -131,13 +131,13 @@ class Bench:
         self.plain = 0.0  # units of one plain evaluation of one row, known after the first
 
     @property
-    def pathwise(self) -> Pathwise:
+    def pathwise(self) -> Differentiable:
         """The policy as one whose noise can be given.
 
         Raises:
             UsageError: it is none.
         """
-        if not isinstance(self.policy, Pathwise):
+        if not isinstance(self.policy, Differentiable):
             raise UsageError(
                 f"{self.method} starts sampling from noise of its own, which {type(self.policy).__name__} cannot; "
                 f"take --search best-of-n"

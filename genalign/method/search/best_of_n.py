@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genalign.method.search.base import Bench, Found, Inference, InferenceSettings, candidate_seed
+from genalign.method.search.base import Found, Inference, InferenceSettings, SearchState, candidate_seed
 from genalign.types import Method, Policy, Prompt, Reward
 
 
@@ -49,7 +49,7 @@ class Search(Inference):
         guidance: float | None = None,
         steps: int | None = None,
     ) -> Found:
-        bench = Bench(policy, prompts, seeds, reward, guidance, steps, self.name)
+        bench = SearchState(policy, prompts, seeds, reward, guidance, steps, self.name)
         bench.plain_samples()
         nearby = self.settings.propose == "nearby"
         best = bench.pathwise.initial_noise(prompts, seeds) if nearby else None  # (R,*L)
@@ -64,7 +64,7 @@ class Search(Inference):
             first += count
         return bench.found()
 
-    def _near(self, bench: Bench, best: Tensor, rows: list[int], drawn: list[int]) -> Tensor:
+    def _near(self, bench: SearchState, best: Tensor, rows: list[int], drawn: list[int]) -> Tensor:
         """One round of random search; the best noises after it."""
         share, policy = self.settings.radius, bench.pathwise
         asked = [bench.prompts[row] for row in rows]

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genalign.method.search.base import Bench, Found, Inference, InferenceSettings, candidate_seed
+from genalign.method.search.base import Found, Inference, InferenceSettings, SearchState, candidate_seed
 from genalign.method.search.levels import Level, watch
 from genalign.types import Method, Policy, Prompt, Reward, sample_seed
 
@@ -60,7 +60,7 @@ class Particles(Inference):
         steps: int | None = None,
     ) -> Found:
         s = self.settings
-        bench = Bench(policy, prompts, seeds, reward, guidance, steps, self.name)
+        bench = SearchState(policy, prompts, seeds, reward, guidance, steps, self.name)
         bench.plain_samples()
         with bench.paying():
             levels = watch(bench.pathwise, prompts[0], guidance, steps)
@@ -70,7 +70,7 @@ class Particles(Inference):
         for population in range(max(1, bench.left(s.budget, each))):
             first = population * s.group
             drawn = [candidate_seed(seeds[row], prompts[row], first + k % s.group) for k, row in enumerate(rows)]
-            flock = _Flock(bench, levels, rows, drawn, s, set(chosen))
+            flock = _Particles(bench, levels, rows, drawn, s, set(chosen))
             asked = [prompts[row] for row in rows]
             with bench.paying():
                 media = bench.pathwise.generate_with_grad(
@@ -80,12 +80,12 @@ class Particles(Inference):
         return bench.found()
 
 
-class _Flock:
+class _Particles:
     """Particles of several prompts on their way: rows of one prompt are adjacent, `group` each."""
 
     def __init__(
         self,
-        bench: Bench,
+        bench: SearchState,
         levels: Sequence[Level],
         rows: Sequence[int],
         seeds: Sequence[int],

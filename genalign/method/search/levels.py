@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genalign.types import Pathwise, Prompt, UsageError
+from genalign.types import Differentiable, Prompt, UsageError
 
 EXACT = 1e-3  # relative; rounding in half precision stays below
 
@@ -31,7 +31,7 @@ class Level:
 
 
 def watch(
-    policy: Pathwise, prompt: Prompt, guidance: float | None = None, steps: int | None = None
+    policy: Differentiable, prompt: Prompt, guidance: float | None = None, steps: int | None = None
 ) -> tuple[Level, ...]:
     """The levels of plain sampling, one a step, from one row of it without grad.
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from genalign.method.search.base import Bench, Found, Inference
+from genalign.method.search.base import Found, Inference, SearchState
 from genalign.method.search.levels import Reader
 from genalign.method.settings import MethodSettings
 from genalign.types import Method, Policy, Prompt, Reward, UsageError
@@ -102,7 +102,7 @@ class Guidance(Inference):
         if self.latent is None:
             raise UsageError("nrg has no fitted reward; make one by genalign fit-reward RECIPE and set method.noisy")
         latent = self.latent()
-        bench = Bench(policy, prompts, seeds, reward, guidance, steps, self.name)
+        bench = SearchState(policy, prompts, seeds, reward, guidance, steps, self.name)
         with torch.no_grad(), bench.paying():
             weights = objective_weights(latent, self.settings.weights)
             guide = RewardGuide(latent, weights, prompts, self.settings)

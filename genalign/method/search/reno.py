@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genalign.method.search.base import Bench, Found, Inference, InferenceSettings, candidate_seed
+from genalign.method.search.base import Found, Inference, InferenceSettings, SearchState, candidate_seed
 from genalign.types import GenalignError, Method, Policy, Prompt, Reward
 
 
@@ -69,7 +69,7 @@ class Reno(Inference):
         steps: int | None = None,
     ) -> Found:
         s = self.settings
-        bench = Bench(policy, prompts, seeds, reward, guidance, steps, self.name)
+        bench = SearchState(policy, prompts, seeds, reward, guidance, steps, self.name)
         rows = [row for row in range(len(prompts)) for _ in range(s.group)]
         asked = [prompts[row] for row in rows]
         drawn = [candidate_seed(seeds[row], prompts[row], k % s.group) for k, row in enumerate(rows)]
@@ -95,7 +95,7 @@ class Reno(Inference):
             self._move(bench, noise, total, optimizer)
             goes_on = bench.left(s.budget - s.group, another * bench.plain) > 0
 
-    def _move(self, bench: Bench, noise: Tensor, total: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    def _move(self, bench: SearchState, noise: Tensor, total: Tensor, optimizer: torch.optim.Optimizer) -> None:
         readable = torch.isfinite(total)
         if readable.any() and not total.requires_grad:
             raise GenalignError(

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genalign.reward.around import Around
 from genalign.reward.base import digest, total_confidence
 from genalign.reward.combine.combination import Summary, choice, number, totals
 from genalign.reward.guard import guarded
+from genalign.reward.wrapper import Wrapper
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 Risk = Literal["mean", "min", "uwo", "entropic", "robust"]
@@ -74,7 +74,7 @@ class Ensemble(Summary):
         return self.say(told, total, readable, lost.any(1), std=torch.where(readable, variance.detach(), 0.0).sqrt())
 
 
-class Repeat(Around):
+class Repeat(Wrapper):
     """A reward that draws lots (a judge at temperature 1), asked several times and averaged (EditScore).
 
     Its columns are those of the part, each the mean over the passes that said something, with their population std.

@@ -30,7 +30,7 @@ from genalign.files.settings import apply_override, read_yaml, sentence
 from genalign.reward.fit import measures
 from genalign.reward.fit.backbones import Backbone, BackboneSettings, build_backbone
 from genalign.reward.fit.fitted import save_fitted
-from genalign.reward.fit.train import PERSONAL, Fit, Lesson, compare, fit_head
+from genalign.reward.fit.train import PERSONAL, Fit, PreferenceData, compare, fit_head
 from genalign.types import UsageError
 
 
@@ -119,7 +119,7 @@ def read_features(backbone: Backbone, found: Comparisons, places: Sequence[int],
     return torch.cat(rows)
 
 
-def split(lesson: Lesson, share: float, seed: int) -> tuple[Lesson, Lesson]:
+def split(lesson: PreferenceData, share: float, seed: int) -> tuple[PreferenceData, PreferenceData]:
     """What is learnt from and what is kept for the exam: whole prompts, at least one where `share` is not 0."""
     names = lesson.group.unique()
     kept = min(max(1, round(share * len(names))), len(names) - 1) if share else 0
@@ -128,7 +128,7 @@ def split(lesson: Lesson, share: float, seed: int) -> tuple[Lesson, Lesson]:
     return lesson.select((~held).nonzero()[:, 0]), lesson.select(held.nonzero()[:, 0])
 
 
-def examine(recipe: FitRecipe, head: Any, exam: Lesson) -> dict[str, Any]:
+def examine(recipe: FitRecipe, head: Any, exam: PreferenceData) -> dict[str, Any]:
     """Measures on held-out prompts; None where they say nothing."""
     if recipe.loss.name == "regression":
         with torch.no_grad():
@@ -146,7 +146,7 @@ def examine(recipe: FitRecipe, head: Any, exam: Lesson) -> dict[str, Any]:
     return {name: None if value != value else value for name, value in told.items()}
 
 
-def _lesson(recipe: FitRecipe, found: Comparisons, users: Sequence[str]) -> tuple[list[int], Lesson]:
+def _lesson(recipe: FitRecipe, found: Comparisons, users: Sequence[str]) -> tuple[list[int], PreferenceData]:
     """Which items are needed, and the lesson about them, still without features."""
     none = torch.zeros(0)
     if recipe.loss.name == "regression":
@@ -158,7 +158,7 @@ def _lesson(recipe: FitRecipe, found: Comparisons, users: Sequence[str]) -> tupl
         rows = torch.arange(len(places))
         group = torch.tensor([found.group(found.items[place].prompt) for place in places])
         rated = torch.tensor([found.ratings[place] for place in places])
-        return places, Lesson(none, rows, rows, rated, torch.full_like(rows, -1), group)
+        return places, PreferenceData(none, rows, rows, rated, torch.full_like(rows, -1), group)
     pairs = [pair for pair in found.pairs if pair.aspect == recipe.data.aspect]
     if not pairs:
         known = {pair.aspect for pair in found.pairs}
@@ -166,7 +166,7 @@ def _lesson(recipe: FitRecipe, found: Comparisons, users: Sequence[str]) -> tupl
         raise UsageError(f"{found.source} judges no {recipe.data.aspect!r}{hint}")
     places = sorted({place for pair in pairs for place in (pair.a, pair.b)})
     number, whose = ({name: k for k, name in enumerate(names)} for names in (places, users))
-    lesson = Lesson(
+    lesson = PreferenceData(
         none,
         torch.tensor([number[pair.a] for pair in pairs]),
         torch.tensor([number[pair.b] for pair in pairs]),

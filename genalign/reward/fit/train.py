@@ -121,7 +121,7 @@ class Fit(BaseModel):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class PreferenceData:
     """features (M,H) of M samples; a, b (N,): which two were compared; p (N,) that a is better; users (N,), -1 for
     none; group (N,): equal for pairs of one prompt. With ratings (N,), b is unused and p is the rating."""
 
@@ -132,7 +132,7 @@ class Lesson:
     users: Tensor
     group: Tensor
 
-    def select(self, rows: Tensor) -> Lesson:
+    def select(self, rows: Tensor) -> PreferenceData:
         return replace(
             self, a=self.a[rows], b=self.b[rows], p=self.p[rows], users=self.users[rows], group=self.group[rows]
         )
@@ -156,7 +156,7 @@ def build_head(plan: Fit, features: int, users: int) -> Any:
     return PairHead(features, width) if plan.loss.name == "yes-no" else ScalarHead(features, width)
 
 
-def fit_head(plan: Fit, lesson: Lesson, users: int = 0) -> Any:
+def fit_head(plan: Fit, lesson: PreferenceData, users: int = 0) -> Any:
     """A head fitted to all of `lesson`; the same from the same settings.
 
     Raises:
@@ -182,7 +182,7 @@ def fit_head(plan: Fit, lesson: Lesson, users: int = 0) -> Any:
     return head.eval().requires_grad_(False)
 
 
-def vote(plan: Fit, lesson: Lesson) -> Tensor:
+def vote(plan: Fit, lesson: PreferenceData) -> Tensor:
     """(M,N): what M pairs of linear heads make of each pair, in logits, always by the one that did not see its prompt.
 
     Heads on few pairs are too sure of themselves: the votes are divided by the temperature at which they agree best
@@ -206,12 +206,12 @@ def vote(plan: Fit, lesson: Lesson) -> Tensor:
 
 
 @torch.no_grad()
-def compare(head: Any, lesson: Lesson) -> Tensor:
+def compare(head: Any, lesson: PreferenceData) -> Tensor:
     """(N,) logits that a is better, as each pair's own user sees it."""
     return head.compare(lesson.features[lesson.a], lesson.features[lesson.b], lesson.users)
 
 
-def _oriented(lesson: Lesson, loss: LossSettings) -> Lesson:
+def _oriented(lesson: PreferenceData, loss: LossSettings) -> PreferenceData:
     """The preferred one first; labels as the loss wants them: hard ones without ties, or soft ones."""
     first = lesson.p >= 0.5
     p = torch.where(first, lesson.p, 1 - lesson.p)
@@ -223,7 +223,7 @@ def _oriented(lesson: Lesson, loss: LossSettings) -> Lesson:
     return replace(turned, p=torch.ones_like(p)).select((p > 0.5).nonzero()[:, 0])
 
 
-def _loss(head: Any, plan: Fit, lesson: Lesson, rows: Tensor, margin: Tensor | float) -> Tensor:
+def _loss(head: Any, plan: Fit, lesson: PreferenceData, rows: Tensor, margin: Tensor | float) -> Tensor:
     part = lesson.select(rows)
     a, b = part.features[part.a], part.features[part.b]
     if plan.loss.name == "regression":
@@ -241,7 +241,7 @@ def _loss(head: Any, plan: Fit, lesson: Lesson, rows: Tensor, margin: Tensor | f
     return loss.mean()
 
 
-def _measure(head: nn.Module, lesson: Lesson) -> None:
+def _measure(head: nn.Module, lesson: PreferenceData) -> None:
     """Give each trunk the spread of the features; a pair head sees two samples side by side."""
     rows = lesson.features[torch.cat([lesson.a, lesson.b]).unique()]
     for name in ("trunk", "router"):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.reward.around import Around
 from genalign.reward.base import digest
+from genalign.reward.wrapper import Wrapper
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 CLIP_L, CLIP_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -172,7 +172,7 @@ def calibrated(head: Reward, name: str, calibrate: Any) -> Reward:
     return Calibrated(head, calibrate["mean"], calibrate["std"])
 
 
-class Calibrated(Around):
+class Calibrated(Wrapper):
     """values = (raw - mean) / std, an aspect at a time; the raw scores stay in info["raw"], a list a row.
 
     mean, std: a number, or one an aspect: measured on a set that you name, never a magic number of a scorer.

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.reward.around import Around
 from genalign.reward.base import Scope, cat_scores
 from genalign.reward.guard import guarded
 from genalign.reward.runtime.wire import pack_scores, receive, send, unpack_scores
+from genalign.reward.wrapper import Wrapper
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 ROWS = 65536  # that stay in memory
 
 
-class Cached(Around):
+class Cached(Wrapper):
     """The reward it wraps, asked once for each content: its version, prompt (text, facts, media), and media.
 
     file: an SQLite file that keeps rows from run to run, and may be shared by processes; None keeps the last ROWS in

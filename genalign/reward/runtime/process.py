@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from genalign.reward.base import StandIn
+from genalign.reward.base import RemoteProxy
 from genalign.reward.runtime.wire import pack_batch, unpack_scores
 from genalign.reward.runtime.worker import BOOT, START_SECONDS, Worker
 from genalign.types import Media, Prompt, Scores, UsageError
@@ -33,7 +33,7 @@ def _close_all() -> None:
         worker.close()
 
 
-class ProcessReward(StandIn):
+class ProcessReward(RemoteProxy):
     """The reward that `spec` describes (as in a reward file, relative to `folder`), built and asked in its own process.
 
     timeout: seconds that one call may take; loading is not part of it. When it is over the process and all that it

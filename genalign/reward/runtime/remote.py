@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from genalign.reward.base import SCOPES, ScoringError, StandIn
+from genalign.reward.base import SCOPES, RemoteProxy, ScoringError
 from genalign.reward.runtime.web import Web
 from genalign.reward.runtime.wire import FRAME, pack_batch, receive, send, unpack_scores
 from genalign.types import Media, Prompt, Scores, UsageError
 
 
-class RemoteReward(StandIn):
+class RemoteReward(RemoteProxy):
     """The served reward's needs, aspects, weights and version; media cross as raw tensors, so nothing is rounded.
 
     url, key, timeout, retries, pause, longest_wait: as `Web` takes them (key names the token's environment

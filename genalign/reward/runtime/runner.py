@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.reward.around import Around
 from genalign.reward.base import CUT, cat_scores
 from genalign.reward.guard import guarded
 from genalign.reward.runtime.cache import Cached
+from genalign.reward.wrapper import Wrapper
 from genalign.types import GenalignError, Media, Prompt, Reward, Scores
 
 RANGES = {"image": (-0.01, 1.01), "video": (-0.01, 1.01), "audio": (-1.01, 1.01)}  # with room for rounding
 
 
-class Runner(Around):
+class Runner(Wrapper):
     """A reward, asked in batches, with its failures masked and counted; a reward itself.
 
     batch_size: rows a call (None: all); siblings stay together where the reward looks at them. max_failure: more than

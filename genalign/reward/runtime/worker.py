@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from genalign.reward.base import ScoringError, StandIn
+from genalign.reward.base import RemoteProxy, ScoringError
 from genalign.reward.runtime.user_file import find_file
 from genalign.reward.runtime.wire import pack_batch, receive, send, unpack_scores
 from genalign.types import Media, Prompt, Scores, UsageError
@@ -133,7 +133,7 @@ def ask(message: Mapping[str, Any], timeout: float = START_SECONDS) -> dict[str,
     return (_transport or WORKER.ask)(message, timeout)
 
 
-class FileReward(StandIn):
+class FileReward(RemoteProxy):
     """`file.py:name`, a function or a reward in a user's file, scored in the worker.
 
     target: the path is relative to `folder` (None: the current one), then to the shipped rewards. timeout: seconds that

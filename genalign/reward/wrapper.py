@@ -11,7 +11,7 @@ from genalign.reward.base import Scope, aspect_weights, lacks
 from genalign.types import Reward, Scores
 
 
-class Around:
+class Wrapper:
     """Everything of a reward but its call, handed on to `reward`."""
 
     reward: Reward
