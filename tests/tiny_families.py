@@ -506,6 +506,5 @@ REFUSED = {
     "omnigen": (omnigen, "sets invert_sigmas, which no Gaussian step describes"),
     "kandinsky-3": (kandinsky_3, "has no image_processor, so the range of what it makes is not known"),
     "kandinsky-2-2": (kandinsky_2_2, "has no image_processor"),
-    "latent-consistency": (latent_consistency, "does not run with DDIMScheduler"),
     "wan-2-2": (two_denoisers, "samples with transformer and transformer_2"),
 }

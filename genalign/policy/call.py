@@ -26,7 +26,8 @@ class Calls:
     def __init__(self, pipeline: Any, denoiser: Any, fixed: Mapping[str, Any], tracks: Tracks) -> None:
         self.name, self.fixed, self.tracks = type(pipeline).__name__, dict(fixed), tracks
         self.parameters = inspect.signature(type(pipeline).__call__).parameters
-        self.embedded = bool(denoiser.config.get("guidance_embeds"))  # the scale is an input of the model
+        # The scale is an input of the model (Flux; latent consistency models, by an embedding beside the time's).
+        self.embedded = bool(denoiser.config.get("guidance_embeds") or denoiser.config.get("time_cond_proj_dim"))
         missing = [name for name in OURS if name not in self.parameters]
         if missing:
             raise UsageError(f"{self.name} takes no argument {missing[0]!r}, which sampling from prompts needs")

@@ -115,7 +115,8 @@ class Encoder:
                 zeros.append(torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)))
                 return zeros[-1]
 
-            made = self.pipe.tracks(decoded(self.pipe, 1, zero, _decoding(autoencoder, given.append)))
+            with self.pipe.tracks.watched():
+                made = self.pipe.tracks(decoded(self.pipe, 1, zero, _decoding(autoencoder, given.append)))
 
             def enough(v: Tensor) -> None:
                 given.append(v)

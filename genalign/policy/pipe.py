@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from genalign.policy.attention import use_attention
 from genalign.policy.call import Calls
-from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step
+from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step, only
 from genalign.policy.settings import PolicySettings
-from genalign.policy.tape import Stage
+from genalign.policy.tape import Denoise, Stage, Step
 from genalign.policy.tracks import Tracks
-from genalign.types import GenalignError, Prompt, UsageError
+from genalign.policy.transition import Path
+from genalign.types import GenalignError, Media, Prompt, UsageError
+
+Hook = AbstractContextManager[None]
 
 
 class Pipe:
@@ -36,6 +41,7 @@ class Pipe:
         self.tracks = Tracks(pipeline, settings.call)
         self.calls = Calls(pipeline, self.stage.denoiser, settings.call, self.tracks)
         self.like = Prompt("-")
+        self.unit = 1.0  # std of the noise that the pipeline starts from; known once it was entered
         self.kernel_scheduler = one_step(pipeline.scheduler)
         check_kernel(self.kernel_scheduler, settings.sampler)
         if not is_deterministic_one_step(pipeline.scheduler):
@@ -48,6 +54,8 @@ class Pipe:
         sampler = settings.sampler
         self.calls([self.like], [0], sampler.guidance, sampler.steps, sampler.sigmas)  # a wrong argument fails here
         self._looked = False
+        self._last = self.like  # the first prompt of the last call: probes with it encode no text of their own
+        self._starts: dict[int, int] = {}
 
     def call(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], guidance: float | None = None, steps: int | None = None
@@ -55,6 +63,7 @@ class Pipe:
         """Arguments of the pipeline's __call__; None: guidance and steps of the sampler. Guidance 1 is none."""
         self._look(prompts[0])
         self.like = next((prompt for prompt in reversed(prompts) if prompt.media is not None), self.like)
+        self._last = prompts[0]
         sampler = self.settings.sampler
         scale = sampler.guidance if guidance is None else guidance
         if scale == 1 and self.calls.scaled:
@@ -64,6 +73,38 @@ class Pipe:
     def unguided(self, prompts: Sequence[Prompt], seeds: Sequence[int], steps: int) -> dict[str, Any]:
         """The same, for the conditional branch alone; a model that reads the scale goes on reading the sampler's."""
         return self.call(prompts, seeds, 1.0 if self.calls.scaled else None, steps)
+
+    def draw(self, call: Mapping[str, Any], denoise: Denoise | None, step: Step | None, *hooks: Hook) -> Media:
+        """What a run of the pipeline makes."""
+        with self.tracks.watched():
+            return self.tracks(self.stage.run(call, denoise, step, *hooks))
+
+    def entry(self, steps: int | None = None) -> int:
+        """How many of the grid's times the pipeline leaves out, at `steps` or else the sampler's: image-to-image starts
+        where its picture is noised to."""
+        sampler = self.settings.sampler
+        many = steps or sampler.steps
+        if many not in self._starts:
+            before = self.stage.calls
+            with self.on_kernel():
+                call = self.calls([self._last], [0], sampler.guidance, many, None if steps else sampler.sigmas)
+                self._starts[many], first = self.stage.start(call)
+            self.stage.calls = before  # a probe is not what anything costs
+            if self._starts[many] == 0:
+                self.unit = _unit(first, getattr(self.kernel_scheduler, "init_noise_sigma", 1.0))
+        return self._starts[many]
+
+    def placed(self, path: Path, entry: int) -> Path:
+        """A path as the pipeline walks it: from where it enters, with noise of its size."""
+        return replace(path.from_step(entry), unit=self.unit)
+
+    def at_one_time(
+        self, pick: Callable[[int], int], times: int, seen: Callable[[Path, int], None], steps: int | None = None
+    ) -> Hook:
+        """A hook with which a run of `steps` (None: the sampler's) walks one time of its grid, `times` over. pick:
+        number of steps -> which one; seen: called with the path and that step."""
+        entry = self.entry(steps)
+        return only(self.kernel_scheduler, pick, times + entry, lambda path, step: seen(self.placed(path, 0), step))
 
     def parts(self, rows: int) -> list[slice]:
         """The rows of each micro-batch."""
@@ -114,3 +155,15 @@ class Pipe:
             branches[scale] = self.stage.branches_of(call)
         self.stage.calls = before  # a probe is not what anything costs
         return min(branches, key=lambda scale: branches[scale])
+
+
+def _unit(first: Tensor, scale: float) -> float:
+    """The std that the noise of seed 0 was given, on the way to the first latents (1,*L); 1 where they are not it.
+
+    Pipelines move the elements about, so they are compared in order of their size.
+    """
+    noise = torch.randn(first.numel(), generator=torch.Generator().manual_seed(0), dtype=first.dtype).double()
+    drawn = first.detach().cpu().double().flatten() / float(scale)
+    unit = float(drawn.norm() / noise.norm())
+    same = torch.allclose(drawn.sort().values, unit * noise.sort().values, rtol=1e-2, atol=1e-2 * unit)
+    return round(unit, 3) if same else 1.0

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from genalign.policy.forward import noise_of
 from genalign.policy.pipe import Pipe
-from genalign.policy.schedule import only
 from genalign.policy.transition import Path, step_table
 from genalign.types import Media, Prompt, UsageError
 
@@ -45,7 +44,7 @@ class LastStep:
             )
         self._entered = True
         x0 = self.clean.to(sample.device, torch.promote_types(sample.dtype, torch.float32))
-        eps = noise_of(self.seeds, x0.shape[1:]).to(x0)
+        eps = path.unit * noise_of(self.seeds, x0.shape[1:]).to(x0)
         return (float(path.a[at]) * x0 + float(path.s[at]) * eps).to(sample.dtype)
 
 
@@ -53,5 +52,6 @@ def retake(pipe: Pipe, prompts: Sequence[Prompt], clean: Tensor, seeds: Sequence
     """Media with grad, at the sampler's own guidance and steps."""
     last = LastStep(pipe, clean, seeds)
     with torch.enable_grad(), pipe.on_kernel():
-        grid = only(pipe.kernel_scheduler, lambda steps: steps - 1, 2, last.seen)
-        return pipe.tracks(pipe.stage.run(pipe.call(prompts, seeds), last.denoise, last.step, grid))
+        call = pipe.call(prompts, seeds)
+        grid = pipe.at_one_time(lambda steps: steps - 1, 2, last.seen)
+        return pipe.draw(call, last.denoise, last.step, grid)

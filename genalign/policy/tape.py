@@ -44,6 +44,7 @@ class Stage:
             raise UsageError(f"{type(pipeline).__name__}.__call__ hides the function that replay has to re-enter")
         self.denoiser = getattr(pipeline, self.component)
         self.calls = 0
+        self.entered = 0  # the first of the scheduler's times that the last run used
         self._enter = enter
         self._text = TextMemo(pipeline)
         self._forward = self.denoiser.forward
@@ -60,6 +61,7 @@ class Stage:
     ) -> Any:
         """pipeline(**call) in the caller's grad mode, with the given hooks; None where one of them had Enough."""
         scheduler = self.pipeline.scheduler
+        begun: list[bool] = []
 
         # Pipelines look for arguments of these two by name, so the hooks keep their signatures.
         @functools.wraps(scheduler.step)
@@ -68,8 +70,12 @@ class Stage:
         ) -> Any:
             from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
+            if not begun:
+                begun.append(True)
+                self.entered = _place(scheduler, timestep)
             moved = step(model_output, sample)  # type: ignore[misc]
-            return SchedulerOutput(prev_sample=moved) if return_dict else (moved,)
+            # Some pipelines decode the x0 estimate that stands second; where a path ends it is x' itself.
+            return SchedulerOutput(prev_sample=moved) if return_dict else (moved, moved)
 
         @functools.wraps(self._forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -127,6 +133,21 @@ class Stage:
 
         self.run(call, denoise, step)
         return sum(many)
+
+    def start(self, call: Mapping[str, Any]) -> tuple[int, Tensor]:
+        """At which of the scheduler's times a call of one row enters, and its x (1,*L) there. Only blanks are run."""
+        first: list[Tensor] = []
+
+        def denoise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return self.join(self.fill(args, kwargs, 1))
+
+        def step(out: Tensor, sample: Tensor) -> Tensor:
+            first.append(sample)
+            raise Enough
+
+        with torch.no_grad():
+            self.run(call, denoise, step)
+        return self.entered, first[0]
 
     def count(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The real denoiser, counted."""
@@ -209,7 +230,8 @@ class Stage:
 class Replay:
     """Denoise and step hooks that play a chunk again, with `answer` in the denoiser's place at the wanted steps.
 
-    answer(step, first branch, args, kwargs) -> branches. received: what the scheduler was given at each wanted step.
+    answer(step, first branch, args, kwargs) -> branches. received: what the scheduler was given at each wanted step,
+    and samples: x there.
     """
 
     def __init__(
@@ -222,6 +244,7 @@ class Replay:
     ) -> None:
         self.stage, self.chunk, self.rows, self.wanted, self.answer = stage, chunk, rows, set(wanted), answer
         self.received: dict[int, Tensor] = {}
+        self.samples: dict[int, Tensor] = {}
         self._step, self._branch = 0, 0
 
     def denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -237,7 +260,7 @@ class Replay:
 
     def step(self, out: Tensor, sample: Tensor) -> Tensor:
         if self._step in self.wanted:
-            self.received[self._step] = out
+            self.received[self._step], self.samples[self._step] = out, sample
             if len(self.received) == len(self.wanted):
                 raise Enough
         self._step, self._branch = self._step + 1, 0
@@ -258,6 +281,12 @@ def _denoiser_name(pipeline: Any) -> str:
     if others:
         raise UsageError(f"{kind} samples with {found} and {others[0]}, but only one denoiser can be aligned yet")
     return found
+
+
+def _place(scheduler: Any, timestep: Any) -> int:
+    """Which of the scheduler's times this is; the first of equal ones."""
+    matching = (scheduler.timesteps.cpu() == torch.as_tensor(timestep).flatten()[0].cpu()).nonzero()
+    return int(matching[0]) if len(matching) else 0
 
 
 @contextmanager
