@@ -134,6 +134,17 @@ class _LinearInPrecisionOfInput(nn.Linear):
         return nn.functional.linear(x, self.weight.to(x.dtype))
 
 
+def _inside_attention(model: nn.Module) -> list[str]:
+    """The linear layers that stand directly in a module of attention, whatever their names: projections that are fused
+    (to_qkv_mlp_proj), or called otherwise."""
+    found = []
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if "Attention" in kind and not any(other in kind for other in ("Block", "Pool")):  # (of which it is a part)
+            found += [f"{name}.{leaf}" for leaf, part in module.named_children() if isinstance(part, nn.Linear)]
+    return found
+
+
 def _targets(model: nn.Module, settings: Lora) -> list[str]:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
@@ -143,9 +154,12 @@ def _targets(model: nn.Module, settings: Lora) -> list[str]:
     if settings.targets == "all-linear":
         return linear
     if settings.targets is None:
+        found: list[str] = []
         for names in ATTENTION:
-            if found := [name for name in names if matches(name)]:
-                return found
+            found = found or [name for name in names if matches(name)]
+        inside = [name for name in _inside_attention(model) if not name.endswith(tuple(f".{known}" for known in found))]
+        if found or inside:
+            return found + inside
         raise UsageError("no attention projection was found by name; list the layers under policy.lora.targets")
     missing = [target for target in settings.targets if not matches(target)]
     if missing or not settings.targets:

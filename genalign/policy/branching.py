@@ -43,6 +43,8 @@ def pick(tree: Any, chosen: Sequence[int], rows: int, axes: Mapping[Place, int |
 
 
 def _cut(tree: Any, at: Sequence[int], size: int, axes: Mapping[Place, int | None], place: Place) -> Any:
+    if isinstance(tree, list) and axes.get(place) is None and any(isinstance(item, Tensor) for item in tree):
+        return [_cut(item, at, size, axes, (*place, j)) for j, item in enumerate(tree)]  # (of one tensor a layer)
     if isinstance(tree, (Tensor, list)):
         axis = axes.get(place, 0 if _shape(tree) else None)
         if axis is None or _shape(tree)[axis] != size:
@@ -60,9 +62,12 @@ def _cut(tree: Any, at: Sequence[int], size: int, axes: Mapping[Place, int | Non
 
 
 def leaves(tree: Any, place: Place = ()) -> Iterator[tuple[Place, tuple[int, ...]]]:
-    """Place and shape of each tensor and each list of a tree."""
+    """Place and shape of each tensor and each list of a tree, and of the tensors in its lists."""
     if isinstance(tree, (Tensor, list)):
         yield place, _shape(tree)
+        for j, item in enumerate(tree if isinstance(tree, list) else ()):
+            if isinstance(item, Tensor):
+                yield (*place, j), _shape(item)
     elif isinstance(tree, dict):
         for key, item in tree.items():
             yield from leaves(item, (*place, key))

@@ -17,6 +17,7 @@ from genalign.policy.transition import Path
 from genalign.policy.walk import is_flow
 from genalign.types import Prompt, Steps, UsageError, Weights, sample_seed
 
+ROUNDED = 0.05  # a pipeline may keep latents in half precision between steps
 FINE = 50  # steps of the grid that `at` points into
 
 
@@ -70,6 +71,7 @@ class OneTime:
     def __init__(self, pipe: Pipe, clean: Tensor, seeds: Sequence[int], at: float, twins: Sequence[int] | None) -> None:
         self.pipe, self.stage, self.clean, self.seeds, self.at, self.twins = pipe, pipe.stage, clean, seeds, at, twins
         self.out: Tensor | None = None  # (R,*L), what the scheduler was given
+        self._noised: Tensor | None = None  # x_t (R,*L)
         self.target: Tensor | None = None
         self._where: tuple[Path, int] | None = None
 
@@ -95,6 +97,7 @@ class OneTime:
 
     def _step(self, out: Tensor, sample: Tensor) -> Tensor:
         if self.target is not None:
+            check_kept(self.pipe, self._noised, sample)
             self.out = out
             raise Enough
         if self.clean.shape != sample.shape:
@@ -108,7 +111,18 @@ class OneTime:
         x0 = self.clean.to(sample.device, wide)
         eps = path.unit * noise_of(self.seeds, x0.shape[1:]).to(x0)
         self.target = target_of(path, step, x0, eps)
-        return (float(path.a[step]) * x0 + float(path.s[step]) * eps).to(sample.dtype)
+        self._noised = (float(path.a[step]) * x0 + float(path.s[step]) * eps).to(sample.dtype)
+        return self._noised
+
+
+def check_kept(pipe: Pipe, given: Tensor | None, sample: Tensor) -> None:
+    """Raises UsageError where the pipeline changed x between two steps, so that x_t is not what its denoiser saw."""
+    assert given is not None
+    if sample is not given and not torch.allclose(sample.float(), given.float(), rtol=0, atol=ROUNDED):
+        raise UsageError(
+            f"{pipe.name} changes latents between its steps, as in-painting does, so it cannot be trained on noised"
+            " samples; take a method that replays rollouts (grpo, dpok, d3po ...) or differentiates through sampling"
+        )
 
 
 def fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -149,10 +150,16 @@ class Pipe:
     @cached_property
     def _off(self) -> float:
         """The scale that runs the fewest branches: 1, but 0 where the pipeline adds w (cond - uncond) to cond."""
-        before, branches = self.stage.calls, {}
+        before = self.stage.calls
+        branches: dict[float, float] = {}
         for scale in (1.0, 0.0):
-            call = self.calls([self.like], [0], scale, self.settings.sampler.steps)
-            branches[scale] = self.stage.branches_of(call)
+            call = self.calls([self._last], [0], scale, self.settings.sampler.steps)
+            try:
+                branches[scale] = self.stage.branches_of(call)
+            except GenalignError:
+                raise
+            except Exception:  # a pipeline may refuse a scale below 1, by whatever error
+                branches[scale] = math.inf
         self.stage.calls = before  # a probe is not what anything costs
         return min(branches, key=lambda scale: branches[scale])
 

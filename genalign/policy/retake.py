@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.policy.forward import noise_of
+from genalign.policy.forward import check_kept, noise_of
 from genalign.policy.pipe import Pipe
 from genalign.policy.transition import Path, step_table
 from genalign.types import Media, Prompt, UsageError
@@ -24,6 +24,7 @@ class LastStep:
         self.pipe, self.clean, self.seeds = pipe, clean, seeds
         self._path: tuple[Path, int] | None = None
         self._entered = False
+        self._noised: Tensor | None = None
 
     def seen(self, path: Path, step: int) -> None:
         self._path = path, step
@@ -37,6 +38,7 @@ class LastStep:
         assert self._path is not None
         path, at = self._path
         if self._entered:
+            check_kept(self.pipe, self._noised, sample)
             return step_table(path, "ode", 0.0).mean(at, sample, out).to(sample.dtype)
         if self.clean.shape != sample.shape:
             raise UsageError(
@@ -45,7 +47,8 @@ class LastStep:
         self._entered = True
         x0 = self.clean.to(sample.device, torch.promote_types(sample.dtype, torch.float32))
         eps = path.unit * noise_of(self.seeds, x0.shape[1:]).to(x0)
-        return (float(path.a[at]) * x0 + float(path.s[at]) * eps).to(sample.dtype)
+        self._noised = (float(path.a[at]) * x0 + float(path.s[at]) * eps).to(sample.dtype)
+        return self._noised
 
 
 def retake(pipe: Pipe, prompts: Sequence[Prompt], clean: Tensor, seeds: Sequence[int]) -> Media:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genalign.policy.agreement import check_agreement
 from genalign.policy.chunk import Chunk, features, gather
 from genalign.policy.pipe import Pipe
 from genalign.policy.record import Recorder, Tape, graphs, parting, twins_of, verify
@@ -119,6 +120,7 @@ class Rollouts:
                 self.stage.run(call(), replay.denoise, replay.step)
 
             self.remembers = verify(record, play)
+            check_agreement(self.pipe, prompts[0], seeds[0])
             self.graph = graphs(record, play)
             if not self.remembers:
                 record.forget()

@@ -74,6 +74,7 @@ class Stage:
                 begun.append(True)
                 self.entered = _place(scheduler, timestep)
             moved = step(model_output, sample)  # type: ignore[misc]
+            advance(scheduler, timestep)
             # Some pipelines decode the x0 estimate that stands second; where a path ends it is x' itself.
             return SchedulerOutput(prev_sample=moved) if return_dict else (moved, moved)
 
@@ -281,6 +282,15 @@ def _denoiser_name(pipeline: Any) -> str:
     if others:
         raise UsageError(f"{kind} samples with {found} and {others[0]}, but only one denoiser can be aligned yet")
     return found
+
+
+def advance(scheduler: Any, timestep: Any) -> None:
+    """What a scheduler's own step does to its place in the grid: its scale_noise reads it (in-painting)."""
+    if not hasattr(scheduler, "_init_step_index"):
+        return
+    if scheduler.step_index is None:
+        scheduler._init_step_index(timestep)
+    scheduler._step_index += 1
 
 
 def _place(scheduler: Any, timestep: Any) -> int:

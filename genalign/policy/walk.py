@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genalign.policy.tape import advance
 from genalign.policy.transition import Path, StepTable, flow_path, preserving_path, step_table
 from genalign.types import UsageError
 
@@ -178,6 +179,7 @@ def _make_class(base: Any) -> type:
         if self.takes_base_step(i):
             return base.step(self, model_output, timestep, sample, return_dict=return_dict)
         mean = self.table().mean(i, sample, model_output)
+        advance(self, timestep)
         moved = mean.to(stored_dtype(self, model_output, sample))
         return SchedulerOutput(prev_sample=moved) if return_dict else (moved, moved)
 
