@@ -22,7 +22,7 @@ def check_agreement(pipe: Pipe, prompt: Prompt, seed: int) -> None:
     if not difference <= (HALF if dtype.itemsize < 4 else EXACT):  # (NaN is no agreement)
         raise GenalignError(
             f"{pipe.name} would be trained on another schedule than it samples by: its denoiser's input differs by"
-            f" {difference:.2g} between plain sampling with {type(pipe.pipeline.scheduler).__name__} and a rollout;"
+            f" {difference:.2g} between plain sampling with {type(pipe.plain_scheduler).__name__} and a rollout;"
             " report it with the names of the pipeline and its scheduler"
         )
 
@@ -35,7 +35,8 @@ def disagreement(pipe: Pipe, prompt: Prompt, seed: int) -> tuple[float, torch.dt
     Noise from a fixed seed answers for the denoiser in both, so the two differ by nothing but the schedule, rounding
     is not amplified by a network, and no denoiser call is paid for.
     """
-    plain = _run(pipe, prompt, seed, kernel=False)
+    with pipe.on_plain():
+        plain = _run(pipe, prompt, seed, kernel=False)
     with pipe.on_kernel():
         kernel = _run(pipe, prompt, seed, kernel=True)
     dtype = next(pipe.stage.denoiser.parameters()).dtype

@@ -34,7 +34,18 @@ def row_axes(one: Any, two: Any) -> tuple[dict[Place, int | None], bool]:
 
 def part(tree: Any, k: int, many: int, rows: int, axes: Mapping[Place, int | None]) -> Any:
     """Branch k of a tree of arguments that holds `many` branches of `rows` rows; rows lead where nothing is known."""
-    return _cut(tree, range(k * rows, (k + 1) * rows), many * rows, axes, ())
+    return _cut(_own(tree, k, many, axes, ()), range(k * rows, (k + 1) * rows), many * rows, axes, ())
+
+
+def _own(tree: Any, k: int, many: int, axes: Mapping[Place, int | None], place: Place) -> Any:
+    """The tree with branch k's number where there is one a branch, whatever the rows (a time)."""
+    if isinstance(tree, Tensor) and tree.shape == (many,) and place in axes and axes[place] is None:
+        return tree[k : k + 1]
+    if isinstance(tree, dict):
+        return {key: _own(item, k, many, axes, (*place, key)) for key, item in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(_own(item, k, many, axes, (*place, j)) for j, item in enumerate(tree))
+    return tree
 
 
 def pick(tree: Any, chosen: Sequence[int], rows: int, axes: Mapping[Place, int | None]) -> Any:

@@ -139,6 +139,11 @@ class DiffusionPolicy:
 
     def decode(self, clean: Tensor) -> Media:
         """A guide may ask for this in the middle of sampling."""
+        if self._pipe.blends:
+            raise UsageError(
+                f"{self._pipe.name} blends its picture into what it decodes, so latents alone are not a sample of it;"
+                " take a method that scores whole rollouts"
+            )
         self._twin.like = self._pipe.like
         return pathwise.decode(self._twin, clean)
 

@@ -42,11 +42,13 @@ class Pipe:
         self.tracks = Tracks(pipeline, settings.call)
         self.calls = Calls(pipeline, self.stage.denoiser, settings.call, self.tracks)
         self.like = Prompt("-")
+        self.blends = False  # whether the pipeline changes latents after its steps; known once there was a rollout
         self.unit = 1.0  # std of the noise that the pipeline starts from; known once it was entered
         self.kernel_scheduler = one_step(pipeline.scheduler)
         check_kernel(self.kernel_scheduler, settings.sampler)
         if not is_deterministic_one_step(pipeline.scheduler):
             pipeline.scheduler = self.kernel_scheduler
+        self.plain_scheduler = pipeline.scheduler
         for module in pipeline.components.values():
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
@@ -112,14 +114,21 @@ class Pipe:
         size = self.settings.batch_size
         return [slice(at, min(at + size, rows)) for at in range(0, rows, size)]
 
-    @contextmanager
-    def on_kernel(self) -> Iterator[None]:
+    def on_kernel(self) -> Hook:
         """Within the context the pipeline holds the kernels' scheduler."""
-        plain, self.pipeline.scheduler = self.pipeline.scheduler, self.kernel_scheduler
+        return self._on(self.kernel_scheduler)
+
+    def on_plain(self) -> Hook:
+        """Within the context the pipeline holds the scheduler that generate() samples by, also inside of on_kernel."""
+        return self._on(self.plain_scheduler)
+
+    @contextmanager
+    def _on(self, scheduler: Any) -> Iterator[None]:
+        before, self.pipeline.scheduler = self.pipeline.scheduler, scheduler
         try:
             yield
         finally:
-            self.pipeline.scheduler = plain
+            self.pipeline.scheduler = before
 
     def take_for_size(self, image: Tensor) -> None:
         """Let this image (3,H,W) stand for those of the prompts, where none was seen and the pipeline needs one."""

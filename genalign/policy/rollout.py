@@ -120,6 +120,7 @@ class Rollouts:
                 self.stage.run(call(), replay.denoise, replay.step)
 
             self.remembers = verify(record, play)
+            self.pipe.blends = bool(record.chunk.before)
             check_agreement(self.pipe, prompts[0], seeds[0])
             self.graph = graphs(record, play)
             if not self.remembers:

@@ -18,7 +18,7 @@ class Lora(BaseModel):
     alpha: float = Field(default=32.0, gt=0)
     """Scale: the update counts alpha / rank."""
     targets: list[str] | Literal["all-linear"] | None = None
-    """Names (or name ends) of the linear layers to adapt, or all-linear. None: every attention projection, fused ones too."""
+    """Names (or name ends) of the linear layers to adapt, or all-linear. None: attention projections."""
 
 
 class Sampler(BaseModel):

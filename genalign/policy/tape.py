@@ -21,6 +21,7 @@ from genalign.policy.text import TextMemo
 from genalign.types import UsageError
 
 Step = Callable[[Tensor, Tensor], Tensor]  # (guided output, x) -> x'
+CUT, CUT_HALF = 3e-3, 5e-2  # how far branches that are run one by one may be from those of a batch, relative
 Denoise = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -51,6 +52,7 @@ class Stage:
         self._row_axes: dict[Place, int | None] | None = None  # None: branches cannot be cut apart
         self._wrap: Callable[[Tensor], Any] = lambda out: (out,)
         self._blank: Tensor | None = None  # (1, ...) like one row of a branch
+        self._proven = False  # whether cut branches were compared with those of a whole batch
 
     def run(
         self,
@@ -169,6 +171,8 @@ class Stage:
         twins[r], and each such row once (None: no two are).
         """
         many = self.branches(args, kwargs, rows)
+        if many > 1 and not self._proven:
+            self._prove(args, kwargs, rows, many)
         if many > 1 and self._row_axes is None:
             outs = list(self._unwrap(self.count(args, kwargs)).split(rows))
             return [out if graph is None or graph[k] else out.detach() for k, out in enumerate(outs)]
@@ -189,6 +193,35 @@ class Stage:
                 out = self._unwrap(self.count(*own))
                 outs.append(out if back is None else out[back.to(out.device)])
         return outs
+
+    @torch.no_grad()
+    def _prove(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, many: int) -> None:
+        """Once: branches are run one by one only where that is what they are together. Attention that reads several
+        branches at a time (perturbed attention guidance) is not."""
+        self._proven = True
+        if self._row_axes is None:
+            return
+        try:
+            whole = self._unwrap(self._forward(*args, **kwargs)).double()
+        except Exception as error:  # the pipeline's own call, as it is
+            if rows == 1:
+                raise
+            raise UsageError(
+                f"{type(self.pipeline).__name__} does not run with {rows} rows under guidance ({error}); set"
+                " policy.batch_size to 1"
+            ) from error
+        try:
+            outs = []
+            for k in range(many):
+                own_args, own_kwargs = part((args, kwargs), k, many, rows, self._row_axes)
+                outs.append(self._unwrap(self._forward(*own_args, **own_kwargs)))
+            apart = torch.cat(outs).double()
+        except Exception:  # whatever a network runs into that is given half of what it wants
+            self._row_axes = None
+            return
+        tolerance = CUT_HALF if outs[0].dtype.itemsize < 4 else CUT
+        if apart.shape != whole.shape or not bool((apart - whole).norm() <= tolerance * whole.norm()):
+            self._row_axes = None
 
     def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> list[Tensor]:
         """Branches of zeros in the denoiser's place; its real output once, where the form of that is not known yet."""
