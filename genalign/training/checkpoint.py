@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from genalign.types import GenalignError
 
@@ -127,27 +127,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Moments and counters as `parameter name/entry` -> tensor."""
-    return {
-        f"{name}/{entry}": torch.as_tensor(value)
-        for name, parameter in named.items()
-        for entry, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]
-) -> None:
-    """Undo `optimizer_state`, in place; moments go to their parameter's device, counters stay on the CPU."""
-    optimizer.state.clear()
-    for key, value in state.items():
-        name, _, entry = key.rpartition("/")
-        parameter = named[name]
-        on_device = value.to(parameter.device) if value.shape == parameter.shape else value.clone()
-        optimizer.state.setdefault(parameter, {})[entry] = on_device
 
 
 def random_state() -> dict[str, Tensor]:
