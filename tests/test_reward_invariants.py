@@ -237,4 +237,6 @@ def test_an_exam_on_prompts_that_are_trained_on_is_told_of(tmp_path: Path, caplo
         assert caplog.messages == []
         (tmp_path / "exam.txt").write_text("exam a\nprompt c\nprompt d\n")
         build(recipe)
-    assert caplog.messages == ["2 of 3 prompts in exam.txt are trained on: no exam"]
+    assert caplog.messages == [
+        "2 of 3 prompts in exam.txt are also training prompts, so this evaluation is not held out"
+    ]

@@ -51,6 +51,10 @@ class DistributionalSettings(ForwardSettings):
     def build(self, folder: Path) -> Method:
         return Dragon(self)
 
+    @property
+    def pictures_are_answers(self) -> bool:
+        return self.positives == "pictures"
+
 
 class Dragon(ForwardPreference):
     """Towards D+, away from D- (DRAGON, arXiv 2504.15217), both from the policy's present samples.

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import yaml
 
-from genalign.files.settings import changed_key, read_yaml
+from genalign.files.atomic import replace_file
+from genalign.files.settings import changed_key
 from genalign.method.search.base import Searched, Searching
 from genalign.ranks import gather, rank, world
 from genalign.run.build import Built, build
@@ -110,7 +111,8 @@ def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
     resolved = recipe.resolved()
     if recipe.train.resume is not None:
         run = _run_to_resume(recipe, out)
-        changed = changed_key(read_yaml(run / RECIPE), resolved, MAY_CHANGE)
+        # Both as this version resolves them: older ones wrote shipped models by their full path.
+        changed = changed_key(load_recipe(run / RECIPE).resolved(), resolved, MAY_CHANGE)
         if changed is not None:
             raise UsageError(f"cannot resume {run}: the recipe changed at {changed}; restore it or start a new run")
     else:
@@ -125,9 +127,7 @@ def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
         probe.write_text("")
         probe.unlink()
         if rank() == 0:
-            draft = run / f".{RECIPE}.tmp"
-            draft.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-            os.replace(draft, run / RECIPE)
+            replace_file(run / RECIPE, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), sync=True)
     except OSError as error:
         raise UsageError(f"cannot write the run folder {run} ({error.strerror}); choose another with --out") from error
     return run, recipe.train.resume is not None
@@ -220,8 +220,8 @@ def finish(built: Built, run: Path) -> None:
         from genalign.evaluation.evaluate import evaluate, print_table
 
         prompts, settings = list(built.eval_prompts), built.recipe.eval
-        rewards, taught = built.eval_rewards, built.taught
-        result = evaluate(built.policy, prompts, rewards, built.held_out, settings, run, tuned(built.recipe), taught)
+        rewards, training = built.eval_rewards, built.rewarded_prompts
+        result = evaluate(built.policy, prompts, rewards, built.held_out, settings, run, tuned(built.recipe), training)
         if rank() == 0:
             print_table(result)
     if rank() == 0:
@@ -242,7 +242,7 @@ def _draw_grid(built: Built, run: Path, step: int) -> None:
         return
     from genalign.media.sheet import sample_grid
 
-    prompts, settings = list(built.eval_prompts or built.asked)[:GRID_PROMPTS], built.recipe.eval
+    prompts, settings = list(built.eval_prompts or built.prompts_to_sample)[:GRID_PROMPTS], built.recipe.eval
     # as many steps as are judged, not as are trained
     steps = settings.steps if settings and "image" in built.policy.modalities else None
     path = run / "samples" / f"step-{step}" / "grid.png"

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from genalign.files.atomic import sync_path
 from genalign.types import GenalignError
 
 MANIFEST = "manifest.json"
@@ -57,11 +58,11 @@ def save_checkpoint(
         sums = {path.name: _sum(path) for path in sorted(draft.iterdir())}
         (draft / MANIFEST).write_text(json.dumps({"step": step, "sha256": sums}, indent=1))
         for path in [*draft.iterdir(), draft]:
-            _sync(path)
+            sync_path(path)
         if final.exists():
             shutil.rmtree(final)
         os.replace(draft, final)
-        _sync(run)
+        sync_path(run)
     except (OSError, SafetensorError) as error:
         raise GenalignError(f"cannot write {final}: {error}; free space or check the folder's permissions") from error
     for old in _folders(run)[:-keep]:
@@ -119,14 +120,6 @@ def _fault(folder: Path) -> str | None:
 def _sum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def random_state() -> dict[str, Tensor]:

@@ -110,7 +110,7 @@ def train(
         clock.lap("time/update")
 
         # One line of metrics, and now and then a checkpoint.
-        counters = reward.log() if isinstance(reward, Counting) else {}
+        counters: Mapping[str, float] = reward.log() if isinstance(reward, Counting) else {}
         log = {"step": progress.step, **log, **counters, **clock.log(len(experience.trajectory.prompts))}
         if rank() == 0:
             append_metrics(run / METRICS, log)
