@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.fronts import RELATIVE_FLOOR
+from genalign.fronts import spans, tied
 from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums, to_cpu
 from genalign.method.forward import ForwardSettings, Reduction, fitting, stratified_times, without_steps
 from genalign.method.forward_preference import ForwardPreference, ForwardPreferenceSettings, PairExperience, Unit
@@ -199,8 +199,10 @@ def halves(scores: Scores, group: Tensor) -> Tensor:
         half = len(rows) // 2
         pairs.append(torch.stack([rows[:half], rows.flip(0)[:half]], 1))
     joined = torch.cat(pairs)
-    told = total[joined]
-    return joined[told[:, 0] - told[:, 1] > RELATIVE_FLOOR * told.abs().amax(1)] if len(joined) else joined
+    if not len(joined):
+        return joined
+    both, span = total[joined], spans(total, scores.total_valid, group)[joined[:, 0]]
+    return joined[~tied(both[:, 0] - both[:, 1], both.abs().amax(1), span)]
 
 
 def _labelled(pairs: Tensor, total: Tensor, noise: Sequence[int], temperature: float) -> Tensor:

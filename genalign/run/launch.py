@@ -22,6 +22,7 @@ from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
 from genalign.training.loop import Progress, restore, start, train
 from genalign.training.metrics import METRICS
 from genalign.training.monitor import ALARM
+from genalign.training.signal import lack_of_signal, warn_without_signal
 from genalign.training.stopping import until_no_better, watched
 from genalign.types import GenalignError, UsageError, Weights
 
@@ -172,7 +173,8 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
     with tqdm(total=settings.steps, initial=first, unit="step", disable=rank() != 0 or None) as bar:
         logs = train(progress, built.method, lambda step: built.data.draw(step, count, seed), run)
         alarmed = False
-        for log in watched(progress, until_no_better(progress, logs, run), run, built.monitor):
+        logs = until_no_better(progress, warn_without_signal(logs, run), run)
+        for log in watched(progress, logs, run, built.monitor):
             alarmed = ALARM in log and settings.monitor is not None and settings.monitor.stop
             step = int(log["step"])
             bar.update()
@@ -230,7 +232,8 @@ def finish(built: Built, run: Path) -> None:
 
         write_report(run)
         write_card(run)
-        print(f"{run}: report.html, README.md and adapter/ are written")
+        lack = lack_of_signal(run)
+        print(f"{run}: report.html, README.md and adapter/ are written{f', but {lack}' if lack else ''}")
 
 
 def tuned(recipe: Recipe) -> Weights:
