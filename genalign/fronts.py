@@ -14,9 +14,9 @@ NEAR, SHARE_OF_SPAN = 1e-4, 0.1  # see tied
 def tied(gap: Tensor, peak: Tensor, span: Tensor) -> Tensor:
     """Whether two siblings count as equally good: their scores are closer than 1e-4 of the larger |score|.
 
-    gap >= 0 between the two, peak their larger |score|, span the best minus the worst score of their group, all of one
-    shape, fp64. Where a span is small beside its scores (an offset was added), a tenth of it is taken instead; what fp32
-    cannot tell apart is always equal.
+    gap >= 0 between the two, peak their larger |score|, span the best minus the worst score of their group; all fp64,
+    of one shape. Where the span is small beside the scores (an offset was added to them), a tenth of the span is the
+    bound instead; what fp32 cannot tell apart is always equal.
     """
     return gap <= torch.minimum(NEAR * peak, SHARE_OF_SPAN * span).maximum(RELATIVE_FLOOR * peak)
 

@@ -69,6 +69,29 @@ def test_the_floor_is_eight_units_in_the_last_place() -> None:
     assert advantages(scored(values), GROUP)[1].all()
 
 
+@pytest.mark.parametrize(
+    ("scores", "pairs"),
+    [
+        ([0.9, 0.90008, 0.1], 2),  # 0.9 and 0.90008 are closer than 1e-4 of themselves
+        ([0.9, 0.9002, 0.1], 3),
+        ([-0.9, -0.90008, -0.1], 2),
+        ([0.90, 0.90008], 1),  # a group whose whole span is that small: an offset
+        ([0.90, 0.90008, 0.900081], 2),  # a tenth of the span
+        ([1.0, 1 + 2**-21], 0),  # nothing that fp32 can carry
+        ([0.0, 1e-30], 1),
+        ([0.0, 0.0], 0),
+    ],
+)
+def test_near_ties_give_no_pair(scores: list[float], pairs: int) -> None:
+    group = torch.zeros(len(scores), dtype=torch.long)
+    assert len(all_pairs(scored(torch.tensor(scores)), group)) == pairs
+
+
+def test_an_unreadable_sibling_widens_no_span() -> None:
+    values, valid = torch.tensor([0.90, 0.90008, 100.0])[:, None], torch.tensor([True, True, False])[:, None]
+    assert len(all_pairs(make_scores(values, valid), torch.zeros(3, dtype=torch.long))) == 1
+
+
 def test_an_offset_learns_as_trl_does() -> None:
     """TRL's own lines, cut out of its rollout. It divides by std + 1e-4, here about 1% more, and sums in fp32."""
     grpo = pytest.importorskip("trl.trainer.grpo_trainer")
