@@ -1,4 +1,4 @@
-"""`genalign train`, from the launcher's environment to the report: the order in which a run comes about."""
+"""`genalign train`, from the launcher's environment to the report: what a run does, in its order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ TWO_RANKS = (
     "--mixed_precision no --dynamo_backend no -m genalign train RECIPE"
 )
 MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step
-    *(f"train.{name}" for name in ("steps", "resume", "report_to", "checkpoint_every", "keep_checkpoints")),
+    "train.steps",
+    "train.resume",
+    "train.report_to",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
     "train.sample_every",
     "train.monitor",
     "eval",
@@ -64,12 +68,10 @@ def train_recipe(
     if isinstance(built.method, Searching):
         measure_search(built, built.method, run)
         return run
-    progress = start(
-        built.policy,
-        built.reward,
-        recipe.train,
-        {"data.prompts": built.data.digest} | ({"reward": built.reward.version} if built.reward else {}),
-    )
+    digests = {"data.prompts": built.data.digest}
+    if built.reward is not None:
+        digests["reward"] = built.reward.version
+    progress = start(built.policy, built.reward, recipe.train, digests)
     if resumed:
         resume_from(progress, run)
     run_steps(built, progress, run)
@@ -81,7 +83,7 @@ def check_launcher(environ: Mapping[str, str], processes: int | None = None) -> 
     """Refuse a launcher that promised several processes and started one.
 
     `processes`: how many there are, once known. `accelerate launch --num_processes 2 --cpu` sets MASTER_PORT and no
-    WORLD_SIZE: it would train alone while its user believes in two ranks.
+    WORLD_SIZE: it would train alone, where its user expects two ranks.
 
     Raises:
         UsageError: with the command that does start them.
@@ -121,7 +123,7 @@ def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
         run = out or Path("runs") / f"{recipe.name}-{stamp}"
         if (run / METRICS).exists():
             raise UsageError(f"{run} already holds a run; choose another --out, or go on with it by --resume {run}")
-    _from_rank_0("")  # all ranks have looked before rank 0 writes
+    _from_rank_0("")  # a barrier: all ranks have looked before rank 0 writes
     try:
         run.mkdir(parents=True, exist_ok=True)
         probe = run / f".writable-{rank()}"
@@ -146,7 +148,7 @@ def _run_to_resume(recipe: Recipe, out: Path | None) -> Path:
             raise UsageError(f"{Path('runs').resolve()} holds no run of {recipe.name} to resume; start one first")
         run = runs[-1]
     if not (run / RECIPE).is_file():
-        raise UsageError(f"{run} is no run folder (it has no {RECIPE}); give the folder that genalign train wrote")
+        raise UsageError(f"{run} is not a run folder (it has no {RECIPE}); give the folder that genalign train wrote")
     return run
 
 
@@ -246,7 +248,7 @@ def _draw_grid(built: Built, run: Path, step: int) -> None:
     from genalign.media.sheet import sample_grid
 
     prompts, settings = list(built.eval_prompts or built.prompts_to_sample)[:GRID_PROMPTS], built.recipe.eval
-    # as many steps as are judged, not as are trained
+    # as many denoising steps as the evaluation takes, not as training does
     steps = settings.steps if settings and "image" in built.policy.modalities else None
     path = run / "samples" / f"step-{step}" / "grid.png"
     sample_grid(built.policy, prompts, [0], path, steps=steps, tuned=tuned(built.recipe))
@@ -278,10 +280,10 @@ def load_run(run: Path, device: str = "cpu", more_rewards: Sequence[str] = ()) -
     """A finished run: its recipe built (with further rewards to evaluate by), its adapter in the policy.
 
     Raises:
-        UsageError: no run folder. GenalignError: no adapter in it yet, or a damaged one.
+        UsageError: not a run folder. GenalignError: no adapter in it yet, or a damaged one.
     """
     if not (run / RECIPE).is_file():
-        raise UsageError(f"{run} is no run folder (it has no {RECIPE}); give the folder that genalign train wrote")
+        raise UsageError(f"{run} is not a run folder (it has no {RECIPE}); give the folder that genalign train wrote")
     if not (run / "adapter").is_dir():
         raise GenalignError(f"{run} has no adapter yet; finish it by genalign train {run / RECIPE} --resume {run}")
     recipe = load_recipe(run / RECIPE)

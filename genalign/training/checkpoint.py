@@ -57,6 +57,7 @@ def save_checkpoint(
         (draft / "state.json").write_text(json.dumps({**state, "step": step}))
         sums = {path.name: _sum(path) for path in sorted(draft.iterdir())}
         (draft / MANIFEST).write_text(json.dumps({"step": step, "sha256": sums}, indent=1))
+        # On the disk before it gets its name: a power cut leaves the draft, or a whole checkpoint.
         for path in [*draft.iterdir(), draft]:
             sync_path(path)
         if final.exists():

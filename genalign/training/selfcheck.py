@@ -14,7 +14,7 @@ from genalign.types import Experience, ForwardProcess, GenalignError, Policy, Tr
 
 @torch.no_grad()
 def check_replay(policy: Policy, experience: Experience, fresh: bool, blocks: int = 4) -> None:
-    """Before anything is learnt: ratio exactly 1, reference == adapters off, and (`fresh` adapters) KL exactly 0.
+    """Before the first update: ratio exactly 1, reference == adapters off, and (`fresh` adapters) KL exactly 0.
 
     Looks at `blocks` replay units spread over the trajectory, in the rollout's own micro-batches; a method on the
     forward process replays nothing, and its errors under policy and reference are looked at instead.
@@ -27,6 +27,7 @@ def check_replay(policy: Policy, experience: Experience, fresh: bool, blocks: in
     if isinstance(clean, Tensor) and isinstance(policy, ForwardProcess):
         _check_forward(policy, policy, trajectory, clean, fresh)
     units = trajectory.units()
+    # The same calls that the losses will make: other micro-batches may round otherwise, and would show nothing.
     for rows, steps in units[:: max(1, len(units) // blocks)][:blocks]:
         cell = torch.tensor(rows)[:, None], torch.tensor(steps)[None, :]
         mask = trajectory.mask[cell]
@@ -34,7 +35,7 @@ def check_replay(policy: Policy, experience: Experience, fresh: bool, blocks: in
         with policy.weights("reference"):
             off = policy.replay(trajectory, rows, steps)
         assert replayed.versus_score is not None
-        # Labelled samples come from the reference, and stored ones perhaps from other micro-batches.
+        # Labelled samples come from the reference, and stored ones perhaps from micro-batches of another size.
         drew, slack = (off, 1e-3) if experience.scores is None else (replayed, 0.0)
         _must_be_zero(drew.score.cpu() - trajectory.logp[cell].cpu(), mask, "the log-ratio of the first replay", slack)
         _must_be_zero((replayed.versus_score - off.score).cpu(), mask, "the reference against adapters off")
@@ -43,6 +44,7 @@ def check_replay(policy: Policy, experience: Experience, fresh: bool, blocks: in
 
 
 def _check_forward(policy: Policy, forward: ForwardProcess, trajectory: Trajectory, clean: Tensor, fresh: bool) -> None:
+    """fit() instead of replay(), on the first micro-batch, at an early, a middle and a late time."""
     rows = range(min(len(clean), trajectory.rows_together))
     prompts, seeds = [trajectory.prompts[row] for row in rows], [trajectory.seeds[row] for row in rows]
     for at in (0.1, 0.5, 0.9) if rows else ():

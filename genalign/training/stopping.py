@@ -47,7 +47,7 @@ def _stopped(progress: Progress, run: Path) -> bool:
         return False
     found = best_step(run / METRICS, settings.checkpoint_every, settings.patience, progress.step)
     best = int(gather(torch.tensor([found or 0]))[0])  # rank 0 wrote the metrics, so its answer counts
-    if best:
+    if best:  # by all ranks, in place
         restore(progress, load_checkpoint(run / f"checkpoint-{best}"))
     return best > 0
 
@@ -71,7 +71,7 @@ def watched(
 ) -> Iterator[dict[str, float]]:
     """The logs of `train`, each `every` steps with a look at held-out rewards, which also goes into the run's metrics.
 
-    A log with `monitor/alarm` is one where the training reward has been hacked for `patience` looks; rank 0 says so on
+    A log with `monitor/alarm` is one where the training reward has been hacked for `patience` looks; rank 0 warns on
     stderr, once. With `stop` the run then ends, with the newest checkpoint on disk that is not past the proxy point (if
     none is left, with the last weights). The run's metrics are the only memory, as in `until_no_better`.
     """
@@ -96,7 +96,7 @@ def _look(progress: Progress, monitor: Monitor, run: Path, log: dict[str, float]
     seen = monitor.look(progress.policy)
     earlier = [row for row in _looks(run) if row["step"] < log["step"]]
     looks = [*earlier, {**log, **seen}]
-    found = _agreed(monitor.alarm(looks))
+    found = _agreed(monitor.alarm(looks))  # of rank 0, the one that has read all looks
     if found:
         seen[ALARM] = 1.0
     if rank() == 0:
