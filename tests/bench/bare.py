@@ -14,7 +14,6 @@ from genalign.types import Prompt
 from tests.helpers.tiny_pipelines import stable_diffusion_3
 
 ROWS, STEPS = 32, 4
-
 PROMPTS = [Prompt(text, uid=k) for k, text in enumerate("abcd")]
 
 

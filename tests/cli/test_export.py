@@ -9,8 +9,8 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from genalign.cli import main
-from genalign.export import export
+from genalign.cli.export import export
+from genalign.cli.main import main
 from genalign.types import GenalignError, UsageError
 from tests.helpers.finished_run import Denoiser, finished_run
 

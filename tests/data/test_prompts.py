@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from genalign.data import Prompts, read_prompts
+from genalign.data.prompts import Prompts, read_prompts
 from genalign.types import Prompt, UsageError
 
 

@@ -7,7 +7,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from genalign.card import loading, reward_name, write_card
+from genalign.evaluation.card import loading, reward_name, write_card
 from tests.helpers.finished_run import Denoiser, finished_run
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as spawn
 from scipy import stats
 
-from genalign.evaluate import EvalSettings, compare, evaluate
+from genalign.evaluation.evaluate import EvalSettings, compare, evaluate
 from genalign.ranks import leave
 from genalign.types import Prompt, Scores, UsageError, sample_seed
 from tests.helpers.painter import GAIN, PROMPTS, SCALES, Painter

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from genalign.media import to_pil
+from genalign.media.image import to_pil
 from genalign.method import MethodSettings, build_method
 from genalign.policy.text import TextMemo
 from genalign.types import Media, Prompt, Track, Trajectory, UsageError

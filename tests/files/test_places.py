@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from genalign.places import find, model_path
-from genalign.recipe import load_recipe
-from genalign.shipped import shipped
+from genalign.files.places import find, model_path
+from genalign.files.shipped import shipped
+from genalign.run.recipe import load_recipe
 from genalign.types import UsageError
 
 

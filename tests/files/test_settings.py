@@ -1,6 +1,6 @@
 """Settings of YAML files: what changed between two of them."""
 
-from genalign.reading import changed_key
+from genalign.files.settings import changed_key
 
 
 def test_changed_key_names_the_first_difference_and_skips_what_may_change() -> None:

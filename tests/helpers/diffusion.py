@@ -12,7 +12,10 @@ from torch import Tensor
 
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import Lora, PolicySettings, Sampler
-from genalign.types import Prompt, Trajectory
+from genalign.types import (
+    Prompt,
+    Trajectory,
+)
 from tests.helpers.tiny_pipelines import FAMILIES, MORE
 
 PROMPTS = [Prompt("a b", uid=1), Prompt("c d e", uid=2), Prompt("x", uid=5)]

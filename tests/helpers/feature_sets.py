@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genalign.reward.frechet import Frechet, Moments
-from genalign.reward.kernel import Coverage, KernelDistance
-from genalign.reward.neighbours import Precision, Recall
-from genalign.reward.vendi import Vendi
+from genalign.reward.sets.frechet import Frechet, Moments
+from genalign.reward.sets.kernel import Coverage, KernelDistance
+from genalign.reward.sets.neighbours import Precision, Recall
+from genalign.reward.sets.vendi import Vendi
 from tests.helpers.toy_rewards import images, tiny_clip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from genalign.method import MethodSettings, build_method
-from genalign.method.searching import Searching
+from genalign.method.search.base import Searching
 from genalign.types import Method, Prompt
 from tests.helpers.toy_sampler import ToySampler, redness
 

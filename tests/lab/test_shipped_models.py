@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from genalign.files.shipped import shipped
 from genalign.lab import world
-from genalign.shipped import shipped
 from genalign.types import Media, Prompt, Track
 from tests.helpers.scenes import scenes
 

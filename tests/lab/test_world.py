@@ -6,10 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from genalign.files.shipped import shipped
 from genalign.lab import world
 from genalign.lab.facts import check, relation_margin
 from genalign.lab.sprites import sprites
-from genalign.shipped import shipped
 from tests.helpers.scenes import scenes
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from genalign.grid import CELL, sample_grid
+from genalign.media.sheet import CELL, sample_grid
 from tests.helpers.painter import GAIN, PROMPTS, Painter
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genalign.losses import advantages
 from genalign.method.common import rollout_seed
 from genalign.method.gradient import GradientSettings
+from genalign.method.losses import advantages
 from genalign.method.preference import PreferenceSettings
 from genalign.types import GenalignError, Method, Policy, UsageError
 from tests.helpers.learners import PROMPTS, backward, experience_of, mean, method, train

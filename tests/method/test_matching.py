@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from genalign.losses import advantages
+from genalign.method.losses import advantages
 from tests.helpers.learners import PROMPTS, asked, backward, disturbed, errors, experience_of, mean, method
 from tests.helpers.toy_policy import ToyPolicy
 

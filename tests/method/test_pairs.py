@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from genalign.cli import main
+from genalign.cli.main import main
 from genalign.method import MethodSettings, build_method
 from genalign.types import Prompt, UsageError
 from tests.helpers.learners import PROMPTS

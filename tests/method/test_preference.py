@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genalign.losses import dpo_loss
 from genalign.method.common import packed
+from genalign.method.losses import dpo_loss
 from genalign.types import UsageError
 from tests.helpers.learners import LOG2, backward, experience_of, mean, method
 from tests.helpers.toy_policy import DIMS, ToyPolicy, ToyReward, make_scores

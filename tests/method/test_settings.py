@@ -6,7 +6,7 @@ import pytest
 
 from genalign.method import FAMILIES, PRESETS, MethodSettings
 from genalign.method.gradient import GradientSettings
-from genalign.recipe import Recipe
+from genalign.run.recipe import Recipe
 from genalign.types import UsageError
 
 

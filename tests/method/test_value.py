@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from genalign.losses import regression_weights
+from genalign.method.losses import regression_weights
 from genalign.method.value import Value
 from genalign.types import Prompt
 from tests.helpers.learners import PROMPTS, Seeing, backward, disturbed, experience_of, mean, method, train

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from genalign.recipe import build, load_recipe
-from genalign.shipped import shipped
+from genalign.files.shipped import shipped
+from genalign.run.build import build
+from genalign.run.recipe import load_recipe
 from genalign.types import UsageError
 
 RECIPES = sorted(shipped("pipelines").glob("*.yaml"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from genalign.lab.train import fit
+from genalign.training.fit import fit
 
 
 def test_builders_resume_where_they_were_killed(tmp_path):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from genalign.checkpoint import load_checkpoint, newest_checkpoint
-from genalign.data import Prompts, read_prompts
-from genalign.loop import TrainSettings, restore, start, train
+from genalign.data.prompts import Prompts, read_prompts
 from genalign.method import MethodSettings, build_method
+from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
+from genalign.training.loop import TrainSettings, restore, start, train
 from genalign.types import GenalignError, Loss, Steps, Trajectory, Weights
 from tests.helpers.averaged import Averaged
 from tests.helpers.toy_policy import ToyPolicy, ToyReward

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from genalign.metrics import amend_metrics, append_metrics
+from genalign.training.metrics import amend_metrics, append_metrics
 
 
 def rows(folder: Path) -> list[dict]:

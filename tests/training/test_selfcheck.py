@@ -8,7 +8,7 @@ from genalign.types import GenalignError
 
 @pytest.mark.parametrize("theirs", ["equal", "off by one bit"])
 def test_ranks_that_hold_different_bits_are_stopped(theirs: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from genalign import selfcheck
+    from genalign.training import selfcheck
 
     ours = torch.tensor([0.1, 0.2])
     other = ours if theirs == "equal" else torch.nextafter(ours, torch.ones(2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genalign.method.searching import Searched, find_in_batches
+from genalign.method.search.base import Searched, find_in_batches
 from genalign.types import GenalignError, UsageError
 from tests.helpers.searches import PROMPTS, SEEDS, search, total_of
 from tests.helpers.toy_policy import ToyPolicy, ToyReward

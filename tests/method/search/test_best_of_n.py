@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from genalign.method.searching import candidate_seed
+from genalign.method.search.base import candidate_seed
 from tests.helpers.searches import PROMPTS, SEEDS, search, total_of
 from tests.helpers.toy_sampler import PixelReward, ToySampler, redness
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genalign.method.steering import log_weights, systematic
+from genalign.method.search.feynman_kac import log_weights, systematic
 from genalign.types import Prompt
 from tests.helpers.searches import PROMPTS, SEEDS, search
 from tests.helpers.toy_sampler import PixelReward, ToySampler, redness

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genalign.method.levels import Reader, watch
+from genalign.method.search.levels import Reader, watch
 from genalign.types import UsageError
 from tests.helpers.searches import PROMPTS, SEEDS, search
 from tests.helpers.toy_sampler import PixelReward, ToySampler, redness
@@ -21,8 +21,8 @@ def test_levels_are_read_off_plain_sampling():
 
 @pytest.mark.parametrize("kind", ["velocity", "epsilon", "v_prediction"])
 def test_levels_are_those_of_the_transition_kernel(kind):
-    """(p, q) as the endpoints of genalign.transition have them, whatever the model predicts."""
-    from genalign.transition import flow_path, preserving_path, step_table
+    """(p, q) as the endpoints of genalign.policy.transition have them, whatever the model predicts."""
+    from genalign.policy.transition import flow_path, preserving_path, step_table
 
     if kind == "velocity":
         path = flow_path([0.999, 0.6, 0.1, 0.0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genalign.method import MethodSettings, build_method
-from genalign.method.guidance import Guidance, RewardGuide, objective_weights
+from genalign.method.search.nrg import Guidance, RewardGuide, objective_weights
 from genalign.types import Prompt, UsageError
 from tests.helpers.toy_sampler import DIMS, LATENT, PixelReward, ToySampler, redness
 

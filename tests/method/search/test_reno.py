@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from genalign.method.reno import norm_penalty
-from genalign.method.searching import candidate_seed
+from genalign.method.search.base import candidate_seed
+from genalign.method.search.reno import norm_penalty
 from genalign.types import Prompt
 from tests.helpers.searches import PROMPTS, SEEDS, search
 from tests.helpers.toy_sampler import DIMS, PixelReward, ToySampler, redness

@@ -21,7 +21,7 @@ from genalign.reward import (
     Shape,
     Sum,
 )
-from genalign.reward.ensemble import entropic
+from genalign.reward.combine.ensemble import entropic
 from genalign.types import Media, Reward
 from tests.helpers.scoring import parts, score, total
 from tests.helpers.toy_rewards import prompts, says, texts

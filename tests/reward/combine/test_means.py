@@ -20,7 +20,7 @@ from genalign.reward import (
     Sharpness,
     build_reward,
 )
-from genalign.reward.means import geometric
+from genalign.reward.combine.means import geometric
 from genalign.types import UsageError
 from tests.helpers.scoring import Rows, parts, score, total
 from tests.helpers.toy_rewards import images, prompts, says, table, texts

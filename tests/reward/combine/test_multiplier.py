@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genalign.losses import advantages
+from genalign.method.losses import advantages
 from genalign.reward import Constraint, Gate, Schedule, Shape, Sum, proxy_point
 from genalign.types import Scores, UsageError
 from tests.helpers.scoring import score

@@ -14,7 +14,7 @@ from genalign.reward import (
     MarginalGain,
     Pareto,
 )
-from genalign.reward.objectives import hypervolume, mirror_ascent, shapley_of_maximum
+from genalign.reward.combine.objectives import hypervolume, mirror_ascent, shapley_of_maximum
 from tests.helpers.scoring import parts, score, total
 from tests.helpers.toy_rewards import says, table
 

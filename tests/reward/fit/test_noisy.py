@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from genalign.reward.noisy import Bank, NoisyNet, NoisyReward, measure, noisy_loss, pair_accuracy, pair_loss, save_noisy
+from genalign.reward.fit.noisy import (
+    Bank,
+    NoisyNet,
+    NoisyReward,
+    measure,
+    noisy_loss,
+    pair_accuracy,
+    pair_loss,
+    save_noisy,
+)
 from genalign.types import Prompt, UsageError
 from tests.helpers.toy_rewards import tiny_clip
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from genalign.reward import build_reward
-from genalign.reward.aesthetic import FILE as AESTHETIC_FILE
-from genalign.reward.aesthetic import Mlp
+from genalign.reward.heads.aesthetic import FILE as AESTHETIC_FILE
+from genalign.reward.heads.aesthetic import Mlp
 from tests.helpers.pictures import official_embeddings, pictures
 from tests.helpers.tiny_heads import save_state, tiny_transformers_clip
 from tests.helpers.toy_rewards import prompts

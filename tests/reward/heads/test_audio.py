@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from genalign.reward import build_reward
-from genalign.reward.audio import AudioboxHeads, published_names
+from genalign.reward.heads.audio import AudioboxHeads, published_names
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.helpers.tiny_heads import AUDIOBOX, WAVLM, randomise, save_state, tiny_clap, tiny_classifier, write_json
 from tests.helpers.toy_rewards import prompts, texts

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 from genalign.reward import build_reward
-from genalign.reward.aesthetic import Mlp
-from genalign.reward.blip import FILE as BLIP_FILE
-from genalign.reward.blip import BlipRegressor, published_names
+from genalign.reward.heads.aesthetic import Mlp
+from genalign.reward.heads.blip import FILE as BLIP_FILE
+from genalign.reward.heads.blip import BlipRegressor, published_names
 from genalign.types import Media, Track, UsageError
 from tests.helpers.pictures import pictures
 from tests.helpers.tiny_heads import randomise, save_state, word_tokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from genalign.reward.exemplars import read_exemplars
+from genalign.reward.heads.exemplars import read_exemplars
 from tests.helpers.feature_sets import exemplar_room
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from genalign.reward.patches import patches, sampled_frames, smart_size
+from genalign.reward.heads.patches import patches, sampled_frames, smart_size
 from genalign.types import UsageError
 from tests.helpers.pictures import as_tensor, photographs
 

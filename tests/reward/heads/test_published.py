@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from genalign import doctor
-from genalign.reward import PRESETS, Calibrated, Runner, Sharpness, build_reward, presets
-from genalign.reward.weights import hub_file
+from genalign.cli import doctor
+from genalign.reward import PRESETS, Calibrated, Runner, Sharpness, build_reward
+from genalign.reward.heads import published as presets
+from genalign.reward.heads.weights import hub_file
 from genalign.types import UsageError
 from tests.helpers.tiny_heads import tiny_transformers_clip
 from tests.helpers.toy_rewards import images, prompts

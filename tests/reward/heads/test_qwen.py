@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Qwen2VLModel
 
+from genalign.files.shipped import shipped
 from genalign.reward import build_reward
-from genalign.reward.patches import patches
-from genalign.reward.qwen import HpsV3, TokenHead, merged, published_names, read_template
-from genalign.shipped import shipped
+from genalign.reward.heads.patches import patches
+from genalign.reward.heads.qwen import HpsV3, TokenHead, merged, published_names, read_template
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.helpers.pictures import as_tensor, photographs
 from tests.helpers.tiny_heads import as_transformers_4, qwen_config, randomise, save_state, tiny_qwen_base, write_json

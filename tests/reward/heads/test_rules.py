@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from genalign.files.shipped import shipped
 from genalign.reward import (
     Budget,
     Format,
@@ -22,7 +23,6 @@ from genalign.reward import (
     Sum,
     build_reward,
 )
-from genalign.shipped import shipped
 from genalign.types import Media, Prompt, Reward, Scores, Track, UsageError
 from tests.helpers.toy_rewards import images, prompts, says, texts, tiny_text_head
 

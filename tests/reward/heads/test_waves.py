@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.signal import resample_poly
 
-from genalign.reward.waves import mono_waves, resampled
+from genalign.reward.heads.waves import mono_waves, resampled
 from genalign.types import Media, Track, UsageError
 
 

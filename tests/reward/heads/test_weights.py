@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from genalign.reward import build_reward
-from genalign.reward.weights import fit, from_hub, read_weights, weights_file
+from genalign.reward.heads.weights import fit, from_hub, read_weights, weights_file
 from genalign.types import UsageError
 from tests.helpers.tiny_heads import save_state, tiny_transformers_clip, write_json
 

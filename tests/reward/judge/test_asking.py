@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from genalign.reward.asking import fill, p_yes, read_score, read_scores
 from genalign.reward.base import ScoringError
+from genalign.reward.judge.asking import fill, p_yes, read_score, read_scores
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genalign.media import save_png
+from genalign.media.image import save_png
 from genalign.reward import CompareJudge, build_reward
 from genalign.types import Media, Prompt, Reward, Track
 from tests.helpers.toy_judges import tiny_vlm

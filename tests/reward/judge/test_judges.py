@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genalign.media import to_pil
+from genalign.media.image import to_pil
 from genalign.reward import RankJudge, Runner, ScoreJudge, YesNoJudge, build_reward
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.helpers.tiny_language import save_tiny_language

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from genalign.reward import FunctionReward, Sharpness
-from genalign.reward.cache import Cached
+from genalign.reward.runtime.cache import Cached
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.helpers.scoring import same
 from tests.helpers.toy_rewards import images, prompts, texts

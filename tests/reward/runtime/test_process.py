@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from genalign.reward import FileReward, Runner, build_reward, worker
-from genalign.reward.process import ProcessReward
+from genalign.reward import FileReward, Runner, build_reward
+from genalign.reward.runtime import worker
+from genalign.reward.runtime.process import ProcessReward
 from genalign.types import Reward, UsageError
 from tests.helpers.scoring import same
 from tests.helpers.toy_rewards import images, prompts

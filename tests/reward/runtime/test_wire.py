@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from genalign.reward.wire import pack_batch, pack_scores, receive, send, unpack_batch, unpack_scores
+from genalign.reward.runtime.wire import pack_batch, pack_scores, receive, send, unpack_batch, unpack_scores
 from genalign.types import Media, Prompt, Scores, Track
 from tests.helpers.toy_rewards import images
 

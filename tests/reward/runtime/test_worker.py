@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from genalign.reward import FileReward, Runner
-from genalign.reward.worker import WORKER, load_function
+from genalign.reward.runtime.user_file import load_function
+from genalign.reward.runtime.worker import WORKER
 from genalign.types import GenalignError, Prompt, UsageError
 from tests.helpers.toy_rewards import images, prompts, texts
 

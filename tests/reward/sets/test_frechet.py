@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from genalign.reward.frechet import Frechet, Moments, frechet_infinity
+from genalign.reward.sets.frechet import Frechet, Moments, frechet_infinity
 from genalign.types import UsageError
 from tests.helpers.feature_sets import Operations, on_two_ranks, rows
 
@@ -101,7 +101,9 @@ def test_moments_merge_in_any_chunks_and_over_ranks(monkeypatch):
         assert merged.count == 103
         torch.testing.assert_close(merged.covariance, whole.covariance, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(whole.covariance, torch.cov(x.T), rtol=1e-10, atol=1e-10)
-    joined = on_two_ranks(monkeypatch, "genalign.reward.frechet", lambda r: Moments.of(x[r::2][: 40 + r]).over_ranks())
+    joined = on_two_ranks(
+        monkeypatch, "genalign.reward.sets.frechet", lambda r: Moments.of(x[r::2][: 40 + r]).over_ranks()
+    )
     both = Moments.of(torch.cat([x[0::2][:40], x[1::2][:41]]))
     for moments in joined:
         assert moments.count == 81

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from genalign.reward.kernel import Coverage, KernelDistance
+from genalign.reward.sets.kernel import Coverage, KernelDistance
 from tests.helpers.feature_sets import rows
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from genalign.reward.neighbours import Precision, Recall
+from genalign.reward.sets.neighbours import Precision, Recall
 from tests.helpers.feature_sets import rows
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from genalign.reward import ClipReward, Runner, SetReward, Similarity, build_reward, sets
-from genalign.reward.exemplars import read_exemplars
-from genalign.reward.frechet import Frechet, Moments
-from genalign.reward.kernel import KernelDistance
-from genalign.reward.sets import contrast, couples
+from genalign.reward import ClipReward, Runner, SetReward, Similarity, build_reward
+from genalign.reward.heads.exemplars import read_exemplars
+from genalign.reward.sets import reward as sets
+from genalign.reward.sets.frechet import Frechet, Moments
+from genalign.reward.sets.kernel import KernelDistance
+from genalign.reward.sets.reward import contrast, couples
 from genalign.types import Media, Track, UsageError
 from tests.helpers.feature_sets import exemplar_room, measure, on_two_ranks, rows
 from tests.helpers.toy_rewards import images, prompts
@@ -156,7 +157,7 @@ def test_two_ranks_score_as_one(room: Path, monkeypatch, credit: str):
         total = one([asked[i] for i in mine], Media(image=Track(seen)), group[mine]).total
         return total.detach(), torch.autograd.grad(total.sum() / 16, seen)[0]
 
-    parts = on_two_ranks(monkeypatch, "genalign.reward.sets", score)
+    parts = on_two_ranks(monkeypatch, "genalign.reward.sets.reward", score)
     torch.testing.assert_close(torch.cat([total for total, _ in parts]), expected)
     torch.testing.assert_close(torch.cat([grad for _, grad in parts]), gradient, atol=1e-7, rtol=1e-4)
     assert gradient.abs().max() > 1e-6
@@ -175,7 +176,9 @@ def test_a_rank_that_breaks_keeps_nobody_waiting(room: Path, monkeypatch):
     monkeypatch.setattr(one.clip, "see", see)
     split = [list(range(5)), list(range(5, 12))]
     broken, whole = on_two_ranks(
-        monkeypatch, "genalign.reward.sets", lambda r: one([asked[i] for i in split[r]], media.select(split[r])).total
+        monkeypatch,
+        "genalign.reward.sets.reward",
+        lambda r: one([asked[i] for i in split[r]], media.select(split[r])).total,
     )
     assert isinstance(broken, ValueError)
     monkeypatch.undo()

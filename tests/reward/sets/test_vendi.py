@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from genalign.reward.vendi import Vendi
+from genalign.reward.sets.vendi import Vendi
 from tests.helpers.feature_sets import rows
 
 
