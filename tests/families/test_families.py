@@ -13,7 +13,7 @@ from genalign.method.losses import dpo_loss
 from genalign.method.preference import PreferenceSettings
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.types import ForwardProcess, Media, Prompt, Track, Trajectory, UsageError
-from tests.families.table import CLOSE, OPEN, README, committed, table
+from tests.families.table import CLOSE, OPEN, PAGE, committed, table
 from tests.helpers.diffusion import PROMPTS, draw, log_ratio, moved, settings
 from tests.helpers.families import ALL, made, refusal, rolled
 from tests.helpers.tiny_pipelines import EDIT, FAMILIES, MORE, REFUSED
@@ -218,7 +218,7 @@ def test_an_absent_second_denoiser_is_no_hindrance() -> None:
         DiffusionPolicy(pipeline, settings("stable-diffusion-3", True))
 
 
-def test_the_table_in_the_readme_is_the_sweeps() -> None:
-    assert README.read_text().count(OPEN) == README.read_text().count(CLOSE) == 1
+def test_the_table_in_the_docs_is_the_sweeps() -> None:
+    assert PAGE.read_text().count(OPEN) == PAGE.read_text().count(CLOSE) == 1
     assert committed() == table(), "write it anew: python -m tests.families.table"
     assert len(committed().splitlines()) == 2 + len(FAMILIES) + len(MORE) + len(EDIT) + len(REFUSED)
