@@ -51,6 +51,7 @@ def test_the_path_of_kls_bounds_the_kl_of_what_is_drawn():
     assert mean(losses, "kl/path") > 1.5 * with_start.mean().item()
 
 
+@pytest.mark.slow  # test_dpok_is_reward_above_value_and_kl holds the gradient of reward and KL against its formula
 def test_a_heavy_kl_holds_the_policy_where_it_was():
     free, held = ToyPolicy(), ToyPolicy()
     train(method("dpok", group=8, kl_beta=0.0), free, 20)

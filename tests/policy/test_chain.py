@@ -168,6 +168,7 @@ def test_both_parts_learn_from_one_loss(name: str):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow  # test_both_parts_learn_from_one_loss holds the same gradient against its formula
 def test_the_writer_learns_to_say_more():
     made = chain()
     learner = build_method(MethodSettings(name="grpo", group=8))
