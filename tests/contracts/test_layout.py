@@ -17,9 +17,9 @@ def test_every_test_is_named_after_the_file_that_it_tests():
 
 
 def test_no_test_imports_from_another():
+    modules = {path.stem for path in TESTS.rglob("test_*.py")}
     for path in TESTS.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests"):
-                names = [*node.module.split("."), *(alias.name for alias in node.names)]
-                lent = any((path.parent / f"{name}.py").is_file() for name in names if name.startswith("test_"))
-                assert not lent or path.name == "__main__.py", f"{path} imports {names}; move it to tests/helpers"
+                lent = modules.intersection([*node.module.split("."), *(alias.name for alias in node.names)])
+                assert not lent or path.name == "__main__.py", f"{path} imports from {lent}; move it to tests/helpers"
