@@ -113,11 +113,11 @@ class Nft:
     models that are fitted lie on the line through the old and the new output. A sample counts as good by
     (1 + advantage / advantage_clip) / 2.
 
-    Departs from the paper: (1) Only (score, versus_score, gap) of Policy.fit are used; losses.nft_loss
-    lists what that changes. (2) The old weights move after every optimizer update at a constant rate, not once a
-    rollout at a rising one. (3) Times are stratified over `times` and common to a step; its code takes all of them. (4) Siblings
-    share their noise, so that what it adds to the errors of all nearly cancels. (5) There is no further penalty towards
-    the reference (its code has one of 1e-4), and a prompt without spread teaches nothing.
+    Departs from the paper: (1) Only (score, versus_score, gap) of Policy.fit are used; losses.nft_loss lists what that
+    changes. (2) The old weights move after every optimizer update at a constant rate, not once a rollout at a rising
+    one. (3) Times are stratified over `times` and common to a step; its code takes all of them. (4) Siblings share
+    their noise, so that what it adds to the errors of all nearly cancels. (5) There is no further penalty towards the
+    reference (its code has one of 1e-4), and a prompt without spread teaches nothing.
     """
 
     def __init__(self, settings: NftSettings) -> None:
