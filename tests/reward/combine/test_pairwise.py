@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genalign.reward import BothOrders, ClipReward, Difference, Gpm, Preference, Versus, WinRate, build_reward
 from genalign.reward.base import Stateless
+from genalign.reward.build import HEADS
 from genalign.reward.combine.pairwise import Verdict
 from genalign.types import Media, Prompt, Scores, Track, UsageError
 from tests.helpers.toy_rewards import images, prompts, texts, tiny_clip
@@ -213,6 +214,12 @@ def test_versus_the_prompts_own_picture_has_gradients(tmp_path: Path) -> None:
     assert gradient[0].abs().sum() > 0
 
 
+@pytest.fixture(autouse=True)
+def pair_is_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward file names a class of the package by its head alone."""
+    monkeypatch.setitem(HEADS, "pair", f"{__name__}:Pair")
+
+
 def test_reward_files_build_what_python_builds(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def length(text): return [float(len(t)) for t in text]\n")
     spec = {"winrate": {"use": "mine.py:length"}, "tau": 4, "name": "longer"}
@@ -227,7 +234,7 @@ def test_reward_files_build_what_python_builds(tmp_path: Path) -> None:
     )
     versus = build_reward({"versus": {"use": "mine.py:length"}, "reference": "facts.gold"}, tmp_path)
     assert versus(prompts(1, gold=["abc"]), texts("abc")).total.item() == 0.5
-    skew = build_reward({"winrate": {"gpm": "tests.reward.combine.test_pairwise:Pair", "scales": [2.0]}}, tmp_path)
+    skew = build_reward({"winrate": {"gpm": "pair", "scales": [2.0]}}, tmp_path)
     assert skew.version == WinRate(Gpm(Pair(), scales=[2.0])).version
 
 
@@ -245,7 +252,7 @@ class Pair(Told):
         ({"versus": "sharpness"}, r"needs the setting 'reference'"),
         ({"versus": "sharpness", "reference": "gold"}, r"write prompt or facts.KEY"),
         ({"winrate": {"gpm": "sharpness"}}, r"even number of aspects"),
-        ({"winrate": {"gpm": "tests.reward.combine.test_pairwise:Pair", "scales": [1, 2]}}, r"1 blocks, but 2 scales"),
+        ({"winrate": {"gpm": "pair", "scales": [1, 2]}}, r"1 blocks, but 2 scales"),
         ({"winrate": {"winrate": "sharpness"}}, r"looks at a whole group"),
     ],
 )
