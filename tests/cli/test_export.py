@@ -36,7 +36,7 @@ def test_comfyui_keys_give_the_same_weights_as_peft(run, base, tmp_path):
     torch.manual_seed(0)
     plain = Denoiser()
     for layer in ("to_q", "to_k"):
-        name = f"diffusion_model.block.{layer}"
+        name = f"transformer.block.{layer}"
         a, b, alpha = (tensors.pop(f"{name}.{part}") for part in ("lora_A.weight", "lora_B.weight", "alpha"))
         weight = plain.block[layer].weight + alpha / a.shape[0] * b @ a
         torch.testing.assert_close(weight, merged.block[layer].weight)
@@ -80,7 +80,7 @@ def damage(run, what):
         ("nothing trained", GenalignError, "no adapter/"),
         ("corrupt", GenalignError, "damaged"),
         ("no run", GenalignError, "recipe.yaml"),
-        ("language model", UsageError, "no diffusers pipeline"),
+        ("language model", UsageError, "not a diffusers pipeline"),
         ("taken", UsageError, "exists already"),
     ],
 )

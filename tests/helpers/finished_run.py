@@ -20,14 +20,16 @@ class Denoiser(nn.Module):
         return self.block["to_q"](x) * self.block["to_k"](x)
 
 
-def finished_run(place: Path, base: nn.Module) -> Path:
-    """A finished run of a pipeline whose denoiser is `base`; peft itself writes the adapter."""
+def finished_run(
+    place: Path, base: nn.Module, targets: list[str] | None = None, kind: str = "SD3Transformer2DModel"
+) -> Path:
+    """A finished run of a pipeline whose denoiser is `base`, of class `kind`; peft itself writes the adapter."""
     folder, model = place / "image-d3po-1", place / "tiny-model"
     model.mkdir()
     (model / "model_index.json").write_text(
-        json.dumps({"_class_name": "X", "transformer": ["diffusers", "Y"], "vae": [None, None]})
+        json.dumps({"_class_name": "X", "transformer": ["diffusers", kind], "vae": [None, None]})
     )
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["to_q", "to_k"], init_lora_weights=False)
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets or ["to_q", "to_k"], init_lora_weights=False)
     torch.manual_seed(1)
     get_peft_model(base, config).save_pretrained(folder / "adapter")
     recipe = {"policy": {"model": str(model)}, "method": {"name": "d3po"}, "reward": "/x/image-hybrid.yaml"}

@@ -168,6 +168,24 @@ def test_exported_adapter_draws_the_same_image_in_plain_diffusers(name, tmp_path
 
 
 @pytest.mark.parametrize("name", ["stable-diffusion-3", "stable-diffusion", "flux"])
+def test_the_lora_file_needs_no_header(name, tmp_path) -> None:
+    """Tensors alone give W + B A, what a program draws that takes alpha = rank: peft's own merge is the oracle."""
+    from safetensors.torch import load_file
+
+    made, _ = rolled(name, True)
+    with moved(made, 0.2):
+        made.save_adapter(tmp_path)
+        tensors = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+        assert made.settings.lora.alpha != made.settings.lora.rank
+        halves = {key.rpartition(".lora_")[0] for key in tensors}
+        assert len(halves) == len(made.named_trainable()) // 2
+        for half in halves:
+            layer = made.denoiser.get_submodule(half.partition(".")[2])
+            change = tensors[f"{half}.lora_B.weight"] @ tensors[f"{half}.lora_A.weight"]
+            torch.testing.assert_close(change, layer.get_delta_weight("default"))
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-3", "stable-diffusion", "flux"])
 def test_an_adapter_on_every_linear_layer_draws_the_same_in_plain_diffusers(name, tmp_path) -> None:
     chosen = settings(name, True).model_copy(update={"lora": Lora(rank=2, alpha=4, targets="all-linear")})
     made = DiffusionPolicy(FAMILIES[name].build(), chosen)
