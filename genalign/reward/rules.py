@@ -16,6 +16,7 @@ from torch import Tensor
 from genalign.reward.base import Stateless, digest
 from genalign.reward.combination import choice, number
 from genalign.types import Media, Prompt, Scores, UsageError
+from genalign.untrusted import check_model
 
 Unit = Literal["words", "characters", "tokens"]
 
@@ -68,7 +69,13 @@ class Counted(TextRule):
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.model)
+        check_model(str(self.model))
+        try:
+            return AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"the tokenizer of {self.model} cannot be loaded: {' '.join(str(error).split())}"
+            ) from error
 
     def count(self, text: str) -> int:
         if self.unit == "tokens":
