@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genalign.media import cell_picture, load_video
 from genalign.types import Media, Prompt, Track
+from genalign.untrusted import neighbour
 
 Kind = Literal["image", "video", "text"]
 OVERALL = "overall"
@@ -92,7 +93,7 @@ class Comparisons:
         """Prompts and media of some items; a prompt's facts name its user, where there is one.
 
         Raises:
-            UsageError: a picture or video is missing, or no such thing.
+            UsageError: a picture or video is missing, not below the file's folder, or no such thing.
         """
         chosen = [self.items[number] for number in numbers]
         whose = users or [""] * len(chosen)
@@ -103,7 +104,7 @@ class Comparisons:
         if self.kind == "text":
             return prompts, Media(text=Track([str(item.value) for item in chosen]))
         if self.kind == "video":
-            films = [load_video(self.root / str(item.value)) for item in chosen]
+            films = [load_video(neighbour(self.root, str(item.value), self.source)) for item in chosen]
             return prompts, Media(video=Track([frames for frames, _ in films], films[0][1]))
         images = [self._picture(item.value) for item in chosen]
         alike = len({image.shape for image in images}) == 1

@@ -18,6 +18,7 @@ from genalign.reward.asking import Piece, Question, facts_of, fill, places, read
 from genalign.reward.base import ScoringError
 from genalign.reward.judges import Answer, CriteriaJudge, Judge, _or_raise, _prompt_if, ask_criteria, seed_of
 from genalign.types import Media, Prompt, Scores, UsageError
+from genalign.untrusted import neighbour
 
 COMPARE = (
     "One:\n{first}\nTwo:\n{second}\nBoth were made for: {prompt}\n{question} Is One better than Two? Answer yes or no."
@@ -137,7 +138,7 @@ def drawn_files(folder: Path) -> dict[str, Path]:
     """
     try:
         rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-        files = {row["prompt"]: folder / row["file"] for row in reversed(rows)}
+        files = {row["prompt"]: neighbour(folder, row["file"], str(folder / "samples.jsonl")) for row in reversed(rows)}
         missing = next((file for file in files.values() if not file.is_file()), None)
         if missing is not None:
             raise OSError(f"{missing.name} is missing")
