@@ -198,11 +198,11 @@ def _table(result: Mapping[str, Any]) -> str:
             f"<tr{mark[0]}><td>{html.escape(name)}{mark[1]}</td><td>{row['before']:.4f}</td><td>{row['after']:.4f}</td>"
             f"<td>{row['delta']:+.4f}</td><td>{low:+.4f} to {high:+.4f}</td></tr>"
         )
-    seeds = ", ".join(str(seed) for seed in result["seeds"])
+    prompts, seeds = html.escape(str(result["prompts"])), html.escape(", ".join(str(seed) for seed in result["seeds"]))
     return (
         "<h2>Before and after</h2><table><tr><th>metric</th><th>before</th><th>after</th><th>delta</th>"
         f"<th>95% interval</th></tr>{''.join(rows)}</table>"
-        f'<p class="note">{result["prompts"]} prompts, sampling seeds {seeds}; base and tuned model each at its best '
+        f'<p class="note">{prompts} prompts, sampling seeds {seeds}; base and tuned model each at its best '
         "guidance scale; paired bootstrap over prompts; held-out rewards were never optimised.</p>"
     )
 
