@@ -18,7 +18,7 @@ align: env
 	$(BIN)/genalign train pipelines/image-d3po.yaml
 
 table: env
-	$(BIN)/python -m genalign.table
+	$(BIN)/python -m genalign.cli.table
 
 test: env
 	$(BIN)/python -m pytest -m 'not slow'

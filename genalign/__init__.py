@@ -4,10 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from genalign.loop import start, train
     from genalign.policy import load_policy
-    from genalign.recipe import build, load_recipe
     from genalign.reward import build_reward
+    from genalign.run.build import build
+    from genalign.run.recipe import load_recipe
+    from genalign.training.loop import start, train
     from genalign.types import GenalignError, Media, Policy, Prompt, Reward, Scores, Track, Trajectory, UsageError
 
 __all__ = [
@@ -28,12 +29,12 @@ __all__ = [
     "train",
 ]
 _HOMES = {
-    "build": "recipe",
+    "build": "run.build",
     "build_reward": "reward",
     "load_policy": "policy",
-    "load_recipe": "recipe",
-    "start": "loop",
-    "train": "loop",
+    "load_recipe": "run.recipe",
+    "start": "training.loop",
+    "train": "training.loop",
 }
 
 

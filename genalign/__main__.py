@@ -2,7 +2,7 @@
 
 import sys
 
-from genalign.cli import main
+from genalign.cli.main import main
 
 if __name__ == "__main__":
     code = main()

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from genalign.groups import budget_lead, consistency_blend, difficulty_scale
-from genalign.losses import advantages, front_ranks
+from genalign.fronts import front_ranks
 from genalign.method import MethodSettings, build_method
-from genalign.recipe import check_fit
+from genalign.method.groups import budget_lead, consistency_blend, difficulty_scale
+from genalign.method.losses import advantages
 from genalign.reward import Budget, Constraint, Sharpness, Sum
+from genalign.run.build import check_fit
 from genalign.types import Media, Prompt, Scores, Track, UsageError
 from tests.toy_policy import ToyPolicy, ToyReward, make_scores
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from genalign.files.shipped import shipped
 from genalign.lab.world import caption, place, render, sample_facts
-from genalign.recipe import build, load_recipe
 from genalign.reward import (
     Cached,
     ClipReward,
@@ -30,8 +30,9 @@ from genalign.reward import (
     shipped_rewards,
 )
 from genalign.reward.base import lacks
-from genalign.reward.head import HeadReward
-from genalign.shipped import shipped
+from genalign.reward.heads.head import HeadReward
+from genalign.run.build import build
+from genalign.run.recipe import load_recipe
 from genalign.types import Media, Prompt, Reward, Scores, Track, UsageError
 from tests.tiny_language import save_tiny_language
 from tests.tiny_recipe import image_model

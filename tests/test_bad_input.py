@@ -12,7 +12,7 @@ import pytest
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
-from genalign.cli import main
+from genalign.cli.main import main
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import PolicySettings
 from tests.test_diffusion_policy import Remembering
@@ -89,7 +89,7 @@ def test_method_and_reward_that_do_not_fit(refused: Any, tmp_path: Path, monkeyp
     class Backpropagation:
         name, needs = "backpropagation", frozenset({"reward_grad"})
 
-    monkeypatch.setattr("genalign.recipe.build_method", lambda settings, folder: Backpropagation())
+    monkeypatch.setattr("genalign.run.build.build_method", lambda settings, folder: Backpropagation())
     path = recipe_without_weights(tmp_path)
     expect(refused("train", path), 2, "backpropagation", "bright", "is not differentiable", "take a differentiable")
 
@@ -168,7 +168,7 @@ def test_what_only_a_rollout_can_show(
         components = stable_diffusion_3().components
         return DiffusionPolicy(family(**components), settings)
 
-    monkeypatch.setattr("genalign.recipe.load_policy", load)
+    monkeypatch.setattr("genalign.run.build.load_policy", load)
     sampler = {"kernel": "flow-sde", "guidance": 3.0, **sampler}
     path = write_recipe(tmp_path, policy={"sampler": sampler}, train=QUICK, eval=None)
     expect(refused("train", path, "--out", tmp_path / "out"), code, *parts)
@@ -340,7 +340,7 @@ def test_anything_unexpected_is_one_sentence_and_debug_shows_where(
     def explode(*args: object) -> None:
         raise ZeroDivisionError("a\nb")
 
-    monkeypatch.setattr("genalign.launch.load_recipe", explode)
+    monkeypatch.setattr("genalign.run.launch.load_recipe", explode)
     assert main(["train", "image-d3po"]) == 1
     assert capfd.readouterr().err == "genalign: ZeroDivisionError: a; run again with --debug for the traceback\n"
     assert main(["train", "image-d3po", "--debug"]) == 1
@@ -351,6 +351,6 @@ def test_ctrl_c(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("genalign.launch.load_recipe", interrupt)
+    monkeypatch.setattr("genalign.run.launch.load_recipe", interrupt)
     assert main(["train", "image-d3po"]) == 130
     assert "Traceback" not in capfd.readouterr().err

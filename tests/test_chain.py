@@ -15,7 +15,7 @@ from genalign.policy.chain import ChainPolicy
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.language import LanguagePolicy
 from genalign.policy.settings import Lora, PolicySettings, Sampler
-from genalign.selfcheck import check_replay
+from genalign.training.selfcheck import check_replay
 from genalign.types import Policy, Prompt
 from tests.tiny_language import save_tiny_language, tiny_language
 from tests.tiny_pipelines import FAMILIES

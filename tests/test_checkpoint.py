@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from genalign.checkpoint import (
+from genalign.training.checkpoint import (
     load_checkpoint,
     load_optimizer_state,
     newest_checkpoint,

@@ -16,9 +16,9 @@ import torch
 import yaml
 from PIL import Image
 
-from genalign.checkpoint import load_checkpoint
-from genalign.cli import main
-from genalign.recipe import load_recipe
+from genalign.cli.main import main
+from genalign.run.recipe import load_recipe
+from genalign.training.checkpoint import load_checkpoint
 from tests.tiny_recipe import image_model, write_recipe
 
 
@@ -186,7 +186,7 @@ def test_what_ls_prints_cp_copies(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_help_and_ls_import_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom genalign.cli import main\n"
+        "import sys\nfrom genalign.cli.main import main\n"
         "try: main({!r})\nexcept SystemExit: pass\n"
         "print('torch' in sys.modules)"
     )

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from genalign.losses import advantages
+from genalign.method.losses import advantages
 from genalign.reward import (
     KRC,
     Cascade,

@@ -32,9 +32,9 @@ from genalign.reward import (
     Sharpness,
     Sum,
 )
-from genalign.reward.ensemble import entropic
-from genalign.reward.means import geometric
-from genalign.reward.objectives import shapley_of_maximum
+from genalign.reward.combine.ensemble import entropic
+from genalign.reward.combine.means import geometric
+from genalign.reward.combine.objectives import shapley_of_maximum
 from genalign.types import Media, Reward, Scores, UsageError
 from tests.toy_rewards import images, prompts, says, table, texts
 

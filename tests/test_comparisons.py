@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from genalign.comparisons import read_comparisons
-from genalign.media import load_video
+from genalign.data.comparisons import read_comparisons
+from genalign.media.video import load_video
 from genalign.types import UsageError
 from tests.preference_files import FORMS, LIGHT, films, pictures
 

@@ -4,8 +4,8 @@ import subprocess
 import sys
 from importlib import metadata
 
-from genalign import doctor as module
-from genalign.doctor import doctor, main
+from genalign.cli import doctor as module
+from genalign.cli.doctor import doctor, main
 
 
 def test_versions_are_those_installed():
@@ -50,5 +50,5 @@ def test_offline_switch_is_read(monkeypatch):
 
 
 def test_import_is_light():
-    code = "import genalign.doctor, sys; print('torch' in sys.modules)"
+    code = "import genalign.cli.doctor, sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from genalign.data import read_prompts
-from genalign.media import save_png
+from genalign.data.prompts import read_prompts
+from genalign.media.image import save_png
 from genalign.method import MethodSettings, build_method
 from genalign.method.distributional import halves, kto_loss
 from genalign.reward import SetReward
-from genalign.reward.frechet import Frechet, Moments
-from genalign.reward.kernel import KernelDistance
-from genalign.reward.vendi import Vendi
+from genalign.reward.sets.frechet import Frechet, Moments
+from genalign.reward.sets.kernel import KernelDistance
+from genalign.reward.sets.vendi import Vendi
 from genalign.types import Media, Prompt, Reward, Track, UsageError
 from tests.test_forward_methods import asked, backward, disturbed, errors, mean
 from tests.test_methods import LOG2, PROMPTS

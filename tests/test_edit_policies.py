@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from genalign.media import to_pil
+from genalign.media.image import to_pil
 from genalign.method import MethodSettings, build_method
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import Lora, PolicySettings, Sampler

@@ -15,10 +15,10 @@ import pytest
 import torch
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from genalign.losses import advantages
+from genalign.method.losses import advantages
 from genalign.reward import CompareJudge, RankJudge, Runner, ScoreJudge, YesNoJudge
-from genalign.reward.asking import Question
-from genalign.reward.local import LocalModel
+from genalign.reward.judge.asking import Question
+from genalign.reward.judge.local import LocalModel
 from genalign.types import GenalignError, Media, Prompt, Scores, Track, UsageError
 from tests.toy_judges import Scripted, likely, pieces, said, serving, tiny_vlm
 from tests.toy_rewards import images, prompts, texts
@@ -42,7 +42,7 @@ def test_an_endpoint_around_a_real_model_says_what_the_model_says_in_process(tmp
     tokenizer = model._loaded[1].tokenizer
 
     def answer(body: dict[str, Any], number: int) -> dict[str, Any]:
-        from genalign.media import to_pil
+        from genalign.media.image import to_pil
 
         assert (body["max_tokens"], body["logprobs"]) == (1, True)
         asked = pieces(body)

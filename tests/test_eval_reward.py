@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genalign.cli import main
-from genalign.comparisons import read_comparisons
-from genalign.eval_reward import report
+from genalign.cli.eval_reward import report
+from genalign.cli.main import main
+from genalign.data.comparisons import read_comparisons
 from genalign.reward import build_reward, reward
 from tests.preference_files import FORMS, pictures
 

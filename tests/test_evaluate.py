@@ -14,8 +14,8 @@ import torch.multiprocessing as spawn
 from PIL import Image
 from scipy import stats
 
-from genalign.evaluate import EvalSettings, compare, evaluate
-from genalign.grid import CELL, sample_grid
+from genalign.evaluation.evaluate import EvalSettings, compare, evaluate
+from genalign.media.sheet import CELL, sample_grid
 from genalign.ranks import leave
 from genalign.types import Media, Prompt, Scores, Track, UsageError, sample_seed
 

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from genalign.card import loading, reward_name, write_card
-from genalign.cli import main
-from genalign.export import export
+from genalign.cli.export import export
+from genalign.cli.main import main
+from genalign.evaluation.card import loading, reward_name, write_card
 from genalign.types import GenalignError, UsageError
 
 RANK, ALPHA = 4, 6.0

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from genalign.losses import advantages
 from genalign.method import MethodSettings, build_method
+from genalign.method.losses import advantages
 from genalign.reward import Cached, FileReward, FunctionReward, RemoteReward, Runner, ScoreJudge, YesNoJudge
-from genalign.reward.serving import application
+from genalign.reward.runtime.serving import application
 from genalign.types import GenalignError, Prompt, Reward, Scores
 from tests.toy_judges import Scripted, likely, said, serving
 from tests.toy_policy import ToyPolicy, ToyReward

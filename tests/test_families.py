@@ -9,11 +9,11 @@ import math
 import pytest
 import torch
 
-from genalign.losses import dpo_loss
 from genalign.method import build_method
+from genalign.method.losses import dpo_loss
 from genalign.method.preference import PreferenceSettings
 from genalign.policy.diffusion import DiffusionPolicy
-from genalign.types import Fitting, Media, Prompt, Track, Trajectory, UsageError
+from genalign.types import ForwardProcess, Media, Prompt, Track, Trajectory, UsageError
 from tests.test_diffusion_policy import PROMPTS, draw, log_ratio, moved, settings
 from tests.tiny_families import MORE, REFUSED
 from tests.tiny_pipelines import FAMILIES
@@ -97,7 +97,7 @@ def test_a_d3po_step_and_a_fitted_pair_step_move_the_adapter(name) -> None:
         assert loss.log["loss"][0] / loss.log["loss"][1] == pytest.approx(math.log(2), abs=1e-5)
         loss.total.backward()
     assert step() > 0
-    assert isinstance(of, Fitting)
+    assert isinstance(of, ForwardProcess)
     one = [PROMPTS[0]] * 2
     with of.weights("reference"):
         clean = of.encode(Media(image=Track(trajectory.media["image"].data[:2])))

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from genalign.files.shipped import shipped
 from genalign.lab.text_head import garble
 from genalign.lab.world import caption, sample_facts
-from genalign.reward.backbones import BackboneSettings, build_backbone
-from genalign.reward.fit import Fit, Lesson, compare, fit_head
-from genalign.shipped import shipped
+from genalign.reward.fit.backbones import BackboneSettings, build_backbone
+from genalign.reward.fit.train import Fit, PreferenceData, compare, fit_head
 from genalign.types import Media, Prompt, Track
 
 PAIRS, LEARNT = 600, 400
 
 
 @pytest.fixture(scope="module")
-def lesson() -> Lesson:
+def lesson() -> PreferenceData:
     """Features of two texts a pair, the first of which is a caption and the second the same one garbled."""
     rng, texts = np.random.default_rng(0), []
     while len(texts) < 2 * PAIRS:
@@ -28,15 +28,15 @@ def lesson() -> Lesson:
     backbone = build_backbone(settings, "text", shipped("assets"))
     features = backbone.features([Prompt("-")] * len(texts), Media(text=Track(texts)))
     number = torch.arange(PAIRS)
-    return Lesson(features, 2 * number, 2 * number + 1, torch.ones(PAIRS), torch.full((PAIRS,), -1), number)
+    return PreferenceData(features, 2 * number, 2 * number + 1, torch.ones(PAIRS), torch.full((PAIRS,), -1), number)
 
 
-def test_votes_give_back_what_wrong_labels_take(lesson: Lesson):
+def test_votes_give_back_what_wrong_labels_take(lesson: PreferenceData):
     clean, exam = lesson.select(torch.arange(LEARNT)), lesson.select(torch.arange(LEARNT, PAIRS))
     wrong = torch.rand(LEARNT, generator=torch.Generator().manual_seed(0)) < 0.2
     noisy = replace(clean, p=torch.where(wrong, 0.0, 1.0))
 
-    def accuracy(learnt: Lesson, **votes) -> float:
+    def accuracy(learnt: PreferenceData, **votes) -> float:
         plan = Fit.model_validate({"head": {"kind": "mlp"}, "fit": {"steps": 200}} | votes)
         return float((compare(fit_head(plan, learnt), exam) > 0).float().mean())
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from genalign.reward.fit import Fit, Lesson, build_head, compare, fit_head, vote
-from genalign.reward.fit_heads import strangers
+from genalign.reward.fit.heads import strangers
+from genalign.reward.fit.train import Fit, PreferenceData, build_head, compare, fit_head, vote
 from genalign.types import UsageError
 
 
@@ -23,10 +23,10 @@ def lesson_of(
     whose = torch.full((pairs,), -1) if users is None else users
     table = truth if truth.dim() == 2 else truth[None]
     p = (table[whose.clamp(min=0), a] > table[whose.clamp(min=0), b]).float()
-    return Lesson(features, a, b, p, whose, torch.arange(pairs) // 2)
+    return PreferenceData(features, a, b, p, whose, torch.arange(pairs) // 2)
 
 
-def accuracy(head, lesson: Lesson) -> float:
+def accuracy(head, lesson: PreferenceData) -> float:
     return float(((compare(head, lesson) > 0).float() == lesson.p).float().mean())
 
 
@@ -46,7 +46,7 @@ def test_every_loss_finds_the_planted_direction(loss: str):
 
 def test_comparing_is_antisymmetric():
     lesson = lesson_of(FEATURES, TRUTH, 50)
-    turned = Lesson(FEATURES, lesson.b, lesson.a, lesson.p, lesson.users, lesson.group)
+    turned = PreferenceData(FEATURES, lesson.b, lesson.a, lesson.p, lesson.users, lesson.group)
     users = torch.arange(50) % 3
     for head, loss in [(k, "bradley-terry") for k in ("mlp", "pal", "vpl", "micro")] + [
         ("linear", "gpm"),
@@ -54,9 +54,9 @@ def test_comparing_is_antisymmetric():
     ]:
         torch.manual_seed(0)
         net = build_head(plan(head, loss), 12, 3)
-        there, back = (compare(net, Lesson(**{**vars(x), "users": users})) for x in (lesson, turned))
+        there, back = (compare(net, PreferenceData(**{**vars(x), "users": users})) for x in (lesson, turned))
         torch.testing.assert_close(there, -back, atol=1e-5, rtol=1e-4)
-        same = Lesson(FEATURES, lesson.a, lesson.a, lesson.p, users, lesson.group)
+        same = PreferenceData(FEATURES, lesson.a, lesson.a, lesson.p, users, lesson.group)
         torch.testing.assert_close(compare(net, same), torch.zeros(50), atol=1e-5, rtol=0)
 
 
@@ -70,7 +70,9 @@ def test_two_layers_see_what_one_does_not():
 
 def test_ratings_are_regressed():
     lesson = lesson_of(FEATURES, TRUTH, 300)
-    rated = Lesson(FEATURES, torch.arange(300), torch.arange(300), 2 * TRUTH + 7, strangers(TRUTH), torch.arange(300))
+    rated = PreferenceData(
+        FEATURES, torch.arange(300), torch.arange(300), 2 * TRUTH + 7, strangers(TRUTH), torch.arange(300)
+    )
     head = fit_head(plan("linear", "regression", fit={"steps": 600, "learning_rate": 0.1}), rated)
     said = head.score(FEATURES, strangers(FEATURES))
     assert float((said - 2 * TRUTH - 7).abs().max()) < 0.5
@@ -84,7 +86,7 @@ def test_a_cycle_is_ordered_by_gpm_and_by_no_bradley_terry():
     a, b = torch.cartesian_prod(torch.arange(90), torch.arange(90)).unbind(1)
     rows = kinds[a] != kinds[b]
     a, b = a[rows], b[rows]
-    lesson = Lesson(features, a, b, ((kinds[b] - kinds[a]) % 3 == 1).float(), strangers(a), a)
+    lesson = PreferenceData(features, a, b, ((kinds[b] - kinds[a]) % 3 == 1).float(), strangers(a), a)
     assert accuracy(fit_head(plan("linear", "gpm"), lesson), lesson) == 1.0
     for head in ("linear", "mlp"):
         assert accuracy(fit_head(plan(head), lesson), lesson) <= 2 / 3 + 0.01
@@ -94,7 +96,7 @@ def test_a_tie_pulls_two_rows_together():
     """Rows 0 and 1 tie, both beat row 2: with ties as data the first two end near each other."""
     features = torch.eye(3)
     a, b = torch.tensor([0, 0, 1] * 20), torch.tensor([1, 2, 2] * 20)
-    lesson = Lesson(features, a, b, torch.tensor([0.5, 1.0, 1.0] * 20), strangers(a), a)
+    lesson = PreferenceData(features, a, b, torch.tensor([0.5, 1.0, 1.0] * 20), strangers(a), a)
     values = fit_head(plan("linear", "ties", fit={"steps": 600}), lesson).score(features, strangers(features))
     assert abs(float(values[0] - values[1])) < 0.1
     assert float(values[:2].min() - values[2]) > 2
@@ -103,10 +105,10 @@ def test_a_tie_pulls_two_rows_together():
 # ---- strength -------------------------------------------------------------------------------------------------------
 
 
-def noisy(share: float) -> tuple[Lesson, torch.Tensor]:
+def noisy(share: float) -> tuple[PreferenceData, torch.Tensor]:
     lesson = lesson_of(FEATURES, TRUTH, 600)
     wrong = torch.rand(600, generator=torch.Generator().manual_seed(3)) < share
-    return Lesson(**{**vars(lesson), "p": torch.where(wrong, 1 - lesson.p, lesson.p)}), wrong
+    return PreferenceData(**{**vars(lesson), "p": torch.where(wrong, 1 - lesson.p, lesson.p)}), wrong
 
 
 def test_votes_know_wrong_labels():
@@ -147,13 +149,13 @@ def test_the_slope_is_limited():
 USERS = 20
 
 
-def two_groups(pairs: int = 1600, seed: int = 1) -> Lesson:
+def two_groups(pairs: int = 1600, seed: int = 1) -> PreferenceData:
     """Users of even number like the first feature, the odd ones dislike it; all like the second a little."""
     features = draw(200, 6)
     tastes = torch.stack([2 * features[:, 0] + features[:, 1], -2 * features[:, 0] + features[:, 1]])
     whose = torch.arange(pairs) % USERS
     lesson = lesson_of(features, tastes, pairs, whose % 2, seed)
-    return Lesson(**{**vars(lesson), "users": whose})
+    return PreferenceData(**{**vars(lesson), "users": whose})
 
 
 @pytest.mark.parametrize("kind", ["pal", "vpl", "micro"])
@@ -191,7 +193,9 @@ def test_a_newcomer_needs_few_pairs(kind: str):
         with torch.no_grad():
             getattr(head, table)[0] = found.log() if kind == "pal" else found
         asked = exam.select((exam.users % 2 == group).nonzero()[:, 0])
-        assert accuracy(head, Lesson(**{**vars(asked), "users": torch.zeros(len(asked), dtype=torch.long)})) > 0.85
+        assert (
+            accuracy(head, PreferenceData(**{**vars(asked), "users": torch.zeros(len(asked), dtype=torch.long)})) > 0.85
+        )
 
 
 def test_one_ideal_point_is_one_reward_for_all():
@@ -233,4 +237,4 @@ def test_what_does_not_go_together_is_refused(settings, said: str):
 def test_ties_alone_teach_bradley_terry_nothing():
     lesson = lesson_of(FEATURES, TRUTH, 10)
     with pytest.raises(UsageError, match=r"loss\.name: ties"):
-        fit_head(plan(), Lesson(**{**vars(lesson), "p": torch.full((10,), 0.5)}))
+        fit_head(plan(), PreferenceData(**{**vars(lesson), "p": torch.full((10,), 0.5)}))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from genalign.reward.fit_losses import (
+from genalign.reward.fit.losses import (
     between,
     bradley_terry,
     centre,

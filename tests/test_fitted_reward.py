@@ -8,14 +8,14 @@ import torch
 import yaml
 from PIL import Image
 
-from genalign.cli import main
-from genalign.comparisons import read_comparisons
-from genalign.eval_reward import report
-from genalign.fit_recipe import fit_to_preferences, split
+from genalign.cli.eval_reward import report
+from genalign.cli.main import main
+from genalign.data.comparisons import read_comparisons
+from genalign.files.shipped import shipped
 from genalign.reward import Sum, build_reward
-from genalign.reward.backbones import BackboneSettings, build_backbone
-from genalign.reward.fit import Lesson
-from genalign.shipped import shipped
+from genalign.reward.fit.backbones import BackboneSettings, build_backbone
+from genalign.reward.fit.recipe import fit_to_preferences, split
+from genalign.reward.fit.train import PreferenceData
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.preference_files import FORMS
 from tests.toy_rewards import tiny_clip
@@ -276,7 +276,7 @@ def test_ratings(tmp_path, clip):
 def test_no_prompt_is_in_both_parts():
     """Invariant 34."""
     group = torch.arange(100) % 13
-    lesson = Lesson(torch.zeros(1, 1), group, group, group.float(), group, group)
+    lesson = PreferenceData(torch.zeros(1, 1), group, group, group.float(), group, group)
     learn, exam = split(lesson, 0.3, 0)
     assert not set(learn.group.tolist()) & set(exam.group.tolist())
     assert len(learn) + len(exam) == 100

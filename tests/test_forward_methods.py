@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genalign.checkpoint import load_checkpoint
-from genalign.loop import TrainSettings, restore, start
-from genalign.loop import train as run_loop
-from genalign.losses import advantages, regression_weights
 from genalign.method import MethodSettings, build_method
 from genalign.method.forward import noise_seeds, stratified_times
+from genalign.method.losses import advantages, regression_weights
 from genalign.method.value import Value
-from genalign.types import Fitting, GenalignError, Media, Method, Prompt, Track, UsageError
+from genalign.training.checkpoint import load_checkpoint
+from genalign.training.loop import TrainSettings, restore, start
+from genalign.training.loop import train as run_loop
+from genalign.types import ForwardProcess, GenalignError, Media, Method, Prompt, Track, UsageError
 from tests.test_methods import LOG2, PROMPTS, backward, experience_of, mean, method, train
 from tests.toy_policy import DIMS, ToyPolicy, ToyReward
 
@@ -51,7 +51,7 @@ def test_every_preset_raises_the_reward(name):
     learner, policy = method(name, group=8), ToyPolicy()
     rewards = train(learner, policy, 30)
     assert isinstance(learner, Method)
-    assert isinstance(policy, Fitting)
+    assert isinstance(policy, ForwardProcess)
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
     assert ("forward" in learner.needs) == (name != "dpok")
 

@@ -10,10 +10,10 @@ import diffusers
 import pytest
 import torch
 
-from genalign.losses import dpo_loss
+from genalign.method.losses import dpo_loss
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.forward import noise_of
-from genalign.types import Fitting, Media, Prompt, Track, UsageError
+from genalign.types import ForwardProcess, Media, Prompt, Track, UsageError
 from tests.test_diffusion_policy import PROMPTS, log_ratio, moved, policy, settings
 from tests.tiny_pipelines import FAMILIES, stable_diffusion, stable_diffusion_3
 
@@ -136,7 +136,7 @@ def test_equal_seeds_share_noise_that_sampling_does_not_start_from() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_reference_is_the_base_and_preference_losses_start_at_log_2(name) -> None:
     of = made(name)
-    assert isinstance(of, Fitting)
+    assert isinstance(of, ForwardProcess)
     clean = latents(of, 2)
     one = [PROMPTS[1]] * 2
     start = of.fit(one, clean, AT, [1, 1], versus="reference")

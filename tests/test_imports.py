@@ -9,7 +9,7 @@ import diffusers
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CORE = [*sorted((ROOT / "genalign" / "policy").glob("*.py")), *sorted((ROOT / "genalign" / "method").glob("*.py"))]
+CORE = [*sorted((ROOT / "genalign" / "policy").rglob("*.py")), *sorted((ROOT / "genalign" / "method").rglob("*.py"))]
 
 
 def test_import_rule():
@@ -29,7 +29,7 @@ def test_only_policy_and_lab_import_diffusers():
     assert importing <= {"policy", "lab"}
 
 
-@pytest.mark.parametrize("path", [*CORE, ROOT / "genalign" / "loop.py"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*CORE, ROOT / "genalign" / "training" / "loop.py"], ids=lambda path: path.stem)
 def test_core_names_no_pipeline_or_model_class(path):
     names = {name for name in dir(diffusers) if re.search(r"(Pipeline|Model|2D|3D|Transformer\w*)$", name)}
     generic = {"DiffusionPipeline", "ModelMixin"}
@@ -40,7 +40,7 @@ def test_core_names_no_pipeline_or_model_class(path):
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
 def test_help_loads_no_heavy_library(arguments):
     code = (
-        "import sys; from genalign.cli import main\n"
+        "import sys; from genalign.cli.main import main\n"
         "try: code = main(sys.argv[1:])\n"
         "except SystemExit as end: code = end.code\n"
         "heavy = {'torch', 'numpy', 'diffusers', 'transformers', 'pydantic', 'PIL'} & set(sys.modules)\n"

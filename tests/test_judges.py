@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from genalign.media import save_png, to_pil
+from genalign.media.image import save_png, to_pil
 from genalign.reward import CompareJudge, RankJudge, Runner, ScoreJudge, YesNoJudge, build_reward
-from genalign.reward.asking import fill, p_yes, read_score, read_scores
 from genalign.reward.base import ScoringError
+from genalign.reward.judge.asking import fill, p_yes, read_score, read_scores
 from genalign.types import Media, Prompt, Reward, Track, UsageError
 from tests.tiny_language import save_tiny_language
 from tests.toy_judges import tiny_vlm

@@ -9,13 +9,13 @@ import torch
 from scipy import ndimage
 from torch import nn
 
+from genalign.files.shipped import shipped
 from genalign.lab import world
 from genalign.lab.blobs import boxes, segment
 from genalign.lab.facts import check, relation_margin
 from genalign.lab.sprites import sprites
-from genalign.lab.train import fit
 from genalign.lab.verifier import verify, verify_batch
-from genalign.shipped import shipped
+from genalign.training.fit import fit
 from genalign.types import Media, Prompt, Track
 
 

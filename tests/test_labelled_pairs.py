@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from genalign.cli import main
+from genalign.cli.main import main
 from tests.tiny_recipe import write_recipe
 
 ASPECTS = ("loss", "rewards/margins", "grad_norm")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from genalign.checkpoint import load_checkpoint, newest_checkpoint
-from genalign.data import Prompts, read_prompts
-from genalign.loop import TrainSettings, restore, start, train
+from genalign.data.prompts import Prompts, read_prompts
 from genalign.method import MethodSettings, build_method
+from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
+from genalign.training.loop import TrainSettings, restore, start, train
 from genalign.types import GenalignError, Loss, Prompt, Steps, Trajectory, UsageError, Weights
 from tests.toy_policy import ToyPolicy, ToyReward
 
@@ -239,7 +239,7 @@ def test_a_policy_that_cannot_replay_is_stopped(
 
 @pytest.mark.parametrize("theirs", ["equal", "off by one bit"])
 def test_ranks_that_hold_different_bits_are_stopped(theirs: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from genalign import selfcheck
+    from genalign.training import selfcheck
 
     ours = torch.tensor([0.1, 0.2])
     other = ours if theirs == "equal" else torch.nextafter(ours, torch.ones(2))

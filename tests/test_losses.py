@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from genalign.losses import (
+from genalign.method.losses import (
     advantages,
     all_pairs,
     best_worst_pairs,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genalign import media
+from genalign.media import image as media
 from genalign.types import UsageError
 
 

@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
-from genalign.losses import advantages, dpo_loss
 from genalign.method import FAMILIES, PRESETS, MethodSettings, build_method
 from genalign.method.common import packed, rollout_seed
 from genalign.method.gradient import GradientSettings
+from genalign.method.losses import advantages, dpo_loss
 from genalign.method.preference import PreferenceSettings
-from genalign.recipe import Recipe
+from genalign.run.recipe import Recipe
 from genalign.types import GenalignError, Method, Policy, Prompt, Reward, UsageError
 from tests.toy_policy import DIMS, ToyPolicy, ToyReward, make_scores
 

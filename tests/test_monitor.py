@@ -7,16 +7,17 @@ import pytest
 import torch
 import yaml
 
-from genalign.checkpoint import load_checkpoint
-from genalign.cli import main
-from genalign.launch import MAY_CHANGE
-from genalign.loop import TrainSettings, restore, start, train
+from genalign.cli.main import main
+from genalign.files.settings import changed_key
 from genalign.method import MethodSettings, build_method
-from genalign.metrics import amend_metrics, append_metrics
-from genalign.monitor import ALARM, Monitor, MonitorSettings, proxy_point, symptoms
-from genalign.reading import changed_key
-from genalign.recipe import build, load_recipe
-from genalign.stopping import watched
+from genalign.run.build import build
+from genalign.run.launch import MAY_CHANGE
+from genalign.run.recipe import load_recipe
+from genalign.training.checkpoint import load_checkpoint
+from genalign.training.loop import TrainSettings, restore, start, train
+from genalign.training.metrics import amend_metrics, append_metrics
+from genalign.training.monitor import ALARM, Monitor, MonitorSettings, proxy_point, symptoms
+from genalign.training.stopping import watched
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.test_loop import Averaged
 from tests.tiny_recipe import write_recipe

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from genalign.losses import advantages
+from genalign.method.losses import advantages
 from genalign.reward import Constraint, DynamicWeights, FunctionReward, Gate, Schedule, Shape, Sum, proxy_point
-from genalign.reward.objectives import hypervolume, mirror_ascent
+from genalign.reward.combine.objectives import hypervolume, mirror_ascent
 from genalign.types import Reward, Scores, UsageError
 from tests.toy_rewards import prompts, says, texts
 

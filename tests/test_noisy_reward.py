@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 
 from genalign.method import MethodSettings, build_method
-from genalign.method.guidance import Guidance, RewardGuide, objective_weights
-from genalign.reward.noisy import Bank, NoisyNet, NoisyReward, measure, noisy_loss, pair_accuracy, pair_loss, save_noisy
+from genalign.method.search.nrg import Guidance, RewardGuide, objective_weights
+from genalign.reward.fit.noisy import (
+    Bank,
+    NoisyNet,
+    NoisyReward,
+    measure,
+    noisy_loss,
+    pair_accuracy,
+    pair_loss,
+    save_noisy,
+)
 from genalign.types import Prompt, UsageError
 from tests.toy_rewards import tiny_clip
 from tests.toy_sampler import DIMS, LATENT, PixelReward, ToySampler, redness

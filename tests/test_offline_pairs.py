@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from genalign.cli import main
-from genalign.data import read_prompts
-from genalign.media import save_png, to_pil
-from genalign.places import data_path
-from genalign.preferences import find_pairs
-from genalign.recipe import build, load_recipe
+from genalign.cli.main import main
+from genalign.data.preferences import find_pairs
+from genalign.data.prompts import read_prompts
+from genalign.files.places import data_path
+from genalign.media.image import save_png, to_pil
+from genalign.run.build import build
+from genalign.run.recipe import load_recipe
 from genalign.types import GenalignError, UsageError
 from tests.tiny_recipe import write_recipe
 

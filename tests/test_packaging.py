@@ -64,7 +64,9 @@ def install(python, what, cwd):
 
 
 def where(python, cwd):
-    code = "import genalign, genalign.shipped as s; print(genalign.__file__); [print(s.shipped(r)) for r in s.ROOMS]"
+    code = (
+        "import genalign, genalign.files.shipped as s; print(genalign.__file__); [print(s.shipped(r)) for r in s.ROOMS]"
+    )
     return [Path(line) for line in call(python, "-c", code, cwd=cwd).split()]
 
 

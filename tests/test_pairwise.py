@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genalign.reward import BothOrders, ClipReward, Difference, Gpm, Preference, Versus, WinRate, build_reward
 from genalign.reward.base import Stateless
-from genalign.reward.pairwise import Verdict
+from genalign.reward.combine.pairwise import Verdict
 from genalign.types import Media, Prompt, Scores, Track, UsageError
 from tests.toy_rewards import images, prompts, texts, tiny_clip
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genalign.method import MethodSettings, build_method
-from genalign.types import GenalignError, Method, Pathwise, Prompt, UsageError, sample_seed
+from genalign.types import Differentiable, GenalignError, Method, Prompt, UsageError, sample_seed
 from tests.toy_policy import ToyPolicy
 from tests.toy_sampler import LATENT, PixelReward, ToySampler, redness
 
@@ -218,7 +218,7 @@ def test_the_reward_rises(name):
         means.append(sum(loss.log["reward"][0] for loss in losses if loss.log) / 5)
     assert sum(means[-5:]) / 5 > sum(means[:5]) / 5 + 0.1
     assert isinstance(learner, Method)
-    assert isinstance(policy, Pathwise)
+    assert isinstance(policy, Differentiable)
     assert learner.needs == {"reward", "reward_grad"}
     assert policy.initial_noise(PROMPTS, range(5)).shape == (5, *LATENT)
 

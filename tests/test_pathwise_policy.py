@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genalign.policy.diffusion import DiffusionPolicy
-from genalign.types import Pathwise, UsageError
+from genalign.types import Differentiable, UsageError
 from tests.test_diffusion_policy import PROMPTS, Remembering, moved, policy, settings
 from tests.tiny_pipelines import FAMILIES, stable_diffusion_3
 
@@ -30,7 +30,7 @@ def image(media: Any) -> Tensor:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_values_are_those_of_generate_bit_for_bit(name) -> None:
     of = made(name)
-    assert isinstance(of, Pathwise)
+    assert isinstance(of, Differentiable)
     plain = image(of.generate(PROMPTS, SEEDS))
     noise = of.initial_noise(PROMPTS, SEEDS)
     assert abs(float(noise.std()) - 1) < 0.15

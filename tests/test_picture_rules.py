@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from genalign.files.shipped import shipped
 from genalign.reward import build_reward
-from genalign.shipped import shipped
 from genalign.types import Media, Prompt, Track
 
 WHITE, BLACK, GRAY, RED = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.4, 0.4, 0.4), (1.0, 0.0, 0.0)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genalign import doctor
-from genalign.reward import PRESETS, Calibrated, Runner, Sharpness, build_reward, presets
-from genalign.reward.weights import fit, from_hub, hub_file, read_weights, weights_file
+from genalign.cli import doctor
+from genalign.reward import PRESETS, Calibrated, Runner, Sharpness, build_reward
+from genalign.reward.heads import published as presets
+from genalign.reward.heads.weights import fit, from_hub, hub_file, read_weights, weights_file
 from genalign.types import UsageError
 from tests.tiny_heads import save_state, tiny_transformers_clip, write_json
 from tests.toy_rewards import images, prompts

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from genalign.reward import build_reward
-from genalign.reward.audio import AudioboxHeads, published_names
-from genalign.reward.waves import mono_waves, resampled
+from genalign.reward.heads.audio import AudioboxHeads, published_names
+from genalign.reward.heads.waves import mono_waves, resampled
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.tiny_heads import AUDIOBOX, WAVLM, randomise, save_state, tiny_clap, tiny_classifier, write_json
 from tests.toy_rewards import prompts, texts

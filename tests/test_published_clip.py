@@ -12,10 +12,10 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from transformers import AutoTokenizer, CLIPModel
 
 from genalign.reward import build_reward
-from genalign.reward.aesthetic import FILE as AESTHETIC_FILE
-from genalign.reward.aesthetic import Mlp
-from genalign.reward.blip import FILE as BLIP_FILE
-from genalign.reward.blip import BlipRegressor, published_names
+from genalign.reward.heads.aesthetic import FILE as AESTHETIC_FILE
+from genalign.reward.heads.aesthetic import Mlp
+from genalign.reward.heads.blip import FILE as BLIP_FILE
+from genalign.reward.heads.blip import BlipRegressor, published_names
 from genalign.types import Media, Track, UsageError
 from tests.tiny_heads import randomise, save_state, tiny_transformers_clip, word_tokenizer, write_json
 from tests.toy_rewards import prompts

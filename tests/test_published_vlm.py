@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from transformers import Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from genalign.files.shipped import shipped
 from genalign.reward import build_reward
-from genalign.reward.patches import patches, sampled_frames, smart_size
-from genalign.reward.qwen import HpsV3, TokenHead, merged, published_names, read_template
-from genalign.shipped import shipped
+from genalign.reward.heads.patches import patches, sampled_frames, smart_size
+from genalign.reward.heads.qwen import HpsV3, TokenHead, merged, published_names, read_template
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.tiny_heads import as_transformers_4, qwen_config, randomise, save_state, tiny_qwen_base, write_json
 from tests.toy_rewards import prompts

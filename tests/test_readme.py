@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from genalign.cli import _parser, main
+from genalign.cli.main import _parser, main
 from genalign.method import FAMILIES, PRESETS, MethodSettings
 from genalign.reward import PRESETS as REWARDS
 from genalign.reward.build import HEADS, KINDS
-from genalign.reward.fit import Fit
+from genalign.reward.fit.train import Fit
 from genalign.types import Media, Prompt, Track
 
 ROOT = Path(__file__).parent.parent

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from genalign.places import find, model_path
-from genalign.reading import changed_key
-from genalign.recipe import build, load_recipe
-from genalign.shipped import shipped
+from genalign.files.places import find, model_path
+from genalign.files.settings import changed_key
+from genalign.files.shipped import shipped
+from genalign.run.build import build
+from genalign.run.recipe import load_recipe
 from genalign.types import UsageError
 
 RECIPES = sorted(shipped("pipelines").glob("*.yaml"))

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from genalign.report import chart, log_line, read_metrics, ticks, write_report
+from genalign.evaluation.report import chart, log_line, read_metrics, ticks, write_report
 from genalign.types import GenalignError
 
 EVAL = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from genalign.method.levels import watch as levels_of
 from genalign.method.pathwise import Retaking
+from genalign.method.search.levels import watch as levels_of
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.forward import noise_of
 from genalign.policy.pathwise import decode

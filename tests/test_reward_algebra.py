@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genalign.losses import advantages
+from genalign.method.losses import advantages
 from genalign.reward import ClipReward, FunctionReward, HeadReward, Hybrid, Runner, Sharpness, Sum
 from genalign.types import Media, Prompt, Reward, Scores, Track, UsageError
 from tests.toy_rewards import images, prompts, says, texts, tiny_clip, tiny_text_head

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genalign.losses import advantages
+from genalign.method.losses import advantages
 from genalign.reward import Constraint, Ensemble, FunctionReward, Gate, Product, Sum
 from genalign.types import Media, Prompt, Reward, Track
 

@@ -1,5 +1,6 @@
 """Reward files: every form builds what Python builds; a wrong word is named with the nearest right one."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 import yaml
 
+from genalign.files.shipped import shipped
+from genalign.lab.judge import Judge
 from genalign.lab.world import caption, place, render, sample_facts
 from genalign.reward import (
     ClipReward,
@@ -21,7 +24,7 @@ from genalign.reward import (
     check_needs,
     shipped_rewards,
 )
-from genalign.shipped import shipped
+from genalign.reward.heads.exemplars import read_exemplars
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.toy_rewards import prompts, texts, tiny_clip, tiny_text_head
 
@@ -157,8 +160,8 @@ def test_text_rules_know_number_and_name() -> None:
         ({"sum": ["sharpness"], "missing": "invald"}, r"no missing rule 'invald'; did you mean 'invalid'"),
         ({"hybrid": {"rule": "sharpness"}}, r"keys rule and model"),
         ({"hybrid": {"rule": "sharpness", "model": "sharpness", "moed": 1}}, r"no setting 'moed'; did you mean 'mode'"),
-        ({"use": "genalign.reward.sharpness:Sharp"}, r"cannot be imported.*Sharp"),
-        ({"use": "no_such_package.rewards:Thing"}, r"no_such_package"),
+        ({"use": "genalign.reward.heads.sharpness:Sharp"}, r"names code by its module"),
+        ({"use": "no_such_package.rewards:Thing"}, r"no_such_package.*names code by its module"),
         (["clip"], r"a name or a mapping"),
     ],
 )
@@ -185,5 +188,30 @@ def test_files_are_found_beside_the_file_that_names_them(tmp_path: Path) -> None
 
 
 def test_an_installed_class_is_a_reward() -> None:
-    reward = build_reward({"use": "genalign.reward.sharpness:Sharpness", "half": 0.5}, Path())
+    reward = build_reward({"use": "genalign.reward.heads.sharpness:Sharpness", "half": 0.5}, Path())
     assert reward.version == Sharpness(half=0.5).version
+
+
+@pytest.mark.parametrize("address", ["os:system", "subprocess:run", "genalign.reward.base:digest"])
+@pytest.mark.parametrize("where", ["reward", "part", "process", "eval"])
+def test_no_reward_file_names_code_by_its_module(address: str, where: str, tmp_path: Path) -> None:
+    spec = {"use": address, "command": f"echo ran > {tmp_path / 'ran'}"}
+    inside = {"reward": spec, "part": {"sum": [spec]}, "process": {**spec, "run": {"batch_size": 1}}, "eval": address}
+    with pytest.raises(UsageError, match="names code by its module"):
+        build_reward(inside[where], tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_addresses_of_heads_and_presets_stay_valid_in_old_recipes() -> None:
+    assert isinstance(build_reward("genalign.lab.judge:Judge", Path()), Judge)
+    assert isinstance(
+        build_reward({"use": "genalign.reward.heads.sharpness:Sharpness", "name": "edges"}, Path()), Sharpness
+    )
+
+
+def test_exemplars_of_a_function_are_made_in_the_worker(tmp_path: Path) -> None:
+    (tmp_path / "made.py").write_text("import os\ndef who(): return [str(os.getpid())]\ndef fails(): return 1 / 0\n")
+    (text,) = read_exemplars(f"{tmp_path / 'made.py'}:who").texts
+    assert int(text) not in (os.getpid(), os.getppid())
+    with pytest.raises(UsageError, match=r"fails of .* gives no exemplars: ZeroDivisionError"):
+        read_exemplars(f"{tmp_path / 'made.py'}:fails")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genalign.losses import advantages
+from genalign.method.losses import advantages
 from genalign.reward import FunctionReward, Runner, check_needs, guarded, reward
 from genalign.reward.function import read_column
 from genalign.types import Media, Reward, Track, UsageError

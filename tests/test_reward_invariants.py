@@ -29,19 +29,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from genalign.comparisons import read_comparisons
-from genalign.eval_reward import report
-from genalign.losses import advantages
+from genalign.cli.eval_reward import report
+from genalign.data.comparisons import read_comparisons
 from genalign.method import common
-from genalign.recipe import build, load_recipe
-from genalign.reward import (
-    ClipReward,
-    CompareJudge,
-    HeadReward,
-    Runner,
-    Sum,
-    sets,
-)
+from genalign.method.losses import advantages
+from genalign.reward import ClipReward, CompareJudge, HeadReward, Runner, Sum
+from genalign.reward.sets import reward as sets
+from genalign.run.build import build
+from genalign.run.recipe import load_recipe
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.tiny_recipe import write_recipe
 from tests.toy_judges import Scripted, likely, pieces, serving

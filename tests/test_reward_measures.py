@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from genalign.reward import measures
+from genalign.reward.fit import measures
 
 
 def draw(seed: int, *shape: int) -> np.ndarray:

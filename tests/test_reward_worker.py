@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from genalign.reward import FileReward, Runner
-from genalign.reward.wire import pack_batch, pack_scores, receive, send, unpack_batch, unpack_scores
-from genalign.reward.worker import WORKER, load_function
+from genalign.reward.runtime.user_file import load_function
+from genalign.reward.runtime.wire import pack_batch, pack_scores, receive, send, unpack_batch, unpack_scores
+from genalign.reward.runtime.worker import WORKER
 from genalign.types import GenalignError, Media, Prompt, Scores, Track, UsageError
 from tests.toy_rewards import images, prompts, texts
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from genalign.method.common import sample_and_score
-from genalign.reward import FileReward, FunctionReward, Hybrid, Runner, Sharpness, Sum, build_reward, worker
-from genalign.reward.cache import Cached
-from genalign.reward.process import ProcessReward
+from genalign.reward import FileReward, FunctionReward, Hybrid, Runner, Sharpness, Sum, build_reward
+from genalign.reward.runtime import worker
+from genalign.reward.runtime.cache import Cached
+from genalign.reward.runtime.process import ProcessReward
 from genalign.types import GenalignError, Media, Prompt, Reward, Scores, Track, Trajectory, UsageError
 from tests.test_diffusion_policy import policy as diffusion_policy
 from tests.toy_policy import ToyPolicy

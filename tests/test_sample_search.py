@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from genalign.cli import main
+from genalign.cli.main import main
+from genalign.cli.search import _against
 from genalign.method import MethodSettings, build_method
 from genalign.policy import load_policy
 from genalign.policy.settings import PolicySettings, Sampler
 from genalign.reward import Runner, Sharpness
-from genalign.searches import _against
 from genalign.types import Prompt
 from tests.tiny_recipe import image_model, write_recipe
 from tests.toy_rewards import tiny_clip
@@ -244,7 +244,7 @@ def test_the_shipped_searches_take_one_prompt(name: str, tmp_path: Path, caplog:
 
 
 def test_a_fit_that_was_killed_goes_on_where_it_was(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from genalign import fitting
+    from genalign.cli import fit_reward as fitting
 
     recipe = nrg_recipe(tmp_path, model)
     assert main(["fit-reward", str(recipe), "--out", str(tmp_path / "whole")]) == 0

@@ -10,10 +10,10 @@ from scipy import stats
 from torch import Tensor
 
 from genalign.method import MethodSettings, build_method
-from genalign.method.levels import Reader, watch
-from genalign.method.reno import norm_penalty
-from genalign.method.searching import Searched, Searching, candidate_seed, find_in_batches
-from genalign.method.steering import log_weights, systematic
+from genalign.method.search.base import Searched, Searching, candidate_seed, find_in_batches
+from genalign.method.search.feynman_kac import log_weights, systematic
+from genalign.method.search.levels import Reader, watch
+from genalign.method.search.reno import norm_penalty
 from genalign.types import GenalignError, Method, Prompt, UsageError
 from tests.toy_policy import ToyPolicy, ToyReward
 from tests.toy_sampler import DIMS, PixelReward, ToySampler, redness
@@ -249,8 +249,8 @@ def test_levels_are_read_off_plain_sampling():
 
 @pytest.mark.parametrize("kind", ["velocity", "epsilon", "v_prediction"])
 def test_levels_are_those_of_the_transition_kernel(kind):
-    """(p, q) as the endpoints of genalign.transition have them, whatever the model predicts."""
-    from genalign.transition import flow_path, preserving_path, step_table
+    """(p, q) as the endpoints of genalign.policy.transition have them, whatever the model predicts."""
+    from genalign.policy.transition import flow_path, preserving_path, step_table
 
     if kind == "velocity":
         path = flow_path([0.999, 0.6, 0.1, 0.0])

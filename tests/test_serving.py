@@ -17,11 +17,11 @@ import httpx
 import pytest
 import torch
 
-from genalign.cli import main
-from genalign.media import to_pil
+from genalign.cli.main import main
+from genalign.media.image import to_pil
 from genalign.reward import FunctionReward, Hybrid, RemoteReward, Runner, Sharpness, Sum, build_reward
-from genalign.reward.serving import application, serve
-from genalign.reward.wire import FRAME, pack_batch, receive, send
+from genalign.reward.runtime.serving import application, serve
+from genalign.reward.runtime.wire import FRAME, pack_batch, receive, send
 from genalign.types import GenalignError, Media, Prompt, Reward, Track, UsageError
 from tests.tiny_recipe import write_recipe
 from tests.toy_judges import serving
@@ -150,7 +150,7 @@ def test_what_is_no_batch_is_refused_in_one_sentence(body: bytes, kind: str, sta
 
 
 def test_a_picture_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genalign.reward.serving.PIXELS", 24 * 24 * 2 - 1)
+    monkeypatch.setattr("genalign.reward.runtime.serving.PIXELS", 24 * 24 * 2 - 1)
     with serving(application(two())) as url:
         reply = httpx.post(f"{url}/score", json={"prompts": ["a", "b"], "media": {"image": [png(i) for i in range(2)]}})
     assert reply.status_code == 400

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from genalign.reward import ClipReward, Runner, SetReward, Similarity, build_reward, sets
-from genalign.reward.exemplars import read_exemplars
-from genalign.reward.frechet import Frechet, Moments, frechet_infinity
-from genalign.reward.kernel import Coverage, KernelDistance
-from genalign.reward.neighbours import Precision, Recall
-from genalign.reward.sets import contrast, couples
-from genalign.reward.vendi import Vendi
+from genalign.reward import ClipReward, Runner, SetReward, Similarity, build_reward
+from genalign.reward.heads.exemplars import read_exemplars
+from genalign.reward.sets import reward as sets
+from genalign.reward.sets.frechet import Frechet, Moments, frechet_infinity
+from genalign.reward.sets.kernel import Coverage, KernelDistance
+from genalign.reward.sets.neighbours import Precision, Recall
+from genalign.reward.sets.reward import contrast, couples
+from genalign.reward.sets.vendi import Vendi
 from genalign.types import Media, Track, UsageError
 from tests.toy_rewards import images, prompts, tiny_clip
 
@@ -145,7 +146,9 @@ def test_moments_merge_in_any_chunks_and_over_ranks(monkeypatch):
         assert merged.count == 103
         torch.testing.assert_close(merged.covariance, whole.covariance, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(whole.covariance, torch.cov(x.T), rtol=1e-10, atol=1e-10)
-    joined = on_two_ranks(monkeypatch, "genalign.reward.frechet", lambda r: Moments.of(x[r::2][: 40 + r]).over_ranks())
+    joined = on_two_ranks(
+        monkeypatch, "genalign.reward.sets.frechet", lambda r: Moments.of(x[r::2][: 40 + r]).over_ranks()
+    )
     both = Moments.of(torch.cat([x[0::2][:40], x[1::2][:41]]))
     for moments in joined:
         assert moments.count == 81
@@ -464,7 +467,7 @@ def test_two_ranks_score_as_one(room: Path, monkeypatch, credit: str):
         total = one([asked[i] for i in mine], Media(image=Track(seen)), group[mine]).total
         return total.detach(), torch.autograd.grad(total.sum() / 16, seen)[0]
 
-    parts = on_two_ranks(monkeypatch, "genalign.reward.sets", score)
+    parts = on_two_ranks(monkeypatch, "genalign.reward.sets.reward", score)
     torch.testing.assert_close(torch.cat([total for total, _ in parts]), expected)
     torch.testing.assert_close(torch.cat([grad for _, grad in parts]), gradient, atol=1e-7, rtol=1e-4)
     assert gradient.abs().max() > 1e-6
@@ -483,7 +486,9 @@ def test_a_rank_that_breaks_keeps_nobody_waiting(room: Path, monkeypatch):
     monkeypatch.setattr(one.clip, "see", see)
     split = [list(range(5)), list(range(5, 12))]
     broken, whole = on_two_ranks(
-        monkeypatch, "genalign.reward.sets", lambda r: one([asked[i] for i in split[r]], media.select(split[r])).total
+        monkeypatch,
+        "genalign.reward.sets.reward",
+        lambda r: one([asked[i] for i in split[r]], media.select(split[r])).total,
     )
     assert isinstance(broken, ValueError)
     monkeypatch.undo()

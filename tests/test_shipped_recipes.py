@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from genalign.cli import main
+from genalign.cli.main import main
+from genalign.files.shipped import shipped
 from genalign.method import build_method
-from genalign.method.searching import Searching
-from genalign.recipe import load_recipe
-from genalign.shipped import shipped
+from genalign.method.search.base import Searching
+from genalign.run.recipe import load_recipe
 from tests.tiny_language import save_tiny_language
 
 RECIPES = sorted(path.stem for path in shipped("pipelines").glob("*.yaml"))

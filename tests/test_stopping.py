@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from genalign.checkpoint import load_checkpoint
-from genalign.loop import TrainSettings, restore, start, train
 from genalign.method import MethodSettings, build_method
-from genalign.stopping import best_step, until_no_better
+from genalign.training.checkpoint import load_checkpoint
+from genalign.training.loop import TrainSettings, restore, start, train
+from genalign.training.stopping import best_step, until_no_better
 from genalign.types import Prompt, UsageError
 from tests.test_loop import Averaged
 from tests.toy_policy import ToyReward, make_scores

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from genalign import build, load_recipe
+from genalign.files.shipped import shipped
 from genalign.lab.sprites import resized, sprites
 from genalign.lab.subject import NAME, SHOWN, build_subject, likeness, picture, subject
 from genalign.lab.world import BACKGROUNDS, place, render
-from genalign.shipped import shipped
 
 
 def test_no_sprite_of_the_world_looks_like_it():

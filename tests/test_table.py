@@ -7,9 +7,10 @@ import pytest
 import torch
 from numpy.random import default_rng as random
 
-from genalign import build, load_recipe, table
+from genalign import build, load_recipe
+from genalign.cli import table
+from genalign.files.shipped import shipped
 from genalign.lab.world import BACKGROUNDS, place, render
-from genalign.shipped import shipped
 from genalign.types import Media, Track
 
 ROW = {

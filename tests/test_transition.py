@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from genalign.policy.schedule import path_of
 from genalign.policy.settings import Sampler
-from genalign.transition import StepTable, flow_path, kernel_rows, preserving_path, step_table
+from genalign.policy.transition import StepTable, flow_path, kernel_rows, preserving_path, step_table
 from genalign.types import GenalignError, UsageError
 
 SD35 = [1, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0]  # shift 3 applied twice, T = 10

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genalign.cli import main
+from genalign.cli.main import main
 from genalign.reward import (
     Cached,
     Calibrated,
@@ -20,8 +20,8 @@ from genalign.reward import (
     Sum,
     build_reward,
 )
-from genalign.reward.backbones import BackboneSettings, build_backbone
-from genalign.reward.clips import TransformersClip
+from genalign.reward.fit.backbones import BackboneSettings, build_backbone
+from genalign.reward.heads.clips import TransformersClip
 from genalign.types import Media, Prompt, Reward
 from tests.tiny_heads import tiny_transformers_clip
 from tests.tiny_recipe import write_recipe

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genalign.cli import main
-from genalign.launch import TWO_RANKS, check_launcher
+from genalign.cli.main import main
+from genalign.run.launch import TWO_RANKS, check_launcher
 from genalign.types import UsageError
 from tests.tiny_recipe import write_recipe
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from genalign.files.shipped import shipped
 from genalign.lab import vlm
 from genalign.reward import YesNoJudge
-from genalign.shipped import shipped
 from genalign.types import Media, Prompt, Track
 
 tokenizer = functools.cache(vlm.vlm_tokenizer)

@@ -128,7 +128,7 @@ def likely(**tokens: float) -> dict[str, Any]:
 
 def pieces(body: dict[str, Any]) -> list[Any]:
     """What the user's turn of a request holds: texts, and pictures as tensors (3,H,W) in [0,1]."""
-    from genalign.media import from_pil
+    from genalign.media.image import from_pil
 
     content = body["messages"][-1]["content"]
     if isinstance(content, str):

@@ -1,4 +1,4 @@
-"""A Gaussian random walk that is a Policy and Fitting: small enough to check every number of a method by hand."""
+"""A Gaussian random walk that is a Policy and a ForwardProcess: small enough to check a method's numbers by hand."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""A rectified flow of a few numbers, in float64, that is a Policy, Pathwise, Fitting and Retaking: every gradient
-through its sampling can be worked out by an unrolled loop."""
+"""A rectified flow of a few numbers, in float64, that is a Policy, Differentiable, ForwardProcess and Retaking.
+
+Every gradient through its sampling can be worked out by an unrolled loop."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genalign.lab.train import fit
 from genalign.lab.world import place, render, sample_facts
+from genalign.training.fit import fit
 
 LATENT_CHANNELS = 4
 

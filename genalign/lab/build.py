@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from genalign.files.shipped import shipped
 from genalign.lab.world import caption, sample_facts
-from genalign.shipped import shipped
 from genalign.types import UsageError
 
 PROMPTS = {"train": 4096, "heldout": 1024}

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genalign.files.shipped import shipped
 from genalign.lab.judge import Judge
 from genalign.lab.verifier import verify_batch
 from genalign.lab.world import WEB_OMIT, WEB_WRONG, change_one_fact, place, render, sample_facts
-from genalign.shipped import shipped
 from genalign.types import Media, Prompt, Track
 
 GUIDANCE = (1.0, 2.0, 3.0, 5.0)

@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genalign.lab.judge import shake
 from genalign.lab.text import MAX_TOKENS, build_tokenizer
-from genalign.lab.train import fit
 from genalign.lab.world import SIZE, caption, change_one_fact, place, render, sample_facts
+from genalign.training.fit import fit
 
 
 def settings(vocabulary: int, end_token: int) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from genalign.lab.sprites import sprites
 from genalign.lab.text import MAX_TOKENS, shipped_tokenizer
-from genalign.lab.train import fit
 from genalign.lab.world import BACKGROUNDS, NUMBERS, Facts, caption, sample_facts
+from genalign.training.fit import fit
 
 WIDTH = 96
 LEFT_OUT = {"background": 0.7, "relation": 0.4}  # share of prompts that do not say what the longer one does

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from genalign.files.shipped import shipped
 from genalign.lab.autoencoder import scenes
 from genalign.lab.text import MAX_TOKENS, shipped_tokenizer
-from genalign.lab.train import compiled, fit
 from genalign.lab.world import web_caption
-from genalign.shipped import shipped
+from genalign.training.fit import compiled, fit
 
 TEXT_WIDTH = 128
 GUIDANCE = 4.0  # what the distilled model draws with: where the undistilled one was judged best

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genalign.files.shipped import shipped
 from genalign.lab.facts import KINDS, check
 from genalign.lab.sprites import sprites
 from genalign.lab.world import BACKGROUNDS, SIZE
-from genalign.shipped import shipped
 from genalign.types import Media, Prompt, Scores, UsageError
 
 GRID = 16
@@ -151,8 +151,8 @@ def save_judge(net: JudgeNet, folder: Path) -> None:
 def build_judge(work: Path, steps: int = 1600, rows: int = 32, seed: int = 7) -> JudgeNet:
     """Train on rendered scenes and true facts alone: centre heat maps by focal loss (Zhou et al. 2019, "Objects as
     Points", equation 1), background by cross-entropy. Never on generated images, nor on the verifier's output."""
-    from genalign.lab.train import fit
     from genalign.lab.world import place, render, sample_facts
+    from genalign.training.fit import fit
 
     torch.manual_seed(seed)
     net = JudgeNet()

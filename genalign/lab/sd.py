@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from genalign.lab.flow import TEXT_WIDTH, latent_bank, read_tokens, text_encoder, web_batch
 from genalign.lab.teacher import read, teacher, velocity
 from genalign.lab.text import shipped_tokenizer
-from genalign.lab.train import compiled, fit
+from genalign.training.fit import compiled, fit
 
 
 def unet() -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from genalign.shipped import shipped
+from genalign.files.shipped import shipped
 
 CELL = 48  # pixels of one sprite in the sheet
 COLUMNS = 8

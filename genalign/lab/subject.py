@@ -9,7 +9,7 @@ import torch
 from genalign.lab.blobs import boxes, crop, segment
 from genalign.lab.sprites import resized, sprites
 from genalign.lab.world import BACKGROUNDS, SIZE
-from genalign.media import save_png
+from genalign.media.image import save_png
 
 NAME, KIN = "blue cat", "cat"
 SHOWN = ("white", "green", "pink", "gray")  # backgrounds of the given pictures; the others are for the exam

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from genalign.files.shipped import shipped
 from genalign.lab.text import MAX_TOKENS
-from genalign.shipped import shipped
 
 
 def teacher() -> Any:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from genalign.files.shipped import shipped
 from genalign.lab.world import caption, sample_facts
-from genalign.shipped import shipped
 
 MAX_TOKENS = 24
 END = "</w>"

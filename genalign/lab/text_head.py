@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genalign.lab.text import MAX_TOKENS, build_tokenizer
-from genalign.lab.train import fit
 from genalign.lab.world import caption, sample_facts
+from genalign.training.fit import fit
 
 WIDTH = 64
 

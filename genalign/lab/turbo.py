@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from genalign.lab.flow import transformer
 from genalign.lab.teacher import guided, read, teacher, velocity
 from genalign.lab.text import MAX_TOKENS
-from genalign.lab.train import fit
 from genalign.lab.world import caption, sample_facts
+from genalign.training.fit import fit
 
 GUIDANCE = 2.0  # where tiny-flow, itself distilled from its guidance, is at its best; the student needs none
 CHUNK = 256  # pairs a file of the bank

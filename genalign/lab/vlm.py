@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genalign.files.shipped import shipped
 from genalign.lab.clip import PREPROCESS
 from genalign.lab.judge import shake
 from genalign.lab.text import build_tokenizer
-from genalign.lab.train import fit
 from genalign.lab.world import SIZE, caption, change_one_fact, place, render, sample_facts
-from genalign.shipped import shipped
+from genalign.training.fit import fit
 
 PATCH = 8
 PATCHES = (SIZE // PATCH) ** 2

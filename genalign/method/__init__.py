@@ -4,40 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from genalign.method.distributional import DistributionalSettings
-from genalign.method.forward_preference import ForwardPreferenceSettings
-from genalign.method.gradient import GradientSettings
-from genalign.method.guidance import GuidanceSettings
-from genalign.method.matching import AwmSettings, NftSettings
-from genalign.method.pareto import ParetoSettings
-from genalign.method.pathwise import PathwiseSettings
-from genalign.method.preference import PreferenceSettings
-from genalign.method.reno import RenoSettings
-from genalign.method.search import SearchSettings
+# Each of these defines its settings, which join the table of families in this order.
+# isort: off
+from genalign.method import (  # noqa: F401
+    gradient,
+    preference,
+    value,
+    forward_preference,
+    weighted,
+    matching,
+    pareto,
+    distributional,
+    pathwise,
+)
+from genalign.method.search import best_of_n, reno, feynman_kac, nrg  # noqa: F401
+
+# isort: on
 from genalign.method.settings import MethodSettings
-from genalign.method.steering import ParticleSettings
-from genalign.method.value import ValueSettings
-from genalign.method.weighted import WeightedSettings
 from genalign.types import Method
 
 __all__ = ["FAMILIES", "PRESETS", "MethodSettings", "build_method"]
 
-FAMILIES: tuple[type[MethodSettings], ...] = (
-    GradientSettings,
-    PreferenceSettings,
-    ValueSettings,
-    ForwardPreferenceSettings,
-    WeightedSettings,
-    NftSettings,
-    AwmSettings,
-    ParetoSettings,
-    DistributionalSettings,
-    PathwiseSettings,
-    SearchSettings,
-    RenoSettings,
-    ParticleSettings,
-    GuidanceSettings,
-)
+FAMILIES = tuple(MethodSettings.families)
 PRESETS = {name: dict(keys) for kind in FAMILIES for name, keys in kind.presets.items()}
 
 

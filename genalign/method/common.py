@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from genalign.losses import k3
+from genalign.method.losses import k3
 from genalign.ranks import all_sum, gather, rank
 from genalign.types import (
     Experience,

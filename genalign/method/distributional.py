@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.losses import RELATIVE_FLOOR
+from genalign.fronts import RELATIVE_FLOOR
 from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums, to_cpu
 from genalign.method.forward import ForwardSettings, Reduction, fitting, stratified_times, without_steps
 from genalign.method.forward_preference import ForwardPreference, ForwardPreferenceSettings, PairExperience, Unit

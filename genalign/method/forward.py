@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genalign.method.common import deal, emit
 from genalign.method.settings import MethodSettings
-from genalign.types import Experience, Fitting, Loss, Policy, Steps, Trajectory, UsageError, sample_seed
+from genalign.types import Experience, ForwardProcess, Loss, Policy, Steps, Trajectory, UsageError, sample_seed
 
 Reduction = Literal["sum", "mean"]
 Unit = tuple[list[int], int]  # rows, draw
@@ -52,13 +52,13 @@ class ForwardExperience(Experience):
     times: tuple[float, ...]
 
 
-def fitting(policy: object, method: str) -> Fitting:
+def fitting(policy: object, method: str) -> ForwardProcess:
     """The policy as what it is asked for here.
 
     Raises:
         UsageError: it has no forward process.
     """
-    if not isinstance(policy, Fitting):
+    if not isinstance(policy, ForwardProcess):
         raise UsageError(
             f"method {method} needs the forward process of a diffusion model, which {type(policy).__name__} lacks; "
             f"take dpo, grpo or rloo for a language model"

@@ -12,7 +12,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.losses import all_pairs, best_worst_pairs, dpo_loss
 from genalign.method.common import deal, emit, over_ranks, packed, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.forward import (
     ForwardExperience,
@@ -24,6 +23,7 @@ from genalign.method.forward import (
     stratified_times,
     without_steps,
 )
+from genalign.method.losses import all_pairs, best_worst_pairs, dpo_loss
 from genalign.method.settings import PairSource
 from genalign.ranks import all_sum
 from genalign.types import Experience, Loss, Media, Method, Policy, Prompt, Reward, Trajectory, UsageError, sample_seed

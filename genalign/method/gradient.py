@@ -12,8 +12,6 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
-from genalign.groups import budget_lead, consistency_blend, difficulty_scale
-from genalign.losses import advantages, ppo_clip
 from genalign.method.common import (
     check_noise,
     deal,
@@ -26,6 +24,8 @@ from genalign.method.common import (
     sample_and_score,
     sums,
 )
+from genalign.method.groups import budget_lead, consistency_blend, difficulty_scale
+from genalign.method.losses import advantages, ppo_clip
 from genalign.method.settings import MethodSettings
 from genalign.ranks import gather
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError

@@ -11,7 +11,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.losses import advantages, nft_loss, ppo_clip
 from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.forward import (
     ForwardExperience,
@@ -25,6 +24,7 @@ from genalign.method.forward import (
     stratified_times,
     without_steps,
 )
+from genalign.method.losses import advantages, nft_loss, ppo_clip
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, Trajectory, UsageError, Weights
 
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.losses import RELATIVE_FLOOR, front_ranks
+from genalign.fronts import RELATIVE_FLOOR, front_ranks
 from genalign.method.common import check_noise, over_ranks, reward_log, rollout_seed, to_cpu
 from genalign.method.gradient import GradientSettings, PolicyGradient
 from genalign.method.settings import MethodSettings

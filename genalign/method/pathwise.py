@@ -15,12 +15,12 @@ from torch import Tensor
 from genalign.method.common import deal, emit, rollout_seed, sums
 from genalign.method.settings import MethodSettings
 from genalign.types import (
+    Differentiable,
     Experience,
     GenalignError,
     Loss,
     Media,
     Method,
-    Pathwise,
     Policy,
     Prompt,
     Reward,
@@ -143,7 +143,7 @@ class RewardGradient:
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
         assert isinstance(experience, Draws)
-        if not isinstance(policy, Pathwise):
+        if not isinstance(policy, Differentiable):
             raise UsageError(
                 f"method {self.name} needs gradients through sampling, which {type(policy).__name__} cannot give"
             )
@@ -169,7 +169,7 @@ class RewardGradient:
             fresh = [sample_seed(seed, prompt.uid, copy) for seed, prompt in zip(seeds, prompts, strict=True)]
             media = policy.retake(prompts, clean[0], fresh)
         else:
-            assert isinstance(policy, Pathwise)
+            assert isinstance(policy, Differentiable)
             media, clean[:] = self._sample(policy, prompts, seeds, experience.grad_steps)
         scores = reward(prompts, media, trajectory.group[rows])
         readable = scores.total_valid
@@ -189,7 +189,7 @@ class RewardGradient:
         return Loss(loss.sum() / divisor, told)
 
     def _sample(
-        self, policy: Pathwise, prompts: list[Prompt], seeds: list[int], grad_steps: int | None
+        self, policy: Differentiable, prompts: list[Prompt], seeds: list[int], grad_steps: int | None
     ) -> tuple[Media, list[Tensor]]:
         """Media with a graph, and the clean latents that re-noised copies start from."""
         seen: list[Tensor] = []

@@ -12,7 +12,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.losses import all_pairs, best_worst_pairs, dpo_loss
 from genalign.method.common import (
     check_noise,
     deal,
@@ -24,6 +23,7 @@ from genalign.method.common import (
     sample_and_score,
     sums,
 )
+from genalign.method.losses import all_pairs, best_worst_pairs, dpo_loss
 from genalign.method.pairs import LabelledPair, Recalling, check_digest, read_pairs
 from genalign.method.settings import MethodSettings
 from genalign.ranks import all_sum

@@ -1,7 +1,7 @@
 """What all methods' settings share, and how `method.name` finds its family.
 
-A family is one file: the class of its settings, with a preset for each name, and the class that they build.
-genalign/method/__init__.py is the table of families.
+A family is one file: the class of its settings, with a preset for each name, and the class that they build. A settings
+class with presets joins the table of families when it is defined; genalign/method/__init__.py imports them all.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class MethodSettings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    families: ClassVar[list[type[MethodSettings]]] = []  # in the order of their import
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # name -> what it replaces among the family's defaults
 
     name: str
@@ -46,6 +47,11 @@ class MethodSettings(BaseModel):
     """Samples per prompt."""
     updates_per_rollout: int = Field(1, ge=1)
     """Optimizer updates each rollout is split into; more than one makes the later ones off-policy."""
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if "presets" in vars(cls):
+            MethodSettings.families.append(cls)
 
     def __new__(cls, **given: Any) -> Self:
         name = given.get("name")
@@ -77,11 +83,10 @@ class MethodSettings(BaseModel):
         Raises:
             UsageError: it learns from its own samples only.
         """
-        from genalign.method import FAMILIES
-
-        kin = ", ".join(name for one in FAMILIES if one.build_on is not MethodSettings.build_on for name in one.presets)
+        able = [kind for kind in MethodSettings.families if kind.build_on is not MethodSettings.build_on]
         raise UsageError(
-            f"method {self.name} does not learn from given pictures; add the key 'reward', or take one of {kin}"
+            f"method {self.name} does not learn from given pictures; add the key 'reward', or take one of "
+            f"{', '.join(_names(able))}"
         )
 
 
@@ -91,20 +96,20 @@ def family(name: str) -> type[MethodSettings]:
     Raises:
         UsageError: there is no such method; the nearest name is given.
     """
-    from genalign.method import FAMILIES, PRESETS  # the table imports the families, and they import this file
-
-    for kind in FAMILIES:
+    for kind in MethodSettings.families:
         if name in kind.presets:
             return kind
-    raise UsageError(f"there is no method {name!r}; {_nearest(name, PRESETS)}")
+    raise UsageError(f"there is no method {name!r}; {_nearest(name, _names(MethodSettings.families))}")
+
+
+def _names(families: Iterable[type[MethodSettings]]) -> list[str]:
+    return [name for kind in families for name in kind.presets]
 
 
 def _unread(name: str, key: str, kind: type[MethodSettings]) -> str:
-    from genalign.method import FAMILIES
-
-    kin = [other for one in FAMILIES if key in one.model_fields for other in one.presets]
-    if kin:
-        return f"method {name} does not read method.{key}; drop it or take one of {', '.join(kin)}"
+    readers = _names(one for one in MethodSettings.families if key in one.model_fields)
+    if readers:
+        return f"method {name} does not read method.{key}; drop it or take one of {', '.join(readers)}"
     return f"there is no key 'method.{key}'; {_nearest(key, kind.model_fields)}"
 
 

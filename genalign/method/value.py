@@ -14,7 +14,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from genalign.losses import ppo_clip
 from genalign.method.common import (
     check_noise,
     deal,
@@ -27,6 +26,7 @@ from genalign.method.common import (
     sample_and_score,
     sums,
 )
+from genalign.method.losses import ppo_clip
 from genalign.method.settings import MethodSettings
 from genalign.ranks import gather
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps

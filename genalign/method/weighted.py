@@ -12,7 +12,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.losses import regression_weights
 from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.forward import (
     ForwardExperience,
@@ -24,6 +23,7 @@ from genalign.method.forward import (
     stratified_times,
     without_steps,
 )
+from genalign.method.losses import regression_weights
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError
 
 

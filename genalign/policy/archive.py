@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from genalign.policy.chunk import Chunk
 from genalign.policy.record import Tape
-from genalign.transition import Path as DiffusionPath
-from genalign.transition import StepTable
+from genalign.policy.transition import Path as DiffusionPath
+from genalign.policy.transition import StepTable
 from genalign.types import GenalignError, Media, Prompt, Trajectory, UsageError
 
 ROWS = ("a", "s", "a_next", "s_next")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.media import to_pil
+from genalign.media.image import to_pil
 from genalign.types import Prompt, UsageError
 
 OURS = ("prompt", "generator", "num_inference_steps", "output_type")

@@ -22,8 +22,8 @@ from genalign.policy.record import Recorder, Tape, graphs, parting, twins_of, ve
 from genalign.policy.schedule import path_of, windowed
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import Replay
+from genalign.policy.transition import StepTable, step_table
 from genalign.policy.twin import twin
-from genalign.transition import StepTable, step_table
 from genalign.types import (
     GenalignError,
     Guide,
@@ -269,7 +269,7 @@ class DiffusionPolicy:
     ) -> Media:
         """Bit for bit what generate() draws; under a guide the steps are those of the kernels' ODE, whatever the
         pipeline's own scheduler."""
-        hooks = pathwise.Ascent(self._stage, grad_steps, guide, checkpoint)
+        hooks = pathwise.GradHooks(self._stage, grad_steps, guide, checkpoint)
         return pathwise.generate_with_grad(self._pipe, prompts, seeds, noise, guidance, steps, hooks)
 
     def initial_noise(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:

@@ -14,7 +14,7 @@ from genalign.policy.pipe import Pipe
 from genalign.policy.record import twins_of
 from genalign.policy.schedule import only
 from genalign.policy.tape import Enough, Stage
-from genalign.transition import Path
+from genalign.policy.transition import Path
 from genalign.types import Prompt, Steps, UsageError, Weights, sample_seed
 
 FINE = 50  # steps of the grid that `at` points into

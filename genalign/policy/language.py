@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genalign.files.untrusted import check_model
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import settings_digest, weights_digest
 from genalign.policy.settings import PolicySettings
 from genalign.types import GenalignError, Media, Prompt, Steps, Track, Trajectory, UsageError, Weights, sample_seed
-from genalign.untrusted import check_model
 
 
 @dataclass(frozen=True)

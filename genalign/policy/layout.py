@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genalign.media import resize
+from genalign.media.image import resize
 from genalign.policy.pathwise import decoded
 from genalign.policy.pipe import Pipe
 from genalign.policy.tape import Enough, attribute

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from genalign.files.untrusted import check_model
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import PolicySettings
 from genalign.types import UsageError
-from genalign.untrusted import check_model
 
 
 def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> DiffusionPolicy:

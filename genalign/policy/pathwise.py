@@ -14,11 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from genalign.policy.pipe import Pipe
 from genalign.policy.schedule import only, path_of
 from genalign.policy.tape import Denoise, Enough, Stage, attribute
-from genalign.transition import StepTable, step_table
+from genalign.policy.transition import StepTable, step_table
 from genalign.types import Guide, Media, Prompt, Track, UsageError
 
 
-class Ascent:
+class GradHooks:
     """Denoise and step hooks of one sampling run, of which the last `grad_steps` steps keep a graph (None: all)."""
 
     def __init__(self, stage: Stage, grad_steps: int | None, guide: Guide | None, recompute: bool) -> None:
@@ -99,7 +99,7 @@ def generate_with_grad(
     noise: Tensor | None,
     guidance: float | None,
     steps: int | None,
-    hooks: Ascent,
+    hooks: GradHooks,
 ) -> Media:
     starts = noise if seeds is None else seeds
     if (seeds is None) == (noise is None) or starts is None or len(prompts) != len(starts) or not prompts:

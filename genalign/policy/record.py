@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genalign.policy.chunk import Chunk
 from genalign.policy.tape import Replay, Stage
-from genalign.transition import StepTable
+from genalign.policy.transition import StepTable
 from genalign.types import GenalignError, Prompt, UsageError
 
 

@@ -12,7 +12,7 @@ from genalign.policy.forward import noise_of
 from genalign.policy.pathwise import images_of
 from genalign.policy.pipe import Pipe
 from genalign.policy.schedule import only
-from genalign.transition import Path, step_table
+from genalign.policy.transition import Path, step_table
 from genalign.types import Media, Prompt, UsageError
 
 

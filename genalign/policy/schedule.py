@@ -11,7 +11,7 @@ import torch
 
 from genalign.policy.settings import Sampler
 from genalign.policy.tape import attribute
-from genalign.transition import Path, StepTable, flow_path, kernel_rows, preserving_path
+from genalign.policy.transition import Path, StepTable, flow_path, kernel_rows, preserving_path
 from genalign.types import UsageError, sample_seed
 
 

@@ -1,32 +1,32 @@
 """Rewards: heads, plain functions, and an algebra that makes rewards of rewards. One protocol for every modality."""
 
-from genalign.reward.algebra import Hybrid, Pick, Sum
 from genalign.reward.base import check_needs
 from genalign.reward.build import build_reward, shipped_rewards
-from genalign.reward.cache import Cached
-from genalign.reward.clip import ClipReward
-from genalign.reward.comparing import CompareJudge, RankJudge
-from genalign.reward.ensemble import Ensemble, Repeat
-from genalign.reward.exemplars import Exemplars, Similarity
+from genalign.reward.combine.algebra import Hybrid, Pick, Sum
+from genalign.reward.combine.ensemble import Ensemble, Repeat
+from genalign.reward.combine.gates import Cascade, Gate, Product
+from genalign.reward.combine.means import KRC, Geometric, Harmonic, Min
+from genalign.reward.combine.multiplier import Constraint, Schedule, proxy_point
+from genalign.reward.combine.objectives import Conditioned, DynamicWeights, MarginalGain, Pareto
+from genalign.reward.combine.pairwise import BothOrders, Difference, Gpm, Preference, Versus, WinRate
+from genalign.reward.combine.shaping import Shape
 from genalign.reward.function import FunctionReward, reward
-from genalign.reward.gates import Cascade, Gate, Product
-from genalign.reward.harmonic import Harmonic
-from genalign.reward.head import HeadReward, save_head
-from genalign.reward.judges import ScoreJudge, YesNoJudge
-from genalign.reward.means import KRC, Geometric, Min
-from genalign.reward.multiplier import Constraint, Schedule, proxy_point
-from genalign.reward.objectives import Conditioned, DynamicWeights, MarginalGain, Pareto
-from genalign.reward.pairwise import BothOrders, Difference, Gpm, Preference, Versus, WinRate
-from genalign.reward.presets import PRESETS, Calibrated
-from genalign.reward.process import ProcessReward
-from genalign.reward.remote import RemoteReward
-from genalign.reward.rules import Budget, Format, Length, Repetition
-from genalign.reward.runner import Runner, guarded
-from genalign.reward.sets import SetReward
-from genalign.reward.shaping import Shape
-from genalign.reward.sharpness import Sharpness
-from genalign.reward.structured import StructuredMatch
-from genalign.reward.worker import FileReward
+from genalign.reward.guard import guarded
+from genalign.reward.heads.clip import ClipReward
+from genalign.reward.heads.exemplars import Exemplars, Similarity
+from genalign.reward.heads.head import HeadReward, save_head
+from genalign.reward.heads.published import PRESETS, Calibrated
+from genalign.reward.heads.rules import Budget, Format, Length, Repetition
+from genalign.reward.heads.sharpness import Sharpness
+from genalign.reward.heads.structured import StructuredMatch
+from genalign.reward.judge.comparing import CompareJudge, RankJudge
+from genalign.reward.judge.judges import ScoreJudge, YesNoJudge
+from genalign.reward.runtime.cache import Cached
+from genalign.reward.runtime.process import ProcessReward
+from genalign.reward.runtime.remote import RemoteReward
+from genalign.reward.runtime.runner import Runner
+from genalign.reward.runtime.worker import FileReward
+from genalign.reward.sets.reward import SetReward
 
 __all__ = [
     "KRC",

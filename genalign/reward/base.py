@@ -15,12 +15,13 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from genalign.shipped import shipped
+from genalign.files.shipped import shipped
 from genalign.types import MODALITIES, Media, Prompt, Reward, Scores, UsageError
 
 Missing = Literal["zero_advantage", "renormalise", "invalid"]
 Scope = Literal["sample", "group", "batch"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+CUT = "truncated/"  # in Scores.info, before a head's name: whether it had to cut what it read of a row
 
 
 class ScoringError(Exception):
@@ -69,7 +70,7 @@ def about(reward: Reward) -> dict[str, Any]:
     }
 
 
-class StandIn(Stateless):
+class RemoteProxy(Stateless):
     """A reward that is elsewhere: `_about`, what `about` says of it there, is asked for when first needed."""
 
     differentiable = False
@@ -288,3 +289,8 @@ def image_batches(media: Media, size: int) -> list[Tensor]:
     if isinstance(data, Tensor):
         return list(data.float().split(size))
     return [row[None].float() for row in data if isinstance(row, Tensor)]
+
+
+def told_cut(name: str, cut: Sequence[bool]) -> dict[str, list[bool]]:
+    """What a head that reads texts says beside its scores; `Runner.log` has the share of rows."""
+    return {CUT + name: list(cut)}

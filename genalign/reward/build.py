@@ -12,36 +12,36 @@ from typing import Any
 
 import yaml
 
-from genalign.reward.algebra import Hybrid, Sum
 from genalign.reward.base import nearest
-from genalign.reward.exemplars import find_exemplars
-from genalign.reward.fitted import fitted_folder
-from genalign.reward.grammar import FORMS, build_form, entries, short
+from genalign.reward.combine.algebra import Hybrid, Sum
+from genalign.reward.combine.means import Harmonic
+from genalign.reward.combine.pairwise import Difference, Gpm, Preference, Versus, WinRate
+from genalign.reward.fit.fitted import fitted_folder
+from genalign.reward.grammar import FORMS, build_form, entries, run_as, short
 from genalign.reward.grammar import check_keys as _check_keys
-from genalign.reward.harmonic import Harmonic
-from genalign.reward.pairwise import Difference, Gpm, Preference, Versus, WinRate
-from genalign.reward.presets import PRESETS, calibrated, how_to_get, tell_licence
-from genalign.reward.run import run_as
-from genalign.reward.weights import find_weights
-from genalign.reward.worker import FileReward, find_file
+from genalign.reward.heads.exemplars import find_exemplars
+from genalign.reward.heads.published import PRESETS, calibrated, how_to_get, tell_licence
+from genalign.reward.heads.weights import find_weights
+from genalign.reward.runtime.user_file import find_file
+from genalign.reward.runtime.worker import FileReward
 from genalign.types import Reward, UsageError
 
 HEADS = {
-    "clip": "genalign.reward.clip:ClipReward",
-    "sharpness": "genalign.reward.sharpness:Sharpness",
-    "head": "genalign.reward.head:HeadReward",
-    "set": "genalign.reward.sets:SetReward",
-    "similarity": "genalign.reward.exemplars:Similarity",
+    "clip": "genalign.reward.heads.clip:ClipReward",
+    "sharpness": "genalign.reward.heads.sharpness:Sharpness",
+    "head": "genalign.reward.heads.head:HeadReward",
+    "set": "genalign.reward.sets.reward:SetReward",
+    "similarity": "genalign.reward.heads.exemplars:Similarity",
     "judge": "genalign.lab.judge:Judge",
-    "judge-yes-no": "genalign.reward.judges:YesNoJudge",
-    "judge-score": "genalign.reward.judges:ScoreJudge",
-    "judge-compare": "genalign.reward.comparing:CompareJudge",
-    "judge-rank": "genalign.reward.comparing:RankJudge",
-    "length": "genalign.reward.rules:Length",
-    "budget": "genalign.reward.rules:Budget",
-    "format": "genalign.reward.rules:Format",
-    "repetition": "genalign.reward.rules:Repetition",
-    "structured": "genalign.reward.structured:StructuredMatch",
+    "judge-yes-no": "genalign.reward.judge.judges:YesNoJudge",
+    "judge-score": "genalign.reward.judge.judges:ScoreJudge",
+    "judge-compare": "genalign.reward.judge.comparing:CompareJudge",
+    "judge-rank": "genalign.reward.judge.comparing:RankJudge",
+    "length": "genalign.reward.heads.rules:Length",
+    "budget": "genalign.reward.heads.rules:Budget",
+    "format": "genalign.reward.heads.rules:Format",
+    "repetition": "genalign.reward.heads.rules:Repetition",
+    "structured": "genalign.reward.heads.structured:StructuredMatch",
 }
 PAIRWISE = {"winrate": WinRate, "versus": Versus}
 KINDS = ("use", "sum", "hybrid", "harmonic", *PAIRWISE, *FORMS)
@@ -58,8 +58,8 @@ def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
     """The reward that `spec` describes; weights load when it is first used.
 
     spec: a mapping as in a reward file, or a string: a reward file or its shipped name, `file.py:function`, a head
-    (`sharpness`), the folder of a fitted reward, or an installed `package.module:Class`. Relative paths are relative to
-    `folder` (a reward file's own to where it is), then to the shipped rooms.
+    (`sharpness`), or the folder of a fitted reward. Relative paths are relative to `folder` (a reward file's own
+    to where it is), then to the shipped rooms.
 
     Raises:
         UsageError: an unknown key or name (the nearest is named), a missing file or model, a setting that does not fit.
@@ -139,7 +139,7 @@ def _hybrid(settings: Any, rest: dict[str, Any], folder: Path) -> Reward:
 def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
     path, _, attribute = name.rpartition(":")
     if name.startswith(("http://", "https://")):
-        return _head("genalign.reward.remote:RemoteReward", name, {"url": name, **settings}, folder)
+        return _head("genalign.reward.runtime.remote:RemoteReward", name, {"url": name, **settings}, folder)
     if name in HEADS:
         return _head(HEADS[name], name, settings, folder)
     if name in PRESETS:
@@ -147,9 +147,9 @@ def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
     if path.endswith(".py"):
         return FileReward(name, folder, **settings)
     if (fitted := fitted_folder(name, folder, Path())) is not None:
-        return _head("genalign.reward.fitted:FittedReward", name, {**settings, "folder": str(fitted)}, folder)
+        return _head("genalign.reward.fit.fitted:FittedReward", name, {**settings, "folder": str(fitted)}, folder)
     if attribute.isidentifier() and all(part.isidentifier() for part in path.split(".")):
-        return _head(name, name, settings, folder)
+        return _head(_registered(name), name, settings, folder)
     file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
     try:
         found = find_file(file, folder)
@@ -165,9 +165,25 @@ def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
     return build_reward(renamed, found.parent)
 
 
+def _registered(address: str) -> str:
+    """`address` itself, where it is that of a head or a preset: a recipe cannot name other code by its module.
+
+    Old recipes may have the address that it had before rewards had rooms.
+    """
+    addresses = {*HEADS.values(), *(preset.address for preset in PRESETS.values())}
+    before_rooms = {re.sub(r"\.(heads|judge)(?=\.)", "", each): each for each in addresses}
+    before_rooms["genalign.reward.sets:SetReward"] = HEADS["set"]
+    if found := address if address in addresses else before_rooms.get(address):
+        return found
+    raise UsageError(
+        f"reward {address!r} names code by its module, which no reward file may do; put a function into a file of "
+        f"yours and write use: file.py:function"
+    )
+
+
 def shipped_rewards() -> list[str]:
     """Names of the reward files that come with genalign."""
-    from genalign.shipped import shipped
+    from genalign.files.shipped import shipped
 
     return sorted(path.stem for path in shipped("rewards").glob("*.yaml"))
 

@@ -61,11 +61,11 @@ def serve(memory: float) -> None:
     """
     import torch  # noqa: F401  # what user code needs is loaded while it still may be
 
-    from genalign.reward import build, worker  # noqa: F401
+    from genalign.reward import child
 
     sys.dont_write_bytecode = True
     limit(memory)
-    worker.serve(lock)
+    child.serve(lock)
 
 
 def limit(memory: float) -> None:

@@ -122,7 +122,7 @@ class Policy(Protocol):
 
 
 @runtime_checkable
-class Fitting(Protocol):
+class ForwardProcess(Protocol):
     """A policy that can be trained on given samples by its forward process (Diffusion-DPO, RWR, NFT and their kin)."""
 
     def encode(self, media: Media) -> Tensor:
@@ -152,7 +152,7 @@ class Fitting(Protocol):
 
 
 @runtime_checkable
-class Pathwise(Protocol):
+class Differentiable(Protocol):
     """A policy through whose sampling gradients flow, to its weights or to its noise (AlignProp, DRaFT, ReNO)."""
 
     def generate_with_grad(
@@ -189,7 +189,7 @@ class Method(Protocol):
     """What you collect and what you lose.
 
     needs: any of "rollout", "pairs", "reference", "reward", "constraints" (in the reward), "forward" (a policy that is
-    Fitting) and "reward_grad" (a differentiable reward, and a policy that is Pathwise).
+    ForwardProcess) and "reward_grad" (a differentiable reward, and a policy that is Differentiable).
     """
 
     name: str

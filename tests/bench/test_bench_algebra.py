@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from genalign.losses import advantages, front_ranks
+from genalign.fronts import front_ranks
+from genalign.method.losses import advantages
 from genalign.reward import Ensemble, FunctionReward, Gate, Geometric, MarginalGain, Pareto, Shape, Sum
 from genalign.types import Media, Prompt, Track
 

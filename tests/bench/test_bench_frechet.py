@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from genalign.reward.frechet import Frechet, Moments
+from genalign.reward.sets.frechet import Frechet, Moments
 from tests.bench.meter import in_turns
 from tests.test_sets import Operations, rows
 

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from genalign import build, load_recipe
+from genalign.files.shipped import shipped
 from genalign.lab.cards import heldout_prompts
 from genalign.lab.judge import Judge
 from genalign.lab.world import caption, change_one_fact, place, render, sample_facts
-from genalign.reward.backbones import BackboneSettings, build_backbone
-from genalign.reward.ensemble import least, moments
-from genalign.reward.fit import Fit, Lesson, compare, fit_head
-from genalign.reward.measures import best_of_n
-from genalign.shipped import shipped
+from genalign.reward.combine.ensemble import least, moments
+from genalign.reward.fit.backbones import BackboneSettings, build_backbone
+from genalign.reward.fit.measures import best_of_n
+from genalign.reward.fit.train import Fit, PreferenceData, compare, fit_head
 from genalign.types import Media, Prompt, Track
 
 WRONG = 0.2  # share of the labels that are turned round
@@ -37,7 +37,7 @@ def clip_features(prompts: list[Prompt], images: Tensor) -> Tensor:
         return backbone.features(prompts, Media(image=Track(images)))
 
 
-def scene_pairs(count: int, split: str, seed: int) -> Lesson:
+def scene_pairs(count: int, split: str, seed: int) -> PreferenceData:
     """Rendered scenes: what the caption says, and the same with one fact changed; the first is preferred."""
     rng, texts, scenes = np.random.default_rng(seed), [], []
     for _ in range(count):
@@ -46,10 +46,10 @@ def scene_pairs(count: int, split: str, seed: int) -> Lesson:
         scenes += [render(place(each, rng), rng) for each in (facts, change_one_fact(facts, rng))]
     features = clip_features([Prompt(text) for text in texts], torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2))
     number = torch.arange(count)
-    return Lesson(features, 2 * number, 2 * number + 1, torch.ones(count), torch.full((count,), -1), number)
+    return PreferenceData(features, 2 * number, 2 * number + 1, torch.ones(count), torch.full((count,), -1), number)
 
 
-def mislabelled(lesson: Lesson, seed: int) -> Lesson:
+def mislabelled(lesson: PreferenceData, seed: int) -> PreferenceData:
     wrong = torch.rand(len(lesson), generator=torch.Generator().manual_seed(seed)) < WRONG
     return replace(lesson, p=torch.where(wrong, 0.0, 1.0))
 
@@ -58,7 +58,7 @@ def plan(seed: int = 0, **votes: Any) -> Fit:
     return Fit.model_validate({"head": {"kind": "mlp"}, "fit": {"steps": 300, "seed": seed}} | votes)
 
 
-def accuracies(learnt: Lesson, exam: Lesson, seed: int = 0) -> dict[str, float]:
+def accuracies(learnt: PreferenceData, exam: PreferenceData, seed: int = 0) -> dict[str, float]:
     """On the exam's pairs, of heads fitted to true labels, to wrong ones, and to wrong ones with votes."""
     noisy = mislabelled(learnt, seed)
     fitted = {
@@ -72,7 +72,7 @@ def accuracies(learnt: Lesson, exam: Lesson, seed: int = 0) -> dict[str, float]:
     }
 
 
-def members(lesson: Lesson, seed: int = 0) -> list[Any]:
+def members(lesson: PreferenceData, seed: int = 0) -> list[Any]:
     """Heads that each saw their own few pairs, a fifth of them mislabelled; the last one saw the pairs of all."""
     noisy = mislabelled(lesson, seed)
     order = torch.randperm(len(lesson), generator=torch.Generator().manual_seed(seed))[: MEMBERS * PAIRS_OF_MEMBER]

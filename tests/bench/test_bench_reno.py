@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genalign.files.shipped import shipped
 from genalign.method import MethodSettings, build_method
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.reward import ClipReward, Runner, Sharpness, Sum
-from genalign.shipped import shipped
 from genalign.types import Media, Reward, Track
 from tests.bench.meter import in_turns, metered
 from tests.bench.test_bench_policy import PROMPTS, Bare, made

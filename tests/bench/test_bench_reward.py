@@ -13,7 +13,7 @@ import torch
 
 from genalign.method.common import sample_and_score
 from genalign.reward import FunctionReward, RemoteReward, Runner, Sharpness
-from genalign.reward.serving import application
+from genalign.reward.runtime.serving import application
 from genalign.types import Prompt
 from tests.toy_judges import serving
 from tests.toy_policy import ToyPolicy

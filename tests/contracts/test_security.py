@@ -31,38 +31,39 @@ import yaml
 from PIL import EpsImagePlugin, Image
 from safetensors.torch import load_file, save_file
 
-from genalign.card import write_card
-from genalign.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from genalign.cli import main
-from genalign.comparisons import read_comparisons
-from genalign.data import read_prompts
-from genalign.evaluate import EvalSettings, evaluate
-from genalign.export import export
-from genalign.judged import Comparisons
-from genalign.launch import _trackers, load_run
-from genalign.media import PICTURES, load_png, load_video
+from genalign.cli.main import main
+from genalign.cli.export import export
+from genalign.data.comparisons import read_comparisons
+from genalign.data.judged import Comparisons
+from genalign.data.preferences import _from_hub, find_pairs
+from genalign.data.prompts import read_prompts
+from genalign.evaluation.card import write_card
+from genalign.evaluation.evaluate import EvalSettings, evaluate
+from genalign.evaluation.report import write_report
+from genalign.files.shipped import shipped
+from genalign.media.image import PICTURES, load_png
+from genalign.media.video import load_video
 from genalign.policy.language import load_language
 from genalign.policy.load import load_diffusion
 from genalign.policy.settings import PolicySettings
-from genalign.preferences import _from_hub, find_pairs
-from genalign.recipe import load_recipe
-from genalign.report import write_report
 from genalign.reward import Sharpness, build_reward
-from genalign.reward.backbones import BackboneSettings, build_backbone
 from genalign.reward.base import ScoringError
-from genalign.reward.clip import ClipReward
-from genalign.reward.comparing import drawn_files
-from genalign.reward.fit import Fit, build_head
-from genalign.reward.fitted import FittedReward, save_fitted
-from genalign.reward.head import HeadReward
-from genalign.reward.local import LocalModel
-from genalign.reward.process import ProcessReward
-from genalign.reward.rules import Length
-from genalign.reward.serving import application
-from genalign.reward.web import Web
-from genalign.reward.weights import from_hub, read_weights
-from genalign.reward.wire import FRAME, pack_batch, send
-from genalign.shipped import shipped
+from genalign.reward.fit.backbones import BackboneSettings, build_backbone
+from genalign.reward.fit.fitted import FittedReward, save_fitted
+from genalign.reward.fit.train import Fit, build_head
+from genalign.reward.heads.clip import ClipReward
+from genalign.reward.heads.head import HeadReward
+from genalign.reward.heads.rules import Length
+from genalign.reward.heads.weights import from_hub, read_weights
+from genalign.reward.judge.comparing import drawn_files
+from genalign.reward.judge.local import LocalModel
+from genalign.reward.runtime.process import ProcessReward
+from genalign.reward.runtime.serving import application
+from genalign.reward.runtime.web import Web
+from genalign.reward.runtime.wire import FRAME, pack_batch, send
+from genalign.run.launch import _trackers, load_run
+from genalign.run.recipe import load_recipe
+from genalign.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from genalign.types import GenalignError, Media, Prompt, Track, UsageError
 from tests.test_evaluate import Level, Painter
 from tests.tiny_language import save_tiny_language
@@ -185,6 +186,24 @@ def test_recipe_function(tmp_path: Path, marker: Path) -> None:
     assert marker.read_text() != str(os.getpid())
 
 
+def test_recipe_module(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code by its module's address, also where it is installed; as a reward, a part of one, exemplars or a template."""
+    (tmp_path / "a_module_of_mine.py").write_text(leaves(marker, "TEXT = '{text_prompt}'\ndef touch(**settings): ..."))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    named = {"use": "a_module_of_mine:touch"}
+    clip = {"use": "similarity", "model": "tiny-clip", "exemplars": "a_module_of_mine:touch"}
+    for spec in (named, named["use"], {"sum": [named, "sharpness"]}, {**named, "run": {"on": "thread"}}, clip):
+        with pytest.raises(UsageError):
+            build_reward(spec, tmp_path)
+    with pytest.raises(UsageError):
+        build_reward({**named, "run": {"on": "process"}}, tmp_path).aspects  # noqa: B018
+    (tmp_path / "template.py").write_text(leaves(marker, "TEXT = 'read but never run: {text_prompt}'"))
+    template = {"use": "hpsv3", "model": str(tmp_path), "base": "some/model", "template": "template.py:TEXT"}
+    with pytest.raises(UsageError, match="lacks"):
+        build_reward(template, tmp_path)
+    assert not marker.exists()
+
+
 def test_recipe_yaml(tmp_path: Path, marker: Path) -> None:
     tag = f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.PosixPath [{marker}]]"
     plain = write_recipe(tmp_path / "run")
@@ -260,20 +279,35 @@ def test_recipe_trackers(tmp_path: Path, marker: Path, monkeypatch: pytest.Monke
     assert not marker.exists()
 
 
-def test_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sandbox(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker of a recipe's function is a program of its author's; that of a sandbox is given no key."""
-    code = (
-        "import os\nfrom genalign.reward import reward\n"
-        "@reward\ndef sees(images):\n    return [float('A_KEY_OF_MINE' in os.environ) for _ in images]\n"
-    )
+    code = f"""
+import os, socket, subprocess
+from genalign.reward import reward
+
+def can(act):
+    try:
+        act()
+        return 1.0
+    except OSError:
+        return 0.0
+
+@reward
+def may(images):
+    key = float("A_KEY_OF_MINE" in os.environ)
+    acts = [lambda: socket.socket(), lambda: open({str(marker)!r}, "w"), lambda: subprocess.run(["true"])]
+    return [key + sum(map(can, acts)) for _ in images]
+"""
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.setenv("A_KEY_OF_MINE", "secret-123")
-    own = ProcessReward("mine.py:sees", tmp_path)
-    locked = ProcessReward("mine.py:sees", tmp_path, sandbox=True)
+    own = ProcessReward("mine.py:may", tmp_path)
+    locked = ProcessReward("mine.py:may", tmp_path, sandbox=True)
     try:
-        assert own(prompts(1), images(1)).total.item() == 1.0
+        assert own(prompts(1), images(1)).total.item() == 4.0
+        marker.unlink()
         try:
             assert locked(prompts(1), images(1)).total.item() == 0.0
+            assert not marker.exists()
         except UsageError as error:
             pytest.skip(str(error))
     finally:
@@ -300,11 +334,14 @@ def test_run_folder(tmp_path: Path, marker: Path) -> None:
     run = a_run(tmp_path / "run", leaves(marker, code))
     (tmp_path / "private.txt").write_text("nobody else's\n")
     (run / "adapter" / "private.txt").symlink_to(tmp_path / "private.txt")
+    for name in ("README.md", "report.html", "reward.svg"):
+        (run / name).symlink_to(tmp_path / "private.txt")  # which what genalign writes must not go through
     write_card(run)
     write_report(run)
     export(run, "diffusers", tmp_path / "handed-on")
     export(run, "comfyui", tmp_path / "comfy")
     assert not marker.exists()
+    assert (tmp_path / "private.txt").read_text() == "nobody else's\n"
     handed = {file.name for file in (tmp_path / "handed-on" / "adapter").iterdir()}
     assert handed == {"adapter_config.json", "adapter_model.safetensors"}
     with pytest.raises(UsageError, match="belongs to another model"):
@@ -816,7 +853,7 @@ def test_served_answer(tmp_path: Path, marker: Path) -> None:
     app = FastAPI()
     app.get("/health")(lambda: about)
     app.post("/score")(lambda: Response(answers[0], media_type=FRAME))
-    from genalign.reward.runner import guarded
+    from genalign.reward.guard import guarded
 
     with serving(app) as url:
         while answers:

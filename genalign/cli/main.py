@@ -1,0 +1,289 @@
+"""The command line. Everything heavy is imported inside the verb that needs it; a failure is one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+KINDS = ("recipes", "rewards", "methods", "models")
+SEARCHES = ("best-of-n", "random", "reno", "fk")
+
+
+class _ArgumentError(Exception):
+    """A command line that argparse refuses: one sentence."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _ArgumentError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns 0, 1 after a run error, 2 after a usage error, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):  # the bars of libraries; ours are asked for by name
+        os.environ.setdefault(name, "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries will change is no news to a user
+    try:
+        args = parse(words)
+        code: int | None = args.verb(args)
+        sys.stdout.flush()
+        return code or 0
+    except KeyboardInterrupt:
+        print("interrupted; what was written stays, and --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a reader such as head has left: no complaint
+        return 0
+    except Exception as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        sentence, code = explain(error)
+        print(f"genalign: {sentence}", file=sys.stderr)
+        return code
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One sentence about an error, and the exit code: 2 usage, 1 run."""
+    if isinstance(error, _ArgumentError):
+        return str(error), 2
+    types = sys.modules.get("genalign.types")  # an error of ours can only come from code that imported it
+    if types is not None and isinstance(error, types.GenalignError):
+        return " ".join(str(error).split()), 2 if isinstance(error, types.UsageError) else 1
+    first = next(iter(str(error).splitlines()), "").strip().rstrip(".")
+    return f"{type(error).__name__}{f': {first}' if first else ''}; run again with --debug for the traceback", 1
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Arguments of one verb. Overrides may stand anywhere behind the recipe, also behind options."""
+    args, rest = _parser().parse_known_args(words)
+    stray = [word for word in rest if word.startswith("-") or "overrides" not in args]
+    if stray:
+        raise _ArgumentError(f"genalign {words[0]} knows no argument {stray[0]!r}; see genalign {words[0]} --help")
+    if rest:
+        args.overrides += rest
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="genalign", description="Align generative models with rewards.", allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    debug = _Parser(add_help=False)
+    debug.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="print the traceback of an error"
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text, parents=[debug], allow_abbrev=False)
+        sub.set_defaults(verb=run)
+        return sub
+
+    sub = verb("ls", ls, "list what genalign ships")
+    sub.add_argument("kind", nargs="?", choices=KINDS, help="one kind only")
+
+    sub = verb("cp", cp, "copy a shipped recipe, reward or model, to be edited")
+    sub.add_argument("name", metavar="NAME", help="as `genalign ls` prints it")
+    sub.add_argument("dest", metavar="DEST", type=Path, help="folder or file name")
+
+    sub = verb("train", train, "run a recipe")
+    sub.add_argument("recipe", metavar="RECIPE", help="a .yaml file, or a name from `genalign ls recipes`")
+    sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
+    sub.add_argument("--plan", action="store_true", help="print what would be done and what it costs, and stop")
+    sub.add_argument("--resume", metavar="RUN", help="go on with this run folder, or `latest`")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE-DATE-TIME)")
+
+    sub = verb("sample", sample, "draw samples from a model or a run")
+    sub.add_argument("source", metavar="MODEL|RUN", help="a run or recipe, a model folder, a shipped model or a hub id")
+    sub.add_argument("prompt", metavar="PROMPT", nargs="?")
+    sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of a recipe")
+    sub.add_argument("--prompts", type=Path, metavar="FILE", help="a .jsonl or .txt file of prompts")
+    sub.add_argument("--seed", type=int, default=0, help="seed of a prompt's first sample; the next has the next")
+    sub.add_argument("--n", type=int, default=1, help="samples per prompt")
+    sub.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
+    sub.add_argument("--steps", type=int, help="denoising steps (default: the recipe's)")
+    sub.add_argument("--base", action="store_true", help="with the adapter of the run switched off")
+    sub.add_argument("--rollout", action="store_true", help="the base as training samples it, stored to be labelled")
+    sub.add_argument("--search", nargs="+", default=[], choices=SEARCHES, help="search for better samples, and compare")
+    sub.add_argument("--reward", nargs="+", default=[], metavar="R[=WEIGHT]", help="what to search for")
+    sub.add_argument("--budget", type=float, metavar="N", help="what each sample may cost, in plain samplings")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+    sub = verb("score", score, "score files with a reward")
+    sub.add_argument("reward", metavar="REWARD", help="a reward file, file.py:function, or a shipped reward")
+    sub.add_argument("--media", nargs="+", type=Path, required=True, metavar="FILE", help="images, or .txt files")
+    sub.add_argument("--prompt", nargs="+", default=[], help="one for all files, or one each")
+    sub.add_argument("--prompts", type=Path, metavar="FILE", help="a .jsonl with prompt and facts of each file")
+    sub.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    sub = verb("eval", evaluate, "measure a run before against after")
+    sub.add_argument("run", metavar="RUN", type=Path)
+    sub.add_argument("--reward", nargs="+", default=[], metavar="R", help="further rewards to measure")
+    sub.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    sub = verb("fit-reward", fit_reward, "fit a reward to preferences, or one that reads noisy latents (method nrg)")
+    sub.add_argument("recipe", metavar="RECIPE", help="a .yaml file, or a name from `genalign ls recipes`")
+    sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="default: runs/fit-RECIPE; a killed fit goes on there")
+
+    sub = verb("serve-reward", serve_reward, "serve a reward over HTTP, to be used as `use: http://host:port`")
+    sub.add_argument("reward", metavar="REWARD", help="a reward file, file.py:function, or a shipped reward")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    sub.add_argument("--port", type=int, default=8000)
+    sub.add_argument("--token-env", metavar="NAME", help="environment variable with the bearer token to ask for")
+    sub.add_argument("--max-body", metavar="MIB", type=int, default=256, help="largest request (default: 256)")
+    sub.add_argument("--device", default="cpu", help="where media are scored (default: cpu)")
+
+    sub = verb("eval-reward", eval_reward, "measure a reward against judged samples")
+    sub.add_argument("reward", metavar="REWARD", help="a reward file or folder, file.py:function, or a shipped reward")
+    sub.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="judged samples, as public sets have them"
+    )
+    sub.add_argument("--against", metavar="R", help="another reward: its distance, and what it thinks of the best of n")
+    sub.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples at a time (default: 64)")
+    sub.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    verb("doctor", doctor, "say what this installation can do")
+
+    sub = verb("export", export, "write a run's adapter for other tools")
+    sub.add_argument("run", metavar="RUN", type=Path)
+    sub.add_argument("--to", choices=("diffusers", "comfyui"), required=True)
+    sub.add_argument("--out", type=Path, metavar="DEST", help="default: RUN/export-TO")
+
+    sub = verb("lab", lab, "build the tiny models and data in assets/")
+    sub.add_argument("action", choices=("build",))
+    sub.add_argument("name", metavar="NAME", help="as `genalign ls models` prints it, or sprites")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="default: its folder in assets/")
+    sub.add_argument("--work", type=Path, metavar="DIR", help="checkpoints of the training (default: runs/lab)")
+    sub.add_argument("--font", type=Path, metavar="TTF", help="Noto Color Emoji, for sprites")
+    return parser
+
+
+def ls(args: argparse.Namespace) -> None:
+    for kind in [args.kind] if args.kind else KINDS:
+        if args.kind is None:
+            print(kind)
+        for name, what in _shipped(kind):
+            print(f"{'' if args.kind else '  '}{name:<22} {what}".rstrip())
+
+
+def _shipped(kind: str) -> list[tuple[str, str]]:
+    from genalign.files.shipped import shipped
+
+    if kind == "methods":
+        from genalign.method import PRESETS
+
+        return [
+            (name, ", ".join(f"{key}={value}" for key, value in preset.items())) for name, preset in PRESETS.items()
+        ]
+    if kind == "models":
+        marks = ("model_index.json", "open_clip_config.json", "config.json")
+        folders = sorted({path.parent for mark in marks for path in shipped("assets").glob(f"*/{mark}")})
+        return [(path.name, _size(path)) for path in folders]
+    room = shipped("pipelines" if kind == "recipes" else "rewards")
+    files = sorted(path for path in room.iterdir() if path.suffix in (".yaml", ".py"))
+    return [(path.stem if kind == "recipes" else path.name, _first_comment(path)) for path in files]
+
+
+def _size(folder: Path) -> str:
+    return f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 2**20:.1f} MiB"
+
+
+def _first_comment(path: Path) -> str:
+    line = path.read_text().lstrip().partition("\n")[0]
+    return line.strip('#" ').strip()
+
+
+def cp(args: argparse.Namespace) -> None:
+    from genalign.files.places import nearest
+    from genalign.files.shipped import shipped
+    from genalign.types import UsageError
+
+    known = {name: room for kind, room in zip(KINDS[:2], ("pipelines", "rewards"), strict=True)
+             for name, _ in _shipped(kind)} | {name: "assets" for name, _ in _shipped("models")}  # fmt: skip
+    if args.name not in known:
+        raise UsageError(f"genalign ships nothing called {args.name!r}{nearest(args.name, known)}")
+    room = known[args.name]
+    source = shipped(room, f"{args.name}.yaml" if room == "pipelines" else args.name)
+    target = args.dest / source.name if args.dest.is_dir() else args.dest
+    if target.exists():
+        raise UsageError(f"{target} exists already; choose another DEST")
+    try:
+        shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror}; choose another DEST") from error
+    print(target)
+
+
+def train(args: argparse.Namespace) -> None:
+    from genalign.run.launch import train_recipe
+
+    train_recipe(args.recipe, args.overrides, args.out, args.resume, args.plan)
+
+
+def sample(args: argparse.Namespace) -> None:
+    from genalign.cli.sample import sample_files
+
+    sample_files(args)
+
+
+def score(args: argparse.Namespace) -> None:
+    from genalign.cli.score import score_files
+
+    score_files(args)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from genalign.cli.evaluate import evaluate_run
+
+    evaluate_run(args)
+
+
+def fit_reward(args: argparse.Namespace) -> None:
+    from genalign.cli.fit_reward import fit_reward as fit
+
+    fit(args)
+
+
+def serve_reward(args: argparse.Namespace) -> None:
+    from genalign.reward import build_reward
+    from genalign.reward.runtime.serving import serve
+    from genalign.types import UsageError
+
+    token = os.environ.get(args.token_env) if args.token_env else None
+    if args.token_env and not token:
+        raise UsageError(f"the environment variable {args.token_env} is not set; export the token")
+    reward = build_reward(args.reward, Path())
+    print(f"serving {reward.name} ({', '.join(reward.aspects)}) at http://{args.host}:{args.port}", flush=True)
+    serve(reward, args.host, args.port, token=token, max_body=args.max_body << 20, device=args.device)
+
+
+def eval_reward(args: argparse.Namespace) -> None:
+    from genalign.cli.eval_reward import evaluate_reward
+
+    evaluate_reward(args)
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from genalign.cli.doctor import main as examine
+
+    return examine()
+
+
+def export(args: argparse.Namespace) -> None:
+    from genalign.cli.export import export as write
+
+    print(write(args.run, args.to, args.out or args.run / f"export-{args.to}"))
+
+
+def lab(args: argparse.Namespace) -> None:
+    from genalign.lab.build import main as build
+
+    build(args.name, out=args.out, work=args.work, font=args.font)

@@ -1,0 +1,233 @@
+"""`make table`: every shipped image recipe trained and measured, one cell at a time, and the README's table of them.
+
+A finished cell stands in assets/table.json; interrupted work goes on from there, and from the checkpoints of the cell
+that was being trained. A cell is done again when its recipe, a reward file or a shipped model is another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from genalign.evaluation.report import read_eval, read_metrics
+from genalign.files.settings import read_yaml
+from genalign.files.shipped import shipped
+from genalign.run.build import build
+from genalign.run.launch import RECIPE, train_recipe
+from genalign.run.recipe import load_recipe
+from genalign.types import UsageError
+
+DIVERSITY = "vendi"
+SEEDS = dict.fromkeys(("d3po", "flow-grpo", "flow-dpo", "nft", "dragon-frechet"), 3)
+REWARDS = {"d3po": ("rule", "clip"), "flow-grpo": ("rule", "clip")}  # what else these two are trained on
+TRAINING_PROMPTS = 512  # those that the reward is also read on: what is learnt, whether or not it carries over
+T_975 = {2: 12.71, 3: 4.30}  # Student's t of n - 1 degrees of freedom
+MARKS = ("<!-- table: written by `make table` -->", "<!-- end of table -->")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run: a recipe, a seed, and another reward file than its own."""
+
+    recipe: str
+    seed: int = 0
+    reward: str | None = None
+
+    @property
+    def row(self) -> str:
+        """What the cell's seeds are one row of."""
+        return self.recipe if self.reward is None else f"{self.recipe}, {self.reward} only"
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}{f'-{self.reward}' if self.reward else ''}-seed-{self.seed}"
+
+    def overrides(self, work: Path) -> list[str]:
+        recipe = load_recipe(self.recipe)
+        assert recipe.eval is not None
+        own = f"{recipe.policy.model}-{self.reward or Path(str(recipe.reward)).stem}-{recipe.eval.count}"
+        more = [spec for spec in recipe.eval.rewards if spec != "image-vendi.yaml"]
+        words = [f"train.seed={self.seed}", f"eval.base_cache={work / f'base-{own}-{recipe.policy.dtype}.safetensors'}"]
+        words.append(f"eval.training_prompts={TRAINING_PROMPTS}")
+        if recipe.reward != "image-vendi.yaml":
+            words.append(f"eval.rewards={json.dumps([*more, 'image-vendi.yaml'])}")
+        return words + self._rewarded()
+
+    def digest(self) -> str:
+        """Of all that the result depends on: recipe, prompts, rewards, judge, and the model's weights."""
+        recipe = load_recipe(self.recipe, [f"train.seed={self.seed}", *self._rewarded()])
+        built = build(recipe)
+        asked = [built.data, built.eval_prompts]
+        rewards = [built.reward, built.held_out, *built.eval_rewards]
+        told = [self.name, json.dumps(read_yaml(shipped("pipelines", f"{self.recipe}.yaml")), sort_keys=True)]
+        told += [prompts.digest for prompts in asked if prompts] + [reward.version for reward in rewards if reward]
+        told += [file_digest(path) for path in sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))]
+        for model in (recipe.policy.writer, getattr(recipe.method, "noisy", None)):  # of Parrot, of Flow-NRG
+            told += (
+                [file_digest(path) for path in sorted(shipped("assets", model).glob("*.safetensors"))] if model else []
+            )
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+    def _rewarded(self) -> list[str]:
+        return [] if self.reward is None else [f"reward=image-{self.reward}.yaml"]
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cells() -> list[Cell]:
+    """The runs with several seeds first, seed by seed, so that an early stop leaves one of everything that matters."""
+    names = sorted(path.stem for path in shipped("pipelines").glob("image-*.yaml"))
+    short = {name: name.removeprefix("image-") for name in names}
+    several = [Cell(name, seed) for seed in range(3) for name in names if seed < SEEDS.get(short[name], 0)]
+    others = [Cell(name, 0, reward) for name in names for reward in REWARDS.get(short[name], ())]
+    return several + others + [Cell(name) for name in names if short[name] not in SEEDS]
+
+
+def measure(cell: Cell, work: Path) -> dict[str, Any]:
+    """Train and evaluate the cell in `work`, or finish what is there, and return what the table keeps of it."""
+    run = work / f"{cell.name}-{cell.digest()[:8]}"
+    begun = (run / RECIPE).is_file() and (run / "metrics.jsonl").is_file()
+    train_recipe(cell.recipe, cell.overrides(work), run, resume=str(run) if begun else None)
+    result, log = read_eval(run), read_metrics(run)
+    assert result is not None
+    learnt = {name.split(" on ")[0]: name for name in result["metrics"] if name.endswith(" training prompts")}
+    totals = [name for name in result["metrics"] if name.endswith("/total")]  # of what a search optimised, first
+    optimised = next(iter([*learnt, *totals, *result["metrics"]]))
+    judge = result["sweep"]["headline"]
+    held_out = result["metrics"][judge]["held_out"]  # else it is the training reward
+    shown = {"reward": optimised, "vendi": DIVERSITY} | ({"judge": judge} if held_out else {})
+    shown |= {f"{what}_learnt": learnt[name] for what, name in shown.items() if name in learnt}
+    return {
+        "digest": cell.digest(),
+        "prompts": result["prompts"],
+        "steps": len(log),
+        "train_seconds": round(sum(row["step_time"] for row in log)),
+        "calls": round(sum(row["calls"] for row in log)),
+        "metrics": {what: {"name": name, **result["metrics"][name]} for what, name in shown.items()
+                    if name in result["metrics"]},
+        "sweep": {
+            "guidance": result["sweep"]["guidance"],
+            **{when: result["sweep"][when]["metrics"][judge] if held_out else None for when in ("before", "after")},
+        },
+    }  # fmt: skip
+
+
+@contextmanager
+def locked(path: Path) -> Any:
+    """The finished cells, to be changed by one process at a time; they are replaced as a whole, or not at all."""
+    guard = path.with_name(f".{path.name}.lock")
+    with guard.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        held: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        yield held
+        draft = path.with_name(f".{path.name}.tmp")
+        draft.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
+        os.replace(draft, path)
+    guard.unlink(missing_ok=True)
+
+
+def rendered(done: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table in Markdown, a row a recipe, its seeds together."""
+    lines = [
+        "| recipe | seeds | its reward, training prompts | its reward, held-out prompts "
+        "| held-out judge, training prompts | held-out judge, held-out prompts | Vendi | minutes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells():
+        if cell.name in done:
+            rows.setdefault(cell.row, []).append(done[cell.name])
+    for name, found in rows.items():
+        minutes = f"{mean(one['train_seconds'] for one in found) / 60:.1f}"
+        shown = [
+            _compared([one["metrics"][what] for one in found if what in one["metrics"]], what.startswith("judge"))
+            for what in ("reward_learnt", "reward", "judge_learnt", "judge", "vendi")
+        ]
+        lines.append(f"| {name.removeprefix('image-')} | {len(found)} | {' | '.join(shown)} | {minutes} |")
+    return "\n".join([*lines, "", *_swept(rows)])
+
+
+def _swept(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What the judge says at every guidance scale, before -> after, seeds together."""
+    judged = {name: [one["sweep"] for one in found if one["sweep"]["after"]] for name, found in rows.items()}
+    scales = sorted({scale for sweeps in judged.values() for sweep in sweeps for scale in sweep["guidance"]})
+    lines = [
+        "| held-out judge at guidance | " + " | ".join(f"{scale:g}" for scale in scales) + " |",
+        "|---" * (len(scales) + 1) + "|",
+    ]
+    for name, sweeps in judged.items():
+        shown = []
+        for scale in scales:
+            at = [(sweep, sweep["guidance"].index(scale)) for sweep in sweeps if scale in sweep["guidance"]]
+            pair = [mean(sweep[when][i] for sweep, i in at) for when in ("before", "after")] if at else []
+            shown.append(" -> ".join(f"{value:.1%}" for value in pair) or "-")
+        lines.append(f"| {name.removeprefix('image-')} | {' | '.join(shown)} |")
+    return lines
+
+
+def _compared(rows: Sequence[Mapping[str, Any]], percent: bool) -> str:
+    """before -> after (interval of the difference).
+
+    Of several seeds the means; their prompts are the same, so the half-width of one bootstrap stays, and Student's
+    interval of the seeds' mean joins it, as independent errors add.
+    """
+    if not rows:
+        return "-"
+    before, after, delta = (mean(row[key] for row in rows) for key in ("before", "after", "delta"))
+    low, high = (mean(row["ci95"][end] for row in rows) for end in (0, 1))
+    if len(rows) > 1:
+        between = T_975[len(rows)] * stdev(row["delta"] for row in rows) / len(rows) ** 0.5
+        low, high = delta - ((delta - low) ** 2 + between**2) ** 0.5, delta + ((high - delta) ** 2 + between**2) ** 0.5
+    if percent:
+        return f"{before:.1%} -> {after:.1%} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{before:.3g} -> {after:.3g} ({low:+.2g} to {high:+.2g})"
+
+
+def write_readme(readme: Path, table: str) -> None:
+    """Put the table between its marks.
+
+    Raises:
+        UsageError: the file has no such marks.
+    """
+    begin, end = (re.escape(mark) for mark in MARKS)
+    text = readme.read_text()
+    if not re.search(f"{begin}.*{end}", text, re.DOTALL):
+        raise UsageError(
+            f"{readme} has no place for the table; put the lines {MARKS[0]} and {MARKS[1]} where it belongs"
+        )
+    draft = readme.with_name(f".{readme.name}.tmp")
+    draft.write_text(re.sub(f"{begin}.*{end}", f"{MARKS[0]}\n\n{table}\n\n{MARKS[1]}", text, flags=re.DOTALL))
+    os.replace(draft, readme)
+
+
+def main(wanted: Sequence[str]) -> None:
+    """Do the cells that are missing: all of them, or those whose name begins with one of `wanted`."""
+    path, work = shipped("assets") / "table.json", Path("runs/table")
+    chosen = [cell for cell in cells() if not wanted or cell.name.startswith(tuple(wanted))]
+    for cell in chosen:
+        done = json.loads(path.read_text()) if path.is_file() else {}
+        if done.get(cell.name, {}).get("digest") == cell.digest():
+            continue
+        print(f"== {cell.name}", flush=True)
+        row = measure(cell, work)
+        with locked(path) as held:
+            held[cell.name] = row
+    readme = shipped("assets").parent / "README.md"
+    write_readme(readme, rendered(json.loads(path.read_text())))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

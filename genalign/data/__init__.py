@@ -1,0 +1,1 @@
+"""What is read: prompts, and samples that somebody compared or judged."""

@@ -1,0 +1,1 @@
+"""Before against after: trials, intervals, and the pages that show them."""

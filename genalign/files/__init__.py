@@ -1,0 +1,1 @@
+"""Names, settings and files: where things are, YAML, atomic writes."""

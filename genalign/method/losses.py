@@ -1,0 +1,245 @@
+"""Tensors in, tensors out: advantages, the clipped policy gradient, preference losses and pairs.
+
+Letters: B rows, K aspects of a reward, G groups, P pairs. Rewards and log-probabilities arrive in fp32; statistics are
+taken in fp64.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genalign.fronts import RELATIVE_FLOOR, front_ranks
+from genalign.types import Scores, UsageError
+
+AdvantageRule = Literal["sum_then_normalise", "normalise_then_sum", "lagrangian", "pareto"]
+Std = Literal["group", "batch", "none"]
+Baseline = Literal["group", "batch", "leave_one_out"]
+PreferenceLoss = Literal["sigmoid", "ipo", "hinge", "simpo"]
+
+MAX_LOG_RATIO = 20.0  # nats; summed over latents a stale log-ratio can be hundreds, and exp(89) is inf in fp32
+
+
+def advantages(
+    scores: Scores,
+    group: Tensor,
+    rule: AdvantageRule = "sum_then_normalise",
+    std: Std = "group",
+    baseline: Baseline = "group",
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Advantage (B,) fp32, counted (B,) bool, and the log (reward_std, frac_reward_zero_std).
+
+    group (B,) int64 names the siblings, which need not be adjacent. rule: "sum_then_normalise" centres and scales the
+    reward's own total (GRPO, arXiv 2402.03300); "normalise_then_sum" does so with each weighted aspect, adds them up by
+    weight and divides by the std of the batch (GDPO, arXiv 2601.05242), an abstaining aspect adding nothing;
+    "lagrangian" mixes the advantages of the task and of each constraint, (N - sum l_i) A + sum l_i A_i (Constrained
+    RLHF), the task being the weighted sum of the aspects that are no constraint, an abstaining one adding nothing;
+    "pareto" takes minus the number of fronts before a row's own, among its siblings, for its score. std: a centred
+    score is divided by the unbiased std of its group, of all rows, or by 1 (Dr. GRPO, arXiv 2503.20783). baseline: the
+    mean of the group, of the batch (DDPO, arXiv 2305.13301) or of the siblings (RLOO, arXiv 2402.14740).
+
+    counted is False, and the advantage 0, where a row was masked (its total cannot be read; one of its weighted aspects
+    failed) or no aspect of it has spread; such rows leave the statistics of the others alone.
+
+    Departs from the papers: (1) no epsilon is added to a healthy std; a column of a group whose std is at most 1e-4 of
+    its largest |score| counts as constant instead. (2) The test is made per aspect, not on the sum.
+
+    Raises:
+        UsageError: rule "lagrangian", but the reward has no constraint, or nothing else.
+    """
+    values, valid, weights = _judged(scores, group, rule)
+    names, index = torch.unique(group, return_inverse=True)
+    if baseline == "batch":
+        names, index = names[:1], torch.zeros_like(index)
+    mean, deviation, spread, siblings = _group_statistics(values, valid, index, len(names))
+    counts = valid & spread[index]  # (B,K)
+    normal = values - mean[index]
+    if baseline == "leave_one_out":
+        normal = normal * (siblings / (siblings - 1).clamp(min=1))[index]
+    if std == "group":
+        normal = normal / torch.where(spread, deviation, 1.0)[index]
+    elif std == "batch":
+        normal = normal / _unbiased_std(values, valid).clamp(min=torch.finfo(torch.float64).tiny)
+    advantage = (torch.where(counts, normal, 0.0) * weights).sum(1)  # (B,)
+    readable, counted = valid.any(1), counts.any(1)
+    if rule == "normalise_then_sum" and std != "none":
+        scale = _unbiased_std(advantage[:, None], readable[:, None])
+        advantage = advantage / torch.where(scale > 0, scale, 1.0)
+    log = {
+        "reward_std": float(_unbiased_std(scores.total.double()[:, None], scores.total_valid[:, None])),
+        "frac_reward_zero_std": 1.0 - float(spread.any(1).double().mean()) if len(names) else 0.0,
+    }
+    return torch.where(counted, advantage, 0.0).float(), counted, log
+
+
+def _judged(scores: Scores, group: Tensor, rule: AdvantageRule) -> tuple[Tensor, Tensor, Tensor]:
+    """What an advantage rule compares among siblings: scores (B,C) fp64, where they count (B,C), their weights (C,)."""
+    if rule == "sum_then_normalise":
+        values, valid, weights = scores.total[:, None], scores.total_valid[:, None], scores.total.new_ones(1)
+        return torch.where(valid, values, 0).double(), valid, weights
+    used = scores.weights != 0
+    sound = ~scores.failed[:, used].any(1, keepdim=True)
+    values, valid, weights = scores.values.double(), scores.valid & sound, scores.weights
+    if rule == "normalise_then_sum":
+        return torch.where(valid, values, 0)[:, used], valid[:, used], weights[used]
+    if rule == "pareto":
+        complete = valid[:, used].all(1, keepdim=True)
+        better = torch.where(complete, values[:, used] * weights[used].sign(), torch.nan)
+        return -front_ranks(better, group).nan_to_num(0.0)[:, None], complete, weights.new_ones(1)
+    names = list(scores.names)
+    bound = [k for k, name in enumerate(names) if used[k] and {f"{name}/excess", f"{name}/multiplier"} <= set(names)]
+    task = [k for k in range(len(names)) if used[k] and k not in bound]
+    if not bound or not task:
+        raise UsageError("the advantage rule lagrangian needs a reward that is a sum of constraints and something else")
+    excess = [names.index(f"{names[k]}/excess") for k in bound]
+    learnt = [names.index(f"{names[k]}/multiplier") for k in bound]
+    _, index = torch.unique(group, return_inverse=True)
+    told = torch.where(valid, values, 0)
+    mean, *_ = _group_statistics(told, valid, index, int(index.max()) + 1 if len(index) else 0)
+    whole = (torch.where(valid, told, mean[index]) * weights)[:, task].sum(1, keepdim=True)
+    multiplier = told[:, learnt].sum(0) / valid[:, learnt].sum(0).clamp(min=1) * weights[bound]
+    share = weights[bound].sum() - multiplier.sum()
+    readable = valid[:, task].any(1, keepdim=True)
+    return (
+        torch.cat([torch.where(readable, whole, 0.0), told[:, excess]], 1),
+        torch.cat([readable, valid[:, excess]], 1),
+        torch.cat([share[None], multiplier]),
+    )
+
+
+def _group_statistics(x: Tensor, valid: Tensor, index: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, unbiased std, whether there is spread, and number of valid rows, each (G,K)."""
+    zeros = x.new_zeros(groups, x.shape[1])
+    count = zeros.index_add(0, index, valid.to(x.dtype))
+    mean = zeros.index_add(0, index, x) / count.clamp(min=1)
+    centred = torch.where(valid, x - mean[index], 0.0)
+    deviation = (zeros.index_add(0, index, centred.square()) / (count - 1).clamp(min=1)).sqrt()
+    peak = zeros.scatter_reduce(0, index[:, None].expand_as(x), x.abs(), "amax")
+    return mean, deviation, deviation > RELATIVE_FLOOR * peak, count
+
+
+def _unbiased_std(x: Tensor, valid: Tensor) -> Tensor:
+    """Over the valid rows of each column: (B,K) -> (K,), 0 where fewer than two are valid."""
+    count = valid.sum(0)
+    mean = torch.where(valid, x, 0.0).sum(0) / count.clamp(min=1)
+    return (torch.where(valid, x - mean, 0.0).square().sum(0) / (count - 1).clamp(min=1)).sqrt()
+
+
+def ppo_clip(
+    logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """PPO's pessimistic surrogate (arXiv 1707.06347, eq. 7) per element, to be minimised, and where the clip acts.
+
+    logp, old_logp: summed log-densities in nats; advantage broadcasts against them. The ratio is held inside
+    [exp(-clip_low), exp(clip_high)]; outside, the gradient is 0 where moving further would look like a gain.
+
+    Departs from the paper: (1) the range is given in nats of the summed log-ratio, so that it means the same at every
+    resolution; 1 +- eps is clip_low=-log(1-eps), clip_high=log(1+eps). (2) The log-ratio saturates at 20 nats.
+    """
+    log_ratio = logp - old_logp
+    bounded = log_ratio.clamp(-clip_low, clip_high)
+    surrogate = log_ratio.clamp(max=MAX_LOG_RATIO).exp() * advantage
+    acts = ((log_ratio > clip_high) & (advantage > 0)) | ((log_ratio < -clip_low) & (advantage < 0))
+    return -torch.minimum(surrogate, bounded.exp() * advantage), acts
+
+
+def k3(logp: Tensor, reference_logp: Tensor) -> Tensor:
+    """Schulman's unbiased, non-negative estimate of KL(policy || reference) from samples of the policy, in nats."""
+    difference = reference_logp - logp
+    return torch.expm1(difference) - difference
+
+
+def dpo_loss(kind: PreferenceLoss, chosen: Tensor, rejected: Tensor, beta: float, gamma: float = 0.0) -> Tensor:
+    """One loss per pair, (P,), from the scores of winner and loser in nats.
+
+    sigmoid (DPO, arXiv 2305.18290, eq. 7) and hinge (SLiC, arXiv 2305.10425) take log-ratios policy - reference; ipo
+    (arXiv 2310.12036, eq. 17) the same averaged over tokens or latent dims; simpo (arXiv 2405.14734, eq. 6) takes the
+    policy's own log-probabilities so averaged, and the margin gamma.
+    """
+    delta = chosen - rejected
+    if kind == "sigmoid":
+        return F.softplus(-beta * delta)
+    if kind == "hinge":
+        return F.relu(1 - beta * delta)
+    if kind == "ipo":
+        return (delta - 1 / (2 * beta)).square()
+    if kind == "simpo":
+        return F.softplus(gamma - beta * delta)
+    raise ValueError(f"unknown preference loss {kind!r}; one of {', '.join(get_args(PreferenceLoss))}")
+
+
+def nft_loss(
+    score: Tensor, old_score: Tensor, gap: Tensor, optimality: Tensor, beta: float, count: int, share: float
+) -> Tensor:
+    """DiffusionNFT's loss of each row (arXiv 2509.16117), weighted as its code does, from squared errors alone.
+
+    With o the old model's output, v the target and d = out - o, the model is made positive, o + beta d, and negative,
+    o - beta d, and each is regressed to v: the one by `optimality` in [0,1], the other by the rest. Both errors follow
+    from score = -|out - v|^2 and gap = |out - o|^2, with grad, and old_score = -|o - v|^2, SUMMED over `count` dims:
+    |o + b d - v|^2 = -(1 - b) old_score - b score - b (1 - b) gap. share: the squared error of x0_hat in one of the
+    output; an error of x0_hat is divided by its own size, so that all times and samples pull alike.
+
+    Departs from the code: (1) that size is the root of the mean square, not the mean absolute value, which squared
+    errors do not tell (0.80 of it for Gaussian errors). (2) The advantage's bound is no factor of the loss.
+    """
+
+    def error(b: float) -> Tensor:
+        square = share * -((1 - b) * old_score + b * score + b * (1 - b) * gap) / count
+        return square / square.detach().clamp(min=1e-10).sqrt()
+
+    return (optimality * error(beta) + (1 - optimality) * error(-beta)) / beta
+
+
+def regression_weights(
+    scores: Scores, group: Tensor, temperature: float, keep: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weight (B,) fp32 >= 0 of each row in a regression to its own sample, and counted (B,) bool.
+
+    softmax(total / temperature) over the `keep` best of each group (None: over all), times their number, so that the
+    mean over counted rows is 1 (reward-weighted regression, Peters and Schaal 2007, normalised per prompt). Groups
+    without spread count for nothing: nothing in them is better than the rest.
+    """
+    weight, counted = torch.zeros(len(group)), torch.zeros(len(group), dtype=torch.bool)
+    for rows in _readable_groups(scores, group):
+        total = scores.total[rows].double()
+        best = total.argsort(descending=True, stable=True)[:keep]
+        if total.max() - total.min() <= RELATIVE_FLOOR * total.abs().max():
+            continue
+        weight[rows[best]] = (torch.softmax(total[best] / temperature, 0) * len(best)).float()
+        counted[rows[best]] = True
+    return weight, counted
+
+
+def best_worst_pairs(scores: Scores, group: Tensor, min_gap: float = 0.0) -> Tensor:
+    """(P,2) int64 rows, winner then loser: the best and the worst total of each group; ties give no pair."""
+    pairs = []
+    for rows in _readable_groups(scores, group):
+        total = scores.total[rows]
+        pairs.append(torch.stack([rows[total.argmax()], rows[total.argmin()]]))
+    return _untied(pairs, scores, group, min_gap)
+
+
+def all_pairs(scores: Scores, group: Tensor, min_gap: float = 0.0) -> Tensor:
+    """(P,2) int64 rows, winner then loser: every two siblings whose totals differ by more than `min_gap`."""
+    pairs = []
+    for rows in _readable_groups(scores, group):
+        for i, j in torch.combinations(rows):
+            pairs.append(torch.stack([i, j] if scores.total[i] > scores.total[j] else [j, i]))
+    return _untied(pairs, scores, group, min_gap)
+
+
+def _readable_groups(scores: Scores, group: Tensor) -> list[Tensor]:
+    rows = [torch.nonzero((group == name) & scores.total_valid).flatten() for name in torch.unique(group)]
+    return [r for r in rows if len(r) > 1]
+
+
+def _untied(pairs: list[Tensor], scores: Scores, group: Tensor, min_gap: float) -> Tensor:
+    if not pairs:
+        return torch.empty(0, 2, dtype=torch.long)
+    stacked = torch.stack(pairs)  # (P,2)
+    total = scores.total.double()[stacked]
+    floor = RELATIVE_FLOOR * total.abs().amax(1)
+    return stacked[total[:, 0] - total[:, 1] > floor.clamp(min=min_gap)]

@@ -1,0 +1,65 @@
+"""The worker's process: it answers frames by functions of user files, and by rewards that a spec describes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from genalign.reward.base import about
+from genalign.reward.build import build_reward
+from genalign.reward.function import describe
+from genalign.reward.heads.exemplars import made_by
+from genalign.reward.runtime.user_file import load_function
+from genalign.reward.runtime.wire import pack_scores, receive, send, unpack_batch
+from genalign.reward.runtime.worker import carry_by
+from genalign.types import Reward, UsageError
+
+_loaded: dict[str, Reward] = {}
+
+
+def serve(lock: Callable[[], None] | None = None) -> None:
+    """Answer frames until the pipe closes. What user code prints goes to stderr, so that it cannot garble a frame.
+
+    lock: what must have been done before any user code is loaded; where it fails, that is the answer to all frames.
+    """
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    carry_by(lambda message, _: answer(message))  # a time-out ends this process whole
+    locked = lock is None
+    while (message := receive(source)) is not None:
+        try:
+            if not locked and lock is not None:
+                lock()
+                locked = True
+            reply = answer(message)
+        except Exception as error:
+            usage = isinstance(error, UsageError)
+            reply = {"error": str(error) if usage else describe(error), "usage": usage}
+        with contextlib.suppress(BrokenPipeError):  # the asker is gone, and so is the next frame
+            send(sink, reply)
+
+
+def answer(message: Mapping[str, Any]) -> dict[str, Any]:
+    """One frame answered here: by a function of a file, or by the reward that a `spec` describes."""
+    if message["ask"] == "hello":
+        return {}
+    if message["ask"] == "exemplars":
+        return made_by(message["path"], message["function"])
+    address = {key: value for key, value in message.items() if key not in ("ask", "batch")}
+    key = json.dumps(address, sort_keys=True)
+    if key not in _loaded:
+        _loaded[key] = _load(address)
+    if message["ask"] == "score":
+        return {"scores": pack_scores(_loaded[key](*unpack_batch(message["batch"])))}
+    return about(_loaded[key])
+
+
+def _load(address: Mapping[str, Any]) -> Reward:
+    if "spec" not in address:
+        return load_function(**address)
+    return build_reward(address["spec"], Path(address["folder"]))

@@ -1,0 +1,1 @@
+"""Fitting a reward to preferences."""

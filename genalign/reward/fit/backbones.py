@@ -1,0 +1,244 @@
+"""Frozen backbones of fitted rewards: prompts and media in, one row of features a sample out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genalign.files.untrusted import check_model, check_template
+from genalign.reward.base import digest, resolve_model, texts, weights_digest
+from genalign.reward.heads.clip import ClipReward
+from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
+from genalign.types import Media, Prompt, Track, UsageError
+
+Reads = Literal["image", "video", "text"]
+PLAIN: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": False}
+
+
+class BackboneSettings(BaseModel):
+    """What turns a sample into features. It stays as it is; only the head on it learns."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["clip", "text", "vlm"]
+    """clip: an open_clip model, for images, and for videos as the mean of their frames; text: a language model or
+    encoder of transformers; vlm: an image-text model of transformers."""
+    model: str
+    """A folder (relative to the recipe), a shipped asset or a hub id."""
+    prompt: bool = True
+    """Of clip: whether the features tell how the picture suits its prompt, or the picture alone."""
+    template: str | None = None
+    """Of text and vlm: what is read, with {prompt} and {text}; null: all that there is."""
+    pool: Literal["mean", "last", "token"] = "mean"
+    """Of text and vlm, over the last hidden states: their mean, the last one, or the one at `token`."""
+    token: str | None = None
+    """Of pool token: a token that the tokenizer knows; it is put at the end where the text has none."""
+    batch_size: int = Field(default=32, ge=1)
+    """Samples a forward pass."""
+
+
+class Backbone(Protocol):
+    """features: (B,H) fp32, with gradients to the media where differentiable. cut: which rows' texts it had to cut."""
+
+    needs: frozenset[str]
+    differentiable: bool
+
+    @property
+    def version(self) -> str: ...
+
+    def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor: ...
+
+    def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]: ...
+
+
+def build_backbone(settings: BackboneSettings, reads: Reads, folder: Path) -> Backbone:
+    """The backbone for samples that are images, videos or texts; it loads when it is first asked.
+
+    Raises:
+        UsageError: it cannot read such samples, no such model, or a pool without its token.
+    """
+    if (settings.pool == "token") != (settings.token is not None):
+        raise UsageError("backbone.pool: token and backbone.token go together; set both or neither")
+    cures = {"video": "clip, which reads their frames", "image": "clip or vlm", "text": "text or vlm"}
+    if settings.kind not in cures[reads]:
+        raise UsageError(
+            f"backbone {settings.kind} does not read a sample of {reads}; set backbone.kind: {cures[reads]}"
+        )
+    model = resolve_model(settings.model, folder)
+    if settings.kind == "clip":
+        return ClipFeatures(model, settings, reads)
+    return TextFeatures(model, settings) if settings.kind == "text" else VlmFeatures(model, settings, reads)
+
+
+class ClipFeatures:
+    """(v, t, v t) of the picture's v and the prompt's t, each (E,) of length 1: their cosine is the sum of v t. Or v.
+
+    A video's v is the mean over its frames'.
+    """
+
+    differentiable = True
+
+    def __init__(self, model: str, settings: BackboneSettings, reads: Reads = "image") -> None:
+        self.clip = ClipReward(model, batch_size=settings.batch_size)
+        self.prompt, self.reads = settings.prompt, reads
+        self.needs = frozenset({reads, *(["prompt"] if settings.prompt else [])})
+
+    @property
+    def version(self) -> str:
+        return digest("clip", self.clip.version, self.prompt, self.reads)
+
+    def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
+        if self.reads == "video":
+            films = [film for film in media["video"].data if isinstance(film, Tensor)]
+            seen = torch.stack([self._see(Media(image=Track(film))).mean(0) for film in films])
+        else:
+            seen = self._see(media)
+        if not self.prompt:
+            return seen
+        read = F.normalize(self.clip.read(texts(prompts), seen.device), dim=1)
+        return torch.cat([seen, read, seen * read], 1)
+
+    def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]:
+        return self.clip.cut(texts(prompts)) if self.prompt else [False] * len(prompts)
+
+    def _see(self, media: Media) -> Tensor:
+        return F.normalize(self.clip.see(media), dim=1).float()
+
+
+class _Transformer:
+    """What text and vlm share: a template, a net of transformers, and pooling over the last hidden states."""
+
+    differentiable = False
+
+    def __init__(self, model: str, settings: BackboneSettings, template: str) -> None:
+        self.model, self.settings = model, settings
+        self.template = settings.template or template
+        check_template(self.template, ("prompt", "text"), f"backbone {model}")
+
+    @cached_property
+    def loaded(self) -> tuple[nn.Module, Any]:
+        """The net, and its tokenizer or processor."""
+        check_model(self.model)
+        try:
+            net, reader = self._load()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"backbone {self.model} cannot be loaded: {' '.join(str(error).split())}") from error
+        tokenizer = getattr(reader, "tokenizer", reader)
+        token = self.settings.token
+        if token is not None and token not in tokenizer.get_vocab():
+            raise UsageError(f"the tokenizer of {self.model} does not know the token {token!r}; name one that it knows")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return net.to(device).eval().requires_grad_(False), reader
+
+    def _load(self) -> tuple[nn.Module, Any]:
+        raise NotImplementedError
+
+    @property
+    def version(self) -> str:
+        settings = self.settings.model_dump(exclude={"model", "batch_size"})
+        return digest("hidden", weights_digest(self.loaded[0]), settings, self.template)
+
+    def written(self, prompts: Sequence[Prompt], media: Media) -> list[str]:
+        answers = [str(text) for text in media["text"].data] if "text" in media else [""] * len(prompts)
+        both = zip(prompts, answers, strict=True)
+        told = [self.template.format(prompt=prompt.text, text=text) for prompt, text in both]
+        token = self.settings.token
+        return [text if token is None or token in text else text + token for text in told]
+
+    def pooled(self, hidden: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
+        """(R,H) of hidden (R,T,H); mask, ids (R,T). Padding may stand on either side."""
+        if self.settings.pool != "token":
+            return pooled(hidden, mask, self.settings.pool)
+        reader = self.loaded[1]
+        tokenizer = getattr(reader, "tokenizer", reader)
+        there = mask.bool() & (ids == tokenizer.convert_tokens_to_ids(self.settings.token))
+        if not there.any(1).all():
+            raise UsageError(f"a text is too long to reach its token {self.settings.token!r}; shorten the template")
+        return pooled(hidden, there, "last")
+
+
+class TextFeatures(_Transformer):
+    """Pooled hidden states of a language model or text encoder. Texts longer than its context are cut."""
+
+    def __init__(self, model: str, settings: BackboneSettings) -> None:
+        super().__init__(model, settings, "{prompt}\n{text}")
+        self.needs = frozenset({"text", *(["prompt"] if "{prompt}" in self.template else [])})
+
+    def _load(self) -> tuple[nn.Module, Any]:
+        from transformers import AutoModel, AutoTokenizer
+
+        net = AutoModel.from_pretrained(self.model, **PLAIN)
+        return net, AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
+
+    @torch.no_grad()
+    def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
+        parts = _parts(self.written(prompts, media), self.settings.batch_size)
+        return torch.cat([self.pooled(*hidden_states(*self.loaded, part)).cpu() for part in parts])
+
+    def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]:
+        net, tokenizer = self.loaded
+        return too_long(tokenizer, self.written(prompts, media), context(net, tokenizer))
+
+
+class VlmFeatures(_Transformer):
+    """Pooled hidden states of an image-text model that is shown a picture and told a text.
+
+    Where samples are images, the picture is the sample; where they are texts, it is the one that was asked about.
+    """
+
+    def __init__(self, model: str, settings: BackboneSettings, reads: Reads) -> None:
+        super().__init__(model, settings, "{prompt}" if reads == "image" else "{prompt}\n{text}")
+        self.reads = reads
+        self.needs = frozenset({reads, *(["prompt"] if reads == "text" or "{prompt}" in self.template else [])})
+
+    def _load(self) -> tuple[nn.Module, Any]:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        net = AutoModelForImageTextToText.from_pretrained(self.model, **PLAIN)
+        return net, AutoProcessor.from_pretrained(self.model, trust_remote_code=False)
+
+    @torch.no_grad()
+    def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
+        net, processor = self.loaded
+        shown, told, rows = self._shown(prompts, media), self.written(prompts, media), []
+        for part in _parts(range(len(told)), self.settings.batch_size):
+            given = processor(
+                images=[shown[i] for i in part],
+                text=[self._chat(processor, told[i]) for i in part],
+                return_tensors="pt",
+                padding=True,
+            ).to(next(net.parameters()).device)
+            hidden = net(**given, output_hidden_states=True).hidden_states[-1].float()
+            rows.append(self.pooled(hidden, given["attention_mask"], given["input_ids"]).cpu())
+        return torch.cat(rows)
+
+    def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]:
+        return [False] * len(prompts)  # its processor cuts nothing
+
+    def _shown(self, prompts: Sequence[Prompt], media: Media) -> list[Any]:
+        from genalign.media.image import to_pil
+
+        if self.reads == "image":
+            return [to_pil(image) for image in media["image"].data if isinstance(image, Tensor)]
+        asked = [None if prompt.media is None else prompt.media.get("image") for prompt in prompts]
+        if any(track is None for track in asked):
+            raise UsageError(f"backbone {self.model} reads pictures, but a prompt has none; set backbone.kind: text")
+        return [to_pil(track.data[0]) for track in asked if track is not None and isinstance(track.data[0], Tensor)]
+
+    @staticmethod
+    def _chat(processor: Any, text: str) -> str:
+        if getattr(processor, "chat_template", None):
+            said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+            return processor.apply_chat_template(said)
+        return f"{processor.image_token}\n{text}"
+
+
+def _parts(rows: Any, size: int) -> Iterator[Any]:
+    return (rows[at : at + size] for at in range(0, len(rows), size))

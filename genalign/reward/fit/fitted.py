@@ -1,0 +1,130 @@
+"""A reward that `genalign fit-reward` fitted: a folder with reward.json and reward.safetensors, named by `use`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from genalign.reward.base import Stateless, digest, nearest, told_cut, weights_digest
+from genalign.reward.fit.backbones import Backbone, BackboneSettings, Reads, build_backbone
+from genalign.reward.fit.train import PERSONAL, Fit, build_head
+from genalign.types import Media, Prompt, Scores, UsageError
+
+CONFIG, WEIGHTS = "reward.json", "reward.safetensors"
+
+
+def save_fitted(
+    folder: Path, head: Any, fit: Fit, backbone: BackboneSettings, reads: Reads, features: int, users: Sequence[str]
+) -> None:
+    """Write a head and what it needs to be used: the backbone by name, the width of its features, its users."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {
+        "backbone": backbone.model_dump(),
+        "reads": reads,
+        "features": features,
+        "users": list(users),
+        **fit.model_dump(include={"head", "loss"}),
+    }
+    save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(told, indent=2) + "\n")
+
+
+def fitted_folder(name: str, *beside: Path) -> Path | None:
+    """The folder of a fitted reward called `name`, relative to one of `beside`, if there is one."""
+    places = (place / Path(name).expanduser() for place in beside)
+    return next((place.resolve() for place in places if (place / CONFIG).is_file()), None)
+
+
+class FittedReward(Stateless):
+    """One number a sample, in logits (or in the unit of the ratings it was fitted to); higher is better.
+
+    folder: what `genalign fit-reward` wrote. user: whose taste, of a personal reward; None: that of the user whom a
+    prompt's facts name, or a stranger's. A head that only compares (losses gpm, yes-no) scores by the share of its
+    siblings that a sample beats, in [0,1], and abstains where there are none; `compare` asks it directly.
+
+    Raises:
+        UsageError: no fitted reward there, a broken one, or an unknown user.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, user: str | None = None, batch_size: int | None = None, name: str | None = None
+    ) -> None:
+        self.folder = Path(folder)
+        self.name = name or self.folder.name
+        self.aspects = (self.name,)
+        try:
+            told = json.loads((self.folder / CONFIG).read_text())
+            self.fit = Fit.model_validate({key: told[key] for key in ("head", "loss")})
+            settings = BackboneSettings.model_validate(told["backbone"])
+            self.users, self.features = tuple(map(str, told["users"])), int(told["features"])
+            reads: Reads = told["reads"]
+        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+            raise UsageError(
+                f"{self.folder} holds no fitted reward ({error}); make one by genalign fit-reward"
+            ) from error
+        if user is not None and user not in self.users:
+            raise UsageError(f"reward {self.name!r} knows no user {user!r}{nearest(user, self.users)}")
+        self.user = user
+        settings = settings.model_copy(update={"batch_size": batch_size or settings.batch_size})
+        self.backbone: Backbone = build_backbone(settings, reads, self.folder)
+        self.needs = self.backbone.needs
+        self.pairwise = self.fit.loss.name in ("gpm", "yes-no") and self.fit.head.kind not in PERSONAL
+        self.looks_at: Literal["sample", "group"] = "group" if self.pairwise else "sample"
+        self.differentiable = self.backbone.differentiable and not self.pairwise
+
+    @cached_property
+    def head(self) -> Any:
+        head = build_head(self.fit, self.features, len(self.users))
+        try:
+            head.load_state_dict(load_file(self.folder / WEIGHTS))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UsageError(
+                f"{self.folder / WEIGHTS} does not fit {CONFIG}: {' '.join(str(error).split())}"
+            ) from error
+        return head.eval().requires_grad_(False)
+
+    @property
+    def version(self) -> str:
+        return digest("fitted", self.name, self.backbone.version, weights_digest(self.head), self.users, self.user)
+
+    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        rows = self.backbone.features(prompts, media)
+        head, users = self.head.to(rows.device), self._users(prompts).to(rows.device)
+        if self.pairwise:
+            value, valid = self._win_rate(rows, users, torch.arange(len(rows)) if group is None else group)
+        else:
+            value, valid = head.score(rows, users).cpu(), torch.ones(len(rows), dtype=torch.bool)
+        none = torch.zeros_like(valid)[:, None]
+        cut = told_cut(self.name, self.backbone.cut(prompts, media))
+        return Scores(self.aspects, value[:, None], valid[:, None], none, value, valid, torch.ones(1), info=cut)
+
+    def compare(self, prompts: Sequence[Prompt], a: Media, b: Media) -> Tensor:
+        """(B,) logits that a is better than b, antisymmetric."""
+        rows_a, rows_b = self.backbone.features(prompts, a), self.backbone.features(prompts, b)
+        return self.head.to(rows_a.device).compare(rows_a, rows_b, self._users(prompts).to(rows_a.device)).cpu()
+
+    def _users(self, prompts: Sequence[Prompt]) -> Tensor:
+        names = [self.user if self.user is not None else prompt.facts.get("user") for prompt in prompts]
+        place = {name: number for number, name in enumerate(self.users)}
+        return torch.tensor([place.get(str(name), -1) for name in names])
+
+    def _win_rate(self, rows: Tensor, users: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+        value, valid = torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
+        for name in group.unique():
+            mine = (group == name).nonzero()[:, 0]
+            if len(mine) < 2:
+                continue
+            a, b = torch.cartesian_prod(mine, mine).unbind(1)
+            won = self.head.compare(rows[a], rows[b], users[a]).sigmoid().cpu().view(len(mine), len(mine))
+            value[mine] = (won.sum(1) - won.diagonal()) / (len(mine) - 1)
+            valid[mine] = True
+        return value, valid

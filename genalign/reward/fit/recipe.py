@@ -1,0 +1,194 @@
+"""`genalign fit-reward` on preferences or ratings: one YAML file names data, backbone, head and loss.
+
+    data: {file: pairs.jsonl}                      # see comparisons.py for what a file may look like
+    backbone: {kind: clip, model: tiny-clip}       # or text, vlm; it stays frozen
+    head: {kind: linear}                           # or mlp; or pal, vpl, micro, where pairs name their user
+    loss: {name: bradley-terry}                    # or ties, margin, soft, yes-no, gpm, regression
+    votes: {how: soften}                           # how strong each preference is; leave out to take all at their word
+    fit: {steps: 500}
+
+It writes a folder that `use: FOLDER` of any reward file loads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from genalign.data.comparisons import read_comparisons
+from genalign.data.judged import OVERALL, Comparisons
+from genalign.files.places import find, nearest, recipe_path
+from genalign.files.settings import apply_override, read_yaml, sentence
+from genalign.reward.fit import measures
+from genalign.reward.fit.backbones import Backbone, BackboneSettings, build_backbone
+from genalign.reward.fit.fitted import save_fitted
+from genalign.reward.fit.train import PERSONAL, Fit, PreferenceData, compare, fit_head
+from genalign.types import UsageError
+
+
+class FitData(BaseModel):
+    """What is learnt from."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    file: str
+    """Pairs or ratings, relative to the recipe; .json, .jsonl, .csv or .parquet."""
+    aspect: str = OVERALL
+    """Which verdict, of files that judge several."""
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the prompts (never of the pairs) that are kept for the exam."""
+
+
+class FitRecipe(Fit):
+    """A fit, whole: head, loss, votes and fit as in reward/fit.py, and what they are given."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    data: FitData
+    """What is learnt from."""
+    backbone: BackboneSettings
+    """What turns samples into features."""
+
+
+def is_fit_recipe(name: str) -> bool:
+    plain = read_yaml(recipe_path(name))
+    return isinstance(plain, dict) and ("backbone" in plain or not {"policy", "method"} & set(plain))
+
+
+def load_fit_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[FitRecipe, Path]:
+    """The recipe, and what its paths are relative to.
+
+    Raises:
+        UsageError: no such file, not YAML, an unknown key (the nearest is named) or a value that does not fit.
+    """
+    path = recipe_path(name)
+    plain = read_yaml(path)
+    if not isinstance(plain, dict):
+        raise UsageError(f"{path} holds no recipe; its top-level keys are {', '.join(FitRecipe.model_fields)}")
+    for override in overrides:
+        apply_override(plain, override)
+    try:
+        return FitRecipe.model_validate(plain), path.resolve().parent
+    except ValidationError as error:
+        raise UsageError(f"recipe {path}: {sentence(error, FitRecipe)}") from error
+
+
+def fit_to_preferences(name: str, overrides: Sequence[str], out: Path | None) -> dict[str, Any]:
+    """Fit, examine on held-out prompts, and write reward.json, reward.safetensors and fit.json into `out`."""
+    recipe, folder = load_fit_recipe(name, overrides)
+    source = folder / recipe.data.file
+    found = read_comparisons(source)
+    out = out or Path("runs") / f"fit-{Path(name).stem}"
+    settings = _portable(recipe.backbone, folder)
+    backbone = build_backbone(settings, found.kind, folder)
+    users = sorted({pair.user for pair in found.pairs} - {""}) if recipe.head.kind in PERSONAL else []
+    places, lesson = _lesson(recipe, found, users)
+    lesson = replace(lesson, features=read_features(backbone, found, places, settings.batch_size))
+    learn, exam = split(lesson, recipe.data.held_out, recipe.fit.seed)
+    head = fit_head(recipe, learn, len(users))
+    told = {"source": str(source), "learnt_from": len(learn), "held_out": len(exam), "users": len(users)}
+    told |= examine(recipe, head, exam)
+    try:
+        save_fitted(out, head, recipe, settings, found.kind, lesson.features.shape[1], users)
+        (out / "fit.json").write_text(json.dumps(told, indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(f"cannot write {out} ({error.strerror}); choose another folder with --out") from error
+    _print(told)
+    print(f"{out}: name it in a reward file by 'use: {out}', or score by genalign score {out} --media FILE")
+    return told
+
+
+def read_features(backbone: Backbone, found: Comparisons, places: Sequence[int], size: int) -> Tensor:
+    """(M,H) of the items at `places`, a batch at a time."""
+    from tqdm import tqdm
+
+    rows = []
+    with tqdm(total=len(places), desc="features", leave=False, disable=None) as bar, torch.no_grad():
+        for at in range(0, len(places), size):
+            part = places[at : at + size]
+            rows.append(backbone.features(*found.load(part)).float().cpu())
+            bar.update(len(part))
+    return torch.cat(rows)
+
+
+def split(lesson: PreferenceData, share: float, seed: int) -> tuple[PreferenceData, PreferenceData]:
+    """What is learnt from and what is kept for the exam: whole prompts, at least one where `share` is not 0."""
+    names = lesson.group.unique()
+    kept = min(max(1, round(share * len(names))), len(names) - 1) if share else 0
+    exam = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))[:kept]]
+    held = torch.isin(lesson.group, exam)
+    return lesson.select((~held).nonzero()[:, 0]), lesson.select(held.nonzero()[:, 0])
+
+
+def examine(recipe: FitRecipe, head: Any, exam: PreferenceData) -> dict[str, Any]:
+    """Measures on held-out prompts; None where they say nothing."""
+    if recipe.loss.name == "regression":
+        with torch.no_grad():
+            said = head.score(exam.features[exam.a], exam.users)
+        moves = len(exam) > 1 and float(said.std()) > 0 and float(exam.p.std()) > 0
+        rho = float(np.corrcoef(said.numpy(), exam.p.numpy())[0, 1]) if moves else measures.NOTHING
+        error = float((said - exam.p).square().mean().sqrt()) if len(exam) else measures.NOTHING
+        told = {"correlation": rho, "rmse": error}
+    else:
+        h, delta = exam.p.double().numpy(), compare(head, exam).double().numpy()
+        best, eps = measures.accuracy_with_ties(h, delta)
+        ece, brier = measures.calibration(h, delta)
+        told = {"accuracy": measures.accuracy(h, delta), "accuracy_with_ties": best, "ties_below": eps}
+        told |= {"ece": ece, "brier": brier}
+    return {name: None if value != value else value for name, value in told.items()}
+
+
+def _lesson(recipe: FitRecipe, found: Comparisons, users: Sequence[str]) -> tuple[list[int], PreferenceData]:
+    """Which items are needed, and the lesson about them, still without features."""
+    none = torch.zeros(0)
+    if recipe.loss.name == "regression":
+        if not found.ratings:
+            raise UsageError(
+                f"{found.source} rates nothing, so loss regression has nothing to learn; take bradley-terry"
+            )
+        places = sorted(found.ratings)
+        rows = torch.arange(len(places))
+        group = torch.tensor([found.group(found.items[place].prompt) for place in places])
+        rated = torch.tensor([found.ratings[place] for place in places])
+        return places, PreferenceData(none, rows, rows, rated, torch.full_like(rows, -1), group)
+    pairs = [pair for pair in found.pairs if pair.aspect == recipe.data.aspect]
+    if not pairs:
+        known = {pair.aspect for pair in found.pairs}
+        hint = nearest(recipe.data.aspect, sorted(known)) if known else "; for ratings take loss.name: regression"
+        raise UsageError(f"{found.source} judges no {recipe.data.aspect!r}{hint}")
+    places = sorted({place for pair in pairs for place in (pair.a, pair.b)})
+    number, whose = ({name: k for k, name in enumerate(names)} for names in (places, users))
+    lesson = PreferenceData(
+        none,
+        torch.tensor([number[pair.a] for pair in pairs]),
+        torch.tensor([number[pair.b] for pair in pairs]),
+        torch.tensor([pair.p for pair in pairs]),
+        torch.tensor([whose.get(pair.user, -1) for pair in pairs]),
+        torch.tensor([pair.group for pair in pairs]),
+    )
+    return places, lesson
+
+
+def _portable(settings: BackboneSettings, folder: Path) -> BackboneSettings:
+    """A model beside the recipe by its absolute path; shipped names and hub ids as they are."""
+    beside = find(settings.model, folder)
+    return settings if beside is None else settings.model_copy(update={"model": str(beside)})
+
+
+def _print(told: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("measure", "value", title=f"{told['held_out']} held-out of {told['source']}")
+    for name, value in told.items():
+        if name not in ("source", "held_out"):
+            table.add_row(name, "-" if value is None else f"{value:g}" if isinstance(value, int) else f"{value:.4f}")
+    Console().print(table)

@@ -1,0 +1,1 @@
+"""Rewards that score each sample by themselves, with weights or without."""

@@ -1,0 +1,172 @@
+"""CLIP-like checkpoints by the formats they are published in: transformers' CLIPModel, and bare open_clip weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from genalign.reward.base import digest, sure, weights_digest
+from genalign.reward.heads.clip import ClipReward, on_tensors, telling
+from genalign.reward.heads.text_features import too_long
+from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, weights_file
+from genalign.types import Media, Prompt, Scores, UsageError
+
+
+class TransformersClip(ClipReward):
+    """score = scale * cos(image, prompt) + offset, by transformers' CLIPModel; gradients flow to the pixels.
+
+    PickScore (arXiv 2305.01569, section 4) is scale="logit": exp(logit_scale) of the checkpoint, about 18 to 24.
+    CLIPScore is scale=100 (as torchmetrics; the paper's 2.5 is a matter of scale). model: a folder or hub id of the
+    weights. processor: a folder or hub id of the tokenizer and of preprocessor_config.json, where it is another one.
+    The rest is as in ClipReward, whose departures hold here too.
+
+    Raises:
+        UsageError: no such model or processor, pickled weights, or a preprocessing without a tensor form.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        processor: str | Path | None = None,
+        scale: float | Literal["logit"] = 1.0,
+        offset: float = 0.0,
+        batch_size: int = 64,
+        name: str = "clip",
+    ) -> None:
+        self.by_logit = scale == "logit"
+        super().__init__(
+            model, scale=1.0 if scale == "logit" else scale, offset=offset, batch_size=batch_size, name=name
+        )
+        self.processor = self.model if processor is None else find_weights(processor, Path())
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any, Any]:
+        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+        towers = _Towers(from_hub(CLIPModel, self.model))
+        tokenizer = from_hub(AutoTokenizer, self.processor)
+        longest = towers.clip.config.text_config.max_position_embeddings
+
+        def tokens(captions: list[str]) -> tuple[Tensor, list[bool]]:
+            told = tokenizer(captions, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            return told.input_ids, too_long(tokenizer, captions, longest)
+
+        return towers, transform_of(from_hub(CLIPImageProcessor, self.processor)), tokens
+
+    @property
+    def version(self) -> str:
+        net, preprocess, _ = self._loaded
+        return digest(
+            "clip-hf", self.name, weights_digest(net), preprocess.told, self.scale, self.offset, self.by_logit
+        )
+
+    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        cosine = super().__call__(prompts, media, group)
+        if not self.by_logit:
+            return cosine
+        scale = self._loaded[0].clip.logit_scale.float().exp().cpu()
+        return sure(self.aspects, scale * (cosine.values - self.offset) + self.offset, info=cosine.info)
+
+
+class OpenClipWeights(ClipReward):
+    """score = cos(image, prompt), by weights of an open_clip architecture that come as one bare state dict.
+
+    HPSv2 and HPSv2.1 (arXiv 2306.09341): ViT-H-14, the cosine alone, about 0.2 to 0.35 (leaderboards print 100 times
+    that). model: a folder or hub id that holds `file`, or the file. arch: a name of open_clip's.
+
+    As in the official code, float pixels are resized and not cut where they overshoot. Departs from it: it names no
+    antialias, so that its scores depend on the version of torchvision; here the resize is antialiased.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        arch: str,
+        file: str = "model.safetensors",
+        scale: float = 1.0,
+        offset: float = 0.0,
+        batch_size: int = 64,
+        name: str = "clip",
+    ) -> None:
+        self.model = find_weights(model, Path())
+        self.arch, self.file = arch, file
+        self.scale, self.offset, self.batch_size, self.name = float(scale), float(offset), batch_size, name
+        self.aspects = (name,)
+        self._texts: dict[str, tuple[Tensor, bool]] = {}
+        if Path(self.model).exists():
+            weights_file(self.model, file)
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Callable[[Tensor], Tensor], Any]:
+        import open_clip
+
+        path = weights_file(self.model, self.file)
+        if self.arch not in open_clip.list_models():
+            raise UsageError(f"open_clip knows no architecture {self.arch!r}; see open_clip.list_models()")
+        net, _, preprocess = open_clip.create_model_and_transforms(self.arch)
+        fit(net, read_weights(path), path)
+        return net.float(), on_tensors(preprocess, clamp=False), telling(open_clip.get_tokenizer(self.arch))
+
+    @property
+    def version(self) -> str:
+        return digest("clip-weights", super().version)
+
+
+class _Towers(nn.Module):
+    """transformers' CLIPModel under the two verbs of open_clip's."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        self.clip: Any = clip
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return self.clip.get_image_features(pixel_values=pixels).pooler_output
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return self.clip.get_text_features(input_ids=tokens).pooler_output
+
+
+class _Transform:
+    """A transform on float tensors, and its settings as JSON-like data (for version)."""
+
+    def __init__(self, apply: Callable[[Tensor], Tensor], told: Any) -> None:
+        self.apply, self.told = apply, told
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.apply(images)
+
+
+def transform_of(processor: Any) -> Any:
+    """A transformers image processor's resize, centre crop and normalisation, on float tensors in [0,1].
+
+    Raises:
+        UsageError: it does not resize by the shortest edge (or to a fixed size), or not to [0,1].
+    """
+    from torchvision.transforms import CenterCrop, InterpolationMode, Normalize, Resize
+
+    class FloorCrop(CenterCrop):
+        """transformers rounds an odd margin down, torchvision to even."""
+
+        def forward(self, img: Tensor) -> Tensor:
+            height, width = self.size
+            top, left = (img.shape[-2] - height) // 2, (img.shape[-1] - width) // 2
+            return img[..., top : top + height, left : left + width]
+
+    size = dict(processor.size)
+    edge = size.get("shortest_edge") or (size.get("height"), size.get("width"))
+    if None in (edge if isinstance(edge, tuple) else (edge,)) or abs(processor.rescale_factor - 1 / 255) > 1e-9:
+        raise UsageError(f"the preprocessing {size} of {type(processor).__name__} has no tensor form in genalign")
+    modes = {0: InterpolationMode.NEAREST, 2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}
+    steps: list[Any] = [Resize(edge, modes[int(processor.resample)])] if processor.do_resize else []
+    if processor.do_center_crop:
+        crop = dict(processor.crop_size)
+        steps.append(FloorCrop((crop["height"], crop["width"])))
+    steps.append(Normalize(processor.image_mean, processor.image_std))
+    return _Transform(on_tensors(SimpleNamespace(transforms=steps)), [str(step) for step in steps])

@@ -1,0 +1,289 @@
+"""Rewards that are a Qwen2-VL with a head on reward tokens of its prompt: HPSv3 (images) and VideoReward (videos)."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from genalign.files.shipped import shipped
+from genalign.reward.base import Stateless, digest, sure, texts, weights_digest
+from genalign.reward.heads.patches import patches, sampled_frames
+from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, renamed, weights_file
+from genalign.types import Media, Prompt, Scores, UsageError
+
+PIXELS = 256 * 28 * 28  # of an image or a frame, at most
+
+
+class TokenHead(nn.Module):
+    """Qwen2-VL without its language head, and `rm_head` on its hidden states."""
+
+    def __init__(self, config: Any, head: nn.Module) -> None:
+        super().__init__()
+        from transformers import Qwen2VLModel
+
+        self.model = Qwen2VLModel(config)
+        self.rm_head = head
+
+    def forward(self, ids: Tensor, mask: Tensor, seen: Tensor, grid: Tensor, filler: int, read: list[int]) -> Tensor:
+        """(B,T), (B,T), patches (N,P), (B,3) -> (B, len(read), outputs): the head at the tokens `read`, in fp32.
+
+        `filler` is the token whose places the patches take. Positions count up over pictures and words alike: both
+        checkpoints were trained with transformers 4.45, whose forward pass made no three-axis positions of its own.
+        """
+        embedded = self.model.language_model.embed_tokens(ids)
+        looked = self.model.visual(seen.to(embedded.dtype), grid_thw=grid).pooler_output
+        embedded = embedded.masked_scatter((ids == filler)[..., None], looked.to(embedded.dtype))
+        hidden = self.model.language_model(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
+        places = torch.stack([(ids == token).long().argmax(1) for token in read], dim=1)  # (B,S)
+        return self.rm_head(hidden[torch.arange(len(ids))[:, None], places].float())
+
+
+class QwenTokens(Stateless):
+    """What HPSv3 and VideoReward share: the prompt, the patches, the forward pass.
+
+    model: a folder or hub id with the weights, or the file. base: the folder or hub id that the tokenizer and
+    config.json are read from. template: a text with {text_prompt} and the reward tokens: a .txt, or `file.py:NAME`, a
+    string constant that is read out of a file and never run. dtype: of the backbone; the head is in fp32.
+    """
+
+    looks_at = "sample"
+    differentiable = True
+    file: str  # the weights, within `model`
+    tokens: tuple[str, ...]  # what the head reads, in this order
+    filler: str  # the token that stands for pixels
+
+    def __init__(
+        self,
+        model: str | Path,
+        base: str | Path,
+        template: str | Path,
+        dtype: Literal["float32", "bfloat16"],
+        batch_size: int,
+        name: str,
+    ) -> None:
+        self.model, self.base = find_weights(model, Path()), find_weights(base, Path())
+        self.template = read_template(template)
+        absent = next((word for word in (*self.tokens, "{text_prompt}") if word not in self.template), None)
+        if absent:
+            raise UsageError(f"the template {template} of reward {name!r} lacks {absent}; give the published one")
+        if dtype not in ("float32", "bfloat16"):
+            raise UsageError(f"reward {name!r} has no dtype {dtype!r}; float32 or bfloat16")
+        self.dtype, self.batch_size, self.name = dtype, batch_size, name
+        if Path(self.model).exists():
+            weights_file(self.model, self.file)
+
+    def head(self, width: int, state: Mapping[str, Tensor]) -> nn.Module:
+        """The head as the checkpoint has it."""
+        raise NotImplementedError
+
+    @cached_property
+    def _loaded(self) -> tuple[TokenHead, Any]:
+        from accelerate import init_empty_weights
+        from transformers import AutoTokenizer, Qwen2VLConfig
+
+        path = weights_file(self.model, self.file)
+        state = renamed(merged(read_weights(path), path.parent / "model_config.json"), published_names)
+        tokenizer, config = from_hub(AutoTokenizer, self.base), from_hub(Qwen2VLConfig, self.base)
+        tokenizer.add_tokens(list(self.tokens), special_tokens=True)
+        words = state.get("model.language_model.embed_tokens.weight", torch.empty(0)).shape[0]
+        if words != len(tokenizer):
+            raise UsageError(
+                f"{path} knows {words} words, but the tokenizer of {self.base} and its reward tokens are "
+                f"{len(tokenizer)}; name the base that it was trained from"
+            )
+        config.text_config.vocab_size = words
+        with init_empty_weights(include_buffers=False):
+            net = TokenHead(config, self.head(config.text_config.hidden_size, state))
+        fit(net, state, path)
+        for key, buffer in net.named_buffers():
+            if key.endswith("inv_freq"):  # trained after model.to(bfloat16), which rounds the rotary frequencies too
+                buffer.copy_(buffer.bfloat16())
+        net.model.to(getattr(torch, self.dtype))
+        net.rm_head.float()
+        return net, tokenizer
+
+    @property
+    def version(self) -> str:
+        return digest(type(self).__name__, self.name, weights_digest(self._loaded[0]), self.template, self.dtype)
+
+    def read(self, prompts: Sequence[str], rows: Sequence[Tensor], least: int) -> Tensor:
+        """The head's outputs (B,S,N) for frames (F,3,H,W) in [0,1], one tensor a row; batch by batch."""
+        parts = [slice(at, at + self.batch_size) for at in range(0, len(rows), self.batch_size)]
+        return torch.cat([self._read(prompts[part], rows[part], least) for part in parts])
+
+    def _read(self, prompts: Sequence[str], rows: Sequence[Tensor], least: int) -> Tensor:
+        net, tokenizer = self._loaded
+        net.to(rows[0].device)
+        shape = net.model.config.vision_config
+        seen, grids, written = [], [], []
+        for prompt, frames in zip(prompts, rows, strict=True):
+            cut, grid = patches(
+                frames.float(), shape.patch_size, shape.spatial_merge_size, shape.temporal_patch_size, least, PIXELS
+            )
+            seen.append(cut)
+            grids.append(grid)
+            written.append(self._write(prompt, math.prod(grid) // shape.spatial_merge_size**2))
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in written]
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in ids], True)
+        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], True)
+        filler, *read = tokenizer.convert_tokens_to_ids([self.filler, *self.tokens])
+        device = rows[0].device
+        with torch.autocast(device.type, enabled=False):
+            return net(
+                padded.to(device), mask.to(device), torch.cat(seen), torch.tensor(grids, device=device), filler, read
+            )
+
+    def _write(self, prompt: str, fillers: int) -> str:
+        kind = "video" if "video" in self.filler else "image"
+        told = self.template.replace("{text_prompt}", prompt.replace("<|", "< |"))  # a prompt writes no special token
+        content = [{"type": kind}, {"type": "text", "text": told}]
+        tokenizer = self._loaded[1]
+        if not tokenizer.chat_template:
+            raise UsageError(f"the tokenizer of {self.base} has no chat template; name a Qwen2-VL-Instruct")
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return chat.replace(self.filler, self.filler * fillers)
+
+
+class HpsV3(QwenTokens):
+    """score = mu, and std = sigma: N(mu, sigma^2), read at <|Reward|> (HPSv3, arXiv 2508.03789); mu about -5 to 15.
+
+    Head: hidden -> 1024 -> ReLU -> 16 -> ReLU -> (mu, log sigma). Images are resized to about 256*28*28 pixels. The
+    instruction is the published one, to the byte: rewards/hpsv3-template.txt, and its licence beside it.
+    Gradients flow to the pixels. "<|" in a prompt is written "< |", so that no prompt brings reward tokens of its own.
+    """
+
+    needs = frozenset({"image", "prompt"})
+    file, tokens, filler = "HPSv3.safetensors", ("<|Reward|>",), "<|image_pad|>"
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        base: str | Path = "Qwen/Qwen2-VL-7B-Instruct",
+        template: str | Path | None = None,
+        dtype: Literal["float32", "bfloat16"] = "bfloat16",
+        batch_size: int = 4,
+        name: str = "hpsv3",
+    ) -> None:
+        super().__init__(model, base, template or shipped("rewards", "hpsv3-template.txt"), dtype, batch_size, name)
+        self.aspects = (name,)
+
+    def head(self, width: int, state: Mapping[str, Tensor]) -> nn.Module:
+        return nn.Sequential(
+            *(nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05)),
+            *(nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)),
+        )
+
+    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        rows = [image[None] for image in media["image"].data if isinstance(image, Tensor)]
+        said = self.read(texts(prompts), rows, PIXELS)[:, 0].cpu()  # (B,2)
+        return sure(self.aspects, said[:, :1], std=said[:, 1:].detach().exp())
+
+
+class VideoReward(QwenTokens):
+    """Visual quality, motion quality and text alignment, each at its own token (VideoReward, arXiv 2501.13918).
+
+    scores = raw outputs; their sum is the paper's overall reward once each is normalised (calibrate: published). VQ and
+    MQ stand before the prompt in the template, so that they cannot see it. The template is that of the official
+    repository and not shipped: give `prompt_template.py:DETAILED_PROMPT_WITH_SPECIAL_TOKEN`. model: a folder with
+    model.safetensors (converted from checkpoint-*/model.pth) and model_config.json, whose LoRA weights are merged as
+    they load. Frames: 2 a second, evenly spaced, at most 448*448 pixels. Gradients flow to the pixels.
+    """
+
+    needs = frozenset({"video", "prompt"})
+    aspects = ("VQ", "MQ", "TA")
+    file, filler = "model.safetensors", "<|video_pad|>"
+    tokens = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        template: str | Path,
+        base: str | Path = "Qwen/Qwen2-VL-2B-Instruct",
+        fps: float = 2.0,
+        dtype: Literal["float32", "bfloat16"] = "bfloat16",
+        batch_size: int = 2,
+        name: str = "videoreward",
+    ) -> None:
+        super().__init__(model, base, template, dtype, batch_size, name)
+        self.fps = float(fps)
+
+    def head(self, width: int, state: Mapping[str, Tensor]) -> nn.Module:
+        outputs = state.get("rm_head.weight", torch.empty(0)).shape[0]
+        if outputs not in (1, 3):
+            raise UsageError(f"the head of {self.model} has {outputs} outputs; VideoReward has 1 or 3")
+        return nn.Linear(width, outputs, bias=False)
+
+    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        track = media["video"]
+        if not track.rate:
+            raise UsageError(f"reward {self.name!r} needs the frames a second of a video; give Track(video, rate)")
+        videos = [video for video in track.data if isinstance(video, Tensor)]
+        rows = [video[sampled_frames(len(video), track.rate, self.fps)] for video in videos]
+        said = self.read(texts(prompts), rows, PIXELS // 2).cpu()  # (B,3,N)
+        return sure(self.aspects, said.diagonal(dim1=1, dim2=2) if said.shape[2] == 3 else said[..., 0])
+
+
+def read_template(where: str | Path) -> str:
+    """A template's text, to the byte; `file.py:NAME` is a string constant of that file, which is parsed and not run."""
+    path, _, name = str(where).rpartition(":")
+    try:
+        if not path.endswith(".py"):
+            return Path(where).read_text()
+        for statement in ast.parse(Path(path).read_text()).body:
+            if isinstance(statement, ast.Assign) and any(getattr(to, "id", None) == name for to in statement.targets):
+                return str(ast.literal_eval(statement.value))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"template {where} cannot be read: {' '.join(str(error).split())}") from error
+    raise UsageError(f"{path} has no constant {name!r}")
+
+
+def published_names(key: str) -> str:
+    """A key of a Qwen2-VL saved by transformers 4 in the names of transformers 5."""
+    if key.startswith("visual."):
+        return f"model.{key}"
+    if key.startswith("model.") and not key.startswith(("model.visual.", "model.language_model.")):
+        return f"model.language_model.{key.removeprefix('model.')}"
+    return key
+
+
+def merged(state: Mapping[str, Tensor], settings: Path) -> dict[str, Tensor]:
+    """A state dict with its LoRA weights added in: W + s B A, s = alpha / r (rslora: alpha / sqrt r), in fp32.
+
+    settings: VideoAlign's model_config.json, read only where there are LoRA weights.
+    """
+    bare = {key.removeprefix("base_model.model."): value for key, value in state.items()}
+    downs = [key for key in bare if key.endswith(".lora_A.default.weight")]
+    scale = _lora_scale(settings) if downs else 1.0
+    plain: dict[str, Tensor] = {}
+    for key, value in bare.items():
+        if ".lora_" not in key and ".original_module." not in key:
+            plain[key.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = value
+    for key in downs:
+        stem = key.removesuffix(".lora_A.default.weight")
+        change = bare[f"{stem}.lora_B.default.weight"].float() @ bare[key].float()
+        plain[f"{stem}.weight"] = (plain[f"{stem}.weight"].float() + scale * change).to(plain[f"{stem}.weight"].dtype)
+    return plain
+
+
+def _lora_scale(settings: Path) -> float:
+    try:
+        told = json.loads(settings.read_text())["peft_lora_config"]
+        rank = told["lora_r"]
+        return float(told["lora_alpha"]) / (math.sqrt(rank) if told.get("use_rslora") else rank)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{settings} does not say how its LoRA weights are scaled ({error}); put the published model_config.json "
+            f"beside the weights"
+        ) from error

@@ -1,0 +1,100 @@
+"""Structured answers (tool calls, layouts, scene graphs) against the right ones: partial credit by counting."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from genalign.reward.combine.combination import number
+from genalign.reward.heads.rules import TextRule
+from genalign.types import Prompt, UsageError
+
+Call = tuple[str, dict[str, Any]]
+
+
+class StructuredMatch(TextRule):
+    """low + (high - low) S / (1 + n + number of right parameters), S in [0, that]: ToolRL (arXiv 2504.13958, eq. 4-9).
+
+    S = overlap of the names + for each of the n right calls, matched to one of its name, the overlap of the parameters'
+    names, and 1 for each that has the right value. Overlaps are intersection over union, so that what is too much costs
+    as well; the order of calls and parameters does not matter. The best score is for the right calls alone.
+
+    A call is {"name": ..., "parameters" or "arguments": {...}}. The text holds a JSON object, a list of them, or one a
+    line; tag: it stands between <tag> and </tag>. A text that cannot be read so gets `low`: it is wrong, and the rule
+    has not failed. key: the prompt's fact with the right calls, in the same forms; without it the rule abstains.
+
+    Departs from the paper's code: (1) names are counted as often as they occur. (2) Calls are matched for the best sum,
+    not greedily. (3) The format has a rule of its own, `Format`.
+    """
+
+    def __init__(
+        self, key: str = "calls", *, tag: str | None = None, low: float = -3.0, high: float = 3.0,
+        name: str = "structured",
+    ) -> None:  # fmt: skip
+        super().__init__(name)
+        self.key, self.tag, self.needs = key, tag, frozenset({"text", f"facts.{key}"})
+        self.low, self.high = number(name, "low", low), number(name, "high", high)
+        if self.low >= self.high:
+            raise UsageError(f"reward {name!r} has low {low:g}, which does not lie below high {high:g}")
+        self.settings = (key, tag, self.low, self.high)
+
+    def rate(self, text: str, prompt: Prompt) -> float | None:
+        told = prompt.facts.get(self.key)
+        if told is None:
+            return None
+        right, made = read_calls(told), self._made(text)
+        if right is None:
+            raise UsageError(f"the fact {self.key!r} of prompt {prompt.text[:40]!r} holds no calls; mend the data")
+        share = 0.0 if made is None else matched(right, made) / (1 + len(right) + sum(len(has) for _, has in right))
+        return self.low + (self.high - self.low) * share
+
+    def _made(self, text: str) -> list[Call] | None:
+        if self.tag is None:
+            return read_calls(text)
+        found = re.findall(rf"<{re.escape(self.tag)}>(.*?)</{re.escape(self.tag)}>", text, re.DOTALL)
+        return read_calls(found[0]) if len(found) == 1 else None
+
+
+def matched(right: list[Call], made: list[Call]) -> float:
+    """S of `StructuredMatch`."""
+    from scipy.optimize import linear_sum_assignment
+
+    worth = np.zeros((len(right), len(made)))
+    for i, wanted in enumerate(right):
+        worth[i] = [_alike(wanted, given) if wanted[0] == given[0] else 0.0 for given in made]
+    names, others = Counter(name for name, _ in right), Counter(name for name, _ in made)
+    return _overlap(names, others) + float(worth[linear_sum_assignment(worth, maximize=True)].sum())
+
+
+def _alike(right: Call, made: Call) -> float:
+    (_, has), (_, gives) = right, made
+    return _overlap(Counter(list(has)), Counter(list(gives))) + sum(k in gives and gives[k] == has[k] for k in has)
+
+
+def _overlap(one: Counter[str], other: Counter[str]) -> float:
+    union = (one | other).total()
+    return (one & other).total() / union if union else 1.0
+
+
+def read_calls(told: Any) -> list[Call] | None:
+    """The calls that data, or a text of JSON, holds; None where it is not of that form."""
+    if isinstance(told, str):
+        try:
+            told = json.loads(told)
+        except ValueError:
+            try:
+                told = [json.loads(line) for line in told.splitlines() if line.strip()]
+            except ValueError:
+                return None
+    calls = []
+    for entry in told if isinstance(told, list | tuple) else [told]:
+        has = entry.get("parameters", entry.get("arguments", {})) if isinstance(entry, Mapping) else None
+        if not isinstance(has, Mapping) or not isinstance(entry.get("name"), str):
+            return None
+        calls.append((entry["name"], dict(has)))
+    return calls

@@ -1,0 +1,1 @@
+"""Rewards by the answers of a vision-language or language model."""

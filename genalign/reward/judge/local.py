@@ -1,0 +1,176 @@
+"""A judge in this process: any AutoModelForImageTextToText, or AutoModelForCausalLM, asked in its own chat template."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genalign.files.untrusted import check_model
+from genalign.media.image import to_pil
+from genalign.reward.base import ScoringError, digest, resolve_model, weights_digest
+from genalign.reward.judge.asking import Question, yes_or_no
+from genalign.types import UsageError
+
+
+class LocalModel:
+    """A vision-language or language model; loads when first asked.
+
+    model: a folder or a hub id. batch_size: questions a forward pass (its memory, not its result). device, dtype: where
+    and in what it computes; probabilities are fp32. Pictures are rounded to 8 bits, as its processor takes them; where
+    gradients are asked for they stay float, through the processor's own resize and normalisation.
+
+    yes() is one forward pass: p(yes) = sum over the vocabulary's spellings of yes of the next token's softmax, over the
+    same plus those of no (VQAScore, arXiv 2404.01291; RewardDance, arXiv 2509.08826).
+
+    Raises:
+        UsageError: no such model, or a tokenizer with no token that says yes, or none that says no.
+    """
+
+    def __init__(
+        self, model: str | Path, *, batch_size: int = 8, device: str | None = None, dtype: str = "float32"
+    ) -> None:
+        self.model, self.batch_size = resolve_model(model), batch_size
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = getattr(torch, dtype, None)
+        if not isinstance(self.dtype, torch.dtype):
+            raise UsageError(f"there is no dtype {dtype!r}; write float32, bfloat16 or float16")
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        import transformers as hf
+
+        check_model(self.model)
+        try:
+            config = hf.AutoConfig.from_pretrained(self.model, trust_remote_code=False)
+            sees = type(config) in hf.AutoModelForImageTextToText._model_mapping
+            kind = hf.AutoModelForImageTextToText if sees else hf.AutoModelForCausalLM
+            net = kind.from_pretrained(self.model, use_safetensors=True, dtype=self.dtype, trust_remote_code=False)
+            reader = hf.AutoProcessor if sees else hf.AutoTokenizer
+            processor = reader.from_pretrained(self.model, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(f"judge {self.model} cannot be loaded: {' '.join(str(error).split())}") from error
+        tokenizer = getattr(processor, "tokenizer", processor)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return net.to(self.device).eval().requires_grad_(False), processor
+
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(self._loaded[1], "tokenizer", self._loaded[1])
+
+    @cached_property
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        vocabulary = self._tokenizer.get_vocab()
+        sides = [[i for token, i in sorted(vocabulary.items()) if yes_or_no(token) == side] for side in ("yes", "no")]
+        if not all(sides):
+            raise UsageError(f"the tokenizer of judge {self.model} has no single token for yes or for no")
+        return torch.tensor(sides[0], device=self.device), torch.tensor(sides[1], device=self.device)
+
+    @cached_property
+    def version(self) -> str:
+        return digest("local", weights_digest(self._loaded[0]), self._tokenizer.chat_template, str(self.dtype))
+
+    @torch.no_grad()
+    def yes(self, questions: Sequence[Question]) -> list[float | ScoringError]:
+        return self._yes(questions, graph=False).tolist()
+
+    def yes_with_grad(self, questions: Sequence[Question]) -> Tensor:
+        """yes() as a tensor (R,), with gradients to the questions' pictures; all its passes are held until backward.
+
+        Raises UsageError where the model's image processor leaves torch on the way.
+        """
+        told = self._yes(questions, graph=True)
+        if not told.requires_grad:
+            raise self._without_gradient()
+        return told
+
+    def _without_gradient(self) -> UsageError:
+        return UsageError(
+            f"the image processor of judge {self.model} passes no gradient on to the pixels; give a model whose "
+            f"processor computes in torch, or take a method that only needs scores"
+        )
+
+    def _yes(self, questions: Sequence[Question], graph: bool) -> Tensor:
+        parts = [[questions[i] for i in part] for part in self._parts(len(questions))]
+        return torch.cat([self._yes_of(part, graph) for part in parts]) if parts else torch.zeros(0)
+
+    def _yes_of(self, questions: Sequence[Question], graph: bool) -> Tensor:
+        net, _ = self._loaded
+        inputs = self._inputs(questions, "right", graph)  # no position is shifted, and no real token sees what pads it
+        last = inputs["attention_mask"].sum(1) - 1  # (R,)
+        kept, which = torch.unique(last, return_inverse=True)
+        few = "logits_to_keep" in inspect.signature(net.forward).parameters
+        logits = net(**inputs, logits_to_keep=kept).logits if few else net(**inputs).logits[:, kept]
+        logp = logits[torch.arange(len(last)), which].float().log_softmax(1)  # (R,V)
+        yes, no = (logp[:, side].logsumexp(1) for side in self._sides)
+        return (yes - no).sigmoid().cpu()
+
+    @torch.no_grad()
+    def write(
+        self, questions: Sequence[Question], seeds: Sequence[int], tokens: int, temperature: float
+    ) -> list[str | ScoringError]:
+        answers: list[str | ScoringError] = []
+        for part in self._parts(len(questions)):
+            inputs = self._inputs([questions[i] for i in part], "left", graph=False)
+            choice = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+            with torch.random.fork_rng(enabled=bool(temperature)):
+                if temperature:
+                    torch.manual_seed(sum(seeds[i] for i in part) % 2**63)
+                out = self._loaded[0].generate(
+                    **inputs, **choice, max_new_tokens=tokens, pad_token_id=self._tokenizer.pad_token_id
+                )
+            answers += [self._read(row, tokens) for row in out[:, inputs["input_ids"].shape[1] :].cpu()]
+        return answers
+
+    def _read(self, ids: Tensor, tokens: int) -> str | ScoringError:
+        stops = self._loaded[0].generation_config.eos_token_id
+        ends = set(stops if isinstance(stops, list) else [stops]) | {self._tokenizer.eos_token_id}
+        if len(ids) == tokens and not ends & set(ids.tolist()):
+            return ScoringError("the judge's answer was cut off; raise max_tokens")
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text if text.strip() else ScoringError("the judge's answer is empty")
+
+    def _parts(self, rows: int) -> list[range]:
+        return [range(at, min(at + self.batch_size, rows)) for at in range(0, rows, self.batch_size)]
+
+    def _inputs(self, questions: Sequence[Question], side: str, graph: bool) -> Any:
+        """graph: pictures stay float tensors, with their graph."""
+        _, processor = self._loaded
+        written = [self._written(question) for question in questions]
+        pictures: Any = [[p if graph else to_pil(p) for p in q.pieces if isinstance(p, Tensor)] for q in questions]
+        options: dict[str, Any] = {"return_tensors": "pt", "padding": True}
+        if graph:
+            options["do_rescale"] = False  # they are in [0,1] already
+        self._tokenizer.padding_side = side
+        templated = bool(self._tokenizer.chat_template or getattr(processor, "chat_template", None))
+        options["add_special_tokens"] = not templated  # a template writes its own
+        if processor is self._tokenizer:
+            if any(pictures):
+                raise UsageError(f"judge {self.model} is a language model and sees no picture; set reads: text")
+            return processor(written, **options).to(self.device)
+        try:
+            read = processor(text=written, images=pictures if any(pictures) else None, **options)
+        except (RuntimeError, TypeError, ValueError) as error:  # of numpy or PIL, which take no graph
+            if graph:
+                raise self._without_gradient() from error
+            raise
+        return read.to(self.device, self.dtype)
+
+    def _written(self, question: Question) -> str:
+        _, processor = self._loaded
+        if self._tokenizer.chat_template or getattr(processor, "chat_template", None):
+            text_only = processor is self._tokenizer
+            pieces = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in question.pieces]
+            content: Any = "".join(str(p) for p in question.pieces) if text_only else pieces
+            told: Any = question.system if text_only else [{"type": "text", "text": question.system}]
+            system = [{"role": "system", "content": told}] if question.system else []
+            messages = [*system, {"role": "user", "content": content}]
+            return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        image = getattr(processor, "image_token", "<image>")
+        return "".join([question.system or "", *(p if isinstance(p, str) else image for p in question.pieces)])

@@ -1,0 +1,190 @@
+"""Asking a reward safely: a failure is a mask and a count, never a number and never the end of the run."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genalign.reward.base import CUT, cat_scores
+from genalign.reward.guard import guarded
+from genalign.reward.runtime.cache import Cached
+from genalign.reward.wrapper import Wrapper
+from genalign.types import GenalignError, Media, Prompt, Reward, Scores
+
+RANGES = {"image": (-0.01, 1.01), "video": (-0.01, 1.01), "audio": (-1.01, 1.01)}  # with room for rounding
+
+
+class Runner(Wrapper):
+    """A reward, asked in batches, with its failures masked and counted; a reward itself.
+
+    batch_size: rows a call (None: all); siblings stay together where the reward looks at them. max_failure: more than
+    this share of the last `window` rows failed, and more than one, ends the run; 0 ends it at the first. overlaps: the
+    rows of a rollout may be scored in a thread while the rest is sampled (see `begin`); None: where the reward waits
+    for somebody else (a server, a process).
+
+    Raises (when called):
+        GenalignError: too many failures, or media outside the range of its modality.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        batch_size: int | None = None,
+        max_failure: float = 0.05,
+        window: int = 1000,
+        overlaps: bool | None = None,
+    ) -> None:
+        self.reward, self.batch_size, self.max_failure = reward, batch_size, max_failure
+        self.overlaps = bool(getattr(reward, "waits", False)) if overlaps is None else overlaps
+        self.waits, self.seconds = self.overlaps, 0.0
+        self.last_error = "no message"
+        self._recent: deque[tuple[list[bool], list[bool]]] = deque(maxlen=window)  # rows: failed (K,), abstained (K,)
+        self._cut: dict[str, deque[bool]] = defaultdict(
+            partial(deque, maxlen=window)
+        )  # head -> rows whose text was cut
+
+    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        scores = self._score(prompts, media, group)
+        self._count(scores)
+        return scores
+
+    def begin(self) -> Scoring:
+        """Scores of one rollout, given part by part while sampling goes on, and waited for late."""
+        return Scoring(self)
+
+    def _score(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:
+        begun = time.perf_counter()
+        if len(prompts) != media.rows:
+            raise GenalignError(f"reward {self.name!r} was given {len(prompts)} prompts but {media.rows} rows of media")
+        _check_range(self.name, media)
+        chunks = self._chunks(len(prompts), group)
+        parts = []
+        for rows in chunks:
+            asked = [prompts[i] for i in rows]
+            siblings = None if group is None else group[rows]
+            parts.append(guarded(self.reward, asked, media if len(chunks) == 1 else media.select(rows), siblings))
+        joined = parts[0] if len(parts) == 1 else cat_scores(parts)
+        order = [row for rows in chunks for row in rows]
+        self.seconds += time.perf_counter() - begun
+        return joined if order == sorted(order) else joined.select([order.index(i) for i in range(len(order))])
+
+    def _chunks(self, rows: int, group: Tensor | None) -> list[list[int]]:
+        if self.batch_size is None or self.looks_at == "batch" or rows <= self.batch_size:
+            return [list(range(rows))]
+        together: dict[int, list[int]] = {}
+        for row in range(rows):
+            together.setdefault(row if self.looks_at == "sample" or group is None else int(group[row]), []).append(row)
+        chunks: list[list[int]] = []
+        for siblings in together.values():
+            if chunks and len(chunks[-1]) + len(siblings) <= self.batch_size:
+                chunks[-1].extend(siblings)
+            else:
+                chunks.append(list(siblings))
+        return chunks
+
+    def _count(self, scores: Scores) -> None:
+        abstained = ~(scores.valid | scores.failed)
+        self._recent.extend(zip(scores.failed.tolist(), abstained.tolist(), strict=True))
+        for key, rows in scores.info.items():
+            if key.startswith(CUT):
+                self._cut[key.removeprefix(CUT)].extend(cut for cut in rows if cut is not None)
+        told = [error for error in scores.info.get("error", []) if error]
+        self.last_error = told[-1] if told else self.last_error
+        failed, asked = sum(any(row) for row, _ in self._recent), len(self._recent)
+        if scores.failed.any() and failed > (max(1.0, self.max_failure * asked) if self.max_failure else 0):
+            culprits = [name for name, bad in zip(scores.names, scores.failed.any(0).tolist(), strict=True) if bad]
+            raise GenalignError(
+                f"reward {self.name!r} failed on {failed} of the last {asked} samples ({', '.join(culprits)}), "
+                f"more than max_failure={self.max_failure:g} allows; the last error: {self.last_error}; "
+                f"mend the cause and resume the run, or start a new run if the reward itself changes"
+            )
+
+    def log(self) -> dict[str, float]:
+        """Shares of the last `window` rows, failed and abstained counted apart: `rewards/<aspect>/fail_rate` and
+        `.../abstain_rate`; `rewards/<head>/truncated`, of which a head that reads texts saw only the beginning;
+        `time/reward`, the seconds of scoring since the last log; `cache/hit_rate` since the start, where anything is
+        cached."""
+        rows = len(self._recent)
+        rates: dict[str, float] = {}
+        for k, aspect in enumerate(self.aspects):
+            rates[f"rewards/{aspect}/fail_rate"] = sum(failed[k] for failed, _ in self._recent) / max(rows, 1)
+            rates[f"rewards/{aspect}/abstain_rate"] = sum(said[k] for _, said in self._recent) / max(rows, 1)
+        rates |= {f"rewards/{head}/truncated": sum(cut) / max(len(cut), 1) for head, cut in self._cut.items()}
+        rates["time/reward"], self.seconds = self.seconds, 0.0
+        caches = _caches(self.reward)
+        if caches:
+            hits, asked = sum(cache.hits for cache in caches), sum(cache.asked for cache in caches)
+            rates["cache/hit_rate"] = hits / max(asked, 1)
+        return rates
+
+
+def _caches(reward: Any) -> list[Cached]:
+    if isinstance(reward, Cached):
+        return [reward]
+    inside = [*getattr(reward, "parts", ()), *([reward.reward] if hasattr(reward, "reward") else [])]
+    return [cache for part in inside for cache in _caches(part)]
+
+
+class Scoring:
+    """See `Runner.begin`. Parts are asked in their order, in one thread, without gradients; siblings in one call."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._held: list[tuple[list[Prompt], Media, Tensor]] = []
+        self._given: list[Future[Scores]] = []
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="genalign-reward")
+
+    def give(self, prompts: Sequence[Prompt], media: Media, group: Tensor) -> None:
+        """Further rows of the rollout, group (R,); siblings must be adjacent. Those that may have more to come wait."""
+        self._held.append((list(prompts), media, group))
+        scope = self._runner.looks_at
+        if scope == "batch":
+            return
+        whole = torch.cat([part[2] for part in self._held])
+        before = (whole != whole[-1]).nonzero().flatten().tolist() if scope == "group" else [len(whole) - 1]
+        self._hand_over(before[-1] + 1 if before else 0)
+
+    def _hand_over(self, rows: int) -> None:
+        prompts = [prompt for part in self._held for prompt in part[0]]
+        media, group = Media.cat([part[1] for part in self._held]), torch.cat([part[2] for part in self._held])
+        ready, rest = list(range(rows)), list(range(rows, len(prompts)))
+        self._held = [(prompts[rows:], media.select(rest), group[rest])] if rest else []
+        if ready:
+            ask = torch.no_grad()(self._runner._score)
+            self._given.append(self._pool.submit(ask, prompts[:rows], media.select(ready), group[ready]))
+
+    def result(self) -> Scores:
+        """Scores of all rows, in their order.
+
+        Raises:
+            GenalignError: as the runner does.
+        """
+        try:
+            if self._held:
+                self._hand_over(sum(len(part[0]) for part in self._held))
+            scores = cat_scores([future.result() for future in self._given])
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._runner._count(scores)
+        return scores
+
+
+def _check_range(name: str, media: Media) -> None:
+    for modality, (low, high) in RANGES.items():
+        if modality not in media:
+            continue
+        data = media[modality].data
+        for tensor in [data] if isinstance(data, Tensor) else data:
+            least, most = (float(edge) for edge in torch.aminmax(tensor.detach()))  # type: ignore[union-attr]
+            if not (low <= least and most <= high):
+                raise GenalignError(
+                    f"reward {name!r} was given {modality} values in [{least:.3g}, {most:.3g}], outside "
+                    f"[{round(low):d}, {round(high):d}]; convert them before scoring"
+                )

@@ -1,0 +1,1 @@
+"""A recipe made into a run."""

@@ -1,0 +1,289 @@
+"""`genalign train`, from the launcher's environment to the report: the order in which a run comes about."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from genalign.files.settings import changed_key, read_yaml
+from genalign.method.search.base import Searched, Searching
+from genalign.ranks import gather, rank, world
+from genalign.run.build import Built, build
+from genalign.run.recipe import Recipe, load_recipe
+from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
+from genalign.training.loop import Progress, restore, start, train
+from genalign.training.metrics import METRICS
+from genalign.training.monitor import ALARM
+from genalign.training.stopping import until_no_better, watched
+from genalign.types import GenalignError, UsageError, Weights
+
+RECIPE = "recipe.yaml"
+TWO_RANKS = (
+    "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 --num_machines 1 "
+    "--mixed_precision no --dynamo_backend no -m genalign train RECIPE"
+)
+MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step
+    *(f"train.{name}" for name in ("steps", "resume", "report_to", "checkpoint_every", "keep_checkpoints")),
+    "train.sample_every",
+    "train.monitor",
+    "eval",
+)
+GRID_PROMPTS = 8
+
+
+def train_recipe(
+    name: str, overrides: Sequence[str] = (), out: Path | None = None, resume: str | None = None, plan: bool = False
+) -> Path | None:
+    """Run a recipe; returns the run folder (None for a plan, which leaves nothing behind)."""
+    check_launcher(os.environ)
+    recipe = load_recipe(name, overrides)
+    if resume is not None:
+        recipe.train.resume = resume
+    device = join_ranks()
+    check_launcher(os.environ, world())
+    if recipe.data.prompts_per_step < world():
+        raise UsageError(
+            f"data.prompts_per_step is {recipe.data.prompts_per_step}, fewer than the {world()} ranks; raise it"
+        )
+    built = build(recipe, device)
+    if plan:
+        from genalign.run.plan import print_plan
+
+        print_plan(built)
+        return None
+    run, resumed = run_folder(recipe, out)
+    if isinstance(built.method, Searching):
+        measure_search(built, built.method, run)
+        return run
+    progress = start(
+        built.policy,
+        built.reward,
+        recipe.train,
+        {"data.prompts": built.data.digest} | ({"reward": built.reward.version} if built.reward else {}),
+    )
+    if resumed:
+        resume_from(progress, run)
+    run_steps(built, progress, run)
+    finish(built, run)
+    return run
+
+
+def check_launcher(environ: Mapping[str, str], processes: int | None = None) -> None:
+    """Refuse a launcher that promised several processes and started one.
+
+    `processes`: how many there are, once known. `accelerate launch --num_processes 2 --cpu` sets MASTER_PORT and no
+    WORLD_SIZE: it would train alone while its user believes in two ranks.
+
+    Raises:
+        UsageError: with the command that does start them.
+    """
+    promised, cure = environ.get("WORLD_SIZE"), f"for two ranks on a CPU run {TWO_RANKS}"
+    if promised is None and "MASTER_PORT" in environ and "ACCELERATE_MIXED_PRECISION" in environ:
+        raise UsageError(f"the launcher set MASTER_PORT but started a single process; {cure}")
+    if promised is not None and (not promised.isdigit() or (int(promised) > 1 and "RANK" not in environ)):
+        raise UsageError(f"WORLD_SIZE is {promised} but this process has no RANK, so it would train alone; {cure}")
+    if promised is not None and processes is not None and int(promised) != processes:
+        raise UsageError(f"WORLD_SIZE is {promised} but the number of processes is {processes}; {cure}")
+
+
+def join_ranks() -> str:
+    """Join the launcher's process group, if there is one; returns this rank's device."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return str(PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device)
+
+
+def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
+    """Make the run's folder and write recipe.yaml into it, or find the one to resume; (folder, whether it is resumed).
+
+    Raises:
+        UsageError: it cannot be written, holds another run, or (on resuming) belongs to another recipe.
+    """
+    resolved = recipe.resolved()
+    if recipe.train.resume is not None:
+        run = _run_to_resume(recipe, out)
+        changed = changed_key(read_yaml(run / RECIPE), resolved, MAY_CHANGE)
+        if changed is not None:
+            raise UsageError(f"cannot resume {run}: the recipe changed at {changed}; restore it or start a new run")
+    else:
+        stamp = _from_rank_0(time.strftime("%Y%m%d-%H%M%S"))
+        run = out or Path("runs") / f"{recipe.name}-{stamp}"
+        if (run / METRICS).exists():
+            raise UsageError(f"{run} already holds a run; choose another --out, or go on with it by --resume {run}")
+    _from_rank_0("")  # all ranks have looked before rank 0 writes
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        probe = run / f".writable-{rank()}"
+        probe.write_text("")
+        probe.unlink()
+        if rank() == 0:
+            draft = run / f".{RECIPE}.tmp"
+            draft.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+            os.replace(draft, run / RECIPE)
+    except OSError as error:
+        raise UsageError(f"cannot write the run folder {run} ({error.strerror}); choose another with --out") from error
+    return run, recipe.train.resume is not None
+
+
+def _run_to_resume(recipe: Recipe, out: Path | None) -> Path:
+    wanted = recipe.train.resume
+    if wanted != "latest":
+        run = Path(str(wanted))
+    elif out is not None:
+        run = out
+    else:
+        runs = sorted(path.parent for path in Path("runs").glob(f"{recipe.name}-*/{RECIPE}"))
+        if not runs:
+            raise UsageError(f"{Path('runs').resolve()} holds no run of {recipe.name} to resume; start one first")
+        run = runs[-1]
+    if not (run / RECIPE).is_file():
+        raise UsageError(f"{run} is no run folder (it has no {RECIPE}); give the folder that genalign train wrote")
+    return run
+
+
+def resume_from(progress: Progress, run: Path) -> None:
+    folder, refused = newest_checkpoint(run)
+    if rank() == 0:
+        for sentence in refused:
+            print(sentence, file=sys.stderr)
+        print(f"resuming from {folder or 'the start: no whole checkpoint'}", file=sys.stderr)
+    if folder is not None:
+        restore(progress, load_checkpoint(folder))
+
+
+def run_steps(built: Built, progress: Progress, run: Path) -> None:
+    """Train with a progress bar, one line a step, grids of samples, and the trackers that the recipe names."""
+    from tqdm import tqdm
+
+    from genalign.evaluation.report import log_line
+
+    settings = built.recipe.train
+    seed, count = settings.seed, built.recipe.data.prompts_per_step
+    tracker = _trackers(settings.report_to, run, built.recipe)
+    first, begun = progress.step, time.perf_counter()
+    with tqdm(total=settings.steps, initial=first, unit="step", disable=rank() != 0 or None) as bar:
+        logs = train(progress, built.method, lambda step: built.data.draw(step, count, seed), run)
+        alarmed = False
+        for log in watched(progress, until_no_better(progress, logs, run), run, built.monitor):
+            alarmed = ALARM in log and settings.monitor is not None and settings.monitor.stop
+            step = int(log["step"])
+            bar.update()
+            if rank() == 0:
+                left = round((time.perf_counter() - begun) / (step - first) * (settings.steps - step))
+                bar.write(f"{log_line(step, settings.steps, log)}  eta {left // 60}:{left % 60:02d}", file=sys.stdout)
+                sys.stdout.flush()
+                if tracker is not None:
+                    tracker.log({name: value for name, value in log.items() if name != "step"}, step=step)
+            if step % settings.sample_every == 0 or step == settings.steps:
+                _draw_grid(built, run, step)
+    if progress.step < settings.steps and rank() == 0:
+        why = "the reward was hacked" if alarmed else "the reward no longer grew"
+        print(f"{why}: the weights are those of step {progress.step}{'' if alarmed else ', the best checkpoint'}")
+    if tracker is not None:
+        tracker.end_training()
+
+
+def measure_search(built: Built, method: Searching, run: Path) -> None:
+    """The run of a method that trains nothing: plain samples (before) against searched ones (after), and the report."""
+    from genalign.evaluation.evaluate import evaluate, print_table
+    from genalign.evaluation.report import write_report
+
+    settings = built.recipe.eval
+    if settings is None or built.eval_prompts is None:
+        raise UsageError(
+            f"method {method.name} trains nothing, so its run is its evaluation; add the key 'eval', or search by "
+            f"genalign sample {built.recipe.name} PROMPT"
+        )
+    policy = Searched(built.policy, method, built.reward, built.recipe.policy.batch_size)
+    with built.policy.weights("reference"):
+        result = evaluate(policy, list(built.eval_prompts), built.eval_rewards, built.held_out, settings, run)
+    if rank() == 0:
+        print_table(result)
+        write_report(run)
+        print(f"{run}: eval.json and report.html are written")
+
+
+def finish(built: Built, run: Path) -> None:
+    """What a run ends with: the adapter, the evaluation, the report and the model card."""
+    if rank() == 0:
+        with built.policy.weights(tuned(built.recipe)):
+            built.policy.save_adapter(run / "adapter")
+    if built.recipe.eval is not None and built.eval_prompts is not None:
+        from genalign.evaluation.evaluate import evaluate, print_table
+
+        prompts, settings = list(built.eval_prompts), built.recipe.eval
+        rewards, taught = built.eval_rewards, built.taught
+        result = evaluate(built.policy, prompts, rewards, built.held_out, settings, run, tuned(built.recipe), taught)
+        if rank() == 0:
+            print_table(result)
+    if rank() == 0:
+        from genalign.evaluation.card import write_card
+        from genalign.evaluation.report import write_report
+
+        write_report(run)
+        write_card(run)
+        print(f"{run}: report.html, README.md and adapter/ are written")
+
+
+def tuned(recipe: Recipe) -> Weights:
+    return "policy" if recipe.train.ema is None else "ema"
+
+
+def _draw_grid(built: Built, run: Path, step: int) -> None:
+    if rank() != 0:
+        return
+    from genalign.media.sheet import sample_grid
+
+    prompts, settings = list(built.eval_prompts or built.asked)[:GRID_PROMPTS], built.recipe.eval
+    # as many steps as are judged, not as are trained
+    steps = settings.steps if settings and "image" in built.policy.modalities else None
+    path = run / "samples" / f"step-{step}" / "grid.png"
+    sample_grid(built.policy, prompts, [0], path, steps=steps, tuned=tuned(built.recipe))
+
+
+def _trackers(names: list[str], run: Path, recipe: Recipe) -> Any:
+    if not names:
+        return None
+    from accelerate import Accelerator
+
+    try:
+        tracker = Accelerator(log_with=names, project_dir=run)
+    except ValueError as error:  # a name that accelerate does not know; it says which it does
+        raise UsageError(f"train.report_to: {error}") from error
+    missing = set(names) - {str(getattr(name, "value", name)) for name in tracker.log_with}
+    if missing:
+        raise UsageError(f"tracker {missing.pop()!r} is not installed; install it or drop it from train.report_to")
+    tracker.init_trackers("genalign", config={"recipe": yaml.safe_dump(recipe.resolved())})
+    return tracker
+
+
+def _from_rank_0(text: str) -> str:
+    """The text of rank 0, on every rank; also a barrier."""
+    mine = text.encode() if rank() == 0 else b""
+    return bytes(gather(torch.tensor(list(mine), dtype=torch.uint8)).tolist()).decode()
+
+
+def load_run(run: Path, device: str = "cpu", more_rewards: Sequence[str] = ()) -> Built:
+    """A finished run: its recipe built (with further rewards to evaluate by), its adapter in the policy.
+
+    Raises:
+        UsageError: no run folder. GenalignError: no adapter in it yet, or a damaged one.
+    """
+    if not (run / RECIPE).is_file():
+        raise UsageError(f"{run} is no run folder (it has no {RECIPE}); give the folder that genalign train wrote")
+    if not (run / "adapter").is_dir():
+        raise GenalignError(f"{run} has no adapter yet; finish it by genalign train {run / RECIPE} --resume {run}")
+    recipe = load_recipe(run / RECIPE)
+    if recipe.eval is not None:
+        recipe.eval.rewards += more_rewards
+    built = build(recipe, device)
+    built.policy.load_adapter(run / "adapter")
+    return built

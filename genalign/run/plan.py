@@ -1,0 +1,53 @@
+"""`genalign train --plan`: what a run would do and what it would cost, from one step that is really run and timed."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+import yaml
+
+from genalign.ranks import all_sum, rank, world
+from genalign.run.build import Built
+from genalign.training.loop import start, update
+
+
+def print_plan(built: Built) -> None:
+    """Print the resolved recipe, counts, memory and an ETA; nothing is written.
+
+    A rollout of one sample goes first and untimed: a policy learns at its first one how its pipeline guides.
+    """
+    recipe, policy, method = built.recipe, built.policy, built.method
+    settings = recipe.train
+    progress = start(policy, built.reward, settings)
+    prompts = built.data.draw(0, recipe.data.prompts_per_step, settings.seed)[rank() :: world()]
+    policy.rollout(prompts[:1], 1, settings.seed)
+    begun, before = time.perf_counter(), policy.calls()
+    experience = method.collect(policy, prompts, built.reward, settings.seed, 0)
+    update(progress, method, experience)
+    seconds = time.perf_counter() - begun
+    spent = all_sum(torch.tensor([len(experience.trajectory.prompts), policy.calls() - before]))
+    if rank() != 0:
+        return
+    samples, calls = spent.tolist()
+    trained = sum(p.numel() * p.element_size() for p in policy.named_trainable().values())
+    copies = 4 if settings.ema is None else 5  # value, gradient, two moments, average
+    minutes, rest = divmod(round(seconds * settings.steps), 60)
+    print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
+    for what, is_so in (
+        ("samples", f"{samples} a step, of {recipe.data.prompts_per_step} prompts, on {world()} rank(s)"),
+        ("optimizer steps", f"{settings.steps * recipe.method.updates_per_rollout} in {settings.steps} steps"),
+        ("model calls", f"{calls} a step, {calls * settings.steps} in all, counted in samples"),
+        ("memory", f"{_peak_bytes() / 2**20:.0f} MiB at the peak of a step"),
+        ("  of it trained", f"{copies * trained / 2**20:.1f} MiB: {copies} times the adapter's {trained / 2**20:.1f}"),
+        ("time", f"{seconds:.2f} s a step, {minutes}:{rest:02d} min in all, before the evaluation"),
+    ):
+        print(f"{what:<17} {is_so}")
+
+
+def _peak_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

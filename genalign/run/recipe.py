@@ -1,0 +1,90 @@
+"""Recipes: one YAML file with six keys, checked as a whole before any weight loads.
+
+    policy: {...}   data: {...}   reward: file.yaml | {...}   method: {name: ...}   train: {...}   eval: {...}
+
+A relative path in a recipe is relative to the recipe's folder, then to the shipped rooms; a model is a folder, a name
+in the shipped assets, or a hub id. The only place that sees policies, rewards and methods at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, SerializeAsAny, ValidationError
+
+from genalign.data.prompts import DataSettings
+from genalign.evaluation.evaluate import EvalSettings
+from genalign.files.places import find, portable, recipe_path
+from genalign.files.settings import apply_override, read_yaml, sentence
+from genalign.method.settings import MethodSettings
+from genalign.policy.settings import PolicySettings
+from genalign.training.loop import TrainSettings
+from genalign.types import UsageError
+
+log = logging.getLogger("genalign")
+
+
+class Recipe(BaseModel):
+    """A training run, whole. `folder` is what its relative paths are relative to."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    policy: PolicySettings
+    """The model, its adapter and how it is sampled."""
+    data: DataSettings
+    """The prompts."""
+    reward: str | dict[str, Any] | None = None
+    """What is good: a reward file, `file.py:function`, or a reward file's mapping. None: pairs say it."""
+    method: SerializeAsAny[MethodSettings]
+    """How the policy learns from it."""
+    train: TrainSettings = TrainSettings()
+    """Steps, optimizer, checkpoints."""
+    eval: EvalSettings | None = None
+    """Before against after on held-out prompts; None: no evaluation at the end."""
+    _folder: Path = PrivateAttr(default=Path())
+    _name: str = PrivateAttr(default="recipe")
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    @property
+    def name(self) -> str:
+        """File stem: run folders are called after it."""
+        return self._name
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every default written out, and paths that hold from any folder (shipped names stay names)."""
+        plain = self.model_dump(mode="json")
+        for key in ("model", "writer"):
+            if name := plain["policy"][key]:
+                plain["policy"][key] = str(find(name, self.folder, "assets") or name)
+        if (pictures := self.folder / self.data.prompts).is_dir():
+            plain["data"]["prompts"] = str(pictures.resolve())
+        return portable(plain, self.folder)
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, a path or a name that `genalign ls` prints, and apply `a.b=c` overrides (values are YAML).
+
+    Paths in the recipe are relative to its folder. Those in overrides are seen from the working directory first: files,
+    and folders that are written with a slash.
+
+    Raises:
+        UsageError: no such recipe, not YAML, an unknown key (the nearest one is named) or a value of the wrong kind.
+    """
+    path = recipe_path(str(recipe))
+    plain = read_yaml(path)
+    if not isinstance(plain, dict):
+        raise UsageError(f"{path} holds no recipe; its top-level keys are {', '.join(Recipe.model_fields)}")
+    for override in overrides:
+        apply_override(plain, override)
+    try:
+        parsed = Recipe.model_validate(plain)
+    except ValidationError as error:
+        raise UsageError(f"recipe {path}: {sentence(error, Recipe)}") from error
+    parsed._folder, parsed._name = path.resolve().parent, path.stem
+    return parsed

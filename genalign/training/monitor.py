@@ -1,0 +1,163 @@
+"""Is the reward being hacked? Held-out rewards and diversity on a few fixed prompts, followed while a run trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from genalign.media.image import to_pil
+from genalign.ranks import all_sum, rank, world
+from genalign.training import checkpoint as ck
+from genalign.types import Media, Policy, Prompt, Reward, Weights, sample_seed
+
+PREFIX = "monitor/"
+ALARM = f"{PREFIX}alarm"
+
+
+class MonitorSettings(BaseModel):
+    """How closely a run is watched. Nothing here reaches the arithmetic of a step."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    every: int = Field(default=10, ge=1)
+    """Steps between looks; there is one more at the end."""
+    prompts: str | None = None
+    """File of prompts, relative to the recipe; null: those of eval, or else the training prompts."""
+    count: int = Field(default=16, ge=1)
+    """How many of them: the first ones."""
+    per_prompt: int = Field(default=2, ge=1)
+    """Samples of each, at the same seeds in every look; diversity needs two."""
+    steps: int | None = Field(default=None, ge=1)
+    """Denoising steps; null: the recipe's."""
+    guidance: float | None = None
+    """Guidance scale; null: the pipeline's."""
+    held_out: list[str | dict[str, Any]] = []
+    """Reward specs that are never optimised; empty: eval.held_out. A set measure such as vendi may be one of them."""
+    patience: int = Field(default=3, ge=1)
+    """Looks in a row with a better training reward and a worse held-out one than at the latter's best: the alarm."""
+    stop: bool = False
+    """End the run at the alarm, with the newest kept checkpoint that is not past the held-out reward's best."""
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What is watched: the training reward (None: pairs train) and those held out, on fixed prompts and seeds."""
+
+    settings: MonitorSettings
+    prompts: Sequence[Prompt]
+    proxy: Reward | None
+    held_out: Sequence[Reward]
+    weights: Weights = "policy"
+
+    @torch.no_grad()
+    def look(self, policy: Policy) -> dict[str, float]:
+        """`monitor/NAME` of each reward, `monitor/diversity` and symptoms: means over all ranks' samples.
+
+        The global generators are left as they were, so a run that is watched takes the same steps as one that is not.
+        """
+        kept = ck.random_state()
+        chosen = list(self.prompts)[: self.settings.count][rank() :: world()]
+        rows = [prompt for prompt in chosen for _ in range(self.settings.per_prompt)]
+        group = torch.tensor([prompt.uid for prompt in rows])
+        with policy.weights(self.weights):
+            media = self._draw(policy, chosen, rows)
+        told: dict[str, tuple[float, float]] = {}
+        for reward in [*([self.proxy] if self.proxy is not None else []), *self.held_out]:
+            scores = reward(rows, media, group)
+            valid = scores.total_valid
+            told[reward.name] = (float(scores.total[valid].sum()), float(valid.sum()))
+        told |= {name: (value * len(rows), float(len(rows))) for name, value in symptoms(media, group).items()}
+        ck.set_random_state(kept)
+        sums = all_sum(torch.tensor(list(told.values()), dtype=torch.float64))
+        return {f"{PREFIX}{name}": a / n for name, (a, n) in zip(told, sums.tolist(), strict=True) if n}
+
+    def _draw(self, policy: Policy, chosen: Sequence[Prompt], rows: Sequence[Prompt]) -> Media:
+        if "text" in policy.modalities:  # greedy completions would all be alike
+            return policy.rollout(chosen, self.settings.per_prompt, 0).media
+        seeds = [sample_seed(0, p.uid, k) for p in chosen for k in range(self.settings.per_prompt)]
+        return policy.generate(rows, seeds, self.settings.guidance, self.settings.steps)
+
+    def alarm(self, looks: Iterable[Mapping[str, float]]) -> tuple[int, str] | None:
+        """(step, name): the proxy point, where held-out reward `name` was best before it fell; None: no alarm.
+
+        looks: logs, of which those count that hold a look.
+        """
+        if self.proxy is None:
+            return None
+        for reward in self.held_out:
+            names = f"{PREFIX}{self.proxy.name}", f"{PREFIX}{reward.name}"
+            seen = [(int(log["step"]), log[names[0]], log[names[1]]) for log in looks if set(names) <= set(log)]
+            point = proxy_point(seen, self.settings.patience)
+            if point is not None:
+                return point, reward.name
+        return None
+
+
+def proxy_point(looks: Sequence[tuple[int, float, float]], patience: int) -> int | None:
+    """The step beyond which a proxy is hacked, from (step, proxy, held-out) in their order; None: it is not.
+
+    That of the best held-out value, where each of the last `patience` looks has a worse one and a better proxy. (The
+    proxy point of constrained RLHF, arXiv 2310.04373, found as the run goes and not by a search over thresholds.)
+    """
+    if len(looks) <= patience:
+        return None
+    step, proxy, held = max(looks, key=lambda look: look[2])  # the first of equal ones
+    later = looks[-patience:]
+    hacked = all(when > step and p > proxy and h < held for when, p, h in later)
+    return step if hacked else None
+
+
+def warning(proxy: str, held_out: str, step: int, looks: Sequence[Mapping[str, float]]) -> str:
+    """One sentence about an alarm."""
+    best = next(log for log in looks if int(log["step"]) == step)
+    said = ", ".join(
+        f"{name} {best[f'{PREFIX}{name}']:.4f} -> {looks[-1][f'{PREFIX}{name}']:.4f}" for name in (proxy, held_out)
+    )
+    return (
+        f"the reward is being hacked: since step {step} {proxy} rises while the held-out {held_out} falls ({said}); "
+        f"stop there, or raise method.kl_beta where the method has one"
+    )
+
+
+# ---- diversity and symptoms -----------------------------------------------------------------------------------------
+
+
+def symptoms(media: Media, group: Tensor) -> dict[str, float]:
+    """What hacked samples often show, means over rows: little diversity, odd saturation or detail, odd lengths."""
+    if "text" in media:
+        words = [str(text).split() for text in media["text"].data]
+        told = {"words": sum(map(len, words)) / max(len(words), 1)}
+        return told | _spread(group, lambda i, j: _unlike(words[i], words[j]))
+    if "image" not in media:
+        return {}
+    images = [image.detach().float().cpu() for image in media["image"].data if isinstance(image, Tensor)]
+    count = max(len(images), 1)
+    told = {
+        "saturation": sum(float((image.amax(0) - image.amin(0)).mean()) for image in images) / count,
+        "jpeg_kib": sum(map(_jpeg_kib, images)) / count,
+    }
+    return told | _spread(group, lambda i, j: float((images[i] - images[j]).square().mean().sqrt()))
+
+
+def _spread(group: Tensor, apart: Callable[[int, int], float]) -> dict[str, float]:
+    """Mean distance of two siblings: root mean squared for pixels, the share of words not in common for texts."""
+    names = group.tolist()
+    couples = [(i, j) for j in range(len(names)) for i in range(j) if names[i] == names[j]]
+    return {"diversity": sum(apart(i, j) for i, j in couples) / len(couples)} if couples else {}
+
+
+def _unlike(first: list[str], second: list[str]) -> float:
+    both = set(first) | set(second)
+    return 1 - len(set(first) & set(second)) / len(both) if both else 0.0
+
+
+def _jpeg_kib(image: Tensor) -> float:
+    file = BytesIO()
+    to_pil(image).save(file, format="JPEG", quality=95)
+    return file.tell() / 1024

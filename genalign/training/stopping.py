@@ -1,0 +1,136 @@
+"""Early stopping: a run ends when its reward no longer grows, or is hacked, with the weights of a better checkpoint."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from genalign.ranks import gather, rank
+from genalign.training.checkpoint import load_checkpoint
+from genalign.training.loop import Progress, restore
+from genalign.training.metrics import METRICS, amend_metrics
+from genalign.training.monitor import ALARM, PREFIX, Monitor, warning
+from genalign.types import UsageError
+
+
+def until_no_better(progress: Progress, logs: Iterator[dict[str, float]], run: Path) -> Iterator[dict[str, float]]:
+    """The logs of `train`, to the end or until `train.patience` checkpoints in a row were no better than the best.
+
+    Then the best one is put back (policy, averages, optimizer, step), as in RPO (arXiv 2407.12164). A checkpoint is
+    worth the mean `reward` of the `checkpoint_every` steps before it; the run's metrics are the only memory, so a
+    resumed run stops where an unbroken one would have.
+
+    Raises:
+        UsageError: the best checkpoint would have been deleted by then.
+    """
+    settings = progress.settings
+    if settings.patience is not None and settings.keep_checkpoints <= settings.patience:
+        raise UsageError(
+            f"train.patience {settings.patience} goes back to a checkpoint that train.keep_checkpoints "
+            f"{settings.keep_checkpoints} deletes; set train.keep_checkpoints={settings.patience + 1}"
+        )
+    if _stopped(progress, run):
+        return
+    for log in logs:
+        yield log
+        if _stopped(progress, run):
+            return
+
+
+def _stopped(progress: Progress, run: Path) -> bool:
+    settings = progress.settings
+    if settings.patience is None or progress.step == 0 or progress.step % settings.checkpoint_every:
+        return False
+    found = best_step(run / METRICS, settings.checkpoint_every, settings.patience, progress.step)
+    best = int(gather(torch.tensor([found or 0]))[0])  # rank 0 wrote the metrics, so its word counts
+    if best:
+        restore(progress, load_checkpoint(run / f"checkpoint-{best}"))
+    return best > 0
+
+
+def best_step(metrics: Path, every: int, patience: int, now: int) -> int | None:
+    """The step of the best checkpoint, where the last `patience` ones up to `now` were no better; else None."""
+    rewards: dict[int, float] = {}
+    for line in metrics.read_text().splitlines() if metrics.is_file() else ():
+        row = json.loads(line)
+        rewards[int(row["step"])] = row.get("reward", float("nan"))
+    values = []
+    for end in range(every, now + 1, every):
+        told = [rewards[step] for step in range(end - every + 1, end + 1) if rewards.get(step) == rewards.get(step)]
+        values.append(sum(told) / len(told) if told else float("-inf"))
+    if len(values) <= patience:
+        return None
+    best = values.index(max(values))
+    return (best + 1) * every if best == len(values) - 1 - patience else None
+
+
+def watched(
+    progress: Progress, logs: Iterator[dict[str, float]], run: Path, monitor: Monitor | None
+) -> Iterator[dict[str, float]]:
+    """The logs of `train`, each `every` steps with a look at held-out rewards, which also goes into the run's metrics.
+
+    A log with `monitor/alarm` is one where the training reward has been hacked for `patience` looks; rank 0 says so on
+    stderr, once. With `stop` the run then ends, with the newest checkpoint on disk that is not past the proxy point (if
+    none is left, with the last weights). The run's metrics are the only memory, as in `until_no_better`.
+    """
+    if monitor is None:
+        yield from logs
+        return
+    every, stop = monitor.settings.every, monitor.settings.stop
+    told = _looks(run)
+    if progress.step and progress.step % every == 0 and all(log["step"] != progress.step for log in told):
+        _look(progress, monitor, run, {"step": progress.step})  # killed between the checkpoint and the look
+    if stop and _back(progress, monitor, run):
+        return
+    for log in logs:
+        if progress.step % every == 0 or progress.step == progress.settings.steps:
+            log = _look(progress, monitor, run, log)
+        yield log
+        if stop and ALARM in log and _back(progress, monitor, run):
+            return
+
+
+def _look(progress: Progress, monitor: Monitor, run: Path, log: dict[str, float]) -> dict[str, float]:
+    seen = monitor.look(progress.policy)
+    earlier = [row for row in _looks(run) if row["step"] < log["step"]]
+    looks = [*earlier, {**log, **seen}]
+    found = _agreed(monitor.alarm(looks))
+    if found:
+        seen[ALARM] = 1.0
+    if rank() == 0:
+        written = next((row for row in _rows(run) if row["step"] == log["step"]), {})
+        amend_metrics(run / METRICS, {**written, **log, **seen})
+        hacked = monitor.alarm(looks)
+        if hacked is not None and monitor.proxy is not None and not any(ALARM in row for row in earlier):
+            print(warning(monitor.proxy.name, hacked[1], hacked[0], looks), file=sys.stderr)
+    return {**log, **seen}
+
+
+def _back(progress: Progress, monitor: Monitor, run: Path) -> bool:
+    """Whether the last look raised the alarm; then the newest checkpoint before the proxy point is put back."""
+    point = _agreed(monitor.alarm(_looks(run)))
+    if not point:
+        return False
+    saved = [int(path.name.partition("-")[2]) for path in run.glob("checkpoint-*")]
+    sound = [step for step in saved if step <= point]
+    if sound:
+        restore(progress, load_checkpoint(run / f"checkpoint-{max(sound)}"))
+    return True
+
+
+def _agreed(found: tuple[int, str] | None) -> int:
+    """The step of an alarm, 0 for none: rank 0 wrote the metrics, so its word counts."""
+    return int(gather(torch.tensor([found[0] if found else 0]))[0])
+
+
+def _looks(run: Path) -> list[dict[str, float]]:
+    return [row for row in _rows(run) if any(name.startswith(PREFIX) for name in row)]
+
+
+def _rows(run: Path) -> list[dict[str, float]]:
+    lines = (run / METRICS).read_text().splitlines() if (run / METRICS).is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]  # a torn last line is no row
