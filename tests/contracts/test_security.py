@@ -17,7 +17,7 @@ import struct
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -31,8 +31,8 @@ import yaml
 from PIL import EpsImagePlugin, Image
 from safetensors.torch import load_file, save_file
 
-from genalign.cli.main import main
 from genalign.cli.export import export
+from genalign.cli.main import main
 from genalign.data.comparisons import read_comparisons
 from genalign.data.judged import Comparisons
 from genalign.data.preferences import _from_hub, find_pairs
@@ -65,7 +65,6 @@ from genalign.run.launch import _trackers, load_run
 from genalign.run.recipe import load_recipe
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from genalign.types import GenalignError, Media, Prompt, Track, UsageError
-from tests.test_evaluate import Level, Painter
 from tests.tiny_language import save_tiny_language
 from tests.tiny_recipe import image_model, write_recipe
 from tests.toy_judges import serving
@@ -231,6 +230,18 @@ def test_recipe_files_to_read(tmp_path: Path) -> None:
         assert recipe.resolved()["data"]["prompts"] == str(tmp_path / "elsewhere" / "asked.txt")
 
 
+class Grey:
+    """Draws one picture, whatever it is asked."""
+
+    modalities = frozenset({"image"})
+
+    def weights(self, which: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def generate(self, prompts: Sequence[Prompt], seeds: Sequence[int], **settings: Any) -> Media:
+        return Media(image=Track(torch.full((len(prompts), 3, 8, 8), 0.5)))
+
+
 def test_recipe_files_to_write(tmp_path: Path) -> None:
     weights, notes = tmp_path / "weights.safetensors", tmp_path / "notes.txt"
     save_file({"layer": torch.ones(2)}, weights)
@@ -239,7 +250,7 @@ def test_recipe_files_to_write(tmp_path: Path) -> None:
     for file in (weights, notes):
         settings = EvalSettings(prompts="-", guidance=[1.0], seeds=[0], base_cache=str(file), training_prompts=0)
         with pytest.raises(UsageError, match="name another"):
-            evaluate(Painter(), [Prompt("a", uid=0), Prompt("b", uid=1)], [Level()], None, settings, tmp_path)
+            evaluate(Grey(), prompts(2), [Sharpness()], None, settings, tmp_path)
     spec = {"use": "sharpness", "run": {"cache": "notes.txt"}}
     with pytest.raises(UsageError, match="cannot be used as a cache"):
         build_reward(spec, tmp_path)(prompts(1), images(1))
