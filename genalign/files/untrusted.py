@@ -121,15 +121,15 @@ def check_shards(index: Path) -> list[Path]:
 
 
 def _check_pipeline(file: Path, index: dict[str, Any]) -> None:
-    """diffusers before 0.37 runs what these name, out of a local folder, without asking."""
+    """diffusers 0.36 runs what these name, out of a local folder, without asking."""
     if not isinstance(index.get("_class_name"), str):
         raise UsageError(f"{file} names a pipeline of its own code; genalign loads pipelines of diffusers only")
     for name, value in index.items():
-        if not isinstance(value, list) or not value or value[0] is None:
+        if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
             continue
-        library, kind = (*value, "")[:2]
+        library, kind = value
         own = library in ("diffusers", "transformers") or (
-            isinstance(library, str) and library.isidentifier() and find_spec(f"diffusers.pipelines.{library}")
+            library.isidentifier() and find_spec(f"diffusers.pipelines.{library}")
         )
         automatic = library != "diffusers" and str(kind).startswith("Auto")  # whose class the component's config picks
         if not own or automatic or not isinstance(kind, str) or kind.startswith("Onnx"):
