@@ -1,6 +1,6 @@
 # make env    .venv with everything that tests and demo need
 # make align  align the embedded text-to-image model by preferences (D3PO), and report before against after
-# make table  train and measure every image recipe, resumably, and write the README's table
+# make table  train and measure every image recipe, resumably, and write the tables of README and docs
 # make test   all quick tests; make test-slow: the trainings; make bench: what things cost against their floors
 PYTHON ?= python3
 BIN := .venv/bin

@@ -1,4 +1,4 @@
-"""The README's table of families, as the sweep finds them. `python -m tests.families_table` writes it.
+"""The table of families in docs, as the sweep finds them. `python -m tests.families_table` writes it.
 
 What a row says is proved elsewhere: test_families.py, test_edit_policies.py and test_diffusion_policy.py draw, replay,
 train and export each family, and here their policies are asked again.
@@ -14,7 +14,7 @@ from genalign.policy.diffusion import DiffusionPolicy
 from tests import test_edit_policies, test_families
 from tests.tiny_families import EDIT, REFUSED
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 OPEN, CLOSE = "<!-- written by python -m tests.families_table -->", "<!-- the end of that -->"
 HEAD = "| diffusers pipeline | draws from | its adapter is loaded by, or it is refused because |\n|---|---|---|\n"
 
@@ -51,13 +51,13 @@ def table() -> str:
 
 
 def committed() -> str:
-    """The table that stands in the README."""
-    return README.read_text().split(f"{OPEN}\n")[1].split(CLOSE)[0]
+    """The table that stands on the page."""
+    return PAGE.read_text().split(f"{OPEN}\n")[1].split(CLOSE)[0]
 
 
 def main() -> None:
-    text, written = README.read_text(), f"{OPEN}\n{table()}{CLOSE}"
-    README.write_text(re.sub(f"{re.escape(OPEN)}.*?{re.escape(CLOSE)}", lambda _: written, text, flags=re.DOTALL))
+    text, written = PAGE.read_text(), f"{OPEN}\n{table()}{CLOSE}"
+    PAGE.write_text(re.sub(f"{re.escape(OPEN)}.*?{re.escape(CLOSE)}", lambda _: written, text, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

@@ -270,7 +270,7 @@ def test_pairs_follow_the_rule():
     every = experience_of(method("flow-dpo", group=4, pair_rule="all"), policy)
     assert len(every.pairs) == len(every.noise) == 4 * 6
     assert len(set(every.noise.tolist())) == 4  # siblings share their noise, so each of them is asked about once
-    asked, place = every.asked(torch.arange(24))
+    asked, place = every.noised_rows(torch.arange(24))
     assert len(asked) == 16
     assert torch.equal(asked[place][..., 0], every.pairs)
 

@@ -192,7 +192,7 @@ def test_a_plain_prompt_may_ask_for_the_total():
 def test_tags_that_ask_for_nothing_of_their_own_are_refused():
     with pytest.raises(UsageError, match="same words"):
         parrot(tags={"a": "<1>", "b": "<1>"})
-    with pytest.raises(UsageError, match="total is none"):
+    with pytest.raises(UsageError, match="total is not one"):
         parrot(tags={"a": "<1>", "total": ""}).collect(TaggedPolicy(), PROMPTS, Corners(), 0, 0)
     alone = parrot(tags={"total": ""}).collect(TaggedPolicy(), PROMPTS, Corners(), 0, 0)
     assert torch.equal(alone.counted, nondominated(alone.scores.values.double(), alone.trajectory.group))

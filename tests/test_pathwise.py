@@ -230,7 +230,7 @@ def test_the_reward_rises(name):
     ("keys", "words"),
     [
         ({"name": "draft", "truncation": "uniform", "grad_steps": None}, "needs method.grad_steps"),
-        ({"name": "refl", "truncation": "fixed", "grad_steps": None}, "at which late step"),
+        ({"name": "refl", "truncation": "fixed", "grad_steps": None}, "the late step to look at"),
         ({"name": "refl", "renoised": 2}, "set method.output to sample"),
     ],
 )

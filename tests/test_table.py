@@ -11,7 +11,7 @@ from genalign import build, load_recipe
 from genalign.cli import table
 from genalign.files.shipped import shipped
 from genalign.lab.world import BACKGROUNDS, place, render
-from genalign.types import Media, Track
+from genalign.types import Media, Track, UsageError
 
 ROW = {
     "train_seconds": 90,
@@ -53,7 +53,9 @@ def test_finished_cells_are_kept_and_a_changed_one_is_done_again(tmp_path, monke
     monkeypatch.setattr(table.Cell, "digest", lambda cell: digests[cell.name])
     monkeypatch.setattr(table, "measure", lambda cell, work: done.append(cell.name) or {**ROW, "digest": cell.digest()})
     (tmp_path / "assets").mkdir()
-    (tmp_path / "README.md").write_text(f"before\n{table.MARKS[0]}\nold\n{table.MARKS[1]}\nafter\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("no marks\n")
+    (tmp_path / "docs" / "results.md").write_text(f"before\n{table.MARKS[0]}\nold\n{table.MARKS[1]}\nafter\n")
     digests = {"image-a-seed-0": "1", "image-b-seed-0": "1"}
     table.main([])
     table.main([])
@@ -62,11 +64,36 @@ def test_finished_cells_are_kept_and_a_changed_one_is_done_again(tmp_path, monke
     table.main([])
     assert done[2:] == ["image-b-seed-0"]
     assert set(json.loads((tmp_path / "assets" / "table.json").read_text())) == set(digests)
-    page = (tmp_path / "README.md").read_text()
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert (tmp_path / "README.md").read_text() == "no marks\n"
     assert page.startswith("before\n")
     assert page.endswith("after\n")
     assert "old" not in page
     assert "| b | 1 | - | 0.5 -> 0.6 (+0.05 to +0.15) | - | 40.0% -> 50.0% (+6.0 to +14.0) | - | 1.5 |" in page
+
+
+def test_the_best_are_those_whose_interval_begins_highest_and_a_mark_names_its_rows():
+    """Gains in points: awm +8 (+2 to +14), nft +6 (+4 to +8), sft +1 (-1 to +3); nothing else was measured."""
+    gains = {"image-awm": (0.08, 0.02, 0.14), "image-nft": (0.06, 0.04, 0.08), "image-sft": (0.01, -0.01, 0.03)}
+    done = {}
+    for name, (delta, *interval) in gains.items():
+        judge = {"before": 0.5, "after": 0.5 + delta, "delta": delta, "ci95": interval}
+        done[f"{name}-seed-0"] = {**ROW, "metrics": {"judge": judge}}
+    page = "<!-- table of the best, written by `make table` -->\nold\n<!-- end of table -->\n"
+    text = table.filled(page + page.replace("the best", "sft awm"), done)
+    best, some = text.split("<!-- end of table -->")[:2]
+    assert [line.split("|")[1].strip() for line in best.splitlines() if "points" in line] == [
+        "`image-nft`",
+        "`image-awm`",
+        "`image-sft`",
+    ]
+    assert "| `image-nft` | 1 | 50.0% | 56.0% | +4.0 to +8.0 points | 1.5 |" in best
+    assert "| awm | 1 | - | - | - | 50.0% -> 58.0% (+2.0 to +14.0) | - | 1.5 |" in some
+    assert "nft" not in some
+    assert "old" not in text
+    assert table.filled(text, done) == text
+    with pytest.raises(UsageError, match="bfo"):
+        table.filled(page.replace("the best", "bfo"), done)
 
 
 @pytest.mark.timeout(300)
