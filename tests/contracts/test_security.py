@@ -65,10 +65,10 @@ from genalign.run.launch import _trackers, load_run
 from genalign.run.recipe import load_recipe
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from genalign.types import GenalignError, Media, Prompt, Track, UsageError
-from tests.tiny_language import save_tiny_language
-from tests.tiny_recipe import image_model, write_recipe
-from tests.toy_judges import serving
-from tests.toy_rewards import images, prompts
+from tests.helpers.tiny_language import save_tiny_language
+from tests.helpers.tiny_recipe import image_model, write_recipe
+from tests.helpers.toy_judges import serving
+from tests.helpers.toy_rewards import images, prompts
 
 ROOT = Path(__file__).parents[2]
 TEXT = PolicySettings(model="-")
