@@ -52,6 +52,7 @@ from genalign.reward.fit.backbones import BackboneSettings, build_backbone
 from genalign.reward.fit.fitted import FittedReward, save_fitted
 from genalign.reward.fit.train import Fit, build_head
 from genalign.reward.heads.clip import ClipReward
+from genalign.reward.heads.exemplars import read_exemplars
 from genalign.reward.heads.head import HeadReward
 from genalign.reward.heads.rules import Length
 from genalign.reward.heads.weights import from_hub, read_weights
@@ -452,6 +453,9 @@ def test_row_picture(tmp_path: Path, listener: Listener) -> None:
         lines(own / "samples.jsonl", {"prompt": "p", "file": name})
         with pytest.raises(UsageError, match="is not a file below"):
             drawn_files(own)
+        exemplars = lines(own / "exemplars.jsonl", {"prompt": "p", "image": name})
+        with pytest.raises(UsageError, match="is not a file below"):
+            read_exemplars(str(exemplars))
     assert listener.asked == []
     inside = ["in/a.png", str(own / "in" / "a.png"), "link.png"]  # a link is the doing of whoever unpacked the folder
     for name in inside:
