@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genalign.cli.comfyui import comfyui_tensors
-from genalign.evaluation.card import base_model, pipeline_index, provenance, write_card
+from genalign.evaluation.card import DIFFUSERS_FILE, base_model, pipeline_index, provenance, write_card
 from genalign.types import GenalignError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TARGETS = ("diffusers", "comfyui")
+PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def export(run: Path, to: str, dest: Path) -> Path:
@@ -35,7 +36,11 @@ def export(run: Path, to: str, dest: Path) -> Path:
     if to == "diffusers":
         _refuse_taken(dest, dest.exists() and (not dest.is_dir() or any(dest.iterdir())))
         write_card(run)
-        shutil.copytree(run / "adapter", dest / "adapter")
+        for part in ("adapter", "adapter/writer"):  # their own files; what else lies there stays
+            for file in (run / part / name for name in (*PEFT_FILES, DIFFUSERS_FILE)):
+                if file.is_file():
+                    (dest / part).mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(file, dest / part / file.name)
         shutil.copy2(run / "README.md", dest / "README.md")
         (dest / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         return dest
@@ -66,7 +71,7 @@ def _read_adapter(run: Path) -> tuple[dict[str, Tensor], dict]:
     from safetensors.torch import load_file
 
     folder = run / "adapter"
-    if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
+    if not all((folder / name).is_file() for name in PEFT_FILES):
         raise GenalignError(f"{run} has no adapter/ to export; let its training finish (genalign train --resume {run})")
     try:
         tensors = load_file(folder / "adapter_model.safetensors")
