@@ -1,4 +1,4 @@
-"""The four things a method asks of a process group; without one, each is the identity. And how a rank ends."""
+"""What a process group does for methods and the loop; without one, each is the identity. And how a rank ends."""
 
 from __future__ import annotations
 

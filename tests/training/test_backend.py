@@ -17,7 +17,7 @@ from genalign.training.backend import Backend, Parts, Replicated
 from genalign.training.checkpoint import load_checkpoint
 from genalign.training.loop import Progress, TrainSettings, restore, train
 from genalign.types import GenalignError, Loss, Policy, Prompt
-from tests.toy_policy import ToyPolicy, ToyReward
+from tests.helpers.toy_policy import ToyPolicy, ToyReward
 
 SETTINGS = TrainSettings(steps=2, learning_rate=0.05, weight_decay=0.1, betas=(0.8, 0.95), checkpoint_every=1, ema=0.5)
 PROMPTS = [Prompt(f"prompt {i}", uid=i) for i in range(3)]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from genalign.cli.main import main
 from genalign.training.signal import lack_of_signal, warn_without_signal
-from tests.tiny_recipe import write_recipe
+from tests.helpers.tiny_recipe import write_recipe
 
 FLAT = """
 from genalign.reward import reward
