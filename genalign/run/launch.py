@@ -68,10 +68,11 @@ def train_recipe(
     if isinstance(built.method, Searching):
         measure_search(built, built.method, run)
         return run
-    digests = {"data.prompts": built.data.digest}
+    # The policy first: it seeds the global generators, from which the loading of a reward may draw.
+    policy, digests = built.policy, {"data.prompts": built.data.digest}
     if built.reward is not None:
         digests["reward"] = built.reward.version
-    progress = start(built.policy, built.reward, recipe.train, digests)
+    progress = start(policy, built.reward, recipe.train, digests)
     if resumed:
         resume_from(progress, run)
     run_steps(built, progress, run)
