@@ -15,7 +15,8 @@ from PIL import Image
 from scipy import stats
 
 from genalign.evaluation.evaluate import EvalSettings, compare, evaluate
-from genalign.media.sheet import CELL, sample_grid
+from genalign.media.grid import CELL
+from genalign.media.sheet import sample_grid
 from genalign.ranks import leave
 from genalign.types import Media, Prompt, Scores, Track, UsageError, sample_seed
 
@@ -31,6 +32,10 @@ class Painter:
     modalities: frozenset[str] = frozenset({"image"})
     which: str = "policy"
     asked: list = field(default_factory=list)
+
+    @property
+    def guided(self):
+        return self.modalities != {"text"}
 
     @contextmanager
     def weights(self, which):

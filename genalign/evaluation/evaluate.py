@@ -31,9 +31,10 @@ class EvalSettings(BaseModel):
     seeds: list[int] = Field(default=[0], min_length=1)
     """Sampling seeds: each prompt is drawn once a seed, with the same noise before and after."""
     guidance: list[float] = Field(default=[1.0, 2.0, 3.0, 5.0], min_length=1)
-    """Guidance scales; base and tuned model are each reported at their best one. Ignored for language models."""
+    """Guidance scales; base and tuned model are each reported at their best one. Ignored where sampling
+    has no guidance scale, as a language model's."""
     steps: int = Field(default=10, gt=0)
-    """Denoising steps, equal before and after. Ignored for language models."""
+    """Denoising steps, equal before and after. Ignored where guidance is."""
     held_out: str | dict[str, Any] | None = None
     """The judge that is never optimised: a reward spec. Its first aspect chooses the best guidance scale."""
     rewards: list[str | dict[str, Any]] = []
@@ -81,14 +82,13 @@ def evaluate(
     held = [metric_name(held_out, aspect) for aspect in held_out.aspects] if held_out is not None else []
     names = _distinct([name for of_reward in named for name in of_reward] + held)
     headline = names.index(held[0] if held else named[0][-1])
-    sampled = "image" in policy.modalities
     trial = Trial(
         policy=policy,
         prompts=chosen,
         rewards=(*rewards, *([held_out] if held_out is not None else [])),
         names=tuple(names),
-        scales=tuple(settings.guidance) if sampled else (None,),
-        steps=settings.steps if sampled else None,
+        scales=tuple(settings.guidance) if policy.guided else (None,),
+        steps=settings.steps if policy.guided else None,
         seeds=tuple(settings.seeds),
         batch_size=settings.batch_size,
     )

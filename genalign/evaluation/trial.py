@@ -22,7 +22,8 @@ from genalign.types import Media, Prompt, Reward, Weights, sample_seed
 class Drawing(Protocol):
     """What an evaluation asks of a policy: plain samples, under either weights."""
 
-    modalities: frozenset[str]
+    @property
+    def guided(self) -> bool: ...
 
     def generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], guidance: float | None = None, steps: int | None = None

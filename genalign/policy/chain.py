@@ -54,6 +54,10 @@ class ChainPolicy:
         self.writer, self.painter, self.share = writer, painter, share
 
     @property
+    def guided(self) -> bool:
+        return self.painter.guided
+
+    @property
     def _parts(self) -> dict[str, Policy]:
         return {"writer": self.writer, "painter": self.painter}
 
