@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,6 +119,7 @@ def picture(row: Tensor, rate: float) -> Image:
     top, reach = float(levels.max()), (0, seconds, 0, rate / 2000)
     lower.imshow(levels, origin="lower", aspect="auto", vmin=top - 80, vmax=top + 1e-3, extent=reach, cmap="magma")
     upper.set(ylim=(-1, 1), xlim=(0, seconds))
+    lower.set_ylabel("kHz", fontsize=6, labelpad=1)
     for axis in (upper, lower):
         axis.tick_params(labelsize=6, length=2, pad=1)
     file = io.BytesIO()
@@ -157,7 +159,7 @@ def decode(given: Any, rate: float | None, budget: Budget) -> tuple[Tensor, floa
         return torch.from_numpy(data.T.copy()), float(file.samplerate)  # (C,N)
 
 
-def element(path: Path) -> str:
-    kind = "flac" if path.suffix == ".flac" else "wav"
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<audio controls preload="metadata" src="data:audio/{kind};base64,{data}"></audio>'
+def element(folder: Path, shown: str, label: str) -> str:
+    data = base64.b64encode((folder / shown).read_bytes()).decode()
+    source = f"data:audio/{'flac' if shown.endswith('.flac') else 'wav'};base64,{data}"
+    return f'<audio controls preload="metadata" aria-label="{html.escape(label)}" src="{source}"></audio>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import struct
 from collections.abc import Mapping, Sequence
@@ -195,5 +196,6 @@ def decode(given: Any, rate: float | None, budget: Budget) -> tuple[Tensor, None
         return from_pil(image), None
 
 
-def element(path: Path) -> str:
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+def element(folder: Path, shown: str, label: str) -> str:
+    data = base64.b64encode((folder / shown).read_bytes()).decode()
+    return f'<img alt="{html.escape(label)}" src="data:image/png;base64,{data}">'

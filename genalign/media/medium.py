@@ -75,8 +75,8 @@ class Medium(Protocol):
         """
         ...
 
-    def element(self, path: Path) -> str:
-        """HTML that shows or plays a file that `write` wrote, which is carried inside."""
+    def element(self, folder: Path, shown: str, label: str) -> str:
+        """HTML that shows what a sheet's list has: a file of `folder`, which is carried inside, or a text itself."""
         ...
 
 

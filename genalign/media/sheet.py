@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from genalign.media import MEDIA, leading
 from genalign.types import Policy, Prompt, Weights, sample_seed
@@ -35,3 +37,12 @@ def sample_grid(
     base, after = (media[name] for media in pair)
     asked = [(prompt.text, seed) for prompt, seed in zip(repeated, drawn, strict=True)]
     return MEDIA[name].sheet(list(base.data), list(after.data), asked, path, base.rate)
+
+
+def read_pairs(path: Path) -> list[dict[str, Any]]:
+    """Rows of the .jsonl that a sheet may have: {prompt, seed, base, tuned, medium}.
+
+    base and tuned are texts where `is_file` is False, else the names of files beside `path`.
+    """
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [{"medium": "text", **row, "is_file": "medium" in row} for row in rows]

@@ -65,5 +65,5 @@ def decode(given: Any, rate: float | None, budget: Budget) -> tuple[str, None]:
     return str(given), None
 
 
-def element(path: Path) -> str:
-    return f"<pre>{html.escape(path.read_text(encoding='utf-8'))}</pre>"
+def element(folder: Path, shown: str, label: str) -> str:
+    return html.escape(shown)

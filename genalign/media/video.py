@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -231,6 +232,7 @@ def decode(given: Any, rate: float | None, budget: Budget) -> tuple[Tensor, floa
     return torch.stack([image.decode(frame, None, budget)[0] for frame in given]), rate
 
 
-def element(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<video controls loop muted playsinline src="data:video/mp4;base64,{data}"></video>'
+def element(folder: Path, shown: str, label: str) -> str:
+    data = base64.b64encode((folder / shown).read_bytes()).decode()
+    source = f"data:video/mp4;base64,{data}"
+    return f'<video controls loop playsinline aria-label="{html.escape(label)}" src="{source}"></video>'
