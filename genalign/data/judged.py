@@ -90,7 +90,7 @@ class Comparisons:
         """Prompts and media of some items; a prompt's facts name its user, where there is one.
 
         Raises:
-            UsageError: a picture or video is missing, or no such thing.
+            UsageError: a picture, video or sound is missing, not below the file's folder, or cannot be read.
         """
         chosen = [self.items[number] for number in numbers]
         whose = users or [""] * len(chosen)

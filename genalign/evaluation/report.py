@@ -12,6 +12,7 @@ from typing import Any
 from genalign.evaluation.charts import SMOOTH_FROM, chart, inline, window
 from genalign.evaluation.results import HEADINGS, headline, read_eval, rows, shown
 from genalign.files.atomic import replace_file
+from genalign.files.untrusted import neighbour
 from genalign.media import MEDIA, image
 from genalign.media.sheet import read_pairs
 from genalign.types import GenalignError
@@ -136,11 +137,11 @@ def _curve(metrics: Sequence[Mapping[str, float]], key: str) -> list[tuple[float
 def _table(result: Mapping[str, Any]) -> str:
     lines = [_row("th", HEADINGS)]
     lines += [_row("td", row.cells, ' class="held"' if row.held_out else "") for row in rows(result)]
-    seeds = ", ".join(str(seed) for seed in result["seeds"])
+    prompts, seeds = html.escape(str(result["prompts"])), html.escape(", ".join(str(seed) for seed in result["seeds"]))
     swept = len(result["sweep"]["guidance"]) > 1
     return (
         f"<h2>Before and after</h2><table>{''.join(lines)}</table>"
-        f'<p class="note">{result["prompts"]} prompts, sampling seeds {seeds}; '
+        f'<p class="note">{prompts} prompts, sampling seeds {seeds}; '
         f"{'base and tuned model each at its best guidance scale; ' if swept else ''}"
         "paired bootstrap over prompts; held-out rewards were never optimised.</p>"
     )
@@ -197,8 +198,11 @@ def players(run: Path, limit: int) -> list[tuple[str, str, str]]:
     for row in read_pairs(lists[-1]) if lists else []:
         medium, cells = MEDIA[row["medium"]], []
         for which in ("base", "tuned"):
-            file = lists[-1].parent / row[which] if row["is_file"] else None
-            size = file.stat().st_size if file is not None and file.is_file() else 0
+            file = neighbour(lists[-1].parent, str(row[which]), str(lists[-1])) if row["is_file"] else None
+            if file is not None and not file.is_file():
+                cells.append(html.escape(f"{row[which]} is missing"))
+                continue
+            size = 0 if file is None else file.stat().st_size
             if size > limit:
                 cells.append(html.escape(f"{row[which]} ({size / 2**20:.1f} MiB), too large to be carried here"))
                 continue

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genalign.files.atomic import replace_file
+from genalign.files.untrusted import neighbour
 from genalign.media.medium import Budget
 from genalign.types import UsageError
 
@@ -64,7 +65,7 @@ def cell(value: Any, root: Path, where: str) -> tuple[Tensor, float]:
     if isinstance(value, bytes):
         return _decoded(io.BytesIO(value), where)
     if isinstance(value, str):
-        return read(root / value)
+        return read(neighbour(root, value, where))
     raise UsageError(f"{where} ({type(value).__name__} is not a sound); drop that row")
 
 
@@ -86,14 +87,14 @@ def write(row: Tensor, rate: float | None, path: Path, sound: Any = None) -> Pat
 
 
 def sheet(
-    base: Sequence[Tensor], tuned: Sequence[Tensor], asked: Sequence[tuple[str, int]], path: Path, rate: float | None
+    base: Sequence[Tensor], tuned: Sequence[Tensor], drawn: Sequence[tuple[str, int]], path: Path, rate: float | None
 ) -> Path:
     """Waveforms over spectrograms, base beside tuned; the sounds themselves stand beside the picture."""
     from genalign.media.grid import grid, write_pairs
 
     shown = [[picture(row, rate or 1.0) for row in rows] for rows in (base, tuned)]
-    grid(shown[0], shown[1], [prompt for prompt, _ in asked], columns=2).save(path)
-    write_pairs("audio", lambda row, stem: write(row, rate, stem), base, tuned, asked, path)
+    grid(shown[0], shown[1], [prompt for prompt, _ in drawn], columns=2).save(path)
+    write_pairs("audio", lambda row, stem: write(row, rate, stem), base, tuned, drawn, path)
     return path
 
 

@@ -48,13 +48,13 @@ def write_pairs(
     write: Callable[[Any, Path], Path],
     base: Sequence[Any],
     tuned: Sequence[Any],
-    asked: Sequence[tuple[str, int]],
+    drawn: Sequence[tuple[str, int]],
     path: Path,
 ) -> None:
     """The samples themselves beside the picture at `path`, as base-0, tuned-0 ..., and a .jsonl that lists them:
     {prompt, seed, base, tuned, medium}, of which base and tuned are names of files."""
     lines = []
-    for number, ((prompt, seed), *pair) in enumerate(zip(asked, base, tuned, strict=True)):
+    for number, ((prompt, seed), *pair) in enumerate(zip(drawn, base, tuned, strict=True)):
         files = [
             write(row, path.with_name(f"{which}-{number}")).name
             for which, row in zip(("base", "tuned"), pair, strict=True)

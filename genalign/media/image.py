@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from genalign.files.atomic import replace_file
+from genalign.files.untrusted import neighbour
 from genalign.media.medium import Budget
 from genalign.types import UsageError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 RANGE: tuple[float, float] | None = (-0.01, 1.01)
+PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow hands EPS to Ghostscript, which is a program
 WIRE = ("PNG", "JPEG", "WEBP")  # formats that a request may carry
 ResizeMode = Literal["bilinear", "bicubic", "nearest"]
 
@@ -103,7 +105,7 @@ def save_png(image: Tensor, path: Path | str) -> None:
 
 
 def load_png(path: Path | str) -> Tensor:
-    """Read any picture file that Pillow knows as (3,H,W) fp32 in [0,1], as `from_pil` does.
+    """Read a picture file (of PICTURES, whatever it is called) as (3,H,W) fp32 in [0,1], as `from_pil` does.
 
     Raises:
         UsageError: the file is missing or not a picture, or its pixels have no known white.
@@ -111,7 +113,7 @@ def load_png(path: Path | str) -> Tensor:
     import PIL.Image
 
     try:
-        with PIL.Image.open(path) as image:
+        with PIL.Image.open(path, formats=PICTURES) as image:
             return from_pil(image)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError, UsageError) as error:
         raise UsageError(f"{path} cannot be read as a picture: {error}") from error
@@ -122,16 +124,17 @@ def cell_picture(value: Any, root: Path, where: str) -> Tensor:
     as (3,H,W) fp32 in [0,1].
 
     Raises:
-        UsageError: none of them; the sentence begins with `where`, or names the file.
+        UsageError: none of them, or a path that is not below `root`; the sentence begins with `where`, or names the
+            file.
     """
     import PIL.Image
 
     if isinstance(value, Mapping):  # datasets, undecoded
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str):
-        return load_png(root / value)
+        return load_png(neighbour(root, value, where))
     try:
-        return from_pil(PIL.Image.open(io.BytesIO(value)) if isinstance(value, bytes) else value)
+        return from_pil(PIL.Image.open(io.BytesIO(value), formats=PICTURES) if isinstance(value, bytes) else value)
     except (OSError, SyntaxError, ValueError, AttributeError, PIL.Image.DecompressionBombError, UsageError) as error:
         raise UsageError(f"{where} ({error}); drop that row") from error
 
@@ -160,11 +163,11 @@ def write(row: Tensor, rate: float | None, path: Path, sound: Any = None) -> Pat
 
 
 def sheet(
-    base: Sequence[Tensor], tuned: Sequence[Tensor], asked: Sequence[tuple[str, int]], path: Path, rate: float | None
+    base: Sequence[Tensor], tuned: Sequence[Tensor], drawn: Sequence[tuple[str, int]], path: Path, rate: float | None
 ) -> Path:
     from genalign.media.grid import grid
 
-    captions = [prompt for prompt, _ in asked]
+    captions = [prompt for prompt, _ in drawn]
     grid([to_pil(row) for row in base], [to_pil(row) for row in tuned], captions).save(path)
     return path
 

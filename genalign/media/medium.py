@@ -32,7 +32,8 @@ class Medium(Protocol):
         """What a table holds in one cell (a file below `root`, bytes, an object of datasets), as `read` gives it.
 
         Raises:
-            UsageError: it is not of this medium; the sentence begins with `where` or names the file.
+            UsageError: it is not of this medium, or not below `root`; the sentence begins with `where` or names the
+            file.
         """
         ...
 
@@ -47,11 +48,11 @@ class Medium(Protocol):
         self,
         base: Sequence[Row],
         tuned: Sequence[Row],
-        asked: Sequence[tuple[str, int]],
+        drawn: Sequence[tuple[str, int]],
         path: Path,
         rate: float | None,
     ) -> Path:
-        """Base beside tuned for each (prompt, seed) of `asked`, as one file at `path`, whose suffix it may change."""
+        """Base beside tuned for each (prompt, seed) of `drawn`, as one file at `path`, whose suffix it may change."""
         ...
 
     def symptoms(self, rows: Sequence[Row]) -> dict[str, float]:

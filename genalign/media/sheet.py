@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genalign.media import MEDIA, leading
-from genalign.types import Policy, Prompt, Weights, sample_seed
+from genalign.types import GenalignError, Policy, Prompt, Weights, sample_seed
 
 
 def sample_grid(
@@ -35,14 +35,23 @@ def sample_grid(
     path.parent.mkdir(parents=True, exist_ok=True)
     name = leading(pair[0])
     base, after = (media[name] for media in pair)
-    asked = [(prompt.text, seed) for prompt, seed in zip(repeated, drawn, strict=True)]
-    return MEDIA[name].sheet(list(base.data), list(after.data), asked, path, base.rate)
+    each = [(prompt.text, seed) for prompt, seed in zip(repeated, drawn, strict=True)]
+    return MEDIA[name].sheet(list(base.data), list(after.data), each, path, base.rate)
 
 
 def read_pairs(path: Path) -> list[dict[str, Any]]:
     """Rows of the .jsonl that a sheet may have: {prompt, seed, base, tuned, medium}.
 
     base and tuned are texts where `is_file` is False, else the names of files beside `path`.
+
+    Raises:
+        GenalignError: it is not what a sheet writes.
     """
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    return [{"medium": "text", **row, "is_file": "medium" in row} for row in rows]
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        found = [{"medium": "text", **row, "is_file": "medium" in row} for row in rows]
+        if any({"prompt", "base", "tuned"} - set(row) or row["medium"] not in MEDIA for row in found):
+            raise ValueError("a row lacks its prompt, base or tuned, or is of no known medium")
+    except (ValueError, TypeError) as error:
+        raise GenalignError(f"{path} is not a list of samples ({error}); delete it, or its step's folder") from error
+    return found

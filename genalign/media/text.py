@@ -36,11 +36,11 @@ def write(row: str, rate: float | None, path: Path, sound: Any = None) -> Path:
 
 
 def sheet(
-    base: Sequence[str], tuned: Sequence[str], asked: Sequence[tuple[str, int]], path: Path, rate: float | None
+    base: Sequence[str], tuned: Sequence[str], drawn: Sequence[tuple[str, int]], path: Path, rate: float | None
 ) -> Path:
     """A .jsonl of rows {prompt, seed, base, tuned}."""
     path, lines = path.with_suffix(".jsonl"), []
-    for (prompt, seed), before, after in zip(asked, base, tuned, strict=True):
+    for (prompt, seed), before, after in zip(drawn, base, tuned, strict=True):
         lines.append(json.dumps({"prompt": prompt, "seed": seed, "base": before, "tuned": after}))
     replace_file(path, ("\n".join(lines) + "\n").encode())
     return path

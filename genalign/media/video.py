@@ -8,18 +8,20 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from genalign.files.atomic import replace_file
+from genalign.files.untrusted import neighbour
 from genalign.media import image
 from genalign.media.medium import Budget
 from genalign.types import UsageError
 
 SUFFIXES: tuple[str, ...] = (".mp4", ".webm", ".mov", ".mkv", ".gif")
 RANGE: tuple[float, float] | None = (-0.01, 1.01)
+FILMS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi"  # a playlist would name files and addresses of its own
 CELL_RATE = 2.0  # frames a second that are taken of a table's videos
 BLACK = 0.02  # mean below which a frame counts as black
 FROZEN = 0.5 / 255  # mean change below which a frame repeats the one before
@@ -35,13 +37,21 @@ def load_video(path: Path | str, fps: float | None = 2.0) -> tuple[Tensor, float
     Raises:
         UsageError: the file is missing or not a video, or PyAV is not installed.
     """
-    return _decoded(str(path), str(path), fps)
+    return _decoded(_opened(path), str(path), fps)
 
 
-def _decoded(file: Any, name: str, fps: float | None) -> tuple[Tensor, float]:
+def _opened(path: Path | str) -> IO[bytes]:
+    """The file itself, so that FFmpeg sees bytes and no name that it could take for an address."""
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read as a video: {error.strerror}") from error
+
+
+def _decoded(file: IO[bytes], name: str, fps: float | None) -> tuple[Tensor, float]:
     av = _av(name)
     try:
-        with av.open(file) as container:
+        with file, av.open(file, options={"format_whitelist": FILMS}) as container:
             stream = container.streams.video[0]
             native = float(stream.average_rate or stream.guessed_rate or fps or 1.0)
             rate = native if fps is None else min(fps, native)
@@ -91,7 +101,7 @@ def load_sound(path: Path) -> tuple[Tensor, float] | None:
     """
     av = _av(str(path))
     try:
-        with av.open(str(path)) as container:
+        with _opened(path) as file, av.open(file, options={"format_whitelist": FILMS}) as container:
             if not container.streams.audio:
                 return None
             stream = container.streams.audio[0]
@@ -128,7 +138,7 @@ def cell(value: Any, root: Path, where: str) -> tuple[Tensor, float]:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return _decoded(io.BytesIO(value), where, CELL_RATE)
-    return load_video(root / str(value), CELL_RATE)
+    return load_video(neighbour(root, str(value), where), CELL_RATE)
 
 
 def write(row: Tensor, rate: float | None, path: Path, sound: tuple[Tensor, float | None] | None = None) -> Path:
@@ -179,15 +189,15 @@ def _mux(av: Any, container: Any, stream: Any, wave: Tensor) -> None:
 
 
 def sheet(
-    base: Sequence[Tensor], tuned: Sequence[Tensor], asked: Sequence[tuple[str, int]], path: Path, rate: float | None
+    base: Sequence[Tensor], tuned: Sequence[Tensor], drawn: Sequence[tuple[str, int]], path: Path, rate: float | None
 ) -> Path:
     """Some frames of each in a strip, base beside tuned; the videos themselves stand beside the picture."""
     from genalign.media.grid import grid, write_pairs
 
     shown = [[_strip(row) for row in rows] for rows in (base, tuned)]
-    grid(shown[0], shown[1], [prompt for prompt, _ in asked], columns=1).save(path)
+    grid(shown[0], shown[1], [prompt for prompt, _ in drawn], columns=1).save(path)
     if rate:
-        write_pairs("video", lambda row, stem: write(row, rate, stem), base, tuned, asked, path)
+        write_pairs("video", lambda row, stem: write(row, rate, stem), base, tuned, drawn, path)
     return path
 
 
