@@ -23,7 +23,8 @@ def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> Diffu
     check_model(folder)
     try:
         index = json.loads((folder / "model_index.json").read_text())
-        absent = {name: None for name, kind in index.items() if kind == [None, None]}  # diffusers wants these said
+        # An absent component must be given as None, else diffusers warns that it expected one.
+        absent = {name: None for name, kind in index.items() if kind == [None, None]}
         pipeline = DiffusionPipeline.from_pretrained(
             folder,
             torch_dtype=getattr(torch, settings.dtype),

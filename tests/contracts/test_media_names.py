@@ -14,7 +14,7 @@ PACKAGE = Path(genalign.__file__).parent
 ROOMS = ("media/", "types/", "lab/")  # lab: a world of pictures
 
 HEAD = "a reward that reads one medium"
-POLICY = "a policy says what it makes, and an autoencoder or a pipeline's argument takes images"
+POLICY = "a policy says what it makes"
 COLUMN = "the columns of other people's data files"
 JUDGE = "a judge model is shown pictures and texts"
 REASONS = {
@@ -22,12 +22,9 @@ REASONS = {
     "data/judged.py": "a value that is not a file is text, and bytes are an image",
     "data/prompts.py": "the column `image` of a prompts file",
     "files/places.py": "what a model makes is read from its folder",
-    "policy/call.py": POLICY,
     "policy/chain.py": POLICY,
-    "policy/diffusion.py": POLICY,
     "policy/language.py": POLICY,
-    "policy/layout.py": POLICY,
-    "policy/pipe.py": POLICY,
+    "policy/tracks.py": "where a pipeline's output becomes tracks, and a prompt's media its arguments",
     "reward/base.py": "what heads of images share",
     "reward/fit/backbones.py": "which backbone reads which medium",
     "reward/fit/noisy.py": "the keys of its own settings",

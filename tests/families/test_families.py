@@ -135,7 +135,7 @@ def test_siblings_that_start_together_are_asked_about_once_until_they_part(name)
     calls = of.calls()
     trajectory = of.rollout(PROMPTS, 2, seed=0)
     steps = of.settings.sampler.steps
-    spent, branches = of.calls() - calls, len(of._graph[0])
+    spent, branches = of.calls() - calls, len(of._rollouts.graph[0])
     assert spent == branches * (3 * len(PROMPTS) + (steps - 3) * ROWS)  # two steps before the noise, and the next
     assert bool((log_ratio(of, trajectory) == 0).all())
     alone = of.rollout(PROMPTS[:1], 1, seed=[trajectory.seeds[1]])

@@ -304,7 +304,7 @@ def test_siblings_have_the_gradients_of_rows_that_are_each_asked_about(guided, m
         return made.calls() - before, list(grads)
 
     once, shared = gradients()
-    monkeypatch.setattr("genalign.policy.diffusion.twins_of", lambda prompts, starts: None)
+    monkeypatch.setattr("genalign.policy.rollout.twins_of", lambda prompts, starts: None)
     each, own = gradients()
     assert (once, each) == (branches * len(PROMPTS), branches * ROWS)
     for a, b in zip(shared, own, strict=True):
@@ -376,9 +376,9 @@ def test_text_is_encoded_once_a_prompt() -> None:
 
 
 def test_unconditional_branch_has_no_graph() -> None:
-    assert rolled("stable-diffusion-3", True)[0]._graph == [[False, True]] * 4
-    assert rolled("qwen-image", True)[0]._graph == [[True, False]] * 4
-    assert rolled("flux", True)[0]._graph == [[True]] * 4
+    assert rolled("stable-diffusion-3", True)[0]._rollouts.graph == [[False, True]] * 4
+    assert rolled("qwen-image", True)[0]._rollouts.graph == [[True, False]] * 4
+    assert rolled("flux", True)[0]._rollouts.graph == [[True]] * 4
 
 
 @pytest.mark.parametrize("noisy", [False, True])
@@ -430,7 +430,7 @@ def test_folder_round_trip_and_broken_folders(tmp_path) -> None:
         tuned = loaded.generate(PROMPTS[:1], [3])["image"].data
     loaded.load_adapter(tmp_path / "adapter")
     assert torch.equal(loaded.generate(PROMPTS[:1], [3])["image"].data, tuned)
-    with pytest.raises(UsageError, match="is no model"):
+    with pytest.raises(UsageError, match="is not a model"):
         load_policy(settings(), tmp_path)
     weights = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -450,7 +450,7 @@ def test_folder_round_trip_and_broken_folders(tmp_path) -> None:
         ({"call": {"heigth": 16}}, "takes no argument 'heigth'"),
         ({"attention": "xformers"}, "xformers"),
         ({"attention": "flash"}, "flash"),
-        ({"lora": Lora(targets=["to_w"])}, "'to_w' is no linear layer"),
+        ({"lora": Lora(targets=["to_w"])}, "'to_w' is not a linear layer"),
         ({"lora": Lora(targets=[])}, "empty"),
     ],
 )
