@@ -90,10 +90,10 @@ def sheet(
     base: Sequence[Tensor], tuned: Sequence[Tensor], drawn: Sequence[tuple[str, int]], path: Path, rate: float | None
 ) -> Path:
     """Waveforms over spectrograms, base beside tuned; the sounds themselves stand beside the picture."""
-    from genalign.media.grid import grid, write_pairs
+    from genalign.media.grid import grid, save, write_pairs
 
     shown = [[picture(row, rate or 1.0) for row in rows] for rows in (base, tuned)]
-    grid(shown[0], shown[1], [prompt for prompt, _ in drawn], columns=2).save(path)
+    save(grid(shown[0], shown[1], [prompt for prompt, _ in drawn], columns=2), path)
     write_pairs("audio", lambda row, stem: write(row, rate, stem), base, tuned, drawn, path)
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,13 @@ def grid(
         sheet.paste(right.resize((width, height), Image.Resampling.NEAREST if scale > 1 else None), (x + width + 2, y))
         draw.multiline_text((x, y + height + 2), text, "black", font, spacing=2)
     return sheet
+
+
+def save(sheet: Image.Image, path: Path) -> None:
+    """Write a sheet as PNG, as a whole or not at all."""
+    file = io.BytesIO()
+    sheet.save(file, format="PNG")
+    replace_file(path, file.getvalue())
 
 
 def write_pairs(

@@ -165,10 +165,10 @@ def write(row: Tensor, rate: float | None, path: Path, sound: Any = None) -> Pat
 def sheet(
     base: Sequence[Tensor], tuned: Sequence[Tensor], drawn: Sequence[tuple[str, int]], path: Path, rate: float | None
 ) -> Path:
-    from genalign.media.grid import grid
+    from genalign.media.grid import grid, save
 
     captions = [prompt for prompt, _ in drawn]
-    grid([to_pil(row) for row in base], [to_pil(row) for row in tuned], captions).save(path)
+    save(grid([to_pil(row) for row in base], [to_pil(row) for row in tuned], captions), path)
     return path
 
 

@@ -192,10 +192,10 @@ def sheet(
     base: Sequence[Tensor], tuned: Sequence[Tensor], drawn: Sequence[tuple[str, int]], path: Path, rate: float | None
 ) -> Path:
     """Some frames of each in a strip, base beside tuned; the videos themselves stand beside the picture."""
-    from genalign.media.grid import grid, write_pairs
+    from genalign.media.grid import grid, save, write_pairs
 
     shown = [[_strip(row) for row in rows] for rows in (base, tuned)]
-    grid(shown[0], shown[1], [prompt for prompt, _ in drawn], columns=1).save(path)
+    save(grid(shown[0], shown[1], [prompt for prompt, _ in drawn], columns=1), path)
     if rate:
         write_pairs("video", lambda row, stem: write(row, rate, stem), base, tuned, drawn, path)
     return path

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -75,6 +76,14 @@ def test_cells_of_a_table(tmp_path) -> None:
         np.testing.assert_allclose(wave.numpy(), tones(1).T, atol=1e-6)
     with pytest.raises(UsageError, match=r"row 1 .*int is not a sound"):
         audio.cell(3, tmp_path, "row 1")
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch) -> None:
+    (tmp_path / "x.wav").write_bytes(b"")
+    (tmp_path / "x.mp4").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(UsageError, match=r"pip install 'genalign\[audio\]'"):
+        audio.read(tmp_path / "x.wav")
 
 
 def test_symptoms_by_hand() -> None:

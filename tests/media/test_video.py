@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import sys
 from fractions import Fraction
 
 import av
@@ -161,6 +162,14 @@ def test_bad_files_are_one_sentence(tmp_path) -> None:
         video.read(tmp_path / "x.mp4")
     with pytest.raises(UsageError, match="without the frame rate"):
         video.write(torch.zeros(2, 3, 4, 4), None, tmp_path / "y")
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch) -> None:
+    (tmp_path / "x.wav").write_bytes(b"")
+    (tmp_path / "x.mp4").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UsageError, match=r"pip install 'genalign\[video\]'"):
+        video.read(tmp_path / "x.mp4")
 
 
 def test_symptoms_by_hand() -> None:
