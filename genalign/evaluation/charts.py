@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,10 @@ def chart(title: str, curves: Mapping[str, Curve], smooth: bool = False) -> str:
     columns = 1 if max(map(len, curves)) > 28 else 2
     lines = -(-len(curves) // columns) if len(curves) > 1 else 0
     size = (WIDTH / INCH, (HEIGHT + lines * LEGEND_LINE) / INCH)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # the text is drawn by whoever shows it, in their own fonts
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         axes.set_title(title, parse_math=False)

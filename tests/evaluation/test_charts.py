@@ -96,6 +96,13 @@ def test_the_legend_lies_below_the_curves_and_takes_names_as_they_are() -> None:
     assert not [text for text in texts(alone) if "its name" in text]  # the title says it
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_of_any_script_stand_as_text() -> None:
+    names = ["二つの赤い星", "красный", "🐈"]
+    root = ElementTree.fromstring(chart("猫", {name: [(0, 0), (1, 1)] for name in names}))
+    assert {"猫", *(f" {name}" for name in names)} <= {*texts(root), *(f" {text}" for text in texts(root))}
+
+
 def test_one_curve_has_one_file_and_charts_of_a_page_share_no_id() -> None:
     drawn = chart("reward", {"reward": [(0, 0.0), (1, 1.0)]})
     assert drawn == chart("reward", {"reward": [(0, 0.0), (1, 1.0)]})
