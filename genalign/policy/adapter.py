@@ -96,6 +96,11 @@ class Adapter:
         """The adapter's tensors, contiguous and on the CPU."""
         return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in self._trainable.items()}
 
+    def folded(self) -> dict[str, Tensor]:
+        """The same with alpha / rank in B, so that alpha is the rank: W + B A, for readers of tensors alone."""
+        scale = self.config.lora_alpha / self.config.r
+        return {name: scale * p if ".lora_B." in name else p for name, p in self.state_dict().items()}
+
     def save(self, folder: Path) -> None:
         """adapter_config.json and adapter_model.safetensors, as PeftModel.from_pretrained reads them."""
         from safetensors.torch import save_file

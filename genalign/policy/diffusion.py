@@ -40,6 +40,7 @@ class DiffusionPolicy:
         self.pipeline, self.settings = pipeline, settings
         self._pipe = Pipe(pipeline, settings)
         self.modalities = self._pipe.tracks.modalities
+        self.guided = self._pipe.calls.takes_guidance
         self._stage = self._pipe.stage
         self.denoiser = self._stage.denoiser
         self.device = next(self.denoiser.parameters()).device
@@ -168,14 +169,18 @@ class DiffusionPolicy:
         self._adapter.step_ema(decay)
 
     def save_adapter(self, folder: Path | str) -> None:
-        """peft's two files, and pytorch_lora_weights.safetensors where the pipeline class has a LoRA loader."""
+        """peft's two files, and pytorch_lora_weights.safetensors where the pipeline class has a LoRA loader.
+
+        The latter is written with alpha = rank: its header alone holds alpha, which many programs do not read.
+        """
         self._adapter.save(Path(folder))
         save = getattr(self.pipeline, "save_lora_weights", None)
         name = self._stage.component
         if save is None or f"{name}_lora_layers" not in inspect.signature(save).parameters:
             return
-        layers = {f"{name}_lora_layers": self._adapter.state_dict()}
-        save(folder, **layers, **{f"{name}_lora_adapter_metadata": self._adapter.config.to_dict()})
+        layers = {f"{name}_lora_layers": self._adapter.folded()}
+        metadata = {**self._adapter.config.to_dict(), "lora_alpha": self._adapter.config.r}
+        save(folder, **layers, **{f"{name}_lora_adapter_metadata": metadata})
 
     def load_adapter(self, folder: Path | str) -> None:
         """Read adapter_model.safetensors of a folder that save_adapter wrote."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genalign.files.untrusted import check_model
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import settings_digest, weights_digest
 from genalign.policy.settings import PolicySettings
@@ -38,6 +39,7 @@ class LanguagePolicy:
     """
 
     modalities = frozenset({"text"})
+    guided = False
 
     def __init__(self, model: Any, tokenizer: Any, settings: PolicySettings) -> None:
         from transformers import GenerationConfig
@@ -278,13 +280,15 @@ def load_language(settings: PolicySettings, folder: Path, device: str = "cpu") -
     kernels = {"sdpa": "sdpa", "flash": "flash_attention_2"}
     if settings.attention not in kernels:
         raise UsageError(f"policy.attention {settings.attention} serves diffusion pipelines only; take sdpa or flash")
+    check_model(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, settings.dtype),
             attn_implementation=kernels[settings.attention],
             use_safetensors=True,
+            trust_remote_code=False,
         )
     except SafetensorError as error:
         raise GenalignError(f"the weights in {folder} are corrupt ({error}); copy or download them again") from error

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genalign.media.image import resize, to_pil, to_unit
+from genalign.media.image import resize, to_pil
 from genalign.policy.tape import attribute
 from genalign.types import Media, Prompt, Track, UsageError
 
@@ -86,7 +86,7 @@ class Tracks:
                 tracks["audio"] = Track(waves if waves.ndim == 3 else waves[:, None], self.sound_rate)
             else:
                 rate = self.frame_rate if medium == "video" else None
-                pixels = value.float() if self._finished else to_unit(value.float())
+                pixels = value.float() if self._finished else (value.float() + 1) / 2
                 tracks[medium] = Track(pixels.clamp(0, 1), rate)
         if not tracks:
             raise UsageError(f"{self.name} returns {' and '.join(fields)}, of which nothing is known as a medium")

@@ -18,9 +18,8 @@ from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.forward import noise_of
 from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.types import GenalignError, Media, Prompt, Track, Trajectory, UsageError
-from tests.policy.late_and_blended import BLENDED, LATE, UNUSUAL, prx, prx_pixel
-from tests.tiny_families import EDIT, MORE
-from tests.tiny_pipelines import BETAS, FAMILIES, Family, stable_diffusion
+from tests.helpers.tiny_pipelines import BETAS, EDIT, FAMILIES, MORE, Family, stable_diffusion
+from tests.helpers.unusual_pipelines import BLENDED, LATE, UNUSUAL
 
 EVERY = {
     **FAMILIES,
@@ -180,7 +179,7 @@ def test_cogview_draws_with_its_own_shifted_betas() -> None:
 
 def test_pixels_that_a_pipeline_does_not_finish_are_shifted_to_the_unit_range() -> None:
     family = UNUSUAL["prx-pixel"]
-    plain = prx_pixel()
+    plain = UNUSUAL["prx-pixel"].build()
     plain.set_progress_bar_config(disable=True)
     arguments: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 5, "guidance_scale": 3.0, **family.call}
     pil = plain(generator=torch.Generator().manual_seed(3), output_type="np", **arguments).images
@@ -201,7 +200,7 @@ def test_noise_of_another_size_is_measured_and_used() -> None:
     )
     clean, at = policy.clean(trajectory)[:1], 0.5
     policy.fit(TEXTS[:1], clean, at, [1])
-    scheduler = prx_pixel().scheduler
+    scheduler = UNUSUAL["prx-pixel"].build().scheduler
     scheduler.set_timesteps(50)
     sigma = float(scheduler.sigmas[25])
     wanted = (1 - sigma) * clean + sigma * 2.0 * noise_of([1], clean.shape[1:])
@@ -209,10 +208,9 @@ def test_noise_of_another_size_is_measured_and_used() -> None:
     assert set(chunk.latents) >= {i, i + 1}
 
 
-@pytest.mark.parametrize("kind", [prx, prx_pixel])
-def test_guidance_1_where_a_pipeline_refuses_scales_below_1(kind: Any) -> None:
-    family = UNUSUAL["prx" if kind is prx else "prx-pixel"]
-    policy = made(family, guidance=1.0)
+@pytest.mark.parametrize("name", ["prx", "prx-pixel"])
+def test_guidance_1_where_a_pipeline_refuses_scales_below_1(name: str) -> None:
+    policy = made(UNUSUAL[name], guidance=1.0)
     trajectory = policy.rollout(TEXTS, 1, seed=0)
     before = policy.calls()
     policy.fit(TEXTS, policy.clean(trajectory), 0.5, [1, 2])
@@ -258,13 +256,10 @@ def test_latents_are_rounded_in_half_precision_as_plain_sampling_rounds_them() -
             return super().forward(hidden_states.to(torch.bfloat16), *args, **kwargs)
 
     family = FAMILIES["stable-diffusion-3"]
-
-    def build() -> Any:
-        pipeline = Wide(**family.build().components)
-        pipeline.transformer.__class__ = Cast
-        return pipeline.to(torch.bfloat16)
-
-    policy = made(Family(build, True, family.call))
+    pipeline = Wide(**family.build().components)
+    pipeline.transformer.__class__ = Cast
+    sampler = Sampler(kernel="flow-sde", steps=5, guidance=3.0)
+    policy = DiffusionPolicy(pipeline.to(torch.bfloat16), PolicySettings(model="-", sampler=sampler, call=family.call))
     trajectory = policy.rollout(TEXTS, 1, seed=0)
     chunk = trajectory.tape.chunks[0]
     kept = {i: x.dtype for i, x in chunk.latents.items()}

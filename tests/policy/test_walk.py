@@ -15,8 +15,7 @@ from genalign.policy.schedule import one_step
 from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.policy.walk import Walked, path_of, stored_dtype
 from genalign.types import Prompt, UsageError
-from tests.tiny_families import latent_consistency
-from tests.tiny_pipelines import stable_diffusion, stable_diffusion_xl
+from tests.helpers.tiny_pipelines import FAMILIES, latent_consistency, stable_diffusion
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
@@ -197,10 +196,10 @@ def test_image_to_image_noise_is_laid_on_the_path() -> None:
 
 def test_a_scheduler_in_memory_and_one_from_a_file_sample_alike(tmp_path) -> None:
     """from_config drops the settings that were left at their defaults, unless they were written to a file."""
-    pipeline = stable_diffusion_xl()
+    pipeline = FAMILIES["stable-diffusion-xl"].build()
     pipeline.scheduler = diffusers.EulerDiscreteScheduler(**BETAS)
     pipeline.save_pretrained(tmp_path)
-    other = stable_diffusion_xl()
+    other = FAMILIES["stable-diffusion-xl"].build()
     other.scheduler = diffusers.EulerDiscreteScheduler.from_pretrained(tmp_path, subfolder="scheduler")
     made = []
     for each in (pipeline, other):

@@ -12,12 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genalign.files.untrusted import check_model, check_template
 from genalign.reward.base import digest, resolve_model, texts, weights_digest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
 from genalign.types import Media, Prompt, Track, UsageError
 
-Reads = Literal["image", "video", "text"]
+Reads = Literal["image", "video", "audio", "text"]
+PLAIN: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": False}
 
 
 class BackboneSettings(BaseModel):
@@ -65,6 +67,8 @@ def build_backbone(settings: BackboneSettings, reads: Reads, folder: Path) -> Ba
     if (settings.pool == "token") != (settings.token is not None):
         raise UsageError("backbone.pool: token and backbone.token go together; set both or neither")
     cures = {"video": "clip, which reads their frames", "image": "clip or vlm", "text": "text or vlm"}
+    if reads not in cures:
+        raise UsageError(f"no backbone reads a sample of {reads} yet; known are {', '.join(cures)}")
     if settings.kind not in cures[reads]:
         raise UsageError(
             f"backbone {settings.kind} does not read a sample of {reads}; set backbone.kind: {cures[reads]}"
@@ -118,10 +122,12 @@ class _Transformer:
     def __init__(self, model: str, settings: BackboneSettings, template: str) -> None:
         self.model, self.settings = model, settings
         self.template = settings.template or template
+        check_template(self.template, ("prompt", "text"), f"backbone {model}")
 
     @cached_property
     def loaded(self) -> tuple[nn.Module, Any]:
         """The net, and its tokenizer or processor."""
+        check_model(self.model)
         try:
             net, reader = self._load()
         except (OSError, ValueError) as error:
@@ -170,8 +176,8 @@ class TextFeatures(_Transformer):
     def _load(self) -> tuple[nn.Module, Any]:
         from transformers import AutoModel, AutoTokenizer
 
-        net = AutoModel.from_pretrained(self.model, use_safetensors=True, dtype=torch.float32)
-        return net, AutoTokenizer.from_pretrained(self.model)
+        net = AutoModel.from_pretrained(self.model, **PLAIN)
+        return net, AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
 
     @torch.no_grad()
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
@@ -197,8 +203,8 @@ class VlmFeatures(_Transformer):
     def _load(self) -> tuple[nn.Module, Any]:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        net = AutoModelForImageTextToText.from_pretrained(self.model, use_safetensors=True, dtype=torch.float32)
-        return net, AutoProcessor.from_pretrained(self.model)
+        net = AutoModelForImageTextToText.from_pretrained(self.model, **PLAIN)
+        return net, AutoProcessor.from_pretrained(self.model, trust_remote_code=False)
 
     @torch.no_grad()
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genalign.files.shipped import shipped
-from genalign.media.image import load_png
+from genalign.files.untrusted import neighbour
+from genalign.media.image import SUFFIXES, load_png
 from genalign.reward.base import ScoringError, Stateless, digest, nearest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.runtime.user_file import find_file, import_file
 from genalign.reward.runtime.worker import ask
 from genalign.types import Media, Prompt, Scores, Track, UsageError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMS = "a folder of pictures, a .txt or .jsonl file, or file.py:function"
 
 
@@ -89,7 +89,7 @@ def read_exemplars(address: str) -> Exemplars:
     if path.endswith(".py"):
         exemplars = _from_function(Path(path), function)
     elif Path(address).is_dir():
-        files = sorted(file for file in Path(address).iterdir() if file.suffix.lower() in PICTURES)
+        files = sorted(file for file in Path(address).iterdir() if file.suffix.lower() in SUFFIXES)
         exemplars = Exemplars(pictures=tuple(files))
     elif Path(address).suffix in (".txt", ".jsonl"):
         exemplars = _from_lines(Path(address))
@@ -141,7 +141,7 @@ def _from_lines(path: Path) -> Exemplars:
         return Exemplars(texts=tuple(lines))
     try:
         rows = [json.loads(line) for line in lines]
-        pictures = tuple(path.parent / row["image"] for row in rows if "image" in row)
+        pictures = tuple(neighbour(path.parent, str(row["image"]), str(path)) for row in rows if "image" in row)
         texts = tuple(str(row["prompt"]) for row in rows)
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f'a row of {path} is no exemplar ({error}); write {{"prompt": str}} on each line') from error
