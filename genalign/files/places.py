@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from genalign.files.shipped import shipped
 from genalign.types import GenalignError, UsageError
 
+SMALL_FILES = (".json", ".txt", ".model", ".jinja")  # settings, vocabularies, chat templates
 PATH_LENGTH = 256  # a longer text is no path
 
 
@@ -50,11 +52,29 @@ def modality_of(model: Path | str) -> str:
         return "image" if _hub_file(model, "model_index.json") else "text"
     if (model / "model_index.json").is_file():
         return "image"
+    check_component(model)
     if (model / "config.json").is_file():
         return "text"
     raise UsageError(
         f"{model} is no model: it has neither model_index.json (diffusers pipeline) nor config.json (language model)"
     )
+
+
+def check_component(model: Path) -> None:
+    """Raises UsageError where a folder holds a part of a pipeline and not a model of its own."""
+    file = model / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError:
+        config = {}
+    part = config.get("_class_name") if isinstance(config, dict) else None
+    inside = (model.parent / "model_index.json").is_file()
+    if part is not None or (inside and not (model / "model_index.json").is_file()):
+        whole = f", {model.parent}" if inside else ", which holds a model_index.json"
+        raise UsageError(
+            f"{model} is a part of a pipeline ({part or model.name}) and not a model; give the folder of the whole"
+            f" pipeline{whole}"
+        )
 
 
 def _hub_file(name: str, file: str) -> bool:
@@ -86,12 +106,41 @@ def fetch_model(model: Path | str) -> Path:
     """
     if isinstance(model, Path):
         return model
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import list_repo_files, snapshot_download
 
     try:
-        return Path(snapshot_download(model))
+        wanted: list[str] | None = needed_files(list_repo_files(model))
+    except OSError:  # offline: what was fetched before is found without a list
+        wanted = None
+    try:
+        return Path(snapshot_download(model, allow_patterns=wanted))
     except OSError as error:  # what huggingface_hub raises offline, for a name it does not know, and without access
         raise _unreachable(model) from error
+
+
+def needed_files(files: Sequence[str]) -> list[str]:
+    """Of all files of a hub repository those that loading it reads: one copy of the weights, as safetensors.
+
+    Repositories hold the same weights as pickles, for other frameworks, in half precision (a variant, *.fp16.*) and as
+    one file of everything; a variant is taken only where a folder has nothing else.
+    """
+    pipeline = "model_index.json" in files
+    kept = [name for name in files if name.endswith(SMALL_FILES) and (pipeline or "/" not in name)]
+    weights = [name for name in files if name.endswith((".safetensors", ".safetensors.index.json"))]
+    folders = {name.rpartition("/")[0] for name in weights}
+    for folder in sorted(folders):
+        own = [name for name in weights if name.rpartition("/")[0] == folder]
+        if (folder == "") == pipeline or "/" in folder:  # (one file of everything, or a copy for another program)
+            continue
+        plain = [name for name in own if variant_of(name) is None]
+        kept += plain if any(name.endswith(".safetensors") for name in plain) else own
+    return sorted(set(kept))
+
+
+def variant_of(name: str) -> str | None:
+    """What stands between the name and its end, such as fp16 in model.fp16.safetensors, shards and indices included."""
+    found = re.search(r"\.([a-z_0-9]+)(-\d{5}-of-\d{5})?\.safetensors|\.safetensors\.index\.([a-z_0-9]+)\.json", name)
+    return None if found is None else found.group(1) or found.group(3)
 
 
 def shipped_models() -> list[str]:

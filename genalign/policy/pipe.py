@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from genalign.policy.attention import use_attention
 from genalign.policy.call import Calls
-from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step, only
+from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step, only, replaces_step
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import Denoise, Stage, Step
 from genalign.policy.tracks import Tracks
@@ -22,6 +23,7 @@ from genalign.policy.transition import Path
 from genalign.types import GenalignError, Media, Prompt, UsageError
 
 Hook = AbstractContextManager[None]
+BEHIND_DECODER = ("safety_checker", "watermark", "watermarker")
 
 
 class Pipe:
@@ -41,12 +43,22 @@ class Pipe:
         self.stage = Stage(pipeline)
         self.tracks = Tracks(pipeline, settings.call)
         self.calls = Calls(pipeline, self.stage.denoiser, settings.call, self.tracks)
+        scale = self.calls.guidance_argument() if settings.sampler.guidance is not None else None
+        if scale in settings.call:
+            raise UsageError(f"policy.call sets {scale!r}, as policy.sampler.guidance does; leave one of them out")
         self.like = Prompt("-")
         self.blends = False  # whether the pipeline changes latents after its steps; known once there was a rollout
         self.unit = 1.0  # std of the noise that the pipeline starts from; known once it was entered
+        _leave_off(pipeline)
         self.kernel_scheduler = one_step(pipeline.scheduler)
         check_kernel(self.kernel_scheduler, settings.sampler)
         if not is_deterministic_one_step(pipeline.scheduler):
+            if replaces_step(pipeline.scheduler):
+                warnings.warn(
+                    f"{self.name} is sampled by single ODE steps at the times of its"
+                    f" {type(pipeline.scheduler).__name__}, whose own steps have no transition density",
+                    stacklevel=3,
+                )
             pipeline.scheduler = self.kernel_scheduler
         self.plain_scheduler = pipeline.scheduler
         for module in pipeline.components.values():
@@ -75,7 +87,7 @@ class Pipe:
 
     def unguided(self, prompts: Sequence[Prompt], seeds: Sequence[int], steps: int) -> dict[str, Any]:
         """The same, for the conditional branch alone; a model that reads the scale goes on reading the sampler's."""
-        return self.call(prompts, seeds, 1.0 if self.calls.scaled else None, steps)
+        return {**self.call(prompts, seeds, 1.0 if self.calls.scaled else None, steps), **self._alone}
 
     def draw(self, call: Mapping[str, Any], denoise: Denoise | None, step: Step | None, *hooks: Hook) -> Media:
         """What a run of the pipeline makes."""
@@ -159,18 +171,43 @@ class Pipe:
     @cached_property
     def _off(self) -> float:
         """The scale that runs the fewest branches: 1, but 0 where the pipeline adds w (cond - uncond) to cond."""
-        before = self.stage.calls
-        branches: dict[float, float] = {}
-        for scale in (1.0, 0.0):
-            call = self.calls([self._last], [0], scale, self.settings.sampler.steps)
-            try:
-                branches[scale] = self.stage.branches_of(call)
-            except GenalignError:
-                raise
-            except Exception:  # a pipeline may refuse a scale below 1, by whatever error
-                branches[scale] = math.inf
-        self.stage.calls = before  # a probe is not what anything costs
+        branches = {scale: self._branches(scale, {}) for scale in (1.0, 0.0)}
         return min(branches, key=lambda scale: branches[scale])
+
+    @cached_property
+    def _alone(self) -> dict[str, float]:
+        """Further scales that must be off for one branch to be left, such as the classifier-free guidance of a model
+        that was distilled from guidance, or perturbed attention.
+
+        Raises UsageError where there are several whatever they are.
+        """
+        scale = self._off if self.calls.scaled else None
+        if self._branches(scale, {}) == 1:
+            return {}
+        off = self.calls.mixing()
+        if self._branches(scale, off) > 1:  # together first, for two of them may turn on one branch
+            raise UsageError(
+                f"{self.name} runs several branches also without guidance, so its conditional branch cannot be trained"
+                " on noised samples; take a method that replays rollouts"
+            )
+        for name in list(off):
+            fewer = {other: value for other, value in off.items() if other != name}
+            if self._branches(scale, fewer) == 1:
+                off = fewer
+        return off
+
+    def _branches(self, scale: float | None, more: Mapping[str, float]) -> float:
+        """How many branches the denoiser runs a step; infinitely many where the pipeline refuses these scales."""
+        before = self.stage.calls
+        call = {**self.calls([self._last], [0], scale, self.settings.sampler.steps), **more}
+        try:
+            return self.stage.branches_of(call)
+        except GenalignError:
+            raise
+        except Exception:  # by whatever error a pipeline refuses a scale below 1
+            return math.inf
+        finally:
+            self.stage.calls = before  # a probe is not what anything costs
 
 
 def _unit(first: Tensor, scale: float) -> float:
@@ -183,3 +220,16 @@ def _unit(first: Tensor, scale: float) -> float:
     unit = float(drawn.norm() / noise.norm())
     same = torch.allclose(drawn.sort().values, unit * noise.sort().values, rtol=1e-2, atol=1e-2 * unit)
     return round(unit, 3) if same else 1.0
+
+
+def _leave_off(pipeline: Any) -> None:
+    """Drop what stands behind the decoder: a checker blackens samples and a watermark marks them, both without
+    gradients, and neither is part of what is aligned."""
+    for name in BEHIND_DECODER:
+        if getattr(pipeline, name, None) is not None:
+            setattr(pipeline, name, None)
+            warnings.warn(
+                f"{type(pipeline).__name__} is trained and sampled here without its {name}, which would change samples"
+                " after they are decoded; put it back where samples are shown to others",
+                stacklevel=3,
+            )

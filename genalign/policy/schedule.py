@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +11,10 @@ from typing import Any, get_args
 from genalign.policy.settings import Sampler
 from genalign.policy.tape import attribute
 from genalign.policy.transition import Path, Prediction, StepTable, flow_path, kernel_rows, preserving_path
-from genalign.policy.walk import is_flow, path_of, walk
+from genalign.policy.walk import STEPS, is_flow, path_of, walk
 from genalign.types import UsageError, sample_seed
 
+NO_SIGNAL = 1e-6  # abar; some schedulers put 2^-24 in the place of 0
 PREDICTIONS = [kind for kind in get_args(Prediction) if kind != "velocity"]
 
 
@@ -38,10 +40,22 @@ def one_step(scheduler: Any) -> Any:
             f"{name} predicts {config.get('prediction_type')!r}, from which no x0 is known; the pipeline's scheduler"
             f" must predict one of {', '.join(PREDICTIONS)}"
         )
+    if config.prediction_type == "epsilon" and _reaches_noise(scheduler):
+        raise UsageError(
+            f"{name} begins at a signal of zero (rescale_betas_zero_snr), where epsilon determines no x0;"
+            " such models predict v: correct prediction_type, or set rescale_betas_zero_snr to false"
+        )
     # DDIM's step goes back by a fixed number of training times: on this grid alone that is always the next time.
     if isinstance(scheduler, DDIMScheduler) and config.timestep_spacing == "leading":
         return scheduler
     return walk(scheduler)
+
+
+def _reaches_noise(scheduler: Any) -> bool:
+    """Whether the first of its times holds no signal at all."""
+    probe = copy.deepcopy(scheduler)
+    probe.set_timesteps(STEPS)
+    return float(scheduler.alphas_cumprod[int(probe.timesteps[0])]) < NO_SIGNAL
 
 
 def is_deterministic_one_step(scheduler: Any) -> bool:
@@ -52,6 +66,13 @@ def is_deterministic_one_step(scheduler: Any) -> bool:
         return bool(scheduler.config.timestep_spacing == "leading")
     known = isinstance(scheduler, (EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler))
     return known and not scheduler.config.get("stochastic_sampling")
+
+
+def replaces_step(scheduler: Any) -> bool:
+    """Whether another step is taken in the place of the scheduler's own; DDIM's alone is kept where it ends right."""
+    from diffusers import DDIMScheduler
+
+    return not (isinstance(scheduler, DDIMScheduler) and scheduler.config.timestep_spacing != "linspace")
 
 
 def check_kernel(scheduler: Any, sampler: Sampler) -> None:

@@ -49,6 +49,7 @@ class Stage:
         self._enter = enter
         self._text = TextMemo(pipeline)
         self._forward = self.denoiser.forward
+        self._attention: list[Any] = [module for module in self.denoiser.modules() if hasattr(module, "processor")]
         self._row_axes: dict[Place, int | None] | None = None  # None: branches cannot be cut apart
         self._wrap: Callable[[Tensor], Any] = lambda out: (out,)
         self._blank: Tensor | None = None  # (1, ...) like one row of a branch
@@ -86,16 +87,24 @@ class Stage:
 
         with ExitStack() as stack:
             stack.enter_context(self._text.active())
+            if torch.is_grad_enabled():
+                for module in self.pipeline.components.values():
+                    if isinstance(module, torch.nn.Module) and hasattr(module, "decode"):
+                        stack.enter_context(lasting_weights(module))
             if denoise is not None:
                 stack.enter_context(attribute(self.denoiser, "forward", forward))
             if step is not None:
                 stack.enter_context(attribute(scheduler, "step", scheduler_step))
             for hook in hooks:
                 stack.enter_context(hook)
+            attention = [(module, module.processor) for module in self._attention]
             try:
                 return self._enter(self.pipeline, **call)
             except Enough:
                 return None
+            finally:  # a run that is left early may leave its own kind of attention in the denoiser
+                for module, processor in attention:
+                    module.processor = processor
 
     def learn_batching(self, calls: Sequence[Mapping[str, Any]]) -> None:
         """Find the row axis of the denoiser's arguments: what doubles from a call of one row to a call of two.
@@ -315,6 +324,32 @@ def _denoiser_name(pipeline: Any) -> str:
     if others:
         raise UsageError(f"{kind} samples with {found} and {others[0]}, but only one denoiser can be aligned yet")
     return found
+
+
+@contextmanager
+def lasting_weights(autoencoder: torch.nn.Module) -> Iterator[None]:
+    """Within the context decode() computes with parameters that share their storage with the module's own, so that
+    backward finds them as they were: pipelines decode in float32 and cast back to half precision at once."""
+    real = autoencoder.decode
+
+    @functools.wraps(real)  # type: ignore[arg-type]
+    def decode(*args: Any, **kwargs: Any) -> Any:
+        own = [(module, dict(module._parameters)) for module in autoencoder.modules()]
+        for module, parameters in own:
+            for name, parameter in parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = torch.nn.Parameter(parameter.data, requires_grad=False)
+        try:
+            return real(*args, **kwargs)  # type: ignore[operator]
+        finally:
+            for module, parameters in own:
+                module._parameters.update(parameters)
+
+    if next(autoencoder.parameters()).dtype.itemsize < 4:
+        with attribute(autoencoder, "decode", decode):
+            yield
+    else:
+        yield
 
 
 def advance(scheduler: Any, timestep: Any) -> None:
