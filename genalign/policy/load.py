@@ -84,16 +84,17 @@ def _check_no_lora(folder: Path, parts: dict[str, Any]) -> None:
 
 def _variant(folder: Path, parts: dict[str, Any]) -> str | None:
     """The variant (fp16, ...) of the weights, where some component has nothing else; None: plain files everywhere."""
-    needed: set[str] = set()
+    common: set[str] | None = None
     for part in parts:
         found = {variant_of(file.name) for file in (folder / part).glob(WEIGHTS)}
         if found and None not in found:
-            needed |= {str(variant) for variant in found} if not needed else needed & {str(v) for v in found}
-            if not needed:
-                raise UsageError(f"no one variant of the weights is complete in {folder}; download the plain files")
-    if not needed:
+            own = {str(variant) for variant in found}
+            common = own if common is None else common & own
+    if common is None:
         return None
-    chosen = min(needed, key=lambda variant: (variant != "fp16", variant))
+    if not common:
+        raise UsageError(f"no one variant of the weights is complete in {folder}; download the plain files")
+    chosen = min(common, key=lambda variant: (variant != "fp16", variant))
     warnings.warn(f"{folder} has its weights as the variant {chosen!r} alone, so that is loaded", stacklevel=3)
     return chosen
 

@@ -181,8 +181,12 @@ def _check_range(name: str, media: Media) -> None:
         if span is None:
             continue
         low, high = span
-        for tensor in [data] if isinstance(data, Tensor) else data:
-            least, most = (float(edge) for edge in torch.aminmax(tensor.detach()))  # type: ignore[union-attr]
+        tensors = [data] if isinstance(data, Tensor) else [row for row in data if isinstance(row, Tensor)]
+        # A row of NaN among others is masked by `guarded`; where nothing else is there, that is what is reported.
+        finite = [tensor.detach()[torch.isfinite(tensor.detach())] for tensor in tensors]
+        readable = [values for values in finite if values.numel()] or [tensor.detach() for tensor in tensors]
+        for values in readable:
+            least, most = (float(edge) for edge in torch.aminmax(values))
             if not (low <= least and most <= high):
                 raise GenalignError(
                     f"reward {name!r} was given {modality} values in [{least:.3g}, {most:.3g}], outside "
