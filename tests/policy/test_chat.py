@@ -207,15 +207,16 @@ def test_prompts_are_the_tokens_of_transformers(template):
     assert list(made.encode("draw a star").ids) == expected
 
 
-@pytest.mark.parametrize("adds", [True, False])
 @pytest.mark.parametrize("template", [None, GEMMA, "{{ bos_token }}" + GEMMA])
-def test_a_prompt_has_one_beginning(template, adds):
-    made = chat(template)
-    if not adds:
+def test_a_prompt_has_one_beginning(template):
+    made = chat(template)  # its tokenizer puts one before every text
+    assert made.tokenizer("hello").input_ids[0] == 1
+    assert made.encode("draw a star").ids.count(1) == 1
+    if template is None:
+        assert made.encode("<bos> draw a star").ids == made.encode("draw a star").ids
         made.tokenizer.backend_tokenizer.post_processor = None
-    text = "draw a star" if adds or template else "<bos> draw a star"
-    assert made.encode(text).ids[:2].count(1) == 1
-    assert made.encode("<bos> draw a star").ids.count(1) == 1 or template is not None
+        assert made.encode("draw a star").ids.count(1) == 0
+        assert made.encode("<bos> draw a star").ids.count(1) == 1
 
 
 def test_a_tokenizer_that_ends_every_text_does_not_end_a_prompt():
