@@ -75,7 +75,7 @@ class Chat:
         turns, opening = self.turns(text), ""
         if self.tokenizer.chat_template:
             ids = list(self._apply(turns, add_generation_prompt=True, return_dict=False))
-            opening = self._opening(self._write(turns, add_generation_prompt=True), text)
+            opening = self._opening(turns)
         else:
             ids = self._plain("\n".join(turn["content"] for turn in turns))
         begin = self.tokenizer.bos_token_id
@@ -147,9 +147,11 @@ class Chat:
         kept = [token for token in completion if token not in self.cut]
         return encoded.opening + str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
-    def _opening(self, written: str, question: str) -> str:
+    def _opening(self, turns: Sequence[dict[str, str]]) -> str:
         """The end of a written prompt from the first tag on that it leaves open for the answer; "" for none."""
-        tail = (written.rpartition(question.strip())[2] if question.strip() else written).lstrip()
+        # A prompt may hold any tag or word, so a mark at its end shows where the template goes on.
+        marked = {**turns[-1], "content": f"{turns[-1]['content']}\n{QUESTION}"}
+        tail = self._write([*turns[:-1], marked], add_generation_prompt=True).rpartition(QUESTION)[2].lstrip()
         header, closing, _ = self._frame
         known = header is not None and tail.startswith(header)
         # An unknown header may hold what looks like a tag, so only tags at the very end count.

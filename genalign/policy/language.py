@@ -103,8 +103,8 @@ class LanguagePolicy:
         encoded = self._encode(prompts, longest)
         texts: list[str] = []
         for block in self._blocks(len(prompts)):
-            asked = [encoded[row] for row in block]
-            texts += map(self.chat.text, asked, self._complete([one.ids for one in asked], longest, None))
+            batch = [encoded[row] for row in block]
+            texts += map(self.chat.text, batch, self._complete([one.ids for one in batch], longest, None))
         return Media(text=Track(texts))
 
     def _complete(

@@ -152,15 +152,11 @@ OPENED = {
 
 
 @pytest.mark.parametrize("name", OPENED)
-@pytest.mark.parametrize("question", ["draw a star ", "is <think> a tag <think>"])
+@pytest.mark.parametrize("question", ["draw a star ", "is <think> a tag <think>", "think", "a", "</think>", ""])
 def test_what_a_template_opened_begins_the_text(name, question):
     template, opening = OPENED[name]
-    assert chat(template).encode(question).opening == opening
-
-
-def test_an_empty_prompt_hides_no_opening():
-    assert chat(THINKING).encode("").opening == "<think>\n"
-    assert chat(GEMMA).encode("").opening == ""
+    if question or name != "no generation prompt":  # which would leave nothing to read
+        assert chat(template).encode(question).opening == opening
 
 
 def test_an_empty_block_of_thoughts_is_not_part_of_the_text():
@@ -314,10 +310,10 @@ def warnings(caplog, template: str | None, ends: list[str]) -> str:
 
 def test_a_turn_end_that_ends_nothing_is_warned_of(caplog):
     for template, token in ((CHATML, "<|im_end|>"), (THINKING, "<|im_end|>"), (GEMMA, "<end_of_turn>")):
-        said = warnings(caplog, template, [])
+        message = warnings(caplog, template, [])
         number = parts()[1].convert_tokens_to_ids(token)
-        assert f"ends a turn with {token!r}, which is not an end token of the model ('<eos>')" in said
-        assert f"add its id {number} to eos_token_id in the model's generation_config.json" in said
+        assert f"ends a turn with {token!r}, which is not an end token of the model ('<eos>')" in message
+        assert f"add its id {number} to eos_token_id in the model's generation_config.json" in message
         assert warnings(caplog, template, [token]) == ""
     both = CHATML.replace("<|im_end|>", "</tool_call><|im_end|>")  # a mark before the end, as Cohere's
     assert "'<|im_end|>'" in warnings(caplog, both, [])
@@ -330,8 +326,8 @@ def test_a_turn_end_that_ends_nothing_is_warned_of(caplog):
 
 
 def test_a_turn_end_that_is_not_a_token_is_warned_of(caplog):
-    said = warnings(caplog, CHATML.replace("<|im_end|>", "<|done|>"), [])
-    assert "ends a turn with '<|done|>', which is not a token of this model" in said
+    message = warnings(caplog, CHATML.replace("<|im_end|>", "<|done|>"), [])
+    assert "ends a turn with '<|done|>', which is not a token of this model" in message
     plain = "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}"
     assert warnings(caplog, plain, []) == warnings(caplog, None, []) == ""
     single = "{% if messages | length > 1 %}{{ raise_exception('one') }}{% endif %}{{ messages[0].content }}"
