@@ -18,7 +18,7 @@ from genalign.reward.heads.clip import ClipReward
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
 from genalign.types import Media, Prompt, Track, UsageError
 
-Reads = Literal["image", "video", "text"]
+Reads = Literal["image", "video", "audio", "text"]
 PLAIN: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": False}
 
 
@@ -67,6 +67,8 @@ def build_backbone(settings: BackboneSettings, reads: Reads, folder: Path) -> Ba
     if (settings.pool == "token") != (settings.token is not None):
         raise UsageError("backbone.pool: token and backbone.token go together; set both or neither")
     cures = {"video": "clip, which reads their frames", "image": "clip or vlm", "text": "text or vlm"}
+    if reads not in cures:
+        raise UsageError(f"no backbone reads a sample of {reads} yet; known are {', '.join(cures)}")
     if settings.kind not in cures[reads]:
         raise UsageError(
             f"backbone {settings.kind} does not read a sample of {reads}; set backbone.kind: {cures[reads]}"

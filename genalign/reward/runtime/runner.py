@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genalign.media import MEDIA
 from genalign.reward.base import CUT, cat_scores
 from genalign.reward.guard import guarded
 from genalign.reward.runtime.cache import Cached
 from genalign.reward.wrapper import Wrapper
 from genalign.types import GenalignError, Media, Prompt, Reward, Scores
-
-RANGES = {"image": (-0.01, 1.01), "video": (-0.01, 1.01), "audio": (-1.01, 1.01)}  # with room for rounding
 
 
 class Runner(Wrapper):
@@ -177,10 +176,11 @@ class Scoring:
 
 
 def _check_range(name: str, media: Media) -> None:
-    for modality, (low, high) in RANGES.items():
-        if modality not in media:
+    for modality, track in media.items():
+        span, data = MEDIA[modality].RANGE, track.data
+        if span is None:
             continue
-        data = media[modality].data
+        low, high = span
         for tensor in [data] if isinstance(data, Tensor) else data:
             least, most = (float(edge) for edge in torch.aminmax(tensor.detach()))  # type: ignore[union-attr]
             if not (low <= least and most <= high):
