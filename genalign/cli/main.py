@@ -184,9 +184,9 @@ def _shipped(kind: str) -> list[tuple[str, str]]:
             (name, ", ".join(f"{key}={value}" for key, value in preset.items())) for name, preset in PRESETS.items()
         ]
     if kind == "models":
-        marks = ("model_index.json", "open_clip_config.json", "config.json")
-        folders = sorted({path.parent for mark in marks for path in shipped("assets").glob(f"*/{mark}")})
-        return [(path.name, _size(path)) for path in folders]
+        from genalign.files.places import shipped_models
+
+        return [(name, _size(shipped("assets", name))) for name in shipped_models()]
     room = shipped("pipelines" if kind == "recipes" else "rewards")
     files = sorted(path for path in room.iterdir() if path.suffix in (".yaml", ".py"))
     return [(path.stem if kind == "recipes" else path.name, _first_comment(path)) for path in files]
@@ -202,9 +202,8 @@ def _first_comment(path: Path) -> str:
 
 
 def cp(args: argparse.Namespace) -> None:
-    from genalign.files.places import nearest
     from genalign.files.shipped import shipped
-    from genalign.types import UsageError
+    from genalign.types import UsageError, nearest
 
     known = {name: room for kind, room in zip(KINDS[:2], ("pipelines", "rewards"), strict=True)
              for name, _ in _shipped(kind)} | {name: "assets" for name, _ in _shipped("models")}  # fmt: skip

@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 from genalign.evaluation.report import read_eval
+from genalign.files.settings import parse_yaml
+from genalign.files.text import decode_text
 from genalign.types import GenalignError
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -68,7 +70,7 @@ def read_recipe(run: Path) -> tuple[dict[str, Any], bytes]:
     if not path.is_file():
         raise GenalignError(f"{run} is no run folder: it has no recipe.yaml; name a folder that `genalign train` wrote")
     blob = path.read_bytes()
-    return yaml.safe_load(blob), blob
+    return parse_yaml(decode_text(blob, path), path), blob
 
 
 def reward_name(spec: Any) -> str:

@@ -6,14 +6,13 @@ class with presets joins the table of families when it is defined; genalign/meth
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
-from genalign.types import Media, Method, UsageError
+from genalign.types import Media, Method, UsageError, nearest
 
 
 class PairSource(Protocol):
@@ -99,7 +98,7 @@ def family(name: str) -> type[MethodSettings]:
     for kind in MethodSettings.families:
         if name in kind.presets:
             return kind
-    raise UsageError(f"there is no method {name!r}; {_nearest(name, _names(MethodSettings.families))}")
+    raise UsageError(f"there is no method {name!r}{nearest(name, _names(MethodSettings.families))}")
 
 
 def _names(families: Iterable[type[MethodSettings]]) -> list[str]:
@@ -110,10 +109,4 @@ def _unread(name: str, key: str, kind: type[MethodSettings]) -> str:
     readers = _names(one for one in MethodSettings.families if key in one.model_fields)
     if readers:
         return f"method {name} does not read method.{key}; drop it or take one of {', '.join(readers)}"
-    return f"there is no key 'method.{key}'; {_nearest(key, kind.model_fields)}"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+    return f"there is no key 'method.{key}'{nearest(key, kind.model_fields)}"

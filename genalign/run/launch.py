@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from genalign.files.settings import changed_key, read_yaml
+from genalign.files.settings import changed_key, read_yaml, write_yaml
 from genalign.method.search.base import Searched, Searching
 from genalign.ranks import gather, rank, world
 from genalign.run.build import Built, build
@@ -126,7 +125,7 @@ def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
         probe.unlink()
         if rank() == 0:
             draft = run / f".{RECIPE}.tmp"
-            draft.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+            draft.write_text(write_yaml(resolved))
             os.replace(draft, run / RECIPE)
     except OSError as error:
         raise UsageError(f"cannot write the run folder {run} ({error.strerror}); choose another with --out") from error
@@ -261,7 +260,7 @@ def _trackers(names: list[str], run: Path, recipe: Recipe) -> Any:
     missing = set(names) - {str(getattr(name, "value", name)) for name in tracker.log_with}
     if missing:
         raise UsageError(f"tracker {missing.pop()!r} is not installed; install it or drop it from train.report_to")
-    tracker.init_trackers("genalign", config={"recipe": yaml.safe_dump(recipe.resolved())})
+    tracker.init_trackers("genalign", config={"recipe": write_yaml(recipe.resolved())})
     return tracker
 
 

@@ -25,13 +25,13 @@ from torch import Tensor
 
 from genalign.data.comparisons import read_comparisons
 from genalign.data.judged import OVERALL, Comparisons
-from genalign.files.places import find, nearest, recipe_path
+from genalign.files.places import find, recipe_path
 from genalign.files.settings import apply_override, read_yaml, sentence
 from genalign.reward.fit import measures
 from genalign.reward.fit.backbones import Backbone, BackboneSettings, build_backbone
 from genalign.reward.fit.fitted import save_fitted
 from genalign.reward.fit.train import PERSONAL, Fit, PreferenceData, compare, fit_head
-from genalign.types import UsageError
+from genalign.types import UsageError, nearest
 
 
 class FitData(BaseModel):
