@@ -8,8 +8,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Literal, NamedTuple
 
-from genalign.files.places import shipped_models
-from genalign.files.shipped import ROOMS, shipped
+from genalign.files.shipped import ROOMS, shipped, shipped_models
 
 PACKAGES = (
     *("torch", "torchvision", "diffusers", "transformers", "open-clip-torch", "accelerate", "peft", "safetensors"),

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):  # the bars of libraries; ours are asked for by name
         os.environ.setdefault(name, "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries will change is no news to a user
+    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries will change does not concern a user
     try:
         args = parse(words)
         code: int | None = args.verb(args)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; what was written stays, and --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a reader such as head has left: no complaint
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a reader such as head has left
         return 0
     except Exception as error:
         if "--debug" in words:
@@ -175,7 +175,7 @@ def ls(args: argparse.Namespace) -> None:
 
 
 def _shipped(kind: str) -> list[tuple[str, str]]:
-    from genalign.files.shipped import shipped
+    from genalign.files.shipped import shipped, shipped_models
 
     if kind == "methods":
         from genalign.method import PRESETS
@@ -184,8 +184,6 @@ def _shipped(kind: str) -> list[tuple[str, str]]:
             (name, ", ".join(f"{key}={value}" for key, value in preset.items())) for name, preset in PRESETS.items()
         ]
     if kind == "models":
-        from genalign.files.places import shipped_models
-
         return [(name, _size(shipped("assets", name))) for name in shipped_models()]
     room = shipped("pipelines" if kind == "recipes" else "rewards")
     files = sorted(path for path in room.iterdir() if path.suffix in (".yaml", ".py"))
@@ -229,26 +227,49 @@ def train(args: argparse.Namespace) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     from genalign.cli.sample import sample_files
+    from genalign.types import UsageError
 
-    sample_files(args)
+    if (args.prompt is None) == (args.prompts is None):
+        raise UsageError("give genalign sample either a PROMPT or --prompts FILE")
+    sample_files(
+        args.source,
+        args.prompts or args.prompt,
+        args.out,
+        overrides=args.overrides,
+        n=args.n,
+        seed=args.seed,
+        guidance=args.guidance,
+        steps=args.steps,
+        base=args.base,
+        rollout=args.rollout,
+        searches=args.search,
+        rewards=args.reward,
+        budget=args.budget,
+    )
 
 
-def score(args: argparse.Namespace) -> None:
-    from genalign.cli.score import score_files
+def score(args: argparse.Namespace) -> int:
+    from genalign.cli.score import print_scores
+    from genalign.cli.score import score as score_media
+    from genalign.types import UsageError
 
-    score_files(args)
+    if args.prompt and args.prompts:
+        raise UsageError("give genalign score either --prompt or --prompts FILE")
+    return print_scores(score_media(args.reward, args.media, args.prompts or args.prompt), args.json)
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from genalign.cli.evaluate import evaluate_run
+    from genalign.cli.evaluate import evaluate_run, print_evaluation
 
-    evaluate_run(args)
+    print_evaluation(evaluate_run(args.run, args.reward), args.json)
 
 
 def fit_reward(args: argparse.Namespace) -> None:
+    from genalign.cli.fit_reward import fit_folder, print_fit
     from genalign.cli.fit_reward import fit_reward as fit
 
-    fit(args)
+    out = fit_folder(args.recipe, args.out)
+    print_fit(fit(args.recipe, args.overrides, out), args.recipe, out)
 
 
 def serve_reward(args: argparse.Namespace) -> None:
@@ -264,10 +285,10 @@ def serve_reward(args: argparse.Namespace) -> None:
     serve(reward, args.host, args.port, token=token, max_body=args.max_body << 20, device=args.device)
 
 
-def eval_reward(args: argparse.Namespace) -> None:
-    from genalign.cli.eval_reward import evaluate_reward
+def eval_reward(args: argparse.Namespace) -> int:
+    from genalign.cli.eval_reward import evaluate_file
 
-    evaluate_reward(args)
+    return evaluate_file(args.reward, args.data, args.against, args.batch_size, args.json)
 
 
 def doctor(args: argparse.Namespace) -> int:

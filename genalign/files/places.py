@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from genalign.files.shipped import shipped
+from genalign.files.shipped import shipped, shipped_models, shipped_recipes
 from genalign.types import GenalignError, UsageError, nearest
 
 PATH_LENGTH = 256  # a longer text is not a path
-MODEL_MARKS = ("model_index.json", "config.json", "open_clip_config.json")  # a folder with one of them is a model
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -112,16 +111,6 @@ def fetch_model(model: Path | str) -> Path:
         return Path(snapshot_download(model))
     except OSError as error:  # what huggingface_hub raises offline, for a name it does not know, and without access
         raise _unreachable(model) from error
-
-
-def shipped_models() -> list[str]:
-    """Names of the models that come with genalign, as `genalign ls models` prints them."""
-    return sorted({path.parent.name for mark in MODEL_MARKS for path in shipped("assets").glob(f"*/{mark}")})
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with genalign."""
-    return sorted(path.stem for path in shipped("pipelines").glob("*.yaml"))
 
 
 def recipe_path(name: str) -> Path:

@@ -1,7 +1,8 @@
-"""Where the data rooms are: in a checkout at the top level, in a wheel inside the package."""
+"""What comes with genalign, and where: in a checkout at the top level, in a wheel inside the package."""
 
 from pathlib import Path
 
+MODEL_MARKS = ("model_index.json", "config.json", "open_clip_config.json")  # a folder with one of them is a model
 ROOMS = ("rewards", "pipelines", "assets")
 
 
@@ -19,3 +20,13 @@ def shipped(room: str, *parts: str) -> Path:
         f"genalign's data folder {room!r} is missing beside {package}; reinstall genalign "
         f"(the wheel carries it) or run from a full checkout"
     )
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with genalign, as `genalign ls models` prints them."""
+    return sorted({path.parent.name for mark in MODEL_MARKS for path in shipped("assets").glob(f"*/{mark}")})
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with genalign."""
+    return sorted(path.stem for path in shipped("pipelines").glob("*.yaml"))
