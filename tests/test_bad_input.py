@@ -192,7 +192,7 @@ def test_empty_prompts_file(refused: Any, tmp_path: Path, content: str) -> None:
         ('{"prompt": "two stars"', "line 2 of"),
         ('{"text": "two stars"}', "no text under 'prompt'"),
         ('{"prompt": "x", "facts": 3}', "'facts'"),
-        ('"two stars"', "no text under 'prompt'"),
+        ('"two stars"', "line 2 of"),
     ],
 )
 def test_garbled_prompts_file(refused: Any, tmp_path: Path, line: str, words: str) -> None:

@@ -280,7 +280,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         (["--reward", "sharpness"], "belong to a search"),
         (["--budget", "3"], "belong to a search"),
         (["--search", "reno", "--reward", "sharpness", "--budget", "0"], "--budget is 0; it must be at least 1"),
-        (["--search", "reno", "--reward", "sharpness=heavy"], "'heavy' is no number"),
+        (["--search", "reno", "--reward", "sharpness=heavy"], "'heavy' is not a number"),
         (["--search", "reno", "--reward", "image-rule"], "needs 'facts.objects'"),
         (["--search", "climb", "--reward", "sharpness"], "invalid choice"),
         (["method.budget=3"], "would change a recipe"),

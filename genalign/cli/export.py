@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genalign.evaluation.card import base_model, pipeline_index, provenance, write_card
+from genalign.files.atomic import replace_file, replacing
 from genalign.types import GenalignError, UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def export(run: Path, to: str, dest: Path) -> Path:
         write_card(run)
         shutil.copytree(run / "adapter", dest / "adapter")
         shutil.copy2(run / "README.md", dest / "README.md")
-        (dest / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        replace_file(dest / "provenance.json", json.dumps(facts, indent=2) + "\n")
         return dest
     if pipeline_index(base_model(run)) is None:
         raise UsageError(f"{run} tuned no diffusers pipeline, and ComfyUI loads no other adapter; take --to diffusers")
@@ -47,7 +48,8 @@ def export(run: Path, to: str, dest: Path) -> Path:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(comfyui_keys(tensors, config), path, metadata={"format": "pt", **facts})
+    with replacing(path) as draft:
+        save_file(comfyui_keys(tensors, config), draft, metadata={"format": "pt", **facts})
     return path
 
 
@@ -59,7 +61,7 @@ def comfyui_keys(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         block, _, part = key.removeprefix(PEFT_PREFIX).rpartition(".lora_")
         if part not in ("A.weight", "B.weight"):
-            raise GenalignError(f"adapter key {key!r} is no LoRA matrix, and ComfyUI's form has no place for it")
+            raise GenalignError(f"adapter key {key!r} is not a LoRA matrix, and ComfyUI's form has no place for it")
         renamed[f"diffusion_model.{block}.lora_{part}"] = tensor.contiguous()
         alpha = (config.get("alpha_pattern") or {}).get(block, config["lora_alpha"])
         renamed[f"diffusion_model.{block}.alpha"] = torch.tensor(float(alpha))

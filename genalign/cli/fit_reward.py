@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from genalign.files.atomic import replace_file
+from genalign.files.atomic import replace_file, replacing
 from genalign.method.search.nrg import GuidanceSettings
 from genalign.reward.fit.noisy import Bank, NoisyNet, measure, noisy_loss, reader, save_noisy
 from genalign.reward.fit.recipe import fit_to_preferences, is_fit_recipe
@@ -86,7 +86,8 @@ def _bank(built: Built, settings: GuidanceSettings, out: Path) -> Bank:
                 return Bank(prompts=tuple(json.loads(kept["prompts"])), **tensors)
     bank = _draw(built, settings)
     tensors = {name: getattr(bank, name).contiguous() for name in ("latents", "group", "values", "valid", "weights")}
-    save_file(tensors, path, metadata={"digest": digest, "prompts": json.dumps(bank.prompts)})
+    with replacing(path) as draft:
+        save_file(tensors, draft, metadata={"digest": digest, "prompts": json.dumps(bank.prompts)})
     for stale in out.glob("fit.safetensors*"):
         stale.unlink()
     return bank

@@ -20,6 +20,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from genalign.evaluation.report import read_eval, read_metrics
+from genalign.files.atomic import replace_file
 from genalign.files.settings import read_yaml
 from genalign.files.shipped import shipped
 from genalign.run.build import build
@@ -67,16 +68,15 @@ class Cell:
         """Of all that the result depends on: recipe, prompts, rewards, judge, and the model's weights."""
         recipe = load_recipe(self.recipe, [f"train.seed={self.seed}", *self._rewarded()])
         built = build(recipe)
-        asked = [built.data, built.eval_prompts]
+        files = [built.data, built.eval_prompts]
         rewards = [built.reward, built.held_out, *built.eval_rewards]
-        told = [self.name, json.dumps(read_yaml(shipped("pipelines", f"{self.recipe}.yaml")), sort_keys=True)]
-        told += [prompts.digest for prompts in asked if prompts] + [reward.version for reward in rewards if reward]
-        told += [file_digest(path) for path in sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))]
+        hashed = [self.name, json.dumps(read_yaml(shipped("pipelines", f"{self.recipe}.yaml")), sort_keys=True)]
+        hashed += [prompts.digest for prompts in files if prompts] + [reward.version for reward in rewards if reward]
+        hashed += [file_digest(path) for path in sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))]
         for model in (recipe.policy.writer, getattr(recipe.method, "noisy", None)):  # of Parrot, of Flow-NRG
-            told += (
-                [file_digest(path) for path in sorted(shipped("assets", model).glob("*.safetensors"))] if model else []
-            )
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+            weights = sorted(shipped("assets", model).glob("*.safetensors")) if model else []
+            hashed += [file_digest(path) for path in weights]
+        return hashlib.sha256(json.dumps(hashed).encode()).hexdigest()[:16]
 
     def _rewarded(self) -> list[str]:
         return [] if self.reward is None else [f"reward=image-{self.reward}.yaml"]
@@ -133,9 +133,7 @@ def locked(path: Path) -> Any:
         fcntl.flock(file, fcntl.LOCK_EX)
         held: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         yield held
-        draft = path.with_name(f".{path.name}.tmp")
-        draft.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
-        os.replace(draft, path)
+        replace_file(path, json.dumps(held, indent=1, sort_keys=True) + "\n")
     guard.unlink(missing_ok=True)
 
 

@@ -55,7 +55,8 @@ def read_comparisons(path: Path | str, kind: str | None = None) -> Comparisons:
             form.read(found, row)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             fault = {KeyError: f"lacks {error}", ValueError: str(error)}.get(type(error), f"does not fit it ({error})")
-            raise UsageError(f"{place} {fault}; mend or drop it (the form of the file is {form.name!r})") from error
+            unit = place.partition(" ")[0]  # line, or row
+            raise UsageError(f"{place} {fault}; mend or drop the {unit} (its form is {form.name!r})") from error
     kinds = {item.kind for item in found.items}
     if len(kinds) > 1:
         raise UsageError(f"{table.source} compares {' and '.join(sorted(kinds))}; keep one kind of media a file")

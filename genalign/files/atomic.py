@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -12,6 +14,13 @@ def replace_file(path: Path, content: bytes | str) -> None:
     Raises:
         OSError: it cannot be written; what was there before stays.
     """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The path to write to instead of `path`, which it replaces when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    yield temporary
     os.replace(temporary, path)

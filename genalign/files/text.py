@@ -27,7 +27,7 @@ def decode_text(blob: bytes, where: Path | str) -> str:
         UsageError: it is not UTF-8 (the line of the first wrong byte is named).
     """
     if blob.startswith(UTF16) or b"\0" in blob:
-        raise UsageError(f"{where} is UTF-16 or no text at all; save it as UTF-8")
+        raise UsageError(f"{where} is not UTF-8 text, but UTF-16 or not text at all; save it as UTF-8")
     try:
         return blob.decode("utf-8-sig")
     except UnicodeDecodeError as error:

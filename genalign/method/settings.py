@@ -16,7 +16,12 @@ from genalign.types import Media, Method, UsageError, nearest
 
 
 class PairSource(Protocol):
-    """Given pictures of which one was preferred; a pair's number is the uid of its prompt."""
+    """Given pictures or texts of which one was preferred; a pair's number is the uid of its prompt."""
+
+    @property
+    def kind(self) -> str:
+        """What is compared: "image" or "text"."""
+        ...
 
     @property
     def rows_together(self) -> int:
@@ -24,7 +29,7 @@ class PairSource(Protocol):
         ...
 
     def load(self, pairs: Sequence[int]) -> Media:
-        """Images in [0,1], two rows a pair: the preferred one first."""
+        """Images in [0,1], or texts, two rows a pair: the preferred one first."""
         ...
 
 
@@ -38,6 +43,7 @@ class MethodSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     families: ClassVar[list[type[MethodSettings]]] = []  # in the order of their import
+    learns_from: ClassVar[frozenset[str]] = frozenset()  # kinds of given pairs: "image", "text"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # name -> what it replaces among the family's defaults
 
     name: str
@@ -77,16 +83,15 @@ class MethodSettings(BaseModel):
         raise NotImplementedError
 
     def build_on(self, pairs: PairSource) -> Method:
-        """The method of these settings, learning from given pictures.
+        """The method of these settings, learning from given pairs.
 
         Raises:
-            UsageError: it learns from its own samples only.
+            UsageError: it learns from its own samples only, or not from pairs of this kind.
         """
-        able = [kind for kind in MethodSettings.families if kind.build_on is not MethodSettings.build_on]
-        raise UsageError(
-            f"method {self.name} does not learn from given pictures; add the key 'reward', or take one of "
-            f"{', '.join(_names(able))}"
-        )
+        able = [kind for kind in MethodSettings.families if pairs.kind in kind.learns_from]
+        given = {"image": "pictures", "text": "texts"}.get(pairs.kind, f"{pairs.kind}s")
+        cure = f", or take one of {', '.join(_names(able))}" if able else ""
+        raise UsageError(f"method {self.name} does not learn from given {given}; add the key 'reward'{cure}")
 
 
 def family(name: str) -> type[MethodSettings]:

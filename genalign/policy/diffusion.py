@@ -91,6 +91,10 @@ class DiffusionPolicy:
         assert isinstance(trajectory, Trajectory)
         return trajectory
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Refuse a prompt whose media the pipeline cannot take."""
+        self._pipe.calls._pictures([prompt])
+
     @torch.no_grad()
     def _rolling(
         self, rows: Sequence[Prompt], seeds: Sequence[int], seed: int | Sequence[int]

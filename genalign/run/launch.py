@@ -14,7 +14,7 @@ import torch
 from genalign.files.settings import changed_key, read_yaml, write_yaml
 from genalign.method.search.base import Searched, Searching
 from genalign.ranks import gather, rank, world
-from genalign.run.build import Built, build
+from genalign.run.build import Built, build, check_prompts
 from genalign.run.recipe import Recipe, load_recipe
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
 from genalign.training.loop import Progress, restore, start, train
@@ -55,9 +55,11 @@ def train_recipe(
     if plan:
         from genalign.run.plan import print_plan
 
+        check_prompts(built)
         print_plan(built)
         return None
     run, resumed = run_folder(recipe, out)
+    check_prompts(built)
     if isinstance(built.method, Searching):
         measure_search(built, built.method, run)
         return run

@@ -49,8 +49,8 @@ def test_a_byte_order_mark_is_not_part_of_the_first_prompt(tmp_path: Path, name:
     [
         ("latin-1", r"line 2 of .*p\.\w+ is not UTF-8 \(byte 0xe9\); save the file as UTF-8"),
         ("cp1252", r"line 2 of .*p\.\w+ is not UTF-8"),
-        ("utf-16", r"p\.\w+ is UTF-16"),
-        ("utf-16-le", r"p\.\w+ is UTF-16"),
+        ("utf-16", r"p\.\w+ is not UTF-8 text, but UTF-16"),
+        ("utf-16-le", r"p\.\w+ is not UTF-8 text, but UTF-16"),
     ],
 )
 def test_another_encoding_is_named(tmp_path: Path, name: str, encoding: str, message: str) -> None:
