@@ -166,7 +166,11 @@ def agreement(found: Comparisons, pairs: Sequence[Comparison], delta: np.ndarray
     kept = [pair for pair, ok in zip(pairs, scored, strict=True) if ok]
     best, eps = measures.accuracy_with_ties(h, lead)
     ece, brier = measures.calibration(h, lead)
-    sizes = {place: _extent(found, place) for place in {place for pair in kept for place in (pair.a, pair.b)}}
+    sizes: dict[int, float] = {}
+    for pair in kept:
+        for place in (pair.a, pair.b):
+            if place not in sizes:  # a video is opened for it
+                sizes[place] = _extent(found, place)
     longer = np.array([sizes[pair.a] - sizes[pair.b] for pair in kept])
     return {
         "pairs": len(pairs),
@@ -238,7 +242,7 @@ def _curve(found: Comparisons, total: dict[int, float], gold: dict[int, float]) 
     worth = [np.array([gold[place] for place in group]) for group in groups.values()]
     for n, value in measures.best_of_n(proxy, worth, SIZES).items():
         mine = measures.best_of_n(proxy, proxy, [n])[n]
-        prompts = len([group for group in groups.values() if len(group) >= n])
+        prompts = sum(len(group) >= n for group in groups.values())
         yield {"best_of": n, "kl": measures.divergence(n), "proxy": mine, "gold": value, "prompts": prompts}
 
 
@@ -258,7 +262,9 @@ def _samples(found: Comparisons, personal: bool) -> list[Sample]:
     """What must be scored: every item, for a personal reward once for each user who judged it."""
     if not personal:
         return [(place, "") for place in range(len(found.items))]
-    judged = {(place, pair.user): None for pair in found.pairs for place in (pair.a, pair.b)}
+    judged: dict[Sample, None] = {}
+    for pair in found.pairs:
+        judged |= dict.fromkeys(((pair.a, pair.user), (pair.b, pair.user)))
     return list(judged)
 
 
@@ -317,9 +323,10 @@ def print_report(rows: Sequence[dict[str, Any]], title: str, as_json: bool = Fal
         print("\n".join(json.dumps(row) for row in rows))
     else:
         _print_tables(rows, title)
-    compared = any(row["unscored"] < row["pairs"] for row in rows if "aspect" in row)
-    lost = next((row for row in rows if "failed" in row), None)
-    return int(not compared and lost is not None and lost["unscored"] == lost["samples"])
+    verdicts = [row for row in rows if "aspect" in row]
+    if verdicts:
+        return int(all(row["unscored"] == row["pairs"] for row in verdicts))
+    return int(any(row["unscored"] == row["samples"] for row in rows if "failed" in row))  # ratings alone
 
 
 def _print_tables(rows: Sequence[dict[str, Any]], title: str) -> None:

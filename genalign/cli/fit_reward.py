@@ -144,15 +144,11 @@ def _fit(built: Built, bank: Bank, settings: GuidanceSettings, out: Path) -> dic
     rows = torch.isin(bank.group, examined).nonzero()[:, 0]
     accuracy = measure(net, bank, text, rows, LEVELS, how.noise_aware)  # (levels, K)
     save_noisy(net, out, bank, text, reward.aspects, how.text, how.noise_aware)
-    return {
-        "samples": len(bank.group),
-        "held_out_prompts": kept,
-        "levels": list(LEVELS),
-        "accuracy": {
-            name: [None if value != value else value for value in accuracy[:, k].tolist()]
-            for k, name in enumerate(reward.aspects)
-        },
-    }
+    by_level: dict[str, list[float | None]] = {}
+    for name, column in zip(reward.aspects, accuracy.T.tolist(), strict=True):
+        by_level[name] = [None if value != value else value for value in column]  # NaN: no pair to order
+    result = {"samples": len(bank.group), "held_out_prompts": kept, "levels": list(LEVELS)}
+    return {**result, "accuracy": by_level}
 
 
 # ---- genalign fit-reward --------------------------------------------------------------------------------------------

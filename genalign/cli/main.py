@@ -8,7 +8,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -180,14 +180,16 @@ def _shipped(kind: str) -> list[tuple[str, str]]:
     if kind == "methods":
         from genalign.method import PRESETS
 
-        return [
-            (name, ", ".join(f"{key}={value}" for key, value in preset.items())) for name, preset in PRESETS.items()
-        ]
+        return [(name, _settings(preset)) for name, preset in PRESETS.items()]
     if kind == "models":
         return [(name, _size(shipped("assets", name))) for name in shipped_models()]
     room = shipped("pipelines" if kind == "recipes" else "rewards")
     files = sorted(path for path in room.iterdir() if path.suffix in (".yaml", ".py"))
     return [(path.stem if kind == "recipes" else path.name, _first_comment(path)) for path in files]
+
+
+def _settings(preset: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in preset.items())
 
 
 def _size(folder: Path) -> str:
@@ -203,8 +205,9 @@ def cp(args: argparse.Namespace) -> None:
     from genalign.files.shipped import shipped
     from genalign.types import UsageError, nearest
 
-    known = {name: room for kind, room in zip(KINDS[:2], ("pipelines", "rewards"), strict=True)
-             for name, _ in _shipped(kind)} | {name: "assets" for name, _ in _shipped("models")}  # fmt: skip
+    known: dict[str, str] = {}
+    for kind, room in (("recipes", "pipelines"), ("rewards", "rewards"), ("models", "assets")):
+        known |= {name: room for name, _ in _shipped(kind)}
     if args.name not in known:
         raise UsageError(f"genalign ships nothing called {args.name!r}{nearest(args.name, known)}")
     room = known[args.name]

@@ -198,14 +198,19 @@ def rows_of(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt],
     """Every prompt `n` times, and a seed for each row: sample k of a prompt has seed + k."""
     if n < 1:
         raise UsageError(f"n is {n}; it must be at least 1")
-    return [prompt for prompt in prompts for _ in range(n)], [seed + k for _ in prompts for k in range(n)]
+    rows: list[Prompt] = []
+    seeds: list[int] = []
+    for prompt in prompts:
+        rows += [prompt] * n
+        seeds += range(seed, seed + n)
+    return rows, seeds
 
 
 def check_prompts(policy: Policy, prompts: Sequence[Prompt]) -> None:
     """Refuse a prompt that the policy cannot read, before the first is drawn."""
     check: Callable[[Prompt], None] | None = getattr(policy, "check_prompt", None)
     if check is not None:
-        for prompt in {(prompt.text, prompt.uid): prompt for prompt in prompts}.values():
+        for prompt in prompts:
             check(prompt)
 
 

@@ -91,9 +91,12 @@ def cells() -> list[Cell]:
     """The runs with several seeds first, seed by seed, so that an early stop leaves one of everything that matters."""
     names = sorted(path.stem for path in shipped("pipelines").glob("image-*.yaml"))
     short = {name: name.removeprefix("image-") for name in names}
-    several = [Cell(name, seed) for seed in range(3) for name in names if seed < SEEDS.get(short[name], 0)]
-    others = [Cell(name, 0, reward) for name in names for reward in REWARDS.get(short[name], ())]
-    return several + others + [Cell(name) for name in names if short[name] not in SEEDS]
+    found = []
+    for seed in range(max(SEEDS.values())):
+        found += [Cell(name, seed) for name in names if seed < SEEDS.get(short[name], 0)]
+    for name in names:
+        found += [Cell(name, 0, reward) for reward in REWARDS.get(short[name], ())]
+    return found + [Cell(name) for name in names if short[name] not in SEEDS]
 
 
 def measure(cell: Cell, work: Path) -> dict[str, Any]:
@@ -150,18 +153,22 @@ def rendered(done: Mapping[str, Mapping[str, Any]]) -> str:
             rows.setdefault(cell.row, []).append(done[cell.name])
     for name, found in rows.items():
         minutes = f"{mean(one['train_seconds'] for one in found) / 60:.1f}"
-        shown = [
-            _compared([one["metrics"][what] for one in found if what in one["metrics"]], what.startswith("judge"))
-            for what in ("reward_learnt", "reward", "judge_learnt", "judge", "vendi")
-        ]
+        shown = []
+        for what in ("reward_learnt", "reward", "judge_learnt", "judge", "vendi"):
+            measured = [one["metrics"][what] for one in found if what in one["metrics"]]
+            shown.append(_compared(measured, percent=what.startswith("judge")))
         lines.append(f"| {name.removeprefix('image-')} | {len(found)} | {' | '.join(shown)} | {minutes} |")
     return "\n".join([*lines, "", *_swept(rows)])
 
 
 def _swept(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """What the judge says at every guidance scale, before -> after, seeds together."""
-    judged = {name: [one["sweep"] for one in found if one["sweep"]["after"]] for name, found in rows.items()}
-    scales = sorted({scale for sweeps in judged.values() for sweep in sweeps for scale in sweep["guidance"]})
+    """The judge's score at every guidance scale, before -> after, seeds together."""
+    judged: dict[str, list[Mapping[str, Any]]] = {}
+    known: set[float] = set()
+    for name, found in rows.items():
+        judged[name] = [one["sweep"] for one in found if one["sweep"]["after"]]
+        known.update(*(sweep["guidance"] for sweep in judged[name]))
+    scales = sorted(known)
     lines = [
         "| held-out judge at guidance | " + " | ".join(f"{scale:g}" for scale in scales) + " |",
         "|---" * (len(scales) + 1) + "|",
@@ -170,8 +177,9 @@ def _swept(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
         shown = []
         for scale in scales:
             at = [(sweep, sweep["guidance"].index(scale)) for sweep in sweeps if scale in sweep["guidance"]]
-            pair = [mean(sweep[when][i] for sweep, i in at) for when in ("before", "after")] if at else []
-            shown.append(" -> ".join(f"{value:.1%}" for value in pair) or "-")
+            before = [sweep["before"][i] for sweep, i in at]
+            after = [sweep["after"][i] for sweep, i in at]
+            shown.append(f"{mean(before):.1%} -> {mean(after):.1%}" if at else "-")
         lines.append(f"| {name.removeprefix('image-')} | {' | '.join(shown)} |")
     return lines
 
@@ -184,8 +192,9 @@ def _compared(rows: Sequence[Mapping[str, Any]], percent: bool) -> str:
     """
     if not rows:
         return "-"
-    before, after, delta = (mean(row[key] for row in rows) for key in ("before", "after", "delta"))
-    low, high = (mean(row["ci95"][end] for row in rows) for end in (0, 1))
+    before, after = mean(row["before"] for row in rows), mean(row["after"] for row in rows)
+    delta = mean(row["delta"] for row in rows)
+    low, high = mean(row["ci95"][0] for row in rows), mean(row["ci95"][1] for row in rows)
     if len(rows) > 1:
         between = T_975[len(rows)] * stdev(row["delta"] for row in rows) / len(rows) ** 0.5
         low, high = delta - ((delta - low) ** 2 + between**2) ** 0.5, delta + ((high - delta) ** 2 + between**2) ** 0.5

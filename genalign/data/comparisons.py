@@ -79,7 +79,9 @@ def form_of(row: Mapping[str, Any]) -> Form | None:
 
 def _kind_of_columns(rows: Sequence[Mapping[str, Any]], form: Form) -> Kind:
     """What the samples of plain rows are: of all values together, never of one."""
-    values = [row[name] for row in rows for name in form.samples if row.get(name) is not None]
+    values: list[Any] = []
+    for row in rows:
+        values += (row[name] for name in form.samples if row.get(name) is not None)
     if any(not isinstance(value, str) for value in values):
         return "image"  # bytes, or a picture of the datasets library
     named = {SUFFIXES.get(Path(value).suffix.lower()) if len(value) < LONGEST_NAME else None for value in values}
@@ -165,7 +167,8 @@ def _vl_reward_bench(found: Comparisons, row: Mapping[str, Any]) -> None:
 
 
 def _reward_bench_2(found: Comparisons, row: Mapping[str, Any]) -> None:
-    right, wrong = ([found.item(row["prompt"], text, "text") for text in row[key]] for key in ("chosen", "rejected"))
+    right = [found.item(row["prompt"], text, "text") for text in row["chosen"]]
+    wrong = [found.item(row["prompt"], text, "text") for text in row["rejected"]]
     group = found.group(row["prompt"])
     for a, b in product(right, wrong):
         found.compare(a, b, 1.0, group)

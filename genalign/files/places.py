@@ -53,7 +53,8 @@ def file_path(name: str, folder: Path) -> Path:
     found = find(name, folder, "rewards")
     if found is not None and found.is_file():
         return found
-    known = [file.name for place in (folder, shipped("rewards")) for file in place.glob(f"*{Path(name).suffix}")]
+    pattern = f"*{Path(name).suffix}"
+    known = [file.name for file in (*folder.glob(pattern), *shipped("rewards").glob(pattern))]
     raise UsageError(
         f"there is no reward file {name!r} in {folder.resolve()} or among the shipped rewards{nearest(name, known)}"
     )

@@ -22,9 +22,14 @@ def shipped(room: str, *parts: str) -> Path:
     )
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether a folder has one of the files by which a model is known."""
+    return any((folder / mark).is_file() for mark in MODEL_MARKS)
+
+
 def shipped_models() -> list[str]:
     """Names of the models that come with genalign, as `genalign ls models` prints them."""
-    return sorted({path.parent.name for mark in MODEL_MARKS for path in shipped("assets").glob(f"*/{mark}")})
+    return sorted(path.name for path in shipped("assets").iterdir() if holds_model(path))
 
 
 def shipped_recipes() -> list[str]:
