@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genalign.data.conversations import Turn, prompt_text
 from genalign.data.tables import Cell
+from genalign.files.untrusted import neighbour
 from genalign.media.image import cell_picture
 from genalign.media.video import load_video
 from genalign.types import Media, Prompt, Track
@@ -131,7 +132,7 @@ class Comparisons:
         """Prompts and media of some items; a prompt's facts name its user, where there is one.
 
         Raises:
-            UsageError: a picture or video is missing, or is none.
+            UsageError: a picture or video is missing, not below the file's folder, or is none.
         """
         chosen = [self.items[number] for number in numbers]
         whose = users or [""] * len(chosen)
@@ -141,7 +142,7 @@ class Comparisons:
         if self.kind == "text":
             return prompts, Media(text=Track([str(item.value) for item in chosen]))
         if self.kind == "video":
-            films = [load_video(self.root / str(item.value)) for item in chosen]
+            films = [load_video(neighbour(self.root, str(item.value), self.source)) for item in chosen]
             return prompts, Media(video=Track([frames for frames, _ in films], films[0][1]))
         images = self.pictures(numbers)
         alike = len({image.shape for image in images}) == 1

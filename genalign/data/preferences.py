@@ -1,7 +1,7 @@
 """Pairs of which one is preferred, to be trained on: the untied ones of judged samples (see comparisons.py).
 
-Ties give no pair; of more than two ranked samples every untied two are one. A picture is a path (relative to the file),
-or in a table of the datasets library whatever that holds.
+Ties give no pair; of more than two ranked samples every untied two are one. A picture is a path (in the file's folder
+or below), or in a table of the datasets library its bytes or such a path.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from genalign.data.comparisons import form_of, read_comparisons
 from genalign.data.judged import Comparison, Comparisons, Kind
 from genalign.data.tables import FILES
 from genalign.files.text import read_lines
+from genalign.files.untrusted import neighbour
 from genalign.types import Media, Prompt, Track, UsageError
 
 UNPAIRED = "ratings"  # the form that compares nothing
@@ -111,7 +112,7 @@ def _check_files(found: Comparisons, pair: Comparison) -> None:
     for item in (found.items[pair.a], found.items[pair.b]):
         if item.kind == "text" or not isinstance(item.value, str):
             continue
-        files.append(found.root / item.value)
+        files.append(neighbour(found.root, item.value, pair.place))
         if not files[-1].is_file():
             raise UsageError(
                 f"{pair.place} names the {'picture' if item.kind == 'image' else 'video'} {item.value!r}, which is not "

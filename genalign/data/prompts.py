@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from genalign.data.preferences import Pairs, find_pairs
 from genalign.files.text import Line, decode_text, lines_of, parse_row
+from genalign.files.untrusted import neighbour
 from genalign.media.image import load_png
 from genalign.types import Media, Prompt, Track, UsageError
 
@@ -26,7 +27,7 @@ class DataSettings(BaseModel):
 
     prompts: str
     """A .txt file, one prompt a line, or a .jsonl file, one `{"prompt": str, "facts": {...}}` a line, with a picture
-    file under `image` where the method or the model takes one (relative to the .jsonl). Or pairs of
+    file under `image` where the method or the model takes one (in the .jsonl's folder or below). Or pairs of
     which one is preferred, for methods that learn from them without a reward: a file, one
     `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the answers themselves, texts
     or lists of messages), a folder with one, or a dataset's id."""
@@ -123,5 +124,5 @@ def _json_row(line: Line, uid: int, path: Path) -> Prompt:
     picture = row.get("image")
     if picture is not None and not isinstance(picture, str):
         raise UsageError(f"'image' in {where} is not the name of a picture file; {wanted}")
-    media = None if picture is None else Media(image=Track(load_png(path.parent / picture)[None]))
+    media = None if picture is None else Media(image=Track(load_png(neighbour(path.parent, picture, where))[None]))
     return Prompt(row["prompt"], media, row.get("facts") or {}, uid)

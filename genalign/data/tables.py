@@ -7,11 +7,12 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from genalign.files.text import decode_text, lines_of, parse_row
+from genalign.files.untrusted import neighbour
 from genalign.types import GenalignError, UsageError
 
 SPLIT = "train"
@@ -53,7 +54,7 @@ def read_table(path: Path | str) -> Table:
         GenalignError: the hub cannot be reached.
     """
     if isinstance(path, str):
-        return _of_dataset(path, _from_hub(path), Path())
+        return _of_dataset(path, _from_hub(path), Path(_datasets(path).config.HF_CACHE_HOME))
     return _of_folder(path) if path.is_dir() else _of_file(path)
 
 
@@ -102,10 +103,22 @@ def _of_folder(folder: Path) -> Table:
             f"{folder} holds {len(lists) or 'no'} .jsonl files and no table of the datasets library; put one "
             f"pairs.jsonl beside the pictures, and {SHAPE}"
         )
+    for state in sorted(folder.glob("**/state.json")) if saved else []:
+        _check_state(state)
     datasets = _datasets(str(folder))
     if saved:
         return _of_dataset(str(folder), datasets.load_from_disk(str(folder)), folder)
     return _of_dataset(str(folder), datasets.load_dataset("parquet", data_files=files, split=SPLIT), folder)
+
+
+def _check_state(file: Path) -> None:
+    """Refuse a saved table whose rows lie elsewhere."""
+    try:
+        names = [str(part["filename"]) for part in json.loads(file.read_text())["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} is not part of a saved table ({error}); save it again") from error
+    for name in names:
+        neighbour(file.parent, name, str(file))
 
 
 def _from_hub(name: str) -> Any:
@@ -132,13 +145,28 @@ def _of_dataset(source: str, table: Any, root: Path) -> Table:
         if SPLIT not in table:
             raise UsageError(f"{source} has no split {SPLIT!r}, only {', '.join(table)}; save that one alone")
         table = table[SPLIT]
+    digest, table = table._fingerprint, table.cast(_undecoded(table.features))  # datasets would fetch what rows name
     heavy = [name for name, feature in table.features.items() if _is_picture(feature)]
     light = table.select_columns([name for name in table.column_names if name not in heavy])
     rows: list[dict[str, Any]] = [dict(row) for row in light] if light.column_names else [{} for _ in range(len(table))]
     for number, row in enumerate(rows):
         row |= {name: Cell(table, number, name) for name in heavy}
     places = [f"row {number} of {source}" for number in range(1, len(table) + 1)]
-    return Table(source, rows, places, root, table._fingerprint)
+    return Table(source, rows, places, root, digest)
+
+
+def _undecoded(feature: Any) -> Any:
+    """The same features, with pictures as their bytes or path."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, Mapping):
+        parts = {name: _undecoded(part) for name, part in feature.items()}
+        return datasets.Features(parts) if isinstance(feature, datasets.Features) else parts
+    if hasattr(feature, "feature"):  # a list of them
+        return replace(feature, feature=_undecoded(feature.feature))
+    return feature
 
 
 def _is_picture(feature: Any) -> bool:

@@ -23,7 +23,7 @@ from genalign.method.common import (
     sample_and_score,
     sums,
 )
-from genalign.method.losses import all_pairs, best_worst_pairs, dpo_loss
+from genalign.method.losses import PreferenceLoss, all_pairs, best_worst_pairs, dpo_loss
 from genalign.method.pairs import LabelledPair, Reading, Recalling, check_digest, read_pairs
 from genalign.method.settings import MethodSettings, PairSource
 from genalign.ranks import all_sum
@@ -41,7 +41,7 @@ class PreferenceSettings(MethodSettings):
         "dpo": {"group": 4, "loss": "sigmoid", "beta": 0.1},
     }
 
-    loss: Literal["sigmoid", "ipo", "hinge", "simpo"] = "sigmoid"
+    loss: PreferenceLoss = "sigmoid"
     """The preference loss."""
     beta: float = Field(0.1, gt=0)
     """Inverse temperature of the preference, per nat of the summed log-ratio (ipo, simpo: of the mean one)."""
@@ -62,8 +62,8 @@ class PreferenceSettings(MethodSettings):
     def _has_pairs(self) -> Self:
         if self.trajectories is not None and self.pairs is None:
             raise UsageError("method.trajectories holds the samples of labelled pairs; name those in method.pairs")
-        if self.group == 1 and self.pairs is None:
-            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+        if self.pairs is None:
+            self.require_siblings()
         if self.objective is not None and (self.loss != "sigmoid" or self.pairs is not None):
             raise UsageError("method.objective is a margin of loss sigmoid, on pairs by reward; drop it, or the others")
         return self
@@ -82,7 +82,7 @@ class PreferenceSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class Objectives(Experience):
-    """others (B,): what the aspects that made no pairs say, by their weights; share: the weight of the one that did."""
+    """others (B,): weighted sum of the aspects that made no pairs; share: the weight of the one that did."""
 
     others: Tensor | None = None
     share: float = 1.0
@@ -153,7 +153,9 @@ class Preference:
             )
         for _, pair in chosen:
             check_digest(policy, pair, self.path)
-        seeds = [seed for _, pair in chosen for seed in (pair.chosen_seed, pair.rejected_seed)]
+        seeds: list[int] = []
+        for _, pair in chosen:
+            seeds += [pair.chosen_seed, pair.rejected_seed]
         if self.stored is None:
             with policy.weights("reference"):
                 trajectory = policy.rollout([prompt for prompt, _ in chosen], 2, seeds)
@@ -213,16 +215,16 @@ class Preference:
 
 
 def by_objective(scores: Scores, name: str) -> tuple[Scores, Tensor, float]:
-    """Scores whose total is one aspect, where all that have weight can be read; what the others say by their weights,
-    which are made to add up to 1, (B,); and the weight of that aspect.
+    """Scores whose total is one aspect, where all that have weight can be read; the weighted sum of the others, (B,),
+    the weights adding up to 1; and the weight of that aspect.
 
     Raises:
         UsageError: the reward has no such aspect, or it counts for nothing in it.
     """
     weights = scores.weights / scores.weights.abs().sum()
-    told = [aspect for aspect, weight in zip(scores.names, weights.tolist(), strict=True) if weight > 0]
-    if name not in told:
-        raise UsageError(f"method.objective is {name!r}, but the reward's weighted aspects are {', '.join(told)}")
+    weighted = [aspect for aspect, weight in zip(scores.names, weights.tolist(), strict=True) if weight > 0]
+    if name not in weighted:
+        raise UsageError(f"method.objective is {name!r}, but the reward's weighted aspects are {', '.join(weighted)}")
     k = scores.names.index(name)
     whole = scores.total_valid & scores.valid[:, weights != 0].all(1)
     one = torch.zeros_like(weights).index_fill(0, torch.tensor(k), 1.0)

@@ -17,8 +17,8 @@ import genalign
 from genalign.cli.main import main
 from genalign.cli.sample import open_source
 from genalign.types import Media, Prompt, Track, UsageError
-from tests.preference_files import FORMS
-from tests.tiny_recipe import image_model, write_recipe
+from tests.helpers.preference_files import FORMS
+from tests.helpers.tiny_recipe import image_model, write_recipe
 
 RULES = """
 from genalign.reward import reward
@@ -100,7 +100,7 @@ def test_why_a_row_has_no_score_is_said(files: list[Path], capsys: pytest.Captur
 
 
 def test_a_cut_text_is_said(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.toy_rewards import tiny_clip
+    from tests.helpers.toy_rewards import tiny_clip
 
     (tmp_path / "clip.yaml").write_text(f"{{use: clip, model: {tiny_clip(tmp_path / 'clip')}}}")
     words = ["score", str(tmp_path / "clip.yaml"), "--media", *map(str, files[:2])]
@@ -215,7 +215,7 @@ def test_a_run_is_evaluated_by_a_function(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_reward_is_fitted_by_a_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.toy_rewards import tiny_clip
+    from tests.helpers.toy_rewards import tiny_clip
 
     FORMS["HPDv2 train"](tmp_path)
     recipe = {"data": {"file": "train.json"}, "backbone": {"kind": "clip", "model": str(tiny_clip(tmp_path / "clip"))}}

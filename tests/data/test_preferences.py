@@ -1,218 +1,311 @@
-"""Preferences as public sets write them: messages, transcripts, texts like file names, rows nobody decided."""
+"""Pairs of pictures: every layout that is understood, every fault in one sentence, and a run that learns from them."""
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
-from genalign.data.comparisons import read_comparisons
-from genalign.data.preferences import Pairs, find_pairs
+from genalign.cli.main import main
+from genalign.data.preferences import find_pairs
 from genalign.data.prompts import read_prompts
-from genalign.types import UsageError
+from genalign.files.places import data_path
+from genalign.media.image import save_png, to_pil
+from genalign.run.build import build
+from genalign.run.recipe import load_recipe
+from genalign.types import GenalignError, UsageError
+from tests.helpers.tiny_recipe import write_recipe
+
+LEVELS = {"a.png": 0.9, "b.png": 0.2, "c.png": 0.6, "d.png": 0.4}
 
 
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name, level in LEVELS.items():
+        save_png(torch.full((3, 6, 8 if name == "d.png" else 6), level), tmp_path / name)
+    return tmp_path
 
 
-def bot(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
-
-def write(folder: Path, *rows: dict[str, Any], name: str = "pairs.jsonl") -> Path:
+def write(folder: Path, *rows, name: str = "pairs.jsonl") -> Path:
     path = folder / name
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
     return path
 
 
-def pairs_of(folder: Path, *rows: dict[str, Any]) -> Pairs:
-    pairs = find_pairs(write(folder, *rows))
-    assert pairs is not None
-    return pairs
+def png(level: float) -> bytes:
+    file = io.BytesIO()
+    to_pil(torch.full((3, 6, 6), level)).save(file, format="PNG")
+    return file.getvalue()
 
 
-LABELS = ("label_0", "label_1")
-HI = [user("Hi"), bot("Hello"), user("Sum 1 and 2")]
-FORMS = {
-    "UltraFeedback": {
-        "prompt": "Sum 1 and 2",
-        "prompt_id": "x",
-        "chosen": [user("Sum 1 and 2"), bot("3")],
-        "rejected": [user("Sum 1 and 2"), bot("4")],
-        "messages": [user("Sum 1 and 2"), bot("3")],
-        "score_chosen": 8.0,
-        "score_rejected": 2.0,
+def levels(pairs, *numbers: int) -> list[float]:
+    """Brightness of the winner and the loser of each pair."""
+    return [round(float(image.mean()), 2) for image in pairs.load(numbers)["image"].data]
+
+
+GOOD = {"prompt": "a bird", "chosen": "a.png", "rejected": "b.png"}
+PICK = {"caption": "a bird", "jpg_0": "a.png", "jpg_1": "b.png", "label_0": 1.0, "label_1": 0.0}
+HPD = {"prompt": "a bird", "image_path": ["a.png", "b.png"], "human_preference": [0, 1]}
+
+
+# ---- layouts --------------------------------------------------------------------------------------------------------
+
+
+def test_chosen_and_rejected_in_a_file(pictures):
+    path = write(pictures, GOOD, "", {"prompt": "two cats", "chosen": "c.png", "rejected": "d.png"})
+    prompts = read_prompts(path)
+    assert [(prompt.text, prompt.uid) for prompt in prompts] == [("a bird", 0), ("two cats", 1)]
+    assert levels(prompts.pairs, 1, 0) == [0.6, 0.4, 0.9, 0.2]
+    assert [tuple(image.shape) for image in prompts.pairs.load([1])["image"].data] == [(3, 6, 6), (3, 6, 8)]
+    assert prompts.pairs.ties == 0
+    assert len(prompts.digest) == 64
+
+
+def test_pick_a_pic(pictures):
+    rows = [
+        PICK,
+        {**PICK, "label_0": 0.5, "label_1": 0.5},
+        {**PICK, "label_0": 0.0, "label_1": 1.0},
+        {**PICK, "are_different": False},
+        {**PICK, "has_label": False, "label_0": None, "label_1": None},
+    ]
+    prompts = read_prompts(write(pictures, *rows))
+    assert prompts.pairs.ties == 3
+    assert [prompt.text for prompt in prompts] == ["a bird"] * 2
+    assert levels(prompts.pairs, 0, 1) == [0.9, 0.2, 0.2, 0.9]
+
+
+def test_hpdv2(pictures):
+    four = {"prompt": "four", "image_path": list(LEVELS), "rank": [2, 1, 4, 2]}
+    prompts = read_prompts(write(pictures, HPD, {**HPD, "human_preference": [1, 1]}))
+    assert levels(prompts.pairs, 0) == [0.2, 0.9]
+    assert prompts.pairs.ties == 1
+    ranked = find_pairs(write(pictures, four))
+    expected = {
+        (LEVELS[better], LEVELS[worse])
+        for i, better in enumerate(LEVELS)
+        for j, worse in enumerate(LEVELS)
+        if four["rank"][i] < four["rank"][j]
+    }
+    found = levels(ranked, *range(len(ranked.pairs)))
+    assert set(zip(found[::2], found[1::2], strict=True)) == expected
+    assert len(ranked.pairs) == len(expected) == 5
+    assert ranked.ties == 1
+
+
+def test_a_folder_with_one_list(pictures):
+    write(pictures, GOOD, name="mine.jsonl")
+    assert levels(find_pairs(pictures), 0) == [0.9, 0.2]
+    write(pictures, {**GOOD, "chosen": "c.png"}, name="metadata.jsonl")  # what datasets' folders of images have
+    assert levels(find_pairs(pictures), 0) == [0.6, 0.2]
+
+
+TABLES = {
+    "trl": {"prompt": ["x", "y"], "chosen": [png(0.9), png(0.6)], "rejected": [png(0.2), png(0.4)]},
+    "pick": {
+        "caption": ["x", "tie", "y"],
+        "jpg_0": [png(0.9), png(0.9), png(0.4)],
+        "jpg_1": [png(0.2), png(0.2), png(0.6)],
+        "label_0": [1.0, 0.5, 0.0],
+        "label_1": [0.0, 0.5, 1.0],
     },
-    "Skywork": {"chosen": [user("Sum 1 and 2"), bot("3")], "rejected": [user("Sum 1 and 2"), bot("4")], "source": "x"},
-    "TRL, explicit": {"prompt": [user("Sum 1 and 2")], "chosen": [bot("3")], "rejected": [bot("4")]},
-    "TRL, texts after messages": {"prompt": [user("Sum 1 and 2")], "chosen": "3", "rejected": "4"},
-    "parts": {
-        "chosen": [{"role": "user", "content": [{"type": "text", "text": "Sum 1 and 2"}]}, bot("3")],
-        "rejected": [user("Sum 1 and 2"), bot("4")],
-    },
-    "plain": {"prompt": "Sum 1 and 2", "chosen": "3", "rejected": "4"},
-    "HH": {"chosen": "\n\nHuman: Sum 1 and 2\n\nAssistant: 3", "rejected": "\n\nHuman: Sum 1 and 2\n\nAssistant: 4"},
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_one_turn_in_every_form(tmp_path: Path, form: str) -> None:
-    prompts = read_prompts(write(tmp_path, FORMS[form]), "text")
-    assert [(prompt.text, dict(prompt.facts), prompt.uid) for prompt in prompts] == [("Sum 1 and 2", {}, 0)]
-    assert prompts.pairs is not None
-    assert list(prompts.pairs.load([0])["text"].data) == ["3", "4"]
-    found = read_comparisons(tmp_path / "pairs.jsonl")
-    assert (found.kind, [pair.p for pair in found.pairs]) == ("text", [1.0])
+@pytest.mark.parametrize("layout", TABLES)
+@pytest.mark.parametrize("form", ["saved", "splits", "parquet", "images"])
+def test_a_table_of_the_datasets_library(tmp_path, layout, form, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    table, folder = datasets.Dataset.from_dict(TABLES[layout]), tmp_path / "table"
+    if form == "images":
+        for name in {"chosen", "rejected", "jpg_0", "jpg_1"} & set(TABLES[layout]):
+            table = table.cast_column(name, datasets.Image())
+    if form == "parquet":
+        folder.mkdir()
+        table.to_parquet(str(folder / "0.parquet"))
+    else:
+        (datasets.DatasetDict(train=table) if form == "splits" else table).save_to_disk(str(folder))
+    prompts = read_prompts(folder)
+    assert [prompt.text for prompt in prompts] == ["x", "y"]
+    assert levels(prompts.pairs, 1, 0) == [0.6, 0.4, 0.9, 0.2]
+    assert prompts.pairs.ties == (layout == "pick")
+    assert read_prompts(folder).digest == prompts.digest
+
+
+def test_prompts_without_pictures_stay_prompts(tmp_path):
+    plain = write(tmp_path, {"prompt": "two stars", "facts": {"count": 2}})
+    assert read_prompts(plain).pairs is None
+    labelled = write(tmp_path, {"prompt": "p", "chosen_seed": 1, "rejected_seed": 2, "model": "m", "sampler": "s"})
+    assert read_prompts(labelled).pairs is None
+    (tmp_path / "p.txt").write_text("one\n")
+    assert read_prompts(tmp_path / "p.txt").pairs is None
+
+
+# ---- faults ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("rows", "message"),
     [
-        {"chosen": [*HI, bot("3")], "rejected": [*HI, bot("4")]},
-        {"prompt": "Sum 1 and 2", "chosen": [*HI, bot("3")], "rejected": [*HI, bot("4")]} | {"prompt": HI},
-        {"prompt": HI, "chosen": [bot("3")], "rejected": [bot("4")]},
-        {
-            "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Sum 1 and 2\n\nAssistant: 3",
-            "rejected": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Sum 1 and 2\n\nAssistant: 4",
-        },
+        ([GOOD, {**GOOD, "rejected": "z.png"}], "line 2 of .* names the picture 'z.png', which is not in"),
+        (
+            [GOOD, {**GOOD, "rejected": "a.png"}],
+            r"line 2 of .* prefers a picture to an equal one \(a.png\); mend or drop the line",
+        ),
+        ([GOOD, {**GOOD, "chosen": "a2.png", "rejected": "a.png"}], "line 2 of .* prefers a picture to an equal one"),
+        ([GOOD, {**GOOD, "chosen": None}], "line 2 of .* has no path of a picture under 'chosen'"),
+        ([GOOD, "{not json"], "line 2 of .* is not JSON"),
+        ([GOOD, "[1]"], "line 2 of .* is not a JSON object"),
+        ([GOOD, {"prompt": "p", "chosen": "a.png"}], "line 2 of .* lacks 'rejected'; mend or drop the line"),
+        ([GOOD, {**GOOD, "prompt": " "}], "line 2 of .* has no text as its prompt"),
+        ([{**PICK, "label_0": 0.5, "label_1": 0.5}], "prefers nothing: 1 of its 1 rows are ties"),
+        ([{**PICK, "label_0": None}], r"line 1 of .* prefers by \[None, 0.0\], which are not all numbers"),
+        ([{**HPD, "human_preference": [1]}], "line 1 of .* has not one human_preference for each picture"),
+        ([{**HPD, "image_path": ["a.png", "z.png"]}], "line 1 of .* names the picture 'z.png'"),
+        ([{"prompt": "p", "image_path": ["a.png"], "rank": [1]}], "has not one rank for each picture"),
     ],
 )
-def test_longer_conversations_keep_their_turns(tmp_path: Path, row: dict[str, Any]) -> None:
-    """As TRL's extract_prompt has it: what both sides begin with is the prompt."""
-    pairs = pairs_of(tmp_path, row)
-    (prompt,) = pairs.prompts()
-    assert prompt.facts["messages"] == HI
-    assert prompt.text == "user: Hi\n\nassistant: Hello\n\nuser: Sum 1 and 2"
-    assert list(pairs.load([0])["text"].data) == ["3", "4"]
-
-
-def test_the_prompt_is_the_one_that_trl_extracts(tmp_path: Path) -> None:
-    data_utils = pytest.importorskip("trl.data_utils")
-    for row in (FORMS["Skywork"], {"chosen": [*HI, bot("3")], "rejected": [*HI, bot("4")]}):
-        theirs = data_utils.extract_prompt({"chosen": row["chosen"], "rejected": row["rejected"]})
-        (prompt,) = pairs_of(tmp_path, row).prompts()
-        assert prompt.facts.get("messages", [user(prompt.text)]) == theirs["prompt"]
-
-
-def test_a_system_turn_is_kept(tmp_path: Path) -> None:
-    system = {"role": "system", "content": "Be short"}
-    (prompt,) = pairs_of(
-        tmp_path, {"prompt": "x", "chosen": [system, user("x"), bot("3")], "rejected": [system, user("x"), bot("4")]}
-    ).prompts()
-    assert prompt.facts["messages"] == [system, user("x")]
-
-
-def test_equal_answers_prefer_nothing(tmp_path: Path) -> None:
-    """HH-RLHF and UltraFeedback have such rows; they are left out and counted."""
-    same = {"chosen": [user("x"), bot("3")], "rejected": [user("x"), bot("3")]}
-    pairs = pairs_of(tmp_path, FORMS["Skywork"], same)
-    assert (len(pairs.pairs), pairs.ties) == (1, 1)
-    pairs = pairs_of(tmp_path, FORMS["plain"], {"prompt": "x", "chosen": "3", "rejected": "3"})
-    assert (len(pairs.pairs), pairs.ties) == (1, 1)
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        (
-            {
-                "chosen": [user("x"), bot("3"), user("y"), bot("4")],
-                "rejected": [user("x"), bot("2"), user("y"), bot("5")],
-            },
-            "line 1 of .* has answers that part before their last message",
-        ),
-        ({"chosen": [bot("3")], "rejected": [bot("4")]}, "line 1 of .* has no prompt before its answers"),
-        (
-            {"chosen": [user("x"), {"role": "assistant", "content": None}], "rejected": [user("x"), bot("4")]},
-            "line 1 of .* has a message that is not text",
-        ),
-        (
-            {
-                "chosen": [{"role": "user", "content": [{"type": "image"}]}, bot("3")],
-                "rejected": [{"role": "user", "content": [{"type": "image"}]}, bot("4")],
-            },
-            "line 1 of .* has a message that is not text",
-        ),
-    ],
-)
-def test_conversations_that_cannot_be_read(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+def test_a_bad_row_is_one_sentence(pictures, rows, message):
+    (pictures / "a2.png").write_bytes((pictures / "a.png").read_bytes())
     with pytest.raises(UsageError, match=message) as refused:
-        pairs_of(tmp_path, row)
+        read_prompts(write(pictures, *rows))
     assert "\n" not in str(refused.value)
 
 
-# ---- what the samples are -------------------------------------------------------------------------------------------
+def test_a_file_that_is_no_picture_is_named_when_it_is_drawn(pictures):
+    (pictures / "b.png").write_text("words")
+    pairs = find_pairs(write(pictures, GOOD))
+    with pytest.raises(UsageError, match=r"b\.png cannot be read as a picture"):
+        pairs.load([0])
 
 
-def test_one_answer_like_a_file_name_is_a_text(tmp_path: Path) -> None:
-    """By all values of the columns, never by one: the others are no names of pictures."""
-    rows = [
-        {"prompt": "which file?", "chosen": "star.png", "rejected": "It is cat.png"},
-        {"prompt": "and why?", "chosen": "because", "rejected": "sun.jpg"},
-    ]
-    found = read_comparisons(write(tmp_path, *rows))
-    assert found.kind == "text"
-    assert list(found.load([0, 1])[1]["text"].data) == ["star.png", "It is cat.png"]
+def test_a_table_without_a_picture_is_named_when_it_is_drawn(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = {"prompt": ["x", "y"], "chosen": [png(0.9), None], "rejected": [png(0.2), b"words"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "table"))
+    pairs = find_pairs(tmp_path / "table")
+    assert levels(pairs, 0) == [0.9, 0.2]
+    with pytest.raises(UsageError, match=r"row 2 of .* has no picture under 'chosen'"):
+        pairs.load([1])
 
 
-def test_the_reader_decides_where_it_is_known(tmp_path: Path) -> None:
-    path = write(tmp_path, {"prompt": "which file?", "chosen": "star.png", "rejected": "cat.png"})
-    assert read_comparisons(path, "text").kind == "text"
-    assert read_comparisons(path).kind == "image"
-    assert read_comparisons(path, "image").kind == "image"
+def test_folders_without_pairs(tmp_path, pictures):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UsageError, match=r"holds no \.jsonl files and no table"):
+        read_prompts(empty)
+    write(empty, {"prompt": "only words"})
+    with pytest.raises(UsageError, match="has the columns prompt, of no form that genalign knows"):
+        read_prompts(empty)
+    write(empty, GOOD, name="second.jsonl")
+    with pytest.raises(UsageError, match=r"holds 2 \.jsonl files"):
+        read_prompts(empty)
+
+
+def test_columns_that_nobody_knows(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"prompt": ["x"], "winner": ["a"]}).save_to_disk(str(tmp_path / "table"))
+    with pytest.raises(UsageError, match="has the columns prompt, winner, of no form that genalign knows"):
+        read_prompts(tmp_path / "table")
+
+
+def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load(name, split):
+        asked.append((name, split))
+        if name != "somebody/pairs":
+            raise ConnectionError("no network")
+        return datasets.Dataset.from_dict(TABLES["trl"])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert data_path("somebody/pairs", tmp_path) == "somebody/pairs"
+    assert data_path("emojiworld/trian.jsonl", tmp_path) == tmp_path / "emojiworld/trian.jsonl"
+    assert levels(read_prompts("somebody/pairs").pairs, 0) == [0.9, 0.2]
+    with pytest.raises(GenalignError, match=r"'nobody/nothing' is not a file or folder here .* \(no network\)"):
+        read_prompts("nobody/nothing")
+    assert asked == [("somebody/pairs", "train"), ("nobody/nothing", "train")]
+
+
+def test_the_library_is_asked_for_only_where_it_is_needed(pictures, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert len(read_prompts(write(pictures, GOOD))) == 1
+    with pytest.raises(UsageError, match=r"pip install 'genalign\[datasets\]'"):
+        read_prompts("somebody/pairs")
+
+
+# ---- recipes --------------------------------------------------------------------------------------------------------
+
+
+def recipe_on(folder: Path, **sections) -> Path:
+    made = {"data": {"prompts": "pairs.jsonl", "prompts_per_step": 2}, "reward": None, "eval": None}
+    method = {"name": "flow-dpo", "beta": 100.0, "group": 4, "kl_beta": None}
+    path = write_recipe(folder, **{**made, "method": method, **sections})
+    path.write_text(path.read_text().replace("  kl_beta: null\n", ""))
+    return path
+
+
+def test_a_recipe_without_a_reward_learns_from_the_pictures_of_its_data(pictures):
+    write(pictures, GOOD, {**GOOD, "prompt": "another"}, {**GOOD, "prompt": "third", "chosen": "c.png"})
+    built = build(load_recipe(recipe_on(pictures)))
+    assert built.method.needs == {"forward", "reference", "pairs"}
+    assert built.method.pictures.rows_together == 4
+    online = build(load_recipe(recipe_on(pictures, reward="rules.py:bright")))
+    assert online.method.needs == {"forward", "reference", "rollout", "reward"}
+
+
+def test_a_folder_of_pairs_is_found_from_any_folder(pictures):
+    write(pictures, GOOD, GOOD)
+    path = recipe_on(pictures / "recipes", data={"prompts": "..", "prompts_per_step": 2})
+    resolved = load_recipe(path).resolved()
+    assert resolved["data"]["prompts"] == str(pictures.resolve())
+    assert len(build(load_recipe(path)).data) == 2
 
 
 @pytest.mark.parametrize(
-    "labels",
+    ("sections", "message"),
     [
-        {"label_0": 0, "label_1": 0},
-        {"label_0": 0.0, "label_1": 0.0, "has_label": True},
-        {"label_0": 0.5, "label_1": 0.5},
+        ({"method": {"name": "nft"}}, "nft does not learn from given pictures; .*diffusion-dpo, flow-dpo"),
+        ({"data": {"prompts": "prompts.txt"}}, "flow-dpo needs a reward, but the recipe has none"),
+        ({"method": {"name": "nft"}, "reward": "rules.py:bright", "train": {"ema": None}}, r"train\.ema is null"),
     ],
 )
-def test_a_pick_a_pic_row_that_nobody_decided(tmp_path: Path, labels: dict[str, Any]) -> None:
-    from PIL import Image
-
-    for name, level in (("a.png", 200), ("b.png", 20)):
-        Image.new("RGB", (4, 4), (level,) * 3).save(tmp_path / name)
-    row = {"caption": "x", "jpg_0": "a.png", "jpg_1": "b.png"}
-    pairs = pairs_of(tmp_path, {**row, "label_0": 1, "label_1": 0}, {**row, **labels})
-    assert (len(pairs.pairs), pairs.ties) == (1, 1)
-    assert read_comparisons(tmp_path / "pairs.jsonl").pairs[0].p == 1.0
-    with pytest.raises(UsageError, match="prefers nothing"):
-        find_pairs(write(tmp_path, {**row, **labels}))
+def test_what_does_not_fit_is_refused_before_any_weight_loads(pictures, sections, message):
+    write(pictures, GOOD, GOOD)
+    path = recipe_on(
+        pictures,
+        **{**sections, "method": {"group": 4, "kl_beta": None, **sections.get("method", {"name": "flow-dpo"})}},
+    )
+    with pytest.raises(UsageError, match=message):
+        build(load_recipe(path))
 
 
-@pytest.mark.parametrize("label", [None, "first", float("nan")])
-def test_labels_that_are_not_numbers(tmp_path: Path, label: object) -> None:
-    row = {"caption": "x", "jpg_0": "a.png", "jpg_1": "b.png", "label_0": label, "label_1": 1}
-    with pytest.raises(UsageError, match=r"line 1 of .* prefers by \[.*\], which are not all numbers"):
-        find_pairs(write(tmp_path, row))
+def test_a_language_model_has_no_forward_process(pictures):
+    (pictures / "words").mkdir()
+    (pictures / "words" / "config.json").write_text("{}")
+    path = recipe_on(pictures, reward="rules.py:bright", data={"prompts": "prompts.txt"}, policy={"model": "words"})
+    with pytest.raises(UsageError, match=r"flow-dpo needs the forward process .* words writes text; take dpo"):
+        build(load_recipe(path))
 
 
-def test_a_table_of_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    datasets.Dataset.from_list([FORMS["UltraFeedback"]] * 2).save_to_disk(str(tmp_path / "table"))
-    pairs = find_pairs(tmp_path / "table", "text")
-    assert pairs is not None
-    assert [prompt.text for prompt in pairs.prompts()] == ["Sum 1 and 2"] * 2
-    assert list(pairs.load([1])["text"].data) == ["3", "4"]
-
-
-@pytest.mark.parametrize("suffix", [".json", ".csv", ".parquet"])
-def test_other_files_of_pairs_train_too(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"pairs{suffix}"
-    if suffix == ".json":
-        path.write_text(json.dumps([FORMS["plain"]]))
-    elif suffix == ".csv":
-        path.write_bytes(b"\xef\xbb\xbfprompt,chosen,rejected\r\nSum 1 and 2,3,4\r\n")
-    else:
-        parquet = pytest.importorskip("pyarrow.parquet")
-        parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist([FORMS["plain"]]), path)
-    pairs = read_prompts(path, "text").pairs
-    assert pairs is not None
-    assert list(pairs.load([0])["text"].data) == ["3", "4"]
+def test_a_run_on_given_pictures_goes_on_where_it_was_killed(pictures):
+    """Through the command line, on a random pipeline: no rollout, log 2 at first, and k + k steps are 2k steps."""
+    write(pictures, GOOD, {**GOOD, "prompt": "another", "rejected": "c.png"}, {**GOOD, "prompt": "third"})
+    path = str(recipe_on(pictures))
+    assert main(["train", path, "train.steps=4", "--out", str(pictures / "whole")]) == 0
+    assert main(["train", path, "train.steps=2", "--out", str(pictures / "parts")]) == 0
+    assert main(["train", path, "train.steps=4", "--resume", str(pictures / "parts")]) == 0
+    rows = [json.loads(line) for line in (pictures / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] == pytest.approx(0.6931472, rel=1e-6)
+    assert rows[0]["calls"] == 2 * 2 * 4 * 2  # pairs, their samples, draws, policy and reference
+    assert rows[-1]["loss"] != rows[0]["loss"]
+    assert "reward" not in rows[0]
+    adapters = [(pictures / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("whole", "parts")]
+    assert adapters[0] == adapters[1]

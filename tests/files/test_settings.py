@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from genalign.files.settings import apply_override, parse_yaml, read_yaml, write_yaml
+from genalign.files.settings import apply_override, changed_key, parse_yaml, read_yaml, write_yaml
 from genalign.reward import build_reward
 from genalign.types import UsageError
 
@@ -212,3 +212,15 @@ def test_shipped_files_have_no_value_that_the_versions_read_differently() -> Non
         text = file.read_text(encoding="utf-8")
         dotted = re.sub(r"(?<=[ \[])(\d)e-(\d+)", r"\1.0e-\2", text)
         assert repr(yaml.safe_load(dotted)) == repr(parse_yaml(text, file)), file.name
+
+
+# ---- what changed ---------------------------------------------------------------------------------------------------
+
+
+def test_changed_key_names_the_first_difference_and_skips_what_may_change() -> None:
+    old = {"a": {"b": 1, "c": [1, 2]}, "d": None}
+    assert changed_key(old, {"a": {"c": [1, 2], "b": 1}, "d": None}) is None
+    assert changed_key(old, {"a": {"b": 2, "c": [1, 2]}, "d": None}) == "a.b (was 1, is 2)"
+    assert changed_key(old, {"a": {"b": 2, "c": [1, 2]}, "d": None}, free=("a.b",)) is None
+    assert changed_key(old, {"a": {"b": 1}, "d": None}) == "a.c (was [1, 2], is None)"
+    assert changed_key(old, {"a": 3, "d": 4}, free=("a",)) == "d (was None, is 4)"

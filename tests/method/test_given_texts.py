@@ -17,8 +17,8 @@ from genalign.policy.language import LanguagePolicy
 from genalign.run.build import build
 from genalign.run.recipe import load_recipe
 from genalign.types import Prompt, UsageError
-from tests.tiny_language import save_tiny_language, tiny_language
-from tests.tiny_recipe import write_recipe
+from tests.helpers.tiny_language import save_tiny_language, tiny_language
+from tests.helpers.tiny_recipe import write_recipe
 
 trl = pytest.importorskip("trl")
 

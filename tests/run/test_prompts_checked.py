@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from genalign.cli.main import main
-from tests.tiny_language import save_tiny_language
-from tests.tiny_recipe import write_recipe
+from tests.helpers.tiny_language import save_tiny_language
+from tests.helpers.tiny_recipe import write_recipe
 
 LONG = "star " * 70  # the tiny model's context has 64 tokens
 RULE = "from genalign.reward import reward\n\n@reward\ndef stars(text):\n    return [float(len(t)) for t in text]\n"

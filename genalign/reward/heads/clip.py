@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genalign.files.untrusted import check_model
 from genalign.reward.base import Stateless, digest, image_batches, resolve_model, sure, texts, told_cut, weights_digest
+from genalign.reward.heads.weights import hub_file
 from genalign.types import Media, Prompt, Scores, UsageError
 
 REMEMBERED = 8192  # prompts whose features stay in memory
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")  # what open_clip reads first
 
 
 class ClipReward(Stateless):
@@ -44,19 +47,31 @@ class ClipReward(Stateless):
         self.scale, self.offset, self.batch_size, self.name = float(scale), float(offset), batch_size, name
         self.aspects = (name,)
         self._texts: dict[str, tuple[Tensor, bool]] = {}  # features (E,) on the CPU, and whether the prompt was cut
-        if Path(self.model).is_dir() and not any(Path(self.model).glob("*.safetensors")):
-            raise UsageError(f"CLIP model {self.model} has no .safetensors file; genalign reads no pickled weights")
+        files = {file.name: file.suffix for file in Path(self.model).glob("*.*")}
+        pickled = not any(name in files for name in WEIGHTS) and {".bin", ".pth"} & set(files.values())
+        if Path(self.model).is_dir() and (pickled or ".safetensors" not in files.values()):
+            told = f"a pickle where it needs {WEIGHTS[0]}" if pickled else "no .safetensors file"
+            raise UsageError(f"CLIP model {self.model} has {told}; genalign reads no pickled weights")
 
     @cached_property
     def _loaded(self) -> tuple[Any, Callable[[Tensor], Tensor], Any]:
         import open_clip
+        from transformers import AutoConfig
 
-        address = f"local-dir:{self.model}" if Path(self.model).is_dir() else f"hf-hub:{self.model}"
+        check_model(self.model)
+        local = Path(self.model).is_dir()
+        address = f"local-dir:{self.model}" if local else f"hf-hub:{self.model}"
+        if not local:
+            hub_file(self.model, WEIGHTS[0])  # without it open_clip takes the pickle
         quiet, root = logging.getLogger().level, logging.getLogger()
         root.setLevel(logging.ERROR)  # open_clip tells the root logger each step of loading
         try:
+            text = (open_clip.get_model_config(address) or {}).get("text_cfg", {})
+            if "hf_model_name" in text:  # before open_clip asks at the terminal whether to run its code
+                AutoConfig.from_pretrained(text["hf_model_name"], trust_remote_code=False)
             net, _, preprocess = open_clip.create_model_and_transforms(address, require_pretrained=True)
-            tokenizer = open_clip.get_tokenizer(address)
+            plain = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+            tokenizer = open_clip.get_tokenizer(address, **plain)
         except Exception as error:
             raise UsageError(f"CLIP model {self.model} cannot be loaded: {' '.join(str(error).split())}") from error
         finally:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from genalign.files.places import file_path, find
 from genalign.files.text import parse_row, read_lines
+from genalign.files.untrusted import neighbour
 from genalign.media.image import load_png
 from genalign.reward.base import ScoringError, Stateless, digest, nearest
 from genalign.reward.heads.clip import ClipReward
@@ -141,7 +142,7 @@ def _from_lines(path: Path) -> Exemplars:
         return Exemplars(texts=tuple(line.text.strip() for line in lines))
     rows = [parse_row(line, path, 'write {"prompt": str} on each line') for line in lines]
     try:
-        pictures = tuple(path.parent / row["image"] for row in rows if "image" in row)
+        pictures = tuple(neighbour(path.parent, str(row["image"]), str(path)) for row in rows if "image" in row)
         texts = tuple(str(row["prompt"]) for row in rows)
     except (TypeError, KeyError) as error:
         raise UsageError(f'a row of {path} is no exemplar ({error}); write {{"prompt": str}} on each line') from error
