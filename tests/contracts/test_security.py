@@ -35,8 +35,9 @@ from genalign.cli.export import export
 from genalign.cli.main import main
 from genalign.data.comparisons import read_comparisons
 from genalign.data.judged import Comparisons
-from genalign.data.preferences import _from_hub, find_pairs
+from genalign.data.preferences import find_pairs
 from genalign.data.prompts import read_prompts
+from genalign.data.tables import _from_hub
 from genalign.evaluation.card import write_card
 from genalign.evaluation.evaluate import EvalSettings, evaluate
 from genalign.evaluation.report import write_report
