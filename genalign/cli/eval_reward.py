@@ -6,27 +6,23 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from genalign.cli.judged_scores import BIASES, Sample, group_of, samples_of, score_all
 from genalign.data.comparisons import read_comparisons
 from genalign.data.judged import Comparison, Comparisons
 from genalign.files.places import find
-from genalign.reward import Runner, build_reward, check_needs
-from genalign.reward.base import CUT
+from genalign.reward import build_reward, check_needs
 from genalign.reward.fit import measures
 from genalign.types import Reward, UsageError
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-BIASES = ("position_bias", "order_flips")  # what judges of several samples at once report of their answers
 TIES = "ties"  # the subset of RewardBench 2 with a score of its own
-Sample = tuple[int, str]  # an item, and whose taste it is judged by
 
 
 def evaluate_reward(
@@ -84,7 +80,7 @@ def report(reward: Reward, found: Comparisons, other: Reward | None = None, size
     if not found.pairs and not found.ratings:
         raise UsageError(f"{found.source} holds no verdict; add some")
     personal = bool(getattr(reward, "users", ()))
-    samples = _samples(found, personal)
+    samples = samples_of(found, personal)
     direct = getattr(reward, "pairwise", False)
     scored = score_all(reward, found, samples, size)
     columns = scored.columns
@@ -93,70 +89,19 @@ def report(reward: Reward, found: Comparisons, other: Reward | None = None, size
         pairs = [pair for pair in found.pairs if pair.aspect == aspect]
         delta = _direct(reward, found, pairs, size) if direct else _leads(columns, aspect, samples, pairs, personal)
         rows.append({"aspect": aspect, **agreement(found, pairs, delta)})
-    biased = {name: columns[name][np.isfinite(columns[name])] for name in BIASES if name in columns}
-    if judged := max((len(values) for values in biased.values()), default=0):
-        rows.append({"judged": judged, **{name: float(values.mean()) for name, values in biased.items()}})
-    total = {place: float(columns["total"][k]) for k, (place, _) in enumerate(samples)}
+    rows += _biases(columns)
+    places = [place for place, _ in samples]
+    total = dict(zip(places, columns["total"].tolist(), strict=True))
     rows += _subsets(found, total)
     gold: dict[int, float] = _worth(found)
     if other is not None:
         others = score_all(other, found, samples, size).columns["total"]
-        gold = {place: float(others[k]) for k, (place, _) in enumerate(samples)}
-        groups = np.array([_group(found, place) for place, _ in samples])
+        gold = dict(zip(places, others.tolist(), strict=True))
+        groups = np.array([group_of(found, place) for place in places])
         both = np.isfinite(columns["total"]) & np.isfinite(others)
         distance = measures.starc(columns["total"][both], others[both], groups[both])
         rows.append({"against": other.name, "starc": distance, "samples": int(both.sum())})
     return [_plain(row) for row in [*rows, *_curve(found, total, gold), *scored.faults()]]
-
-
-@dataclass
-class Scored:
-    """columns: name -> (M,) scores, NaN where one may not be read; "total" among them. failed (M,) bool. errors: why,
-    and how often. cut: head -> samples of whose text it saw only the beginning."""
-
-    columns: dict[str, np.ndarray]
-    failed: np.ndarray
-    errors: Counter[str]
-    cut: Counter[str]
-
-    def faults(self) -> Iterator[dict[str, Any]]:
-        """What went wrong, as rows of `report`."""
-        absent = ~np.isfinite(self.columns["total"])
-        if absent.any():
-            failed = int((absent & self.failed).sum())
-            count = int(absent.sum())
-            yield {"unscored": count, "samples": len(absent), "abstained": count - failed, "failed": failed}
-        for error, count in self.errors.most_common():
-            yield {"error": error, "samples": count}
-        for head, count in self.cut.most_common():
-            yield {"truncated": head, "samples": count}
-
-
-def score_all(reward: Reward, found: Comparisons, samples: Sequence[Sample], size: int) -> Scored:
-    """Score every sample; siblings are scored together."""
-    runner, count = Runner(reward, max_failure=1.0), len(samples)
-    columns = {name: np.full(count, np.nan) for name in (*reward.aspects, "total")}
-    scored = Scored(columns, np.zeros(count, bool), Counter(), Counter())
-    order = sorted(range(count), key=lambda k: _group(found, samples[k][0]))
-    for rows in _batches(found, samples, order, count if reward.looks_at == "batch" else size):
-        prompts, media = found.load([samples[k][0] for k in rows], [samples[k][1] for k in rows])
-        group = torch.tensor([_group(found, samples[k][0]) for k in rows])
-        with torch.no_grad():
-            scores = runner(prompts, media, group)
-        for k, name in enumerate(scores.names):
-            columns[name][rows] = np.where(scores.valid[:, k], scores.values[:, k].double(), np.nan)
-        columns["total"][rows] = np.where(scores.total_valid, scores.total.double(), np.nan)
-        scored.failed[rows] = scores.failed.any(1).numpy()
-        scored.errors.update(error for error in scores.info.get("error", ()) if error)
-        for name in BIASES:
-            if name in scores.info:
-                values = [np.nan if value is None else float(value) for value in scores.info[name]]
-                columns.setdefault(name, np.full(count, np.nan))[rows] = values
-        for name, cut in scores.info.items():
-            if name.startswith(CUT):
-                scored.cut.update({name.removeprefix(CUT): sum(bool(row) for row in cut)})
-    scored.cut = +scored.cut  # without heads that cut nothing
-    return scored
 
 
 def agreement(found: Comparisons, pairs: Sequence[Comparison], delta: np.ndarray) -> dict[str, Any]:
@@ -200,6 +145,17 @@ def _leads(
     return np.array(leads)
 
 
+def _biases(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The row of a judge that is shown several samples at once; none of others."""
+    row: dict[str, Any] = {"judged": 0}
+    for name in BIASES:
+        if name in columns:
+            values = columns[name][np.isfinite(columns[name])]
+            row["judged"] = max(row["judged"], len(values))
+            row[name] = float(values.mean()) if len(values) else measures.NOTHING
+    return [row] if row["judged"] else []
+
+
 def _direct(reward: Any, found: Comparisons, pairs: Sequence[Comparison], size: int) -> np.ndarray:
     """(N,) logits of a reward that compares two samples directly."""
     leads = []
@@ -237,7 +193,7 @@ def _curve(found: Comparisons, total: dict[int, float], gold: dict[int, float]) 
     groups: dict[int, list[int]] = {}
     for place in gold:
         if np.isfinite(total.get(place, np.nan)) and np.isfinite(gold[place]):
-            groups.setdefault(_group(found, place), []).append(place)
+            groups.setdefault(group_of(found, place), []).append(place)
     proxy = [np.array([total[place] for place in group]) for group in groups.values()]
     worth = [np.array([gold[place] for place in group]) for group in groups.values()]
     for n, value in measures.best_of_n(proxy, worth, SIZES).items():
@@ -256,33 +212,6 @@ def _worth(found: Comparisons) -> dict[int, float]:
             shares.setdefault(pair.a, []).append(pair.p)
             shares.setdefault(pair.b, []).append(1 - pair.p)
     return {place: float(np.mean(won)) for place, won in shares.items()}
-
-
-def _samples(found: Comparisons, personal: bool) -> list[Sample]:
-    """What must be scored: every item, for a personal reward once for each user who judged it."""
-    if not personal:
-        return [(place, "") for place in range(len(found.items))]
-    judged: dict[Sample, None] = {}
-    for pair in found.pairs:
-        judged |= dict.fromkeys(((pair.a, pair.user), (pair.b, pair.user)))
-    return list(judged)
-
-
-def _group(found: Comparisons, place: int) -> int:
-    item = found.items[place]
-    return found.group((item.prompt, "" if item.picture is None else str(item.picture)))
-
-
-def _batches(found: Comparisons, samples: Sequence[Sample], order: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Rows in batches of at least `size`, none of which parts siblings."""
-    rows: list[int] = []
-    for k in order:
-        if len(rows) >= size and _group(found, samples[k][0]) != _group(found, samples[rows[-1]][0]):
-            yield rows
-            rows = []
-        rows.append(k)
-    if rows:
-        yield rows
 
 
 def _extent(found: Comparisons, place: int) -> float:

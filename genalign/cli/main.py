@@ -26,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns 0, 1 after a run error, 2 after a usage error, 130 after Ctrl-C."""
+    """Run one verb. Returns 0, 1 (run error, or nothing was scored), 2 (usage error) or 130 (Ctrl-C)."""
     words = list(sys.argv[1:] if argv is None else argv)
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):  # the bars of libraries; ours are asked for by name
         os.environ.setdefault(name, "1")

@@ -41,16 +41,16 @@ def score(
             reads is not there.
     """
     given = media if isinstance(media, Media) else read_media([Path(file) for file in media])
-    asked = _prompts_of(prompts, given.rows)
+    per_row = _prompts_of(prompts, given.rows)
     built = build_reward(reward, Path()) if isinstance(reward, str | Mapping) else reward
     runner = Runner(built, max_failure=1.0)
     offered = {*given}
-    if asked is not None:
-        facts = set.intersection(*(set(prompt.facts) for prompt in asked))
+    if per_row is not None:
+        facts = set.intersection(*(set(prompt.facts) for prompt in per_row))
         offered |= {"prompt", *(f"facts.{name}" for name in facts)}
     check_needs(runner, offered)
     with torch.no_grad():
-        scores = runner(asked or [Prompt("")] * given.rows, given, None)
+        scores = runner(per_row or [Prompt("")] * given.rows, given, None)
     files = [None] * given.rows if isinstance(media, Media) else [str(file) for file in media]
     return [{"file": file, "reward": built.name, **_row(scores, k)} for k, file in enumerate(files)]
 
