@@ -57,6 +57,8 @@ def read_pairs(path: Path) -> dict[str, list[LabelledPair]]:
     Raises:
         UsageError: missing, unreadable, empty, or a line that is not a labelled pair (named by its number).
     """
+    if not path.is_file():
+        raise UsageError(f"cannot read the labelled pairs {path}, which is not a file; check method.pairs")
     pairs: dict[str, list[LabelledPair]] = {}
     for line in read_lines(path):
         pair = _parse(line, path)
