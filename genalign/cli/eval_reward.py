@@ -263,7 +263,7 @@ def _print_tables(rows: Sequence[dict[str, Any]], title: str) -> None:
     from rich.table import Table
 
     console = Console()
-    console.print(title)
+    print(title)
     agreed = [row for row in rows if "aspect" in row]
     if agreed:  # many numbers and few aspects: numbers go down
         table = Table("", *(row["aspect"] for row in agreed))

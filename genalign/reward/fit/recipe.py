@@ -85,7 +85,7 @@ def fit_to_preferences(name: str, overrides: Sequence[str], out: Path) -> dict[s
     """Fit, examine on held-out prompts, and write reward.json, reward.safetensors and fit.json into `out`."""
     recipe, folder = load_fit_recipe(name, overrides)
     source = folder / recipe.data.file
-    found = read_comparisons(source, "text" if recipe.backbone.kind == "text" else None)
+    found = read_comparisons(source)
     settings = _portable(recipe.backbone, folder)
     backbone = build_backbone(settings, found.kind, folder)
     users = sorted({pair.user for pair in found.pairs} - {""}) if recipe.head.kind in PERSONAL else []
