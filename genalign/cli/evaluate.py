@@ -40,7 +40,7 @@ def evaluate_run(run: str | Path, rewards: Sequence[str] = ()) -> dict[str, Any]
         built.held_out,
         settings,
         folder,
-        training=built.taught,
+        training=built.rewarded_prompts,
     )
     write_report(folder)
     write_card(folder)

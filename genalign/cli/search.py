@@ -12,13 +12,13 @@ import torch
 from genalign.cli.sample import PLAIN, Sample, Source, check_prompts, listed, opened_source, rows_of
 from genalign.evaluation.evaluate import compare
 from genalign.evaluation.trial import by_prompt
-from genalign.method import MethodSettings, build_method
+from genalign.method import MethodSettings
 from genalign.method.search.base import InferenceSettings, Searching
 from genalign.method.search.nrg import Guidance
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.base import lacks
 from genalign.reward.function import FunctionReward
-from genalign.run.build import Built, check_fit, with_latent_reward
+from genalign.run.build import Built, check_fit, method_of
 from genalign.types import Media, Method, Prompt, Reward, UsageError
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def searches_of(
     for one in settings:
         if budget is not None and isinstance(one, InferenceSettings):
             one = one.model_copy(update={"budget": budget})
-        methods.append(with_latent_reward(build_method(one, folder), folder))
+        methods.append(method_of(one, folder))
     return methods
 
 
