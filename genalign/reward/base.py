@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -15,8 +13,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from genalign.files.shipped import shipped
-from genalign.types import MODALITIES, Media, Prompt, Reward, Scores, UsageError
+from genalign.files.places import model_path
+from genalign.types import MODALITIES, Media, Prompt, Reward, Scores, UsageError, nearest
 
 Missing = Literal["zero_advantage", "renormalise", "invalid"]
 Scope = Literal["sample", "group", "batch"]
@@ -119,31 +117,9 @@ def weights_digest(module: nn.Module) -> str:
     return sha.hexdigest()[:16]
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown `word`: the known name nearest to it, else all of them."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(names)}" if names else ""
-
-
 def resolve_model(model: str | Path, folder: Path | None = None) -> str:
-    """A model's folder (relative to `folder`, then among the shipped assets), or a hub id as it is.
-
-    Raises:
-        UsageError: neither a folder nor of the form owner/name.
-    """
-    asset = shipped("assets", str(model))
-    for candidate in ((folder or Path()) / Path(model).expanduser(), asset):
-        if candidate.is_dir():
-            return str(candidate.resolve())
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-        return str(model)
-    known = [path.name for path in shipped("assets").iterdir() if path.is_dir()]
-    raise UsageError(
-        f"no model folder {str(model)!r} beside the recipe or among the assets{nearest(str(model), known)}"
-    )
+    """A model's folder, relative to `folder` or a shipped one, or a hub id as it is: see `model_path`."""
+    return str(model_path(str(model), folder or Path()))
 
 
 def column(part: Reward, aspect: str) -> str:

@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from genalign.reward.base import nearest
+from genalign.files.places import file_path
+from genalign.files.settings import read_yaml
 from genalign.reward.combine.algebra import Hybrid, Sum
 from genalign.reward.combine.means import Harmonic
 from genalign.reward.combine.pairwise import Difference, Gpm, Preference, Versus, WinRate
@@ -22,9 +21,8 @@ from genalign.reward.grammar import check_keys as _check_keys
 from genalign.reward.heads.exemplars import find_exemplars
 from genalign.reward.heads.published import PRESETS, calibrated, how_to_get, tell_licence
 from genalign.reward.heads.weights import find_weights
-from genalign.reward.runtime.user_file import find_file
 from genalign.reward.runtime.worker import FileReward
-from genalign.types import Reward, UsageError
+from genalign.types import Reward, UsageError, nearest
 
 HEADS = {
     "clip": "genalign.reward.heads.clip:ClipReward",
@@ -45,13 +43,6 @@ HEADS = {
 }
 PAIRWISE = {"winrate": WinRate, "versus": Versus}
 KINDS = ("use", "sum", "hybrid", "harmonic", *PAIRWISE, *FORMS)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text; here it is a number, as in a recipe."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[\d.]+[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
 def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
@@ -152,7 +143,7 @@ def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
         return _head(_registered(name), name, settings, folder)
     file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
     try:
-        found = find_file(file, folder)
+        found = file_path(file, folder)
     except UsageError as error:
         if file == name:
             raise
@@ -160,7 +151,7 @@ def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
             f"there is no reward {name!r}{nearest(name, [*HEADS, *PRESETS, *shipped_rewards()])}"
         ) from error
     _check_keys(name, settings, {"name"})
-    spec = _read(found)
+    spec = read_yaml(found)
     renamed = {**spec, **settings} if isinstance(spec, Mapping) else spec
     return build_reward(renamed, found.parent)
 
@@ -186,13 +177,6 @@ def shipped_rewards() -> list[str]:
     from genalign.files.shipped import shipped
 
     return sorted(path.stem for path in shipped("rewards").glob("*.yaml"))
-
-
-def _read(path: Path) -> Any:
-    try:
-        return yaml.load(path.read_text(), _Loader)  # a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"reward file {path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _preset(name: str, settings: dict[str, Any], folder: Path) -> Reward:

@@ -183,7 +183,7 @@ def test_files_are_found_beside_the_file_that_names_them(tmp_path: Path) -> None
     (tmp_path / "small.yaml").write_text("{use: sharpness, half: 1e-3}")
     assert build_reward("small", tmp_path).version == Sharpness(half=0.001).version
     (tmp_path / "bad.yaml").write_text("use: [unclosed")
-    with pytest.raises(UsageError, match=r"bad\.yaml cannot be read"):
+    with pytest.raises(UsageError, match=r"bad\.yaml is not YAML, line 1"):
         build_reward("bad.yaml", tmp_path)
 
 

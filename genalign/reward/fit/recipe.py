@@ -25,13 +25,13 @@ from torch import Tensor
 
 from genalign.data.comparisons import read_comparisons
 from genalign.data.judged import OVERALL, Comparisons
-from genalign.files.places import find, nearest, recipe_path
+from genalign.files.places import find, recipe_path
 from genalign.files.settings import apply_override, read_yaml, sentence
 from genalign.reward.fit import measures
 from genalign.reward.fit.backbones import Backbone, BackboneSettings, build_backbone
 from genalign.reward.fit.fitted import save_fitted
 from genalign.reward.fit.train import PERSONAL, Fit, PreferenceData, compare, fit_head
-from genalign.types import UsageError
+from genalign.types import UsageError, nearest
 
 
 class FitData(BaseModel):
@@ -81,12 +81,11 @@ def load_fit_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[FitRecipe
         raise UsageError(f"recipe {path}: {sentence(error, FitRecipe)}") from error
 
 
-def fit_to_preferences(name: str, overrides: Sequence[str], out: Path | None) -> dict[str, Any]:
+def fit_to_preferences(name: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
     """Fit, examine on held-out prompts, and write reward.json, reward.safetensors and fit.json into `out`."""
     recipe, folder = load_fit_recipe(name, overrides)
     source = folder / recipe.data.file
     found = read_comparisons(source)
-    out = out or Path("runs") / f"fit-{Path(name).stem}"
     settings = _portable(recipe.backbone, folder)
     backbone = build_backbone(settings, found.kind, folder)
     users = sorted({pair.user for pair in found.pairs} - {""}) if recipe.head.kind in PERSONAL else []
@@ -101,8 +100,6 @@ def fit_to_preferences(name: str, overrides: Sequence[str], out: Path | None) ->
         (out / "fit.json").write_text(json.dumps(told, indent=2) + "\n")
     except OSError as error:
         raise UsageError(f"cannot write {out} ({error.strerror}); choose another folder with --out") from error
-    _print(told)
-    print(f"{out}: name it in a reward file by 'use: {out}', or score by genalign score {out} --media FILE")
     return told
 
 
@@ -181,14 +178,3 @@ def _portable(settings: BackboneSettings, folder: Path) -> BackboneSettings:
     """A model beside the recipe by its absolute path; shipped names and hub ids as they are."""
     beside = find(settings.model, folder)
     return settings if beside is None else settings.model_copy(update={"model": str(beside)})
-
-
-def _print(told: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("measure", "value", title=f"{told['held_out']} held-out of {told['source']}")
-    for name, value in told.items():
-        if name not in ("source", "held_out"):
-            table.add_row(name, "-" if value is None else f"{value:g}" if isinstance(value, int) else f"{value:.4f}")
-    Console().print(table)

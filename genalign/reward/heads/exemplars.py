@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genalign.files.shipped import shipped
+from genalign.files.places import file_path, find
+from genalign.files.text import parse_row, read_lines
 from genalign.files.untrusted import neighbour
 from genalign.media.image import SUFFIXES, load_png
 from genalign.reward.base import ScoringError, Stateless, digest, nearest
 from genalign.reward.heads.clip import ClipReward
-from genalign.reward.runtime.user_file import find_file, import_file
+from genalign.reward.runtime.user_file import import_file
 from genalign.reward.runtime.worker import ask
 from genalign.types import Media, Prompt, Scores, Track, UsageError
 
@@ -66,14 +67,13 @@ def find_exemplars(source: str, folder: Path) -> str:
     """
     path, colon, function = source.rpartition(":")
     if path.endswith(".py"):
-        return f"{find_file(path, folder)}{colon}{function}"
-    places = (folder / Path(source).expanduser(), shipped("rewards", source), shipped("assets", source))
-    found = next((place for place in places if place.exists()), None)
+        return f"{file_path(path, folder)}{colon}{function}"
+    found = find(source, folder, "rewards", "assets")
     if found is None:
         raise UsageError(
             f"there are no exemplars {source!r} in {folder.resolve()} or among the shipped ones; name {FORMS}"
         )
-    return str(found.resolve())
+    return str(found)
 
 
 def read_exemplars(address: str) -> Exemplars:
@@ -136,14 +136,14 @@ def _shown(made: Any) -> bool:
 
 
 def _from_lines(path: Path) -> Exemplars:
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    lines = read_lines(path)
     if path.suffix == ".txt":
-        return Exemplars(texts=tuple(lines))
+        return Exemplars(texts=tuple(line.text.strip() for line in lines))
+    rows = [parse_row(line, path, 'write {"prompt": str} on each line') for line in lines]
     try:
-        rows = [json.loads(line) for line in lines]
         pictures = tuple(neighbour(path.parent, str(row["image"]), str(path)) for row in rows if "image" in row)
         texts = tuple(str(row["prompt"]) for row in rows)
-    except (ValueError, TypeError, KeyError) as error:
+    except (TypeError, KeyError) as error:
         raise UsageError(f'a row of {path} is no exemplar ({error}); write {{"prompt": str}} on each line') from error
     if pictures and len(pictures) != len(texts):
         raise UsageError(f"only some rows of {path} have an 'image'; give one to every row, or to none")

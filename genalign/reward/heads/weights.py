@@ -30,9 +30,8 @@ def how_to_convert(pickled: Path | str) -> str:
 
 
 def find_weights(where: str | Path, folder: Path) -> str:
-    """A file or folder relative to `folder`, else what `resolve_model` finds: a shipped asset or a hub id."""
-    path = folder / Path(where).expanduser()
-    return str(path.resolve()) if path.is_file() else resolve_model(where, folder)
+    """A file or folder relative to `folder`, a shipped asset, or a hub id: see `model_path`."""
+    return resolve_model(where, folder)
 
 
 def weights_file(where: str | Path, name: str) -> Path:

@@ -21,8 +21,8 @@ from typing import Any
 
 from torch import Tensor
 
+from genalign.files.places import file_path
 from genalign.reward.base import RemoteProxy, ScoringError
-from genalign.reward.runtime.user_file import find_file
 from genalign.reward.runtime.wire import pack_batch, receive, send, unpack_scores
 from genalign.types import Media, Prompt, Scores, UsageError
 
@@ -155,7 +155,12 @@ class FileReward(RemoteProxy):
         path, _, function = target.rpartition(":")
         if not path.endswith(".py") or not function:
             raise UsageError(f"{target!r} names no reward; write the file and the function as 'file.py:function'")
-        self._address = {"path": str(find_file(path, folder)), "function": function, "name": name, "settings": settings}
+        self._address = {
+            "path": str(file_path(path, folder or Path())),
+            "function": function,
+            "name": name,
+            "settings": settings,
+        }
         if not isinstance(timeout, int | float) or timeout <= 0:
             raise UsageError(f"the timeout of reward {function!r} is {timeout!r}; it must be a number of seconds")
         self.timeout = timeout
