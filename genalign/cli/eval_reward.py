@@ -20,7 +20,7 @@ from genalign.files.places import find
 from genalign.media import MEDIA
 from genalign.reward import build_reward, check_needs
 from genalign.reward.fit import measures
-from genalign.types import Reward, UsageError
+from genalign.types import MODALITIES, Reward, UsageError
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 TIES = "ties"  # the subset of RewardBench 2 with a score of its own
@@ -56,7 +56,7 @@ def read_judged(data: str | Path, reward: Reward) -> Comparisons:
     Raises:
         UsageError: as `read_comparisons`.
     """
-    kinds = sorted({"image", "video", "text"} & reward.needs)
+    kinds = sorted(reward.needs & set(MODALITIES))
     return read_comparisons(find(str(data), Path(), "assets") or Path(data), kinds[0] if len(kinds) == 1 else None)
 
 
