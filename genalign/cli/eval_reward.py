@@ -16,6 +16,7 @@ from genalign.data.judged import Comparison, Comparisons
 from genalign.files.places import find
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit import measures
+from genalign.reward.wrapper import with_defaults
 from genalign.types import Reward, UsageError
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -53,9 +54,9 @@ def report(reward: Reward, found: Comparisons, other: Reward | None = None, size
     """
     if not found.pairs and not found.ratings:
         raise UsageError(f"{found.source} holds no verdict; add some")
-    personal = bool(getattr(reward, "users", ()))
+    personal = bool(with_defaults(reward).users)
     samples = _samples(found, personal)
-    direct = getattr(reward, "pairwise", False)
+    direct = with_defaults(reward).pairwise
     told = score(reward, found, samples, size)
     rows = []
     for aspect in dict.fromkeys(pair.aspect for pair in found.pairs):

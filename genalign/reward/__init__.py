@@ -1,6 +1,5 @@
 """Rewards: heads, plain functions, and an algebra that makes rewards of rewards. One protocol for every modality."""
 
-from genalign.reward.base import check_needs
 from genalign.reward.build import build_reward, shipped_rewards
 from genalign.reward.combine.algebra import Hybrid, Pick, Sum
 from genalign.reward.combine.ensemble import Ensemble, Repeat
@@ -21,6 +20,7 @@ from genalign.reward.heads.sharpness import Sharpness
 from genalign.reward.heads.structured import StructuredMatch
 from genalign.reward.judge.comparing import CompareJudge, RankJudge
 from genalign.reward.judge.judges import ScoreJudge, YesNoJudge
+from genalign.reward.needs import check_needs
 from genalign.reward.runtime.cache import Cached
 from genalign.reward.runtime.process import ProcessReward
 from genalign.reward.runtime.remote import RemoteReward

@@ -20,7 +20,7 @@ from genalign.reward.fit.fitted import fitted_folder
 from genalign.reward.grammar import FORMS, build_form, entries, run_as, short
 from genalign.reward.grammar import check_keys as _check_keys
 from genalign.reward.heads.exemplars import find_exemplars
-from genalign.reward.heads.published import PRESETS, calibrated, how_to_get, tell_licence
+from genalign.reward.heads.published import PRESETS, calibrated, how_to_get, warn_of_licence
 from genalign.reward.heads.weights import find_weights
 from genalign.reward.runtime.user_file import find_file
 from genalign.reward.runtime.worker import FileReward
@@ -32,7 +32,8 @@ HEADS = {
     "head": "genalign.reward.heads.head:HeadReward",
     "set": "genalign.reward.sets.reward:SetReward",
     "similarity": "genalign.reward.heads.exemplars:Similarity",
-    "judge": "genalign.lab.judge:Judge",
+    "emojiworld-judge": "genalign.lab.judge:Judge",
+    "judge": "genalign.lab.judge:Judge",  # its name in older recipes
     "judge-yes-no": "genalign.reward.judge.judges:YesNoJudge",
     "judge-score": "genalign.reward.judge.judges:ScoreJudge",
     "judge-compare": "genalign.reward.judge.comparing:CompareJudge",
@@ -73,9 +74,9 @@ def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
     kinds = [key for key in spec if key in KINDS]
     if len(kinds) != 1:
         unknown = next((str(key) for key in spec if key not in KINDS), "")
-        told = f"has {' and '.join(kinds)}" if kinds else "has none"
+        found = f"has {' and '.join(kinds)}" if kinds else "has none"
         raise UsageError(
-            f"a reward mapping needs exactly one of the keys {', '.join(KINDS)}, but {short(spec)} {told}"
+            f"a reward mapping needs exactly one of the keys {', '.join(KINDS)}, but {short(spec)} {found}"
             f"{nearest(unknown, KINDS) if not kinds else ''}"
         )
     rest = {str(key): value for key, value in spec.items() if key != kinds[0]}
@@ -207,11 +208,12 @@ def _preset(name: str, settings: dict[str, Any], folder: Path) -> Reward:
     if "template" in settings:
         settings["template"] = str(folder / str(settings["template"]))
     head = _head(PRESETS[name].address, name, settings, folder)
-    tell_licence(name)
+    warn_of_licence(name)
     return head if calibrate is None else calibrated(head, name, calibrate)
 
 
 def _head(address: str, name: str, settings: dict[str, Any], folder: Path) -> Reward:
+    """The reward of the class at `address`; settings that name a model or exemplars are resolved first."""
     module, _, attribute = address.partition(":")
     try:
         kind: Callable[..., Reward] = getattr(importlib.import_module(module), attribute)

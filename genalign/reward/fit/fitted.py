@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genalign.reward.base import Stateless, digest, nearest, told_cut, weights_digest
+from genalign.reward.base import Stateless, cut_info, digest, nearest, weights_digest
 from genalign.reward.fit.backbones import Backbone, BackboneSettings, Reads, build_backbone
 from genalign.reward.fit.train import PERSONAL, Fit, build_head
 from genalign.types import Media, Prompt, Scores, UsageError
@@ -104,7 +104,7 @@ class FittedReward(Stateless):
         else:
             value, valid = head.score(rows, users).cpu(), torch.ones(len(rows), dtype=torch.bool)
         none = torch.zeros_like(valid)[:, None]
-        cut = told_cut(self.name, self.backbone.cut(prompts, media))
+        cut = cut_info(self.name, self.backbone.cut(prompts, media))
         return Scores(self.aspects, value[:, None], valid[:, None], none, value, valid, torch.ones(1), info=cut)
 
     def compare(self, prompts: Sequence[Prompt], a: Media, b: Media) -> Tensor:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genalign.reward.base import Stateless, digest, sure, texts, told_cut, weights_digest
+from genalign.reward.base import Stateless, cut_info, digest, texts, weights_digest
 from genalign.reward.heads.text_features import too_long
 from genalign.reward.heads.waves import log_mel, mono_waves
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, renamed, weights_file
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
 
 
@@ -69,8 +70,8 @@ class Clap(Stateless):
                 heard = net.get_audio_features(input_features=part, is_longer=longer).pooler_output
                 read = net.get_text_features(**tokens.to(part.device)).pooler_output
                 cosine.append(F.cosine_similarity(heard, read, dim=1))
-        cut = told_cut(self.name, too_long(tokenizer, texts(prompts)))
-        return sure(self.aspects, torch.cat(cosine)[:, None].cpu(), info=cut)
+        cut = cut_info(self.name, too_long(tokenizer, texts(prompts)))
+        return all_valid(self.aspects, torch.cat(cosine)[:, None].cpu(), info=cut)
 
     def frames(self, waves: Sequence[Tensor]) -> Tensor:
         """Waves (N,) at the model's rate -> log-mel frames (B,1,T,mels), as ClapFeatureExtractor makes them."""
@@ -205,7 +206,7 @@ class Audiobox(Stateless):
             with torch.autocast(values.device.type, enabled=False):
                 said = net(heard, mask) * share[:, None]
             values = values.index_add(0, torch.tensor([row for row, _ in part], device=values.device), said)
-        return sure(self.aspects, values.cpu())
+        return all_valid(self.aspects, values.cpu())
 
 
 def _mlp(width: int, layers: int, norm: bool) -> nn.Sequential:

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Stateless, digest, sure, told_cut, weights_digest
+from genalign.reward.base import Stateless, cut_info, digest, weights_digest
 from genalign.reward.heads.text_features import too_long
 from genalign.reward.heads.weights import find_weights, from_hub
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
 
 
@@ -76,7 +77,7 @@ class Classifier(Stateless):
                 part = rows[start : start + together]
                 tokens = torch.tensor([ids[row] for row in part], device=net.device)
                 values[part] = net(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().cpu()
-        return sure(self.aspects, values, info=told_cut(self.name, too_long(tokenizer, written)))
+        return all_valid(self.aspects, values, info=cut_info(self.name, too_long(tokenizer, written)))
 
     @staticmethod
     def _chat(tokenizer: Any, prompt: str, answer: str) -> str:

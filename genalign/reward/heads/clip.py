@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genalign.reward.base import Stateless, digest, image_batches, resolve_model, sure, texts, told_cut, weights_digest
+from genalign.reward.base import Stateless, cut_info, digest, image_batches, resolve_model, texts, weights_digest
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
 
 REMEMBERED = 8192  # prompts whose features stay in memory
@@ -73,8 +74,8 @@ class ClipReward(Stateless):
         seen = self.see(media)
         with torch.autocast(seen.device.type, enabled=False):
             cosine = F.cosine_similarity(seen, self.read(texts(prompts), seen.device), dim=1)
-        cut = told_cut(self.name, self.cut(texts(prompts)))
-        return sure(self.aspects, (self.scale * cosine.cpu() + self.offset)[:, None], info=cut)
+        cut = cut_info(self.name, self.cut(texts(prompts)))
+        return all_valid(self.aspects, (self.scale * cosine.cpu() + self.offset)[:, None], info=cut)
 
     def see(self, media: Media) -> Tensor:
         """Image features (B,E) of any length, with gradients, on the images' device."""

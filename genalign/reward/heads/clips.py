@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from genalign.reward.base import digest, sure, weights_digest
+from genalign.reward.base import digest, weights_digest
 from genalign.reward.heads.clip import ClipReward, on_tensors, telling
 from genalign.reward.heads.text_features import too_long
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, weights_file
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
 
 
@@ -71,7 +72,7 @@ class TransformersClip(ClipReward):
         if not self.by_logit:
             return cosine
         scale = self._loaded[0].clip.logit_scale.float().exp().cpu()
-        return sure(self.aspects, scale * (cosine.values - self.offset) + self.offset, info=cosine.info)
+        return all_valid(self.aspects, scale * (cosine.values - self.offset) + self.offset, info=cosine.info)
 
 
 class OpenClipWeights(ClipReward):

@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from genalign.reward.base import Stateless, digest, resolve_model, sure, told_cut, weights_digest
+from genalign.reward.base import Stateless, cut_info, digest, resolve_model, weights_digest
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
 
 Pool = Literal["mean", "last"]
@@ -98,6 +99,6 @@ class HeadReward(Stateless):
         rows = torch.cat([pooled(hidden, mask, self.pool) for hidden, mask, _ in states])  # (B,H)
         values = rows @ self.weight.T + self.bias  # (B,K)
         values = values.sigmoid() if self.readout == "sigmoid" else values
-        return sure(
-            self.aspects, values, info=told_cut(self.name, too_long(tokenizer, written, context(net, tokenizer)))
+        return all_valid(
+            self.aspects, values, info=cut_info(self.name, too_long(tokenizer, written, context(net, tokenizer)))
         )

@@ -129,7 +129,7 @@ for _name, _preset in PRESETS.items():  # what a log calls it, unless it is give
 _told: set[str] = set()
 
 
-def tell_licence(name: str) -> None:
+def warn_of_licence(name: str) -> None:
     """One line on the log, the first time that a process uses the preset."""
     if name not in _told:
         _told.add(name)

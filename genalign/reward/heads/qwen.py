@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from genalign.files.shipped import shipped
-from genalign.reward.base import Stateless, digest, sure, texts, weights_digest
+from genalign.reward.base import Stateless, digest, texts, weights_digest
 from genalign.reward.heads.patches import patches, sampled_frames
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, renamed, weights_file
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
 
 PIXELS = 256 * 28 * 28  # of an image or a frame, at most
@@ -187,7 +188,7 @@ class HpsV3(QwenTokens):
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         rows = [image[None] for image in media["image"].data if isinstance(image, Tensor)]
         said = self.read(texts(prompts), rows, PIXELS)[:, 0].cpu()  # (B,2)
-        return sure(self.aspects, said[:, :1], std=said[:, 1:].detach().exp())
+        return all_valid(self.aspects, said[:, :1], std=said[:, 1:].detach().exp())
 
 
 class VideoReward(QwenTokens):
@@ -232,7 +233,7 @@ class VideoReward(QwenTokens):
         videos = [video for video in track.data if isinstance(video, Tensor)]
         rows = [video[sampled_frames(len(video), track.rate, self.fps)] for video in videos]
         said = self.read(texts(prompts), rows, PIXELS // 2).cpu()  # (B,3,N)
-        return sure(self.aspects, said.diagonal(dim1=1, dim2=2) if said.shape[2] == 3 else said[..., 0])
+        return all_valid(self.aspects, said.diagonal(dim1=1, dim2=2) if said.shape[2] == 3 else said[..., 0])
 
 
 def read_template(where: str | Path) -> str:

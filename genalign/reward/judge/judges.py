@@ -10,7 +10,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Scope, ScoringError, Stateless, combine, digest, nearest
+from genalign.reward.base import Scope, ScoringError, Stateless, digest, nearest
 from genalign.reward.judge.asking import (
     Answerer,
     Criteria,
@@ -26,6 +26,7 @@ from genalign.reward.judge.asking import (
 )
 from genalign.reward.judge.endpoint import Endpoint
 from genalign.reward.judge.local import LocalModel
+from genalign.reward.scores import combine
 from genalign.types import Media, Prompt, Scores, UsageError
 
 Answer = float | ScoringError | None  # None: not asked, abstains

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from genalign.reward.base import SCOPES, RemoteProxy, ScoringError
+from genalign.reward.base import SCOPES, ScoringError
+from genalign.reward.proxy import RemoteProxy
 from genalign.reward.runtime.web import Web
 from genalign.reward.runtime.wire import FRAME, pack_batch, receive, send, unpack_scores
 from genalign.types import Media, Prompt, Scores, UsageError

@@ -26,7 +26,9 @@ def find_file(path: str, folder: Path | None) -> Path:
     for place in places:
         if (found := place / Path(path).expanduser()).is_file():
             return found.resolve()
-    known = [file.name for place in places for file in place.glob(f"*{Path(path).suffix}")]
+    known: list[str] = []
+    for place in places:
+        known += [file.name for file in place.glob(f"*{Path(path).suffix}")]
     raise UsageError(
         f"no reward file {path!r} in {places[0].resolve()} or among the shipped rewards{nearest(path, known)}"
     )
