@@ -42,6 +42,9 @@ class Aesthetic(TransformersClip):
 
     model: the CLIP, in transformers' format. weights: the head's safetensors file, or a folder or hub id that holds
     sac+logos+ava1-l14-linearMSE.safetensors (published as .pth: convert it once). Gradients flow to the pixels.
+
+    Raises:
+        UsageError: no such model or head, pickled weights, or weights of another shape.
     """
 
     needs = frozenset({"image"})
@@ -62,7 +65,7 @@ class Aesthetic(TransformersClip):
     @property
     def version(self) -> str:
         net, preprocess, _ = self._loaded
-        return digest("aesthetic", self.name, weights_digest(net), weights_digest(self._head), preprocess.told)
+        return digest("aesthetic", self.name, weights_digest(net), weights_digest(self._head), preprocess.settings)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         seen = self.see(media)

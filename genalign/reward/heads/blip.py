@@ -92,6 +92,9 @@ class ImageReward(Stateless):
     bert-base-uncased. Prompts are cut at 35 tokens. Gradients flow to the pixels (the official score_gard).
 
     Departs from the official code: pixels stay float through resize, crop and normalisation.
+
+    Raises:
+        UsageError: no such model or tokenizer, pickled weights, or weights of another shape.
     """
 
     needs = frozenset({"image", "prompt"})

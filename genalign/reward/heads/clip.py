@@ -41,12 +41,14 @@ class ClipReward(Stateless):
     def __init__(
         self, model: str | Path, *, scale: float = 1.0, offset: float = 0.0, batch_size: int = 64, name: str = "clip"
     ) -> None:
-        self.model = resolve_model(model)
-        self.scale, self.offset, self.batch_size, self.name = float(scale), float(offset), batch_size, name
-        self.aspects = (name,)
-        self._texts: dict[str, tuple[Tensor, bool]] = {}  # features (E,) on the CPU, and whether the prompt was cut
+        self._set(resolve_model(model), scale, offset, batch_size, name)
         if Path(self.model).is_dir() and not any(Path(self.model).glob("*.safetensors")):
             raise UsageError(f"CLIP model {self.model} has no .safetensors file; genalign reads no pickled weights")
+
+    def _set(self, model: str, scale: float, offset: float, batch_size: int, name: str) -> None:
+        self.model, self.scale, self.offset = model, float(scale), float(offset)
+        self.batch_size, self.name, self.aspects = batch_size, name, (name,)
+        self._texts: dict[str, tuple[Tensor, bool]] = {}  # features (E,) on the CPU, and whether the prompt was cut
 
     @cached_property
     def _loaded(self) -> tuple[Any, Callable[[Tensor], Tensor], Any]:
@@ -54,7 +56,7 @@ class ClipReward(Stateless):
 
         address = f"local-dir:{self.model}" if Path(self.model).is_dir() else f"hf-hub:{self.model}"
         quiet, root = logging.getLogger().level, logging.getLogger()
-        root.setLevel(logging.ERROR)  # open_clip tells the root logger each step of loading
+        root.setLevel(logging.ERROR)  # open_clip logs each step of loading on the root logger
         try:
             net, _, preprocess = open_clip.create_model_and_transforms(address, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(address)
@@ -62,7 +64,7 @@ class ClipReward(Stateless):
             raise UsageError(f"CLIP model {self.model} cannot be loaded: {' '.join(str(error).split())}") from error
         finally:
             root.setLevel(quiet)
-        return net.float().eval().requires_grad_(False), on_tensors(preprocess), telling(tokenizer)
+        return net.float().eval().requires_grad_(False), on_tensors(preprocess), noting_cuts(tokenizer)
 
     @property
     def version(self) -> str:
@@ -97,8 +99,9 @@ class ClipReward(Stateless):
         for at in range(0, len(fresh), self.batch_size):
             part = fresh[at : at + self.batch_size]
             tokens, cut = tokenizer(part)
-            told = zip(net.encode_text(tokens.to(device)).cpu(), cut, strict=True)
-            self._texts.update(zip(part, told, strict=True))
+            features = net.encode_text(tokens.to(device)).cpu()
+            for prompt, row, longer in zip(part, features, cut, strict=True):
+                self._texts[prompt] = (row, longer)
         return torch.stack([self._texts[prompt][0] for prompt in prompts]).to(device)
 
     def cut(self, prompts: Sequence[str]) -> list[bool]:
@@ -106,8 +109,8 @@ class ClipReward(Stateless):
         return [self._texts[prompt][1] for prompt in prompts]
 
 
-def telling(tokenizer: Any) -> Callable[[list[str]], tuple[Tensor, list[bool]]]:
-    """open_clip's tokenizer, which also says what it cut: where, with one more token, a text would not have ended."""
+def noting_cuts(tokenizer: Any) -> Callable[[list[str]], tuple[Tensor, list[bool]]]:
+    """open_clip's tokenizer, which also returns what it cut: texts that one more token would have continued."""
 
     def read(captions: list[str]) -> tuple[Tensor, list[bool]]:
         tokens = tokenizer(captions)

@@ -15,9 +15,12 @@ FEWEST, MOST = 4, 768  # frames of a video
 
 
 def smart_size(height: int, width: int, factor: int, least: int, most: int) -> tuple[int, int]:
-    """Height and width as multiples of `factor`, with least <= height * width <= most where the aspect allows it.
+    """Height and width as multiples of `factor`, with least <= height * width <= most where the aspect ratio allows it.
 
-    qwen-vl-utils' smart_resize. Raises UsageError where one side is over 200 times the other.
+    (qwen-vl-utils' smart_resize.)
+
+    Raises:
+        UsageError: one side is over 200 times the other.
     """
     if max(height, width) > 200 * min(height, width):
         raise UsageError(f"a picture of {height}x{width} is too narrow for Qwen2-VL; crop it")
@@ -33,7 +36,11 @@ def smart_size(height: int, width: int, factor: int, least: int, most: int) -> t
 
 def sampled_frames(total: int, rate: float, wanted: float) -> list[int]:
     """Which of `total` frames at `rate` a second are read at `wanted` a second: an even number, first and last among
-    them (qwen-vl-utils' smart_nframes, VideoAlign's "uniform")."""
+    them (qwen-vl-utils' smart_nframes, VideoAlign's "uniform").
+
+    Raises:
+        UsageError: fewer than 2 frames.
+    """
     most = min(MOST, total) // 2 * 2
     count = min(max(total / rate * wanted, FEWEST), most)
     count = min(round(count / 2) * 2, total)
@@ -45,8 +52,8 @@ def sampled_frames(total: int, rate: float, wanted: float) -> list[int]:
 def patches(frames: Tensor, patch: int, merge: int, pair: int, least: int, most: int) -> tuple[Tensor, list[int]]:
     """Frames (F,3,H,W) in [0,1] -> patches (N, 3*pair*patch*patch), and how many in time, height and width.
 
-    Bicubic, antialiased, clamped to [0,1], normalised as CLIP. Frames that fill no `pair` repeat the last one (a
-    single image is seen twice). The order is Qwen2-VL's: merge x merge patches stand together.
+    Bicubic, antialiased, clamped to [0,1], normalised as CLIP. A last group shorter than `pair` repeats its last
+    frame (a single image is read twice). The order is Qwen2-VL's: merge x merge patches stand together.
     """
     height, width = smart_size(frames.shape[-2], frames.shape[-1], patch * merge, least, most)
     frames = resize(frames, height, width)

@@ -12,7 +12,11 @@ from genalign.types import Media, UsageError
 
 
 def mono_waves(media: Media, rate: int, reward: str) -> list[Tensor]:
-    """Each row's audio as one channel (N,) in fp32 at `rate` samples a second: the mean of its channels, resampled."""
+    """Each row's audio as one channel (N,) in fp32 at `rate` samples a second: the mean of its channels, resampled.
+
+    Raises:
+        UsageError: the track has no sample rate.
+    """
     track = media["audio"]
     if not track.rate:
         raise UsageError(f"reward {reward!r} needs the sample rate of the audio; give Track(audio, rate)")

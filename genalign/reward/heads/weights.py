@@ -57,7 +57,11 @@ def weights_file(where: str | Path, name: str) -> Path:
 
 
 def hub_file(repo: str, name: str) -> Path:
-    """A file of a hub repository: from the local cache, or downloaded unless HF_HUB_OFFLINE is set."""
+    """A file of a hub repository: from the local cache, or downloaded unless HF_HUB_OFFLINE is set.
+
+    Raises:
+        UsageError: it is neither here nor to be had.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -75,11 +79,17 @@ def hub_file(repo: str, name: str) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a .safetensors file, or of all the shards of an index.json beside it."""
+    """Every tensor of a .safetensors file, or of all the shards of an index.json beside it.
+
+    Raises:
+        UsageError: unreadable, or not safetensors.
+    """
     try:
         if path.suffix == ".json":
-            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-            return {key: value for shard in shards for key, value in load_file(path.parent / shard).items()}
+            state: dict[str, Tensor] = {}
+            for shard in sorted(set(json.loads(path.read_text())["weight_map"].values())):
+                state |= load_file(path.parent / shard)
+            return state
         return load_file(path)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from error
@@ -106,7 +116,11 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> nn.M
 
 
 def from_hub(kind: Any, model: str | Path, **settings: Any) -> Any:
-    """`kind.from_pretrained(model)`, with failures in one sentence; models from safetensors only, frozen, in eval."""
+    """`kind.from_pretrained(model)`, with failures in one sentence; models from safetensors only, frozen, in eval.
+
+    Raises:
+        UsageError: it cannot be loaded, for example because its weights are a pickle.
+    """
     learned = hasattr(kind, "from_config") or (isinstance(kind, type) and issubclass(kind, nn.Module))
     if learned:
         settings = {"use_safetensors": True, "dtype": torch.float32, **settings}
