@@ -129,7 +129,7 @@ def test_none_for_all_rows_of_a_call_is_an_opinion_and_no_failure() -> None:
 @pytest.mark.parametrize(
     ("kind", "answer", "told"),
     [
-        ("yes-no", lambda: {"choices": []}, "no chat completion"),
+        ("yes-no", lambda: {"choices": []}, "not a chat completion"),
         ("score", lambda: said("Score: 4", "length"), "cut off"),
         ("score", lambda: said("Score: 40"), "score"),
         ("score", lambda: said("I would rather not say."), "score"),

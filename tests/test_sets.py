@@ -585,7 +585,7 @@ def test_exemplars_are_read_in_every_form(room: Path, tmp_path: Path):
         ({"exemplars": "clip/open_clip_config.json"}, "holds no exemplars"),
         ({"exemplars": "made.py:wrong"}, r"must return pictures \(M,3,H,W\)"),
         ({"exemplars": "made.py:show"}, "no function 'show'; did you mean 'shown'"),
-        ({"measure": "coverage", "level": "sample"}, "nothing of one sample"),
+        ({"measure": "coverage", "level": "sample"}, "no value for one sample"),
         ({"pairs": "said.txt", "exemplars": "said.txt"}, "no pairs of picture and text"),
         ({"components": 0}, "components"),
     ],

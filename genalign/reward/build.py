@@ -220,7 +220,8 @@ def _head(address: str, name: str, settings: dict[str, Any], folder: Path) -> Re
     except (ImportError, AttributeError) as error:
         raise UsageError(f"reward {name!r} cannot be imported: {error}; check the package and class names") from error
     parameters = inspect.signature(kind).parameters
-    _check_keys(name, settings, set(parameters))
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # such a class checks them itself
+        _check_keys(name, settings, set(parameters))
     required = [p.name for p in parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
     absent = next((parameter for parameter in required if parameter not in settings), None)
     if absent:

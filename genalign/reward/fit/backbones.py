@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from genalign.reward.base import digest, resolve_model, texts, weights_digest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
+from genalign.reward.judge.asking import Reads
 from genalign.types import Media, Prompt, Track, UsageError
-
-Reads = Literal["image", "video", "text"]
 
 
 class BackboneSettings(BaseModel):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import ipaddress
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from genalign.reward.base import ScoringError
+from genalign.reward.base import ScoringError, nearest
 from genalign.types import UsageError
 
 if TYPE_CHECKING:
@@ -77,6 +78,18 @@ class Web:
         import httpx
 
         return httpx.Client(timeout=self.timeout, trust_env=not _near(urlsplit(self.url).hostname or ""))
+
+    @staticmethod
+    def check_settings(what: str, given: Iterable[str], beside: Iterable[str] = ()) -> None:
+        """Refuse a setting that neither `Web` takes nor is among those `beside` it.
+
+        Raises:
+            UsageError: naming the nearest.
+        """
+        known = {*inspect.signature(Web).parameters, *beside}
+        unknown = next((key for key in given if key not in known), None)
+        if unknown is not None:
+            raise UsageError(f"{what} has no setting {unknown!r}{nearest(unknown, known)}")
 
     def request(self, method: str, path: str, content: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:
         """The body of a 2xx answer.
