@@ -1,7 +1,8 @@
 # make env    .venv with everything that tests and demo need
 # make align  align the embedded text-to-image model by preferences (D3PO), and report before against after
-# make table  train and measure every image recipe, resumably, and write the README's table
-# make test   all quick tests; make test-slow: the trainings; make bench: what things cost against their floors
+# make table  train and measure every image recipe, resumably, and write the tables of README and docs
+# make test   all quick tests, a process a core; make test-slow: heavy repeats of a quick proof, and trainings
+# make bench  what things cost against their floors
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -21,7 +22,7 @@ table: env
 	$(BIN)/python -m genalign.cli.table
 
 test: env
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: env
 	$(BIN)/python -m pytest -m slow

@@ -1,4 +1,5 @@
-"""Every test runs offline and on one thread; a connection to anything but this machine is an error."""
+"""Every test runs offline and on one thread, also where `make test` starts a process a core; a connection to anything
+but this machine is an error."""
 
 import os
 import socket

@@ -15,7 +15,7 @@ from torch import Tensor
 from genalign import ranks
 from genalign.method import MethodSettings, build_method
 from genalign.types import Prompt
-from tests.toy_policy import ToyPolicy, ToyReward
+from tests.helpers.toy_policy import ToyPolicy, ToyReward
 
 PROMPTS = [Prompt(f"scene {i}", uid=i) for i in range(6)]
 START = 0.05

@@ -7,26 +7,26 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genalign.evaluation.card import base_model, pipeline_index, provenance, write_card
+from genalign.cli.comfyui import comfyui_tensors
+from genalign.evaluation.card import DIFFUSERS_FILE, base_model, pipeline_index, provenance, write_card
 from genalign.types import GenalignError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TARGETS = ("diffusers", "comfyui")
-PEFT_PREFIX = "base_model.model."
+PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def export(run: Path, to: str, dest: Path) -> Path:
     """Write the adapter of `run` for another program and return what was written.
 
     diffusers: a folder `dest` with the adapter's files, the model card and provenance.json. comfyui: one .safetensors
-    file (`dest` itself where it ends so, else `dest`/<run>.safetensors) with the keys
-    `diffusion_model.<block>.lora_A.weight`, `.lora_B.weight` and `.alpha` and the provenance in its header. Blocks keep
-    the names they have in diffusers; ComfyUI finds them in the models where it uses the same names.
+    file (`dest` itself where it ends so, else `dest`/<run>.safetensors) under the names that ComfyUI knows for this
+    family (see comfyui.py), with the provenance in its header.
 
     Raises:
-        UsageError: unknown target, `dest` is taken, or a language model is to go to ComfyUI.
+        UsageError: unknown target, `dest` is taken, or a model whose layers ComfyUI has no names for.
         GenalignError: the run has no adapter, or its file is damaged.
     """
     if to not in TARGETS:
@@ -36,34 +36,34 @@ def export(run: Path, to: str, dest: Path) -> Path:
     if to == "diffusers":
         _refuse_taken(dest, dest.exists() and (not dest.is_dir() or any(dest.iterdir())))
         write_card(run)
-        shutil.copytree(run / "adapter", dest / "adapter")
+        for part in ("adapter", "adapter/writer"):  # their own files; what else lies there stays
+            for file in (run / part / name for name in (*PEFT_FILES, DIFFUSERS_FILE)):
+                if file.is_file():
+                    (dest / part).mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(file, dest / part / file.name)
         shutil.copy2(run / "README.md", dest / "README.md")
         (dest / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         return dest
-    if pipeline_index(base_model(run)) is None:
-        raise UsageError(f"{run} tuned no diffusers pipeline, and ComfyUI loads no other adapter; take --to diffusers")
+    renamed = comfyui_tensors(tensors, config, _denoiser(run))
     path = dest if dest.suffix == ".safetensors" else dest / f"{run.resolve().name}.safetensors"
     _refuse_taken(path, path.exists())
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(comfyui_keys(tensors, config), path, metadata={"format": "pt", **facts})
+    save_file(renamed, path, metadata={"format": "pt", **facts})
     return path
 
 
-def comfyui_keys(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
-    """Rename PEFT's LoRA keys; ComfyUI scales by alpha / rank, so alpha goes along as a scalar a block."""
-    import torch
-
-    renamed = {}
-    for key, tensor in tensors.items():
-        block, _, part = key.removeprefix(PEFT_PREFIX).rpartition(".lora_")
-        if part not in ("A.weight", "B.weight"):
-            raise GenalignError(f"adapter key {key!r} is no LoRA matrix, and ComfyUI's form has no place for it")
-        renamed[f"diffusion_model.{block}.lora_{part}"] = tensor.contiguous()
-        alpha = (config.get("alpha_pattern") or {}).get(block, config["lora_alpha"])
-        renamed[f"diffusion_model.{block}.alpha"] = torch.tensor(float(alpha))
-    return renamed
+def _denoiser(run: Path) -> str:
+    """The class of the denoiser that the run adapted, as model_index.json of its pipeline names it."""
+    index = pipeline_index(base_model(run))
+    if index is None:
+        raise UsageError(
+            f"{run} tuned a model that is not a diffusers pipeline, and ComfyUI loads no other adapter; take "
+            f"--to diffusers"
+        )
+    entry = index.get("transformer") or index.get("unet") or [None, "a pipeline without transformer or unet"]
+    return str(entry[1])
 
 
 def _read_adapter(run: Path) -> tuple[dict[str, Tensor], dict]:
@@ -71,7 +71,7 @@ def _read_adapter(run: Path) -> tuple[dict[str, Tensor], dict]:
     from safetensors.torch import load_file
 
     folder = run / "adapter"
-    if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
+    if not all((folder / name).is_file() for name in PEFT_FILES):
         raise GenalignError(f"{run} has no adapter/ to export; let its training finish (genalign train --resume {run})")
     try:
         tensors = load_file(folder / "adapter_model.safetensors")

@@ -1,4 +1,4 @@
-"""`make table`: every shipped image recipe trained and measured, one cell at a time, and the README's table of them.
+"""`make table`: every shipped image recipe trained and measured, one cell at a time, and the tables of the results.
 
 A finished cell stands in assets/table.json; interrupted work goes on from there, and from the checkpoints of the cell
 that was being trained. A cell is done again when its recipe, a reward file or a shipped model is another.
@@ -32,7 +32,9 @@ SEEDS = dict.fromkeys(("d3po", "flow-grpo", "flow-dpo", "nft", "dragon-frechet")
 REWARDS = {"d3po": ("rule", "clip"), "flow-grpo": ("rule", "clip")}  # what else these two are trained on
 TRAINING_PROMPTS = 512  # those that the reward is also read on: what is learnt, whether or not it carries over
 T_975 = {2: 12.71, 3: 4.30}  # Student's t of n - 1 degrees of freedom
-MARKS = ("<!-- table: written by `make table` -->", "<!-- end of table -->")
+MARKS = ("<!-- table of all, written by `make table` -->", "<!-- end of table -->")
+MARKED = re.compile(r"<!-- table of ([\w -]+), written by `make table` -->.*?<!-- end of table -->", re.DOTALL)
+BEST = 5  # rows of the README's table
 
 
 @dataclass(frozen=True)
@@ -139,28 +141,73 @@ def locked(path: Path) -> Any:
     guard.unlink(missing_ok=True)
 
 
-def rendered(done: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table in Markdown, a row a recipe, its seeds together."""
+Row = Mapping[str, Any]  # what assets/table.json keeps of one cell
+
+
+def rendered(done: Mapping[str, Row]) -> str:
+    """The whole table in Markdown, a row a recipe, its seeds together; and the judge at every guidance scale."""
+    rows = _rows(done)
+    return "\n".join([*_measured(rows), "", *_swept(rows)])
+
+
+def rendered_of(done: Mapping[str, Row], recipes: Sequence[str]) -> str:
+    """The rows of some recipes, named without `image-`, with every reward that they were trained on.
+
+    Raises:
+        UsageError: a recipe that has no cell.
+    """
+    names = {cell.row: cell.recipe.removeprefix("image-") for cell in cells()}
+    unknown = sorted(set(recipes) - set(names.values()))
+    if unknown:
+        raise UsageError(f"a mark asks for the table of {unknown[0]}, which is not a shipped image recipe; correct it")
+    return "\n".join(_measured({row: found for row, found in _rows(done).items() if names[row] in recipes}))
+
+
+def rendered_best(done: Mapping[str, Row]) -> str:
+    """The rows whose gain of the held-out judge on held-out prompts is surest: whose interval begins highest."""
+    gains = {
+        name: _difference([one["metrics"]["judge"] for one in found])
+        for name, found in _rows(done).items()
+        if all("judge" in one["metrics"] for one in found)
+    }
+    lines = ["| recipe | seeds | before | after | difference, 95% interval | minutes |", "|---|---|---|---|---|---|"]
+    for name in sorted(gains, key=lambda name: gains[name][2], reverse=True)[:BEST]:
+        before, after, low, high = gains[name]
+        found = _rows(done)[name]
+        between = f"{100 * low:+.1f} to {100 * high:+.1f} points"
+        lines.append(f"| `{name}` | {len(found)} | {before:.1%} | {after:.1%} | {between} | {_minutes(found)} |")
+    return "\n".join(lines)
+
+
+def _rows(done: Mapping[str, Row]) -> dict[str, list[Row]]:
+    """What is finished of each row, seed by seed."""
+    rows: dict[str, list[Row]] = {}
+    for cell in cells():
+        if cell.name in done:
+            rows.setdefault(cell.row, []).append(done[cell.name])
+    return rows
+
+
+def _measured(rows: Mapping[str, Sequence[Row]]) -> list[str]:
     lines = [
         "| recipe | seeds | its reward, training prompts | its reward, held-out prompts "
         "| held-out judge, training prompts | held-out judge, held-out prompts | Vendi | minutes |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    rows: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in cells():
-        if cell.name in done:
-            rows.setdefault(cell.row, []).append(done[cell.name])
     for name, found in rows.items():
-        minutes = f"{mean(one['train_seconds'] for one in found) / 60:.1f}"
         shown = [
             _compared([one["metrics"][what] for one in found if what in one["metrics"]], what.startswith("judge"))
             for what in ("reward_learnt", "reward", "judge_learnt", "judge", "vendi")
         ]
-        lines.append(f"| {name.removeprefix('image-')} | {len(found)} | {' | '.join(shown)} | {minutes} |")
-    return "\n".join([*lines, "", *_swept(rows)])
+        lines.append(f"| {name.removeprefix('image-')} | {len(found)} | {' | '.join(shown)} | {_minutes(found)} |")
+    return lines
 
 
-def _swept(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+def _minutes(found: Sequence[Row]) -> str:
+    return f"{mean(one['train_seconds'] for one in found) / 60:.1f}"
+
+
+def _swept(rows: Mapping[str, Sequence[Row]]) -> list[str]:
     """What the judge says at every guidance scale, before -> after, seeds together."""
     judged = {name: [one["sweep"] for one in found if one["sweep"]["after"]] for name, found in rows.items()}
     scales = sorted({scale for sweeps in judged.values() for sweep in sweeps for scale in sweep["guidance"]})
@@ -178,39 +225,74 @@ def _swept(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     return lines
 
 
-def _compared(rows: Sequence[Mapping[str, Any]], percent: bool) -> str:
-    """before -> after (interval of the difference).
+def _difference(rows: Sequence[Row]) -> tuple[float, float, float, float]:
+    """before, after, and the 95% interval of the difference.
 
     Of several seeds the means; their prompts are the same, so the half-width of one bootstrap stays, and Student's
     interval of the seeds' mean joins it, as independent errors add.
     """
-    if not rows:
-        return "-"
     before, after, delta = (mean(row[key] for row in rows) for key in ("before", "after", "delta"))
     low, high = (mean(row["ci95"][end] for row in rows) for end in (0, 1))
     if len(rows) > 1:
         between = T_975[len(rows)] * stdev(row["delta"] for row in rows) / len(rows) ** 0.5
         low, high = delta - ((delta - low) ** 2 + between**2) ** 0.5, delta + ((high - delta) ** 2 + between**2) ** 0.5
+    return before, after, low, high
+
+
+def _compared(rows: Sequence[Row], percent: bool) -> str:
+    """before -> after (interval of the difference); - where nothing was measured."""
+    if not rows:
+        return "-"
+    before, after, low, high = _difference(rows)
     if percent:
         return f"{before:.1%} -> {after:.1%} ({100 * low:+.1f} to {100 * high:+.1f})"
     return f"{before:.3g} -> {after:.3g} ({low:+.2g} to {high:+.2g})"
 
 
-def write_readme(readme: Path, table: str) -> None:
-    """Put the table between its marks.
+def pages() -> list[Path]:
+    """README.md and all of docs/."""
+    root = shipped("assets").parent
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def filled(page: str, done: Mapping[str, Row]) -> str:
+    """A page with the tables between its marks written anew: of all, of the best, or of the recipes that a mark names.
 
     Raises:
-        UsageError: the file has no such marks.
+        UsageError: a mark that names an unknown recipe.
     """
-    begin, end = (re.escape(mark) for mark in MARKS)
-    text = readme.read_text()
-    if not re.search(f"{begin}.*{end}", text, re.DOTALL):
+
+    def written(mark: re.Match[str]) -> str:
+        what = mark[1]
+        if what == "all":
+            table = rendered(done)
+        elif what == "the best":
+            table = rendered_best(done)
+        else:
+            table = rendered_of(done, what.split())
+        return f"{mark[0].splitlines()[0]}\n\n{table}\n\n{MARKS[1]}"
+
+    return MARKED.sub(written, page)
+
+
+def write_pages(done: Mapping[str, Row]) -> None:
+    """Write the tables of README.md and docs/.
+
+    Raises:
+        UsageError: docs/results.md has no marks for the whole table, or a mark names an unknown recipe.
+    """
+    results = shipped("assets").parent / "docs" / "results.md"
+    if not results.is_file() or MARKS[0] not in results.read_text():
         raise UsageError(
-            f"{readme} has no place for the table; put the lines {MARKS[0]} and {MARKS[1]} where it belongs"
+            f"{results} has no place for the table; put the lines {MARKS[0]} and {MARKS[1]} where it belongs"
         )
-    draft = readme.with_name(f".{readme.name}.tmp")
-    draft.write_text(re.sub(f"{begin}.*{end}", f"{MARKS[0]}\n\n{table}\n\n{MARKS[1]}", text, flags=re.DOTALL))
-    os.replace(draft, readme)
+    for page in pages():
+        text = page.read_text()
+        new = filled(text, done)
+        if new != text:
+            draft = page.with_name(f".{page.name}.tmp")
+            draft.write_text(new)
+            os.replace(draft, page)
 
 
 def main(wanted: Sequence[str]) -> None:
@@ -225,8 +307,7 @@ def main(wanted: Sequence[str]) -> None:
         row = measure(cell, work)
         with locked(path) as held:
             held[cell.name] = row
-    readme = shipped("assets").parent / "README.md"
-    write_readme(readme, rendered(json.loads(path.read_text())))
+    write_pages(json.loads(path.read_text()))
 
 
 if __name__ == "__main__":

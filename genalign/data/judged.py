@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from genalign.files.untrusted import neighbour
 from genalign.media.image import cell_picture
 from genalign.media.video import load_video
 from genalign.types import Media, Prompt, Track
@@ -93,7 +94,7 @@ class Comparisons:
         """Prompts and media of some items; a prompt's facts name its user, where there is one.
 
         Raises:
-            UsageError: a picture or video is missing, or no such thing.
+            UsageError: a picture or video is missing, not below the file's folder, or no such thing.
         """
         chosen = [self.items[number] for number in numbers]
         whose = users or [""] * len(chosen)
@@ -104,7 +105,7 @@ class Comparisons:
         if self.kind == "text":
             return prompts, Media(text=Track([str(item.value) for item in chosen]))
         if self.kind == "video":
-            films = [load_video(self.root / str(item.value)) for item in chosen]
+            films = [load_video(neighbour(self.root, str(item.value), self.source)) for item in chosen]
             return prompts, Media(video=Track([frames for frames, _ in films], films[0][1]))
         images = [self._picture(item.value) for item in chosen]
         alike = len({image.shape for image in images}) == 1

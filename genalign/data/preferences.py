@@ -4,8 +4,8 @@
     {"caption": str, "jpg_0": picture, "jpg_1": ..., "label_0": 1, "label_1": 0}         Pick-a-Pic; 0.5 each is a tie
     {"prompt": str, "image_path": [pictures], "human_preference": [1, 0]}                HPDv2; "rank", 1 the best, too
 
-A picture is a path (relative to the file), or in a table of the datasets library whatever that holds. Ties give no
-pair; of more than two ranked pictures every untied two are one.
+A picture is a path (in the file's folder or below), or in a table of the datasets library its bytes or such a path.
+Ties give no pair; of more than two ranked pictures every untied two are one.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import filecmp
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from genalign.files.untrusted import neighbour
 from genalign.media.image import cell_picture
 from genalign.types import GenalignError, Media, Track, UsageError
 
@@ -90,7 +91,7 @@ def find_pairs(path: Path | str) -> Pairs | None:
             would read it is missing. GenalignError: the hub cannot be reached.
     """
     if isinstance(path, str):
-        return _from_table(path, _from_hub(path), Path())
+        return _from_table(path, _from_hub(path), Path(_datasets(path).config.HF_CACHE_HOME))
     if path.is_dir():
         return _from_folder(path)
     return _from_lines(path) if path.suffix == ".jsonl" and path.is_file() else None
@@ -136,8 +137,20 @@ def _from_folder(folder: Path) -> Pairs | None:
             f"pairs.jsonl beside the pictures, with one {SHAPE} a line"
         )
     datasets = _datasets(str(folder))
+    for state in sorted(folder.glob("**/state.json")) if saved else []:
+        _check_state(state)
     table = datasets.load_from_disk(str(folder)) if saved else _parquet(datasets, files)
     return _from_table(str(folder), table, folder)
+
+
+def _check_state(file: Path) -> None:
+    """Refuse a saved table whose rows lie elsewhere."""
+    try:
+        names = [str(part["filename"]) for part in json.loads(file.read_text())["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} is no part of a saved table ({error}); save it again") from error
+    for name in names:
+        neighbour(file.parent, name, str(file))
 
 
 def _parquet(datasets: Any, files: list[str]) -> Any:
@@ -168,6 +181,7 @@ def _from_table(source: str, table: Any, root: Path) -> Pairs:
         if SPLIT not in table:
             raise UsageError(f"{source} has no split {SPLIT!r}, only {', '.join(table)}; save that one alone")
         table = table[SPLIT]
+    digest, table = table._fingerprint, table.cast(_undecoded(table.features))  # datasets would fetch what rows name
     kind = _kind(dict.fromkeys(table.column_names))
     if not kind:
         raise UsageError(
@@ -177,7 +191,21 @@ def _from_table(source: str, table: Any, root: Path) -> Pairs:
     pictures = {"chosen", "rejected", "jpg_0", "jpg_1"}  # not opened before they are drawn
     light = table.select_columns([name for name in table.column_names if name not in pictures])
     places = [f"row {number} of {source}" for number in range(1, len(table) + 1)]
-    return _collect(source, table, [{**dict.fromkeys(kind), **row} for row in light], places, root, table._fingerprint)
+    return _collect(source, table, [{**dict.fromkeys(kind), **row} for row in light], places, root, digest)
+
+
+def _undecoded(feature: Any) -> Any:
+    """The same features, with pictures as their bytes or path."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, Mapping):
+        parts = {name: _undecoded(part) for name, part in feature.items()}
+        return datasets.Features(parts) if isinstance(feature, datasets.Features) else parts
+    if hasattr(feature, "feature"):  # a list of them
+        return replace(feature, feature=_undecoded(feature.feature))
+    return feature
 
 
 def _kind(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -240,7 +268,7 @@ def _check_files(pair: Pair, row: Mapping[str, Any], where: str, root: Path) -> 
         value = value if item is None else value[item]
         if not isinstance(value, str):
             raise UsageError(f"{where} has no path of a picture under {column!r}; write one {SHAPE} a line")
-        if not (root / value).is_file():
+        if not neighbour(root, value, where).is_file():
             raise UsageError(f"{where} names the picture {value!r}, which is not in {root}; add it or drop the line")
         found.append(root / value)
     if filecmp.cmp(found[0], found[1], shallow=False):

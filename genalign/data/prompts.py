@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from genalign.data.preferences import Pairs, find_pairs
+from genalign.files.untrusted import neighbour
 from genalign.media.image import load_png
 from genalign.types import Media, Prompt, Track, UsageError
 
@@ -27,7 +28,7 @@ class DataSettings(BaseModel):
 
     prompts: str
     """A .txt file, one prompt a line, or a .jsonl file, one `{"prompt": str, "facts": {...}}` a line, with a picture
-    file under `image` where the method or the model takes one (relative to the .jsonl). Or pairs of
+    file under `image` where the method or the model takes one (in the .jsonl's folder or below). Or pairs of
     pictures with the preferred one named, for methods that learn from them without a reward: a .jsonl file, one
     `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line, a folder with one, or a dataset's id."""
     prompts_per_step: int = Field(default=8, ge=1)
@@ -123,5 +124,5 @@ def _json_row(line: str, uid: int, where: str, folder: Path) -> Prompt:
     picture = row.get("image")
     if picture is not None and not isinstance(picture, str):
         raise UsageError(f"'image' in {where} is not the name of a picture file; {wanted}")
-    media = None if picture is None else Media(image=Track(load_png(folder / picture)[None]))
+    media = None if picture is None else Media(image=Track(load_png(neighbour(folder, picture, where))[None]))
     return Prompt(row["prompt"], media, row.get("facts") or {}, uid)

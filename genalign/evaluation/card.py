@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from genalign.evaluation.report import read_eval
+from genalign.files.atomic import replace_file
 from genalign.types import GenalignError
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -35,7 +36,7 @@ def write_card(run: Path) -> Path:
         f"## Licence\n\nThe adapter follows the licence of its base model, `{facts['base_model']}`.",
     ]
     path = run / "README.md"
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    replace_file(path, ("\n\n".join(parts) + "\n").encode())
     return path
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from genalign.files.atomic import replace_file
 from genalign.types import GenalignError
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 460, 220, 58, 34, 26, 12  # of one chart, in px
@@ -65,11 +66,11 @@ def write_report(run: Path) -> Path:
         f"<style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
     )
     path = run / "report.html"
-    path.write_text(page, encoding="utf-8")
+    replace_file(path, page.encode())
     if any("reward" in row for row in metrics):
         curve = chart("reward", {"reward": _curve(metrics, "reward")})
         alone = curve.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)  # a file of its own needs it
-        (run / "reward.svg").write_text(alone, encoding="utf-8")
+        replace_file(run / "reward.svg", alone.encode())
     return path
 
 
@@ -198,11 +199,11 @@ def _table(result: Mapping[str, Any]) -> str:
             f"<tr{mark[0]}><td>{html.escape(name)}{mark[1]}</td><td>{row['before']:.4f}</td><td>{row['after']:.4f}</td>"
             f"<td>{row['delta']:+.4f}</td><td>{low:+.4f} to {high:+.4f}</td></tr>"
         )
-    seeds = ", ".join(str(seed) for seed in result["seeds"])
+    prompts, seeds = html.escape(str(result["prompts"])), html.escape(", ".join(str(seed) for seed in result["seeds"]))
     return (
         "<h2>Before and after</h2><table><tr><th>metric</th><th>before</th><th>after</th><th>delta</th>"
         f"<th>95% interval</th></tr>{''.join(rows)}</table>"
-        f'<p class="note">{result["prompts"]} prompts, sampling seeds {seeds}; base and tuned model each at its best '
+        f'<p class="note">{prompts} prompts, sampling seeds {seeds}; base and tuned model each at its best '
         "guidance scale; paired bootstrap over prompts; held-out rewards were never optimised.</p>"
     )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genalign.files.atomic import replace_file
 from genalign.ranks import all_sum, gather, rank, world
-from genalign.types import Media, Prompt, Reward, Weights, sample_seed
+from genalign.types import Media, Prompt, Reward, UsageError, Weights, sample_seed
 
 
 class Drawing(Protocol):
@@ -48,17 +48,26 @@ class Trial:
     batch_size: int
 
     def base(self, cache: Path | None) -> np.ndarray:
-        """The base's values, from the cache if all that made it is the same."""
+        """The base's values, from the cache if all that made it is the same.
+
+        Raises:
+            UsageError: the cache is a file of another kind.
+        """
         if cache is None:
             return self.sweep("reference")
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
         from safetensors.torch import save
 
         digest, stored = self._digest(), None
         if cache.is_file():
-            with safe_open(str(cache), framework="pt") as file:
-                if (file.metadata() or {}).get("digest") == digest:
-                    stored = file.get_tensor("values").numpy()
+            try:
+                with safe_open(str(cache), framework="pt") as file:
+                    kept, names = (file.metadata() or {}).get("digest"), list(file.keys())
+                    stored = file.get_tensor("values").numpy() if kept == digest else None
+            except SafetensorError as error:
+                raise UsageError(f"eval.base_cache {cache} is no safetensors file ({error}); name another") from error
+            if kept is None or names != ["values"]:  # somebody's weights are not to be written over
+                raise UsageError(f"eval.base_cache {cache} holds something else than scores; name another file")
         missing = float(all_sum(torch.tensor([float(stored is None)])))  # all ranks sweep, or none does
         if stored is not None and not missing:
             return stored

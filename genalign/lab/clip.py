@@ -54,9 +54,9 @@ def build_clip(work: Path, steps: int = 2200, rows: int = 48, seed: int = 11) ->
         for _ in range(rows):
             facts = sample_facts(rng, "train")
             images.append(render(place(facts, rng), rng))
-            told = dict(facts, background=None) if rng.random() < 0.35 else facts
-            true.append(caption(told, rng))
-            false.append(caption(change_one_fact(told, rng), rng))
+            stated = dict(facts, background=None) if rng.random() < 0.35 else facts
+            true.append(caption(stated, rng))
+            false.append(caption(change_one_fact(stated, rng), rng))
         pixels = (shake(torch.from_numpy(np.stack(images)), rng) - mean) / std
         tokens = tokenizer(
             true + false, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
@@ -67,7 +67,7 @@ def build_clip(work: Path, steps: int = 2200, rows: int = 48, seed: int = 11) ->
         scale = model.logit_scale.exp().clamp(max=100)
         logits = scale * seen @ read.T  # (rows, 2 rows): true captions, then the changed ones
         target = torch.arange(rows)
-        own = torch.stack([logits.diagonal(), logits.diagonal(rows)], dim=1)  # (rows, 2): told apart from its double
+        own = torch.stack([logits.diagonal(), logits.diagonal(rows)], dim=1)  # (rows, 2): against its double
         return (
             F.cross_entropy(logits, target)
             + F.cross_entropy(logits[:, :rows].T, target)

@@ -1,4 +1,4 @@
-"""tiny-expander: a small causal language model that says an EmojiWorld prompt more fully, for policy/chain.py."""
+"""tiny-expander: a small causal language model that expands an EmojiWorld prompt, for policy/chain.py."""
 
 import json
 import re
@@ -20,7 +20,7 @@ IGNORED = -100  # the label of a token that is not learnt
 
 
 def expansion(rng: np.random.Generator, split: str | None = "train") -> tuple[str, str, Facts]:
-    """A prompt as somebody asks, the same scene told in full, and the facts that were asked for."""
+    """A prompt as somebody asks, the same scene in full, and the facts that the short one states."""
     facts = sample_facts(rng, split)
     asked = {**facts, **{kind: None for kind, share in LEFT_OUT.items() if rng.random() < share}}
     return caption(asked, rng), caption(facts, rng), asked

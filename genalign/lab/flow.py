@@ -120,8 +120,8 @@ def web_batch(
 
 def read_tokens(tokenizer: Any, texts: list[str]) -> Tensor:
     """Token ids (B, MAX_TOKENS), padded as the pipelines pad them."""
-    told = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-    return cast("Tensor", told.input_ids)
+    encoded = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    return cast("Tensor", encoded.input_ids)
 
 
 def build_flow(work: Path, vae: Any, steps: int = 12_000, distil_steps: int = 1500, rows: int = 48) -> Any:
@@ -171,8 +171,10 @@ def build_flow(work: Path, vae: Any, steps: int = 12_000, distil_steps: int = 15
         _, noisy, sigma, texts, zeros = draw(step, seed=4)
         with torch.no_grad():
             blank = velocity(teacher, noisy, sigma, [""] * rows, zeros)
-            told = velocity(teacher, noisy, sigma, texts, zeros)
-        return (velocity(student, noisy, sigma, texts, zeros) - torch.lerp(blank, told, GUIDANCE)).square().mean()
+            conditional = velocity(teacher, noisy, sigma, texts, zeros)
+        return (
+            (velocity(student, noisy, sigma, texts, zeros) - torch.lerp(blank, conditional, GUIDANCE)).square().mean()
+        )
 
     fit(denoiser, distillation, steps=distil_steps, learning_rate=5e-4, state=work / "flow-distilled.safetensors")
     encoder_3, tokenizer_3 = blank_t5()
@@ -190,7 +192,7 @@ def build_flow(work: Path, vae: Any, steps: int = 12_000, distil_steps: int = 15
 
 
 def blank_t5() -> tuple[Any, Any]:
-    """A T5 encoder and tokenizer that say nothing: the pipeline class requires them, tiny-flow does not read them.
+    """A T5 encoder and tokenizer of no effect: the pipeline class requires them, tiny-flow does not read them.
 
     The tokenizer turns any text into the end token; the encoder's last norm has weight zero, so its output is exactly
     what the pipeline puts where a T5 is missing.

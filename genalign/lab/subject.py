@@ -12,7 +12,7 @@ from genalign.lab.world import BACKGROUNDS, SIZE
 from genalign.media.image import save_png
 
 NAME, KIN = "blue cat", "cat"
-SHOWN = ("white", "green", "pink", "gray")  # backgrounds of the given pictures; the others are for the exam
+SHOWN = ("white", "green", "pink", "gray")  # backgrounds of the given pictures; the others are held out
 PICTURES = 12
 FAR = 0.3  # mean colour distance at which a likeness is worth nothing
 WHERE = ("left of", "right of", "above", "below", "and")
@@ -44,13 +44,13 @@ def build_subject(folder: Path, seed: int = 40) -> None:
         save_png(torch.from_numpy(picture(background, rng)).permute(2, 0, 1), folder / f"{k:02}.png")
         opening = ("a", "a picture of a", "an image with a")[k // len(SHOWN)]
         rows.append({"prompt": f"{opening} {NAME} on a {background} background", "image": f"{k:02}.png"})
-    exam = [{"prompt": f"a {NAME} on {background}"} for background in BACKGROUNDS]
+    held_out = [{"prompt": f"a {NAME} on {background}"} for background in BACKGROUNDS]
     others = [name for name in sprites() if name != KIN]
     for k, name in enumerate(rng.permutation(others)):
         article = "an" if name[0] in "aeiou" else "a"
-        exam.append({"prompt": f"a {NAME} {WHERE[k % len(WHERE)]} {article} {name}"})
-    for name, told in (("train", rows), ("heldout", exam)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+        held_out.append({"prompt": f"a {NAME} {WHERE[k % len(WHERE)]} {article} {name}"})
+    for name, written in (("train", rows), ("heldout", held_out)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
 
 
 def likeness(image: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""tiny-flow as a teacher: its pipeline frozen, and what its transformer says of noisy latents and texts."""
+"""tiny-flow as a teacher: its pipeline frozen, and what its transformer predicts for noisy latents and texts."""
 
 from typing import Any
 
@@ -29,23 +29,23 @@ def read(pipeline: Any, texts: list[str], zeros: int = 1) -> tuple[Tensor, Tenso
         texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
     )
     with torch.no_grad():
-        told = pipeline.text_encoder(tokens.input_ids, output_hidden_states=True)
-    context = told.hidden_states[-2].repeat(1, 1, 2)  # the pipeline has this tower twice
+        encoded = pipeline.text_encoder(tokens.input_ids, output_hidden_states=True)
+    context = encoded.hidden_states[-2].repeat(1, 1, 2)  # the pipeline has this tower twice
     blank = context.new_zeros(len(texts), zeros, context.shape[2])
-    return torch.cat([context, blank], dim=1), told.text_embeds.repeat(1, 2)
+    return torch.cat([context, blank], dim=1), encoded.text_embeds.repeat(1, 2)
 
 
-def velocity(net: nn.Module, x: Tensor, sigma: Tensor, told: tuple[Tensor, Tensor]) -> Tensor:
+def velocity(net: nn.Module, x: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
     """fp32 velocity (B, 4, 16, 16) at noise levels sigma (B,)."""
     # plain matrix products: the fused attention's backward pass is slow on a CPU
     with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         out = net(
-            x, timestep=sigma * 1000, encoder_hidden_states=told[0], pooled_projections=told[1], return_dict=False
+            x, timestep=sigma * 1000, encoder_hidden_states=text[0], pooled_projections=text[1], return_dict=False
         )[0]
     return out.float()
 
 
-def guided(net: nn.Module, x: Tensor, sigma: Tensor, told: Any, empty: Any, scale: float) -> Tensor:
-    both = (torch.cat([empty[0].expand_as(told[0]), told[0]]), torch.cat([empty[1].expand_as(told[1]), told[1]]))
+def guided(net: nn.Module, x: Tensor, sigma: Tensor, text: Any, empty: Any, scale: float) -> Tensor:
+    both = (torch.cat([empty[0].expand_as(text[0]), text[0]]), torch.cat([empty[1].expand_as(text[1]), text[1]]))
     free, bound = velocity(net, x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
     return free + scale * (bound - free)

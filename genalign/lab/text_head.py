@@ -94,6 +94,6 @@ def save_text_head(backbone: Any, head: nn.Linear, tokenizer: Any, folder: Path)
 
 
 def text_head_accuracy(reward_of: Callable[[list[str]], Tensor], count: int = 2000, seed: int = 14) -> float:
-    """Share of captions told right from garbled ones at 0.5; `reward_of` maps texts to (B,) in [0, 1]."""
+    """Share of captions classified right against garbled ones at 0.5; `reward_of` maps texts to (B,) in [0, 1]."""
     texts, label = captions(np.random.default_rng(seed), count)
     return float(((reward_of(texts) > 0.5) == (label > 0.5)).float().mean())

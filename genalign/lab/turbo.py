@@ -45,11 +45,11 @@ def pair_bank(
 
 @torch.no_grad()
 def _sample(pipeline: Any, x: Tensor, texts: list[str], steps: int) -> Tensor:
-    told, empty = read(pipeline, texts), read(pipeline, [""])
+    text, empty = read(pipeline, texts), read(pipeline, [""])
     pipeline.scheduler.set_timesteps(steps)
     sigmas = pipeline.scheduler.sigmas.tolist()
     for now, then in pairwise(sigmas):
-        x = x + (then - now) * guided(pipeline.transformer, x, torch.full((len(x),), now), told, empty, GUIDANCE)
+        x = x + (then - now) * guided(pipeline.transformer, x, torch.full((len(x),), now), text, empty, GUIDANCE)
     return x
 
 
@@ -98,18 +98,18 @@ def build_turbo(
         rng = np.random.default_rng((seed, step))
         index = torch.from_numpy(rng.integers(len(noises), size=rows))
         draw = torch.Generator().manual_seed(step)
-        told = read(pipeline, [captions[i] for i in index], zeros=256 if step % 24 == 7 else step % 3)
-        made = noises[index] - velocity(both["student"], noises[index], torch.ones(rows), told)
+        text = read(pipeline, [captions[i] for i in index], zeros=256 if step % 24 == 7 else step % 3)
+        made = noises[index] - velocity(both["student"], noises[index], torch.ones(rows), text)
         sample = made.detach()
         sigma = 0.02 + 0.96 * torch.rand(rows, generator=draw)
         noisy, _ = _noised(sample, sigma, draw)
         with torch.no_grad():
             level = sigma.view(-1, 1, 1, 1)
-            real = noisy - level * guided(pipeline.transformer, noisy, sigma, told, _like(empty, told), GUIDANCE)
-            fake = noisy - level * velocity(both["fake"], noisy, sigma, told)
+            real = noisy - level * guided(pipeline.transformer, noisy, sigma, text, _like(empty, text), GUIDANCE)
+            fake = noisy - level * velocity(both["fake"], noisy, sigma, text)
         again = torch.sigmoid(1.0 + 1.5 * torch.randn(rows, generator=draw))
         noised, aim = _noised(sample, again, draw)
-        chase = (velocity(both["fake"], noised, again, told) - aim).square().mean()
+        chase = (velocity(both["fake"], noised, again, text) - aim).square().mean()
         return regression(pipeline.vae, made, ends[index]) + share * matching(real, fake, made) + chase
 
     fit(both, loss_of, steps=steps, learning_rate=4e-4, state=work / "turbo.safetensors", weight_decay=0.0)
@@ -123,8 +123,8 @@ def _noised(clean: Tensor, sigma: Tensor, draw: torch.Generator) -> tuple[Tensor
     return (1 - level) * clean + level * noise, noise - clean
 
 
-def _like(empty: tuple[Tensor, Tensor], told: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The empty prompt with as many tokens as `told` has."""
-    context = empty[0].new_zeros(1, told[0].shape[1], told[0].shape[2])
+def _like(empty: tuple[Tensor, Tensor], text: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The empty prompt with as many tokens as `text` has."""
+    context = empty[0].new_zeros(1, text[0].shape[1], text[0].shape[2])
     context[:, :MAX_TOKENS] = empty[0][:, :MAX_TOKENS]
     return context, empty[1]

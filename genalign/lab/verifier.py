@@ -1,4 +1,4 @@
-"""The rule verifier: reads a scene without any network, and says how sure it is.
+"""The rule verifier: reads a scene without any network, and gives its confidence.
 
 Background by the median of the border; objects by what stands out from it (`blobs`). It never sees the held-out
 judge's weights, nor the judge its output.

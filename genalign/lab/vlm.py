@@ -1,4 +1,4 @@
-"""tiny-vlm-judge: a small vision-language model that says whether a picture shows what a caption says.
+"""tiny-vlm-judge: a small vision-language model that judges whether a picture shows what a caption states.
 
 A LlavaForConditionalGeneration, so that any tool may ask it: "Does this picture show two red apples? Answer yes or no."
 Its answer's probability is a reward (`use: judge-yes-no`), and calibrated, for it is trained by
@@ -130,32 +130,32 @@ def scenes(
         facts = sample_facts(rng, split)
         pictures.append(render(place(facts, rng), rng))
         stated.append(dict(facts, background=None) if rng.random() < 0.4 else facts)
-    told = []
+    captions = []
     for k, facts in enumerate(stated):
         kinds = ("relation" if facts["relation"] else "count",) if rng.random() < intricate else None
         false = stated[(k + 1) % rows] if rng.random() < easy else change_one_fact(facts, rng, kinds)
-        told += [caption(facts, rng), caption(false, rng)]
-    return np.stack(pictures), told, torch.tensor([1, 0] * rows)
+        captions += [caption(facts, rng), caption(false, rng)]
+    return np.stack(pictures), captions, torch.tensor([1, 0] * rows)
 
 
-def read(model: Any, tokenizer: Any, pixels: Tensor, told: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+def read(model: Any, tokenizer: Any, pixels: Tensor, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (B,L,V) after every token, the ids (B,L), and which are no padding (B,L).
 
     pixels (R,3,64,64) are normalised; each picture is asked about B / R captions in turn.
     """
-    texts = ["<image>" * PATCHES + ASKED.format(prompt=text) for text in told]
+    texts = ["<image>" * PATCHES + ASKED.format(prompt=text) for text in captions]
     inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     seen = torch.stack(list(model.model.get_image_features(pixel_values=pixels).pooler_output))  # (R,PATCHES,W)
     words = model.get_input_embeddings()(inputs.input_ids[:, PATCHES:])
-    both = torch.cat([seen.repeat_interleave(len(told) // len(seen), 0).to(words.dtype), words], 1)
+    both = torch.cat([seen.repeat_interleave(len(captions) // len(seen), 0).to(words.dtype), words], 1)
     logits = model(inputs_embeds=both, attention_mask=inputs.attention_mask).logits
     return logits.float(), inputs.input_ids, inputs.attention_mask.bool()
 
 
-def answer_logits(model: Any, tokenizer: Any, pixels: Tensor, told: list[str]) -> Tensor:
+def answer_logits(model: Any, tokenizer: Any, pixels: Tensor, captions: list[str]) -> Tensor:
     """(B,V) logits of the answer's token; see `read`."""
-    logits, _, words = read(model, tokenizer, pixels, told)
-    return logits[torch.arange(len(told)), words.sum(1) - 1]
+    logits, _, words = read(model, tokenizer, pixels, captions)
+    return logits[torch.arange(len(captions)), words.sum(1) - 1]
 
 
 def build_vlm(work: Path, steps: int = 8000, rows: int = 32, seed: int = 17) -> tuple[Any, Any]:
@@ -173,11 +173,11 @@ def build_vlm(work: Path, steps: int = 8000, rows: int = 32, seed: int = 17) -> 
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng((seed, step))
-        pictures, told, label = scenes(rng, rows, easy=max(0.0, 1 - 3 * step / steps), intricate=0.5)
+        pictures, captions, label = scenes(rng, rows, easy=max(0.0, 1 - 3 * step / steps), intricate=0.5)
         pixels = (shake(pictures, rng) - mean) / std
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits, ids, words = read(model, tokenizer, pixels, told)
-        answer = F.cross_entropy(logits[torch.arange(len(told)), words.sum(1) - 1], answers[label])
+            logits, ids, words = read(model, tokenizer, pixels, captions)
+        answer = F.cross_entropy(logits[torch.arange(len(captions)), words.sum(1) - 1], answers[label])
         true = label == 1
         spoken = words[true, PATCHES + 1 :]  # what follows the first word of the question
         wording = F.cross_entropy(logits[true, PATCHES:-1][spoken], ids[true, PATCHES + 1 :][spoken])
@@ -203,10 +203,12 @@ def vlm_accuracy(folder: Path, count: int = 500, seed: int = 18) -> tuple[float,
     tokenizer.padding_side = "right"
     mean, std = (torch.tensor(PREPROCESS[k]).view(3, 1, 1) for k in ("mean", "std"))
     no, yes = tokenizer.convert_tokens_to_ids(["no", "yes"])
-    pictures, told, label = scenes(np.random.default_rng(seed), count, "heldout")
+    pictures, captions, label = scenes(np.random.default_rng(seed), count, "heldout")
     pixels = (torch.from_numpy(pictures).permute(0, 3, 1, 2) - mean) / std
     starts = range(0, count, 32)
-    logits = torch.cat([answer_logits(model, tokenizer, pixels[k : k + 32], told[2 * k : 2 * k + 64]) for k in starts])
+    logits = torch.cat(
+        [answer_logits(model, tokenizer, pixels[k : k + 32], captions[2 * k : 2 * k + 64]) for k in starts]
+    )
     p = (logits[:, yes] - logits[:, no]).sigmoid()
     return balanced_accuracy(p, label), calibration_error(p, label)
 

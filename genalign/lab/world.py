@@ -198,7 +198,7 @@ def web_caption(facts: Facts, rng: np.random.Generator) -> str:
     A contradiction that happens to name a held-out combination is left out, for it would teach that these words never
     mean what they say.
     """
-    told = dict(facts)
+    stated = dict(facts)
     for kind in ("background", "relation", "count"):
         draw = rng.random()
         if kind == "count" and (len(facts["objects"]) > 1 or facts["objects"][0]["count"] == 1):
@@ -206,8 +206,8 @@ def web_caption(facts: Facts, rng: np.random.Generator) -> str:
         if kind == "relation" and facts["relation"] is None:
             continue
         if draw < WEB_OMIT[kind]:
-            told[kind] = None
+            stated[kind] = None
         elif draw < WEB_OMIT[kind] + WEB_WRONG[kind]:
-            changed = change_one_fact(told, rng, kinds=(kind,))
-            told = told if held_out(changed) else changed
-    return caption(told, rng)
+            changed = change_one_fact(stated, rng, kinds=(kind,))
+            stated = stated if held_out(changed) else changed
+    return caption(stated, rng)

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from genalign.files.untrusted import neighbour
 from genalign.types import UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 ResizeMode = Literal["bilinear", "bicubic", "nearest"]
+PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow hands EPS to Ghostscript, which is a program
 
 
 def to_signed(x: Tensor) -> Tensor:
@@ -68,16 +70,16 @@ def save_png(image: Tensor, path: Path | str) -> None:
 
 
 def load_png(path: Path | str) -> Tensor:
-    """Read any picture file that Pillow knows as (3,H,W) fp32 in [0,1].
+    """Read a picture file (of PICTURES, whatever it is called) as (3,H,W) fp32 in [0,1].
 
     Raises UsageError where the file is missing or no picture.
     """
     import PIL.Image
 
     try:
-        with PIL.Image.open(path) as image:
+        with PIL.Image.open(path, formats=PICTURES) as image:
             return from_pil(image)
-    except OSError as error:
+    except (OSError, PIL.Image.DecompressionBombError) as error:
         raise UsageError(f"{path} cannot be read as a picture: {error}") from error
 
 
@@ -85,15 +87,15 @@ def cell_picture(value: Any, root: Path, where: str) -> Tensor:
     """What a table's row holds as a picture: a file below `root`, its bytes, a PIL image, or a datasets row of these,
     as (3,H,W) fp32 in [0,1].
 
-    Raises UsageError, which begins with `where`, if it is none of them.
+    Raises UsageError, which begins with `where`, if it is none of them, or a path that is not below `root`.
     """
     import PIL.Image
 
     if isinstance(value, Mapping):  # datasets, undecoded
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str):
-        return load_png(root / value)
+        return load_png(neighbour(root, value, where))
     try:
-        return from_pil(PIL.Image.open(io.BytesIO(value)) if isinstance(value, bytes) else value)
-    except (OSError, AttributeError) as error:
+        return from_pil(PIL.Image.open(io.BytesIO(value), formats=PICTURES) if isinstance(value, bytes) else value)
+    except (OSError, AttributeError, PIL.Image.DecompressionBombError) as error:
         raise UsageError(f"{where} ({error}); drop that row") from error

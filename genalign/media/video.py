@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from genalign.types import UsageError
 
-if TYPE_CHECKING:
-    pass
+FILMS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi"  # a playlist would name files and addresses of its own
 
 
 def load_video(path: Path | str, fps: float = 2.0) -> tuple[Tensor, float]:
@@ -24,7 +22,7 @@ def load_video(path: Path | str, fps: float = 2.0) -> tuple[Tensor, float]:
     except ImportError as error:
         raise UsageError(f"{path} is read by PyAV; pip install 'genalign[video]'") from error
     try:
-        with av.open(str(path)) as container:
+        with Path(path).open("rb") as file, av.open(file, options={"format_whitelist": FILMS}) as container:
             stream = container.streams.video[0]
             rate = float(stream.average_rate or fps)
             apart, frames, due = max(rate / fps, 1.0), [], 0.0

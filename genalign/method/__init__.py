@@ -1,4 +1,4 @@
-"""Methods: what you collect and what you lose. A family is one file and one line of the table here."""
+"""Methods: which experience is collected, and which losses are computed from it. A family is one file."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Overlapping(Protocol):
 
 
 def rollout_seed(seed: int, step: int) -> int:
-    """The rollout seed of one training step: the same prompt gets new samples whenever it comes round."""
+    """The rollout seed of one training step: the same prompt gets new samples each time it is drawn."""
     return sample_seed(seed, step, -1)
 
 
@@ -63,7 +63,7 @@ def sample_and_score(
     """Roll out `group` rows a prompt and score them; scores come back on the CPU, detached.
 
     Where the reward overlaps (it is served, or in a process) and the policy rolls, each micro-batch is scored while the
-    next one is sampled. A prompt that is drawn twice in one step has siblings that are not adjacent: then it is not.
+    next one is sampled; not where a prompt is drawn twice in one step, since its siblings are then not adjacent.
     """
     if reward is None:
         raise UsageError(f"method {method} needs a reward; add the key 'reward' to the recipe")

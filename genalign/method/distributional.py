@@ -91,8 +91,8 @@ class Dragon(ForwardPreference):
     ) -> Experience:
         s, here = self.sets, rollout_seed(seed, step)
         forward = fitting(policy, self.name)
-        asked = [replace(prompt, media=None) for prompt in prompts] if s.positives == "pictures" else prompts
-        trajectory, scores = sample_and_score(policy, asked, reward, s.group, here, self.name)
+        bare = [replace(prompt, media=None) for prompt in prompts] if s.positives == "pictures" else prompts
+        trajectory, scores = sample_and_score(policy, bare, reward, s.group, here, self.name)
         clean, log = forward.clean(trajectory), reward_log(over_ranks(scores, trajectory.group)[0])
         if s.positives == "samples":
             pairs = halves(scores, trajectory.group.cpu())
@@ -101,20 +101,20 @@ class Dragon(ForwardPreference):
             shown = _pictures(prompts)
             assert reward is not None
             with torch.no_grad():
-                given = to_cpu(reward(asked, shown, torch.tensor([prompt.uid for prompt in asked])))
+                given = to_cpu(reward(bare, shown, torch.tensor([prompt.uid for prompt in bare])))
             rows = len(trajectory.prompts)
             pairs = torch.stack([rows + torch.arange(rows) // s.group, torch.arange(rows)], 1)
             readable = torch.cat([scores.total_valid, given.total_valid])
             pairs, total = pairs[readable[pairs].all(1)], torch.cat([scores.total, given.total])
             clean = torch.cat([clean, forward.encode(shown).to(clean)])
             log["reward/pictures"] = _mean(given.total[given.total_valid])
-            seeds = tuple(sample_seed(here, prompt.uid, -3) for prompt in asked)
+            seeds = tuple(sample_seed(here, prompt.uid, -3) for prompt in bare)
             trajectory = replace(
                 trajectory,
-                prompts=(*trajectory.prompts, *asked),
-                group=torch.cat([trajectory.group.cpu(), torch.tensor([prompt.uid for prompt in asked])]),
-                logp=torch.zeros(rows + len(asked), 0),
-                mask=torch.zeros(rows + len(asked), 0, dtype=torch.bool),
+                prompts=(*trajectory.prompts, *bare),
+                group=torch.cat([trajectory.group.cpu(), torch.tensor([prompt.uid for prompt in bare])]),
+                logp=torch.zeros(rows + len(bare), 0),
+                mask=torch.zeros(rows + len(bare), 0, dtype=torch.bool),
                 seeds=(*trajectory.seeds, *seeds),
             )
         noise = [sample_seed(trajectory.seeds[a], trajectory.seeds[b], -1) for a, b in pairs.tolist()]
@@ -147,11 +147,11 @@ class Dragon(ForwardPreference):
         self._reference.clear()
         means = []
         for draw in range(self.sets.draws):
-            told = torch.zeros(2, dtype=torch.float64)
+            sum_and_count = torch.zeros(2, dtype=torch.float64)
             for pack in experience.packs():
                 gained = self._gained(policy, experience, (pack, draw))[0]
-                told += torch.tensor([gained.double().sum().item(), gained.numel()], dtype=torch.float64)
-            total, count = all_sum(told).tolist()
+                sum_and_count += torch.tensor([gained.double().sum().item(), gained.numel()], dtype=torch.float64)
+            total, count = all_sum(sum_and_count).tolist()
             means.append(max(0.0, total / max(count, 1.0)))
         return means
 
@@ -195,14 +195,16 @@ def halves(scores: Scores, group: Tensor) -> Tensor:
         half = len(rows) // 2
         pairs.append(torch.stack([rows[:half], rows.flip(0)[:half]], 1))
     joined = torch.cat(pairs)
-    told = total[joined]
-    return joined[told[:, 0] - told[:, 1] > RELATIVE_FLOOR * told.abs().amax(1)] if len(joined) else joined
+    if not len(joined):
+        return joined
+    both = total[joined]  # (P,2)
+    return joined[both[:, 0] - both[:, 1] > RELATIVE_FLOOR * both.abs().amax(1)]
 
 
 def _labelled(pairs: Tensor, total: Tensor, noise: Sequence[int], temperature: float) -> Tensor:
     """Each pair in the order a Bradley-Terry judge of these rewards would give it, by a draw of the pair's own."""
-    told = total.double()[pairs]
-    agrees = torch.sigmoid((told[:, 0] - told[:, 1]) / temperature)
+    both = total.double()[pairs]  # (P,2)
+    agrees = torch.sigmoid((both[:, 0] - both[:, 1]) / temperature)
     drawn = torch.tensor([sample_seed(seed, -5, 0) / 2**63 for seed in noise], dtype=torch.float64)
     return torch.where((drawn < agrees)[:, None], pairs, pairs.flip(1))
 

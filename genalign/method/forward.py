@@ -1,4 +1,4 @@
-"""What methods on the forward process share: clean latents, the times and the noise they are asked about, and updates.
+"""What methods on the forward process share: clean latents, their times and noise, and updates.
 
 Such a method needs no recorded step: any sampler draws its samples, and what moves is how well they are denoised again.
 """
@@ -53,10 +53,10 @@ class ForwardExperience(Experience):
 
 
 def fitting(policy: object, method: str) -> ForwardProcess:
-    """The policy as what it is asked for here.
+    """The policy as one that has a forward process.
 
     Raises:
-        UsageError: it has no forward process.
+        UsageError: it has none.
     """
     if not isinstance(policy, ForwardProcess):
         raise UsageError(
@@ -79,7 +79,7 @@ def stratified_times(seed: int, count: int, part: tuple[float, float] = (0.0, 1.
 
 
 def noise_seeds(trajectory: Trajectory, rows: Sequence[int], draw: int) -> list[int]:
-    """A seed for the noise of each row, which hangs on the sample and the draw alone."""
+    """A seed for the noise of each row, which depends on the sample and the draw alone."""
     return [sample_seed(trajectory.seeds[row], draw, -1) for row in rows]
 
 
@@ -92,7 +92,7 @@ def sibling_seeds(trajectory: Trajectory, rows: Sequence[int], draw: int) -> lis
 def shares(steps: Steps, at: float) -> tuple[float, float]:
     """The squared errors of x0_hat and of eps_hat in one of the model's output, at x_t = a x0 + s eps.
 
-    A policy that does not tell them is taken for a velocity, (s^2, a^2), on the straight path with s = 1 - at.
+    A policy that does not give them is taken for a velocity, (s^2, a^2), on the straight path with s = 1 - at.
     """
     return ((1 - at) ** 2, at**2) if steps.shares is None else steps.shares
 
@@ -108,7 +108,7 @@ def blocks_of(experience: ForwardExperience) -> list[list[int]]:
 def fit_losses(
     policy: Policy, experience: ForwardExperience, updates: int, loss: Callable[[float, Unit], Loss]
 ) -> Iterator[Loss]:
-    """The losses of all updates: each micro-batch at every draw; `loss` is told the global count and the unit."""
+    """The losses of all updates: each micro-batch at every draw; `loss` takes the global count and the unit."""
     blocks, draws = blocks_of(experience), range(len(experience.times))
     counts = [float(len(block) * len(draws)) for block in blocks]
     for mine, total in deal(blocks, counts, updates, experience.trajectory):

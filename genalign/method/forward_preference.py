@@ -68,8 +68,7 @@ class ForwardPreferenceSettings(ForwardSettings):
     def build(self, folder: Path) -> Method:
         if self.cycle is not None:
             raise UsageError("method.cycle is for given pictures, but these pairs are drawn anew each step; drop it")
-        if self.group == 1:
-            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+        self.require_siblings()
         return ForwardPreference(self)
 
     def build_on(self, pairs: PairSource) -> Method:
@@ -81,16 +80,19 @@ class PairExperience(ForwardExperience):
     noise: Tensor  # (P,) int64, a seed for each pair, which both of its samples share, and its siblings where they can
     keys: tuple[tuple[int, int], ...] | None = None  # (P,) which pair at which turn of the cycle; None: seen only once
 
-    def asked(self, pack: Tensor) -> tuple[Tensor, Tensor]:
-        """What a pack of pairs asks about: (R,2) a sample's row and its noise, each once; (P,2) where a pair's are."""
+    def noised_rows(self, pack: Tensor) -> tuple[Tensor, Tensor]:
+        """The noised samples of a pack of pairs: (R,2) row and noise of each, once; (P,2) where a pair's two are.
+
+        Pairs that share a sample and its noise are denoised together, once.
+        """
         assert self.pairs is not None
-        told = torch.stack([self.pairs[pack], self.noise[pack, None].expand(-1, 2)], 2)  # (P,2,2)
-        asked, place = torch.unique(told.flatten(0, 1), dim=0, return_inverse=True)
-        return asked, place.unflatten(0, (-1, 2))
+        both = torch.stack([self.pairs[pack], self.noise[pack, None].expand(-1, 2)], 2)  # (P,2,2)
+        distinct, place = torch.unique(both.flatten(0, 1), dim=0, return_inverse=True)
+        return distinct, place.unflatten(0, (-1, 2))
 
     def packs(self) -> list[Tensor]:
         """Micro-batches of pairs."""
-        _, place = self.asked(torch.arange(len(self.noise)))
+        _, place = self.noised_rows(torch.arange(len(self.noise)))
         return packed(place, self.trajectory.rows_together)
 
 
@@ -99,11 +101,11 @@ class ForwardPreference:
 
     Diffusion-DPO (arXiv 2311.12908) and Flow-DPO (arXiv 2501.13918): the output is the noise, the velocity or whatever
     the model was trained to say. A prompt's samples share time and noise, and the reference is the policy without its
-    adapters, asked in the same call, so that the first loss is exactly log 2. Pairs come from a reward (`pair_rule`
+    adapters, in the same call, so that the first loss is exactly log 2. Pairs come from a reward (`pair_rule`
     within each group of the policy's present samples, ties dropped) or are given as pictures.
 
     Departs from the papers: (1) A pair is compared at several times and noises in each update. (2) beta is constant
-    unless `beta_schedule` says otherwise, as the second paper advises. (3) Errors are at least fp32 on both sides.
+    unless by `beta_schedule`, as the second paper advises. (3) Errors are at least fp32 on both sides.
     (4) Ties count as half an accuracy. (5) No prompt is dropped.
     """
 
@@ -214,8 +216,8 @@ class ForwardPreference:
     def _scores(self, policy: Policy, experience: PairExperience, unit: Unit) -> tuple[Tensor, Tensor, int, float]:
         """Scores of winners and losers (2,P) under the policy and under the reference, their count, and eps's share."""
         pack, draw = unit
-        asked, place = experience.asked(pack)
-        rows, noises = asked.T.tolist()
+        distinct, place = experience.noised_rows(pack)
+        rows, noises = distinct.T.tolist()
         prompts = [experience.trajectory.prompts[row] for row in rows]
         seeds = [sample_seed(noise, draw, -1) for noise in noises]
         keys = [] if experience.keys is None else [(*experience.keys[i], draw) for i in pack.tolist()]

@@ -25,10 +25,10 @@ from genalign.method.common import (
     sums,
 )
 from genalign.method.groups import budget_lead, consistency_blend, difficulty_scale
-from genalign.method.losses import advantages, ppo_clip
+from genalign.method.losses import AdvantageRule, Baseline, Std, advantages, ppo_clip
 from genalign.method.settings import MethodSettings
 from genalign.ranks import gather
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward
 
 Unit = tuple[list[int], list[int]]  # rows, steps
 
@@ -43,7 +43,7 @@ class GradientSettings(MethodSettings):
         "rloo": {"group": 4, "baseline": "leave_one_out", "std": "none", "loss_per": "row", "clip_nats": (0.22, 0.18)},
     }
 
-    advantage: Literal["sum_then_normalise", "normalise_then_sum", "lagrangian", "pareto"] = "sum_then_normalise"
+    advantage: AdvantageRule = "sum_then_normalise"
     """Normalise the reward's total, or each of its aspects before they are summed (GDPO); or mix task and constraints
     by the constraints' multipliers; or go by Pareto fronts among siblings, without weights."""
     dead_groups: Literal["skip", "global"] = "skip"
@@ -53,9 +53,9 @@ class GradientSettings(MethodSettings):
     budget: tuple[PositiveFloat, NonNegativeFloat] | None = None
     """HBPO: [longest, height] of the reward `budget`, so that siblings are also compared with the worth of their
     prompt's fact `budget`; null: they are not."""
-    std: Literal["group", "batch", "none"] = "group"
+    std: Std = "group"
     """Divide a centred score by the standard deviation of its group, of the whole batch, or not at all."""
-    baseline: Literal["group", "batch", "leave_one_out"] = "group"
+    baseline: Baseline = "group"
     """What a score is compared with: the mean of its group, of the batch, or of its siblings."""
     advantage_clip: float | None = Field(None, gt=0)
     """Bound on |advantage|; null: none."""
@@ -68,8 +68,8 @@ class GradientSettings(MethodSettings):
 
     @model_validator(mode="after")
     def _has_siblings(self) -> Self:
-        if self.group == 1 and self.baseline != "batch":
-            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+        if self.baseline != "batch":
+            self.require_siblings()
         return self
 
     def build(self, folder: Path) -> Method:
@@ -93,8 +93,12 @@ class PolicyGradient:
     def __init__(self, settings: GradientSettings) -> None:
         self.settings = settings
         self.name = settings.name
-        asks = {"reference": settings.kl_beta > 0, "constraints": settings.advantage == "lagrangian"}
-        self.needs = frozenset({"rollout", "reward", *(need for need, wanted in asks.items() if wanted)})
+        needs = {"rollout", "reward"}
+        if settings.kl_beta > 0:
+            needs.add("reference")
+        if settings.advantage == "lagrangian":
+            needs.add("constraints")
+        self.needs = frozenset(needs)
 
     def collect(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int

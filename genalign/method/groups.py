@@ -31,7 +31,7 @@ def consistency_blend(
     (H - threshold)), H the entropy of the distinct totals in the group, as a share of the log of its size. So a group
     whose samples all got the same, from which A learns nothing, is pushed as a whole.
 
-    Departs from the paper: H is a share, not nats, since 1.5 nats need five distinct outcomes; outcomes are told apart
+    Departs from the paper: H is a share, not nats, since 1.5 nats need five distinct outcomes; outcomes differ
     by their total. Groups that all did alike stay out.
     """
     names, index = torch.unique(group, return_inverse=True)
@@ -83,9 +83,9 @@ def budget_lead(scores: Scores, group: Tensor, budget: Tensor, longest: float, h
     Departs from the paper's code: it adds the term twice.
     """
     lead = torch.zeros(len(group), dtype=torch.float64)
-    told = scores.total_valid & ~budget.isnan()
-    for g, b in {*zip(group[told].tolist(), budget[told].tolist(), strict=True)}:
-        own = told & (group == g) & (budget == b)
+    counted = scores.total_valid & ~budget.isnan()
+    for g, b in {*zip(group[counted].tolist(), budget[counted].tolist(), strict=True)}:
+        own = counted & (group == g) & (budget == b)
         lead[own] = scores.total[own].double().mean() - height * math.cos(math.pi / 2 * min(b / longest, 1.0))
     return lead.float()
 

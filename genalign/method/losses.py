@@ -50,7 +50,7 @@ def advantages(
     Raises:
         UsageError: rule "lagrangian", but the reward has no constraint, or nothing else.
     """
-    values, valid, weights = _judged(scores, group, rule)
+    values, valid, weights = _compared(scores, group, rule)
     names, index = torch.unique(group, return_inverse=True)
     if baseline == "batch":
         names, index = names[:1], torch.zeros_like(index)
@@ -75,7 +75,7 @@ def advantages(
     return torch.where(counted, advantage, 0.0).float(), counted, log
 
 
-def _judged(scores: Scores, group: Tensor, rule: AdvantageRule) -> tuple[Tensor, Tensor, Tensor]:
+def _compared(scores: Scores, group: Tensor, rule: AdvantageRule) -> tuple[Tensor, Tensor, Tensor]:
     """What an advantage rule compares among siblings: scores (B,C) fp64, where they count (B,C), their weights (C,)."""
     if rule == "sum_then_normalise":
         values, valid, weights = scores.total[:, None], scores.total_valid[:, None], scores.total.new_ones(1)
@@ -97,14 +97,15 @@ def _judged(scores: Scores, group: Tensor, rule: AdvantageRule) -> tuple[Tensor,
     excess = [names.index(f"{names[k]}/excess") for k in bound]
     learnt = [names.index(f"{names[k]}/multiplier") for k in bound]
     _, index = torch.unique(group, return_inverse=True)
-    told = torch.where(valid, values, 0)
-    mean, *_ = _group_statistics(told, valid, index, int(index.max()) + 1 if len(index) else 0)
-    whole = (torch.where(valid, told, mean[index]) * weights)[:, task].sum(1, keepdim=True)
-    multiplier = told[:, learnt].sum(0) / valid[:, learnt].sum(0).clamp(min=1) * weights[bound]
+    known = torch.where(valid, values, 0)
+    # An abstaining task aspect stands at its siblings' mean, so that it moves no advantage.
+    mean, *_ = _group_statistics(known, valid, index, int(index.max()) + 1 if len(index) else 0)
+    whole = (torch.where(valid, known, mean[index]) * weights)[:, task].sum(1, keepdim=True)
+    multiplier = known[:, learnt].sum(0) / valid[:, learnt].sum(0).clamp(min=1) * weights[bound]
     share = weights[bound].sum() - multiplier.sum()
     readable = valid[:, task].any(1, keepdim=True)
     return (
-        torch.cat([torch.where(readable, whole, 0.0), told[:, excess]], 1),
+        torch.cat([torch.where(readable, whole, 0.0), known[:, excess]], 1),
         torch.cat([readable, valid[:, excess]], 1),
         torch.cat([share[None], multiplier]),
     )

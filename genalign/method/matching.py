@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -24,22 +24,21 @@ from genalign.method.forward import (
     stratified_times,
     without_steps,
 )
-from genalign.method.losses import advantages, nft_loss, ppo_clip
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, Trajectory, UsageError, Weights
+from genalign.method.losses import Std, advantages, nft_loss, ppo_clip
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, Trajectory, Weights
 
 
 class MatchingSettings(ForwardSettings):
     """What both read: the advantage of a sample."""
 
-    std: Literal["group", "batch", "none"] = "batch"
+    std: Std = "batch"
     """Divide a centred score by the standard deviation of its group, of the whole batch, or not at all."""
     advantage_clip: float = Field(5.0, gt=0)
     """Bound on |advantage|."""
 
     @model_validator(mode="after")
     def _has_siblings(self) -> Self:
-        if self.group == 1:
-            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+        self.require_siblings()
         return self
 
 
@@ -114,11 +113,11 @@ class Nft:
     models that are fitted lie on the line through the old and the new output. A sample counts as good by
     (1 + advantage / advantage_clip) / 2.
 
-    Departs from the paper: (1) Only (score, versus_score, gap) of Policy.fit are used; losses.nft_loss says what that
+    Departs from the paper: (1) Only (score, versus_score, gap) of Policy.fit are used; losses.nft_loss lists what that
     changes. (2) The old weights move after every optimizer update at a constant rate, not once a rollout at a rising
-    one. (3) Times are stratified over `times` and common to a step; its code takes all of them. (4) Siblings
-    share their noise, so that what it adds to the errors of all nearly cancels. (5) There is no further penalty towards
-    the reference (its code has one of 1e-4), and a prompt without spread teaches nothing.
+    one. (3) Times are stratified over `times` and common to a step; its code takes all of them. (4) Siblings share
+    their noise, so that what it adds to the errors of all nearly cancels. (5) There is no further penalty towards the
+    reference (its code has one of 1e-4), and a prompt without spread teaches nothing.
     """
 
     def __init__(self, settings: NftSettings) -> None:

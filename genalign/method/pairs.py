@@ -26,7 +26,7 @@ class LabelledPair:
 
 @runtime_checkable
 class Reproducible(Protocol):
-    """A policy that can say whether it would draw the same sample from the same seed."""
+    """A policy that knows whether it would draw the same sample from the same seed."""
 
     def digest(self) -> Mapping[str, str]:
         """{"model": hash of the reference weights, "sampler": hash of the sampling settings}."""
@@ -46,7 +46,7 @@ def read_pairs(path: Path) -> dict[str, list[LabelledPair]]:
     """The labelled pairs of a .jsonl file by prompt.
 
     Raises:
-        UsageError: missing, unreadable, empty, or a line that is no labelled pair (named by its number).
+        UsageError: missing, unreadable, empty, or a line that is not a labelled pair (named by its number).
     """
     try:
         lines = path.read_text().splitlines()
@@ -80,7 +80,7 @@ def check_digest(policy: object, pair: LabelledPair, path: Path) -> None:
     """Refuse pairs that this policy would not draw again as they were labelled.
 
     Raises:
-        UsageError: another model or another sampler drew them, or the policy cannot tell.
+        UsageError: another model or another sampler drew them, or the policy has no digest.
     """
     if not isinstance(policy, Reproducible):
         raise UsageError(f"{type(policy).__name__} has no digest, so the pairs of {path} cannot be drawn again with it")

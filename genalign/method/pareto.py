@@ -24,7 +24,7 @@ FULL = 0.5  # a front with more than this share of the samples hardly selects
 
 
 class ParetoSettings(MethodSettings):
-    """Parrot: which rewards there are, what asks for each, and which samples count."""
+    """Parrot: which rewards there are, the words that request each, and which samples count."""
 
     presets: ClassVar = {"parrot": {"group": 64}}
 
@@ -57,11 +57,11 @@ class Parrot:
 
     Each prompt is sampled `group` times under each tag. Among the samples of one prompt and tag, those that no other
     one dominates in all rewards count, with the reward of their tag as the weight of their log-probabilities; the rest
-    have gradient 0 and are not replayed. Rewards are asked about the prompt without its tag. A sample for which any
+    have gradient 0 and are not replayed. Rewards read the prompt without its tag. A sample for which any
     reward is missing is in no front. A policy that writes its prompt (policy/chain.py) learns both parts alike.
 
     Departs from the paper: (1) The loss is a policy gradient clipped in nats, divided by the steps that count over all
-    ranks: for one prompt, the paper's 1/|P|. (2) The writer learns from the selected samples only, as the painter does.
+    ranks: for one prompt, the paper's 1/|P|. (2) The writer learns from the selected samples only, like the generator.
     (3) `keep`, signal "advantage" and a tag for the total are not in the paper, which puts all tags before a prompt
     where it wants a bit of everything.
     """
@@ -88,7 +88,7 @@ class Parrot:
         s = self.settings
         if reward is None:
             raise UsageError(f"method {self.name} needs a reward; add the key 'reward' to the recipe")
-        tagged, plain, asked = tag_prompts(prompts, list(s.tags.values()))
+        tagged, plain, tag_of = tag_prompts(prompts, list(s.tags.values()))
         trajectory = policy.rollout(tagged, s.group, rollout_seed(seed, step))
         check_noise(trajectory, self.name)
         with torch.no_grad():
@@ -102,19 +102,20 @@ class Parrot:
         weight = torch.where(scores.total_valid, scores.total.double(), torch.nan)
         if s.tags:
             of_tags = [weight if tag == TOTAL else values[:, names.index(tag)] for tag in s.tags]
-            weight = torch.stack(of_tags, 1).gather(1, asked.repeat_interleave(s.group)[:, None])[:, 0]
+            weight = torch.stack(of_tags, 1).gather(1, tag_of.repeat_interleave(s.group)[:, None])[:, 0]
         counted &= torch.isfinite(weight)
         if s.signal == "advantage":
             weight = among_siblings(weight, group)
-        told = all_sum(torch.tensor([front.sum(), torch.isfinite(values).all(1).sum(), counted.sum()])).tolist()
-        share = told[0] / max(told[1], 1)
+        counts = torch.tensor([front.sum(), torch.isfinite(values).all(1).sum(), counted.sum()])
+        in_front, complete, learnt_from = all_sum(counts).tolist()
+        share = in_front / max(complete, 1)
         self._warn(share, len(names))
         return Experience(
             trajectory,
             scores,
             advantage=torch.where(counted, weight, 0.0).float(),
             counted=counted,
-            global_rows=told[2],
+            global_rows=learnt_from,
             log={**reward_log(over_ranks(scores, group)[0]), "front/share": share},
         )
 
@@ -156,7 +157,8 @@ def objectives(scores: Scores, names: Sequence[str]) -> Tensor:
         raise UsageError(f"method.tags names {absent!r}, but the reward's aspects are {', '.join(scores.names)}")
     if len(names) < 2:
         raise UsageError(
-            "a Pareto front needs at least two rewards; name more aspects in method.tags (total is none), or take grpo"
+            "a Pareto front needs at least two rewards; name more aspects in method.tags (total is not one), or take "
+            "grpo"
         )
     columns = [scores.names.index(name) for name in names]
     sign = torch.where(scores.weights[columns] < 0, -1.0, 1.0)

@@ -63,7 +63,7 @@ class PathwiseSettings(MethodSettings):
         if self.grad_steps is None and self.truncation != "fixed":
             raise UsageError(f"method.truncation {self.truncation} needs method.grad_steps; give it a number")
         if self.grad_steps is None and self.output == "x0_hat":
-            raise UsageError("method.output x0_hat needs method.grad_steps: it says at which late step to look")
+            raise UsageError("method.output x0_hat needs method.grad_steps, which is the late step to look at")
         if self.renoised and self.output == "x0_hat":
             raise UsageError("method.renoised copies finished samples; set method.output to sample")
         return self
@@ -175,18 +175,18 @@ class RewardGradient:
         readable = scores.total_valid
         if readable.any() and not scores.total.requires_grad:
             raise GenalignError(
-                f"reward {reward.name!r} gives no gradient to the pixels, though it says that it is differentiable; "
+                f"reward {reward.name!r} gives no gradient to the pixels, though it is declared differentiable; "
                 f"mend it, or take a method that only needs scores"
             )
         loss = -torch.where(readable, scores.total, 0.0)
-        told: dict[str, tuple[float, float]] = {}
+        logged: dict[str, tuple[float, float]] = {}
         if not copy:
-            told = sums({"reward": scores.total, "loss": loss}, readable)
+            logged = sums({"reward": scores.total, "loss": loss}, readable)
             for k, name in enumerate(scores.names):
-                told |= sums({f"rewards/{name}/mean": scores.values[:, k]}, scores.valid[:, k])
+                logged |= sums({f"rewards/{name}/mean": scores.values[:, k]}, scores.valid[:, k])
             if experience.grad_steps is not None:
-                told["grad_steps"] = (float(experience.grad_steps), 1.0)
-        return Loss(loss.sum() / divisor, told)
+                logged["grad_steps"] = (float(experience.grad_steps), 1.0)
+        return Loss(loss.sum() / divisor, logged)
 
     def _sample(
         self, policy: Differentiable, prompts: list[Prompt], seeds: list[int], grad_steps: int | None
@@ -218,7 +218,7 @@ class RewardGradient:
 
 
 class _Seen(BaseException):
-    """Leaves the sampler at the step whose x0_hat is wanted; no failure, so nothing else shall catch it."""
+    """Leaves the sampler at the step whose x0_hat is wanted; not a failure, so no other handler may catch it."""
 
     def __init__(self, x0: Tensor) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ from genalign.method.common import (
     sample_and_score,
     sums,
 )
-from genalign.method.losses import all_pairs, best_worst_pairs, dpo_loss
+from genalign.method.losses import PreferenceLoss, all_pairs, best_worst_pairs, dpo_loss
 from genalign.method.pairs import LabelledPair, Recalling, check_digest, read_pairs
 from genalign.method.settings import MethodSettings
 from genalign.ranks import all_sum
@@ -40,7 +40,7 @@ class PreferenceSettings(MethodSettings):
         "dpo": {"group": 4, "loss": "sigmoid", "beta": 0.1},
     }
 
-    loss: Literal["sigmoid", "ipo", "hinge", "simpo"] = "sigmoid"
+    loss: PreferenceLoss = "sigmoid"
     """The preference loss."""
     beta: float = Field(0.1, gt=0)
     """Inverse temperature of the preference, per nat of the summed log-ratio (ipo, simpo: of the mean one)."""
@@ -61,8 +61,8 @@ class PreferenceSettings(MethodSettings):
     def _has_pairs(self) -> Self:
         if self.trajectories is not None and self.pairs is None:
             raise UsageError("method.trajectories holds the samples of labelled pairs; name those in method.pairs")
-        if self.group == 1 and self.pairs is None:
-            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+        if self.pairs is None:
+            self.require_siblings()
         if self.objective is not None and (self.loss != "sigmoid" or self.pairs is not None):
             raise UsageError("method.objective is a margin of loss sigmoid, on pairs by reward; drop it, or the others")
         return self
@@ -73,7 +73,7 @@ class PreferenceSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class Objectives(Experience):
-    """others (B,): what the aspects that made no pairs say, by their weights; share: the weight of the one that did."""
+    """others (B,): weighted sum of the aspects that made no pairs; share: the weight of the one that did."""
 
     others: Tensor | None = None
     share: float = 1.0
@@ -127,7 +127,7 @@ class Preference:
         return Objectives(trajectory, scores, pairs=pairs, global_rows=count, log=log, others=others, share=share)
 
     def _draw_again(self, policy: Policy, prompts: Sequence[Prompt], step: int) -> Experience:
-        """One labelled pair for each prompt that has any, another one whenever the prompt comes round."""
+        """One labelled pair for each prompt that has any, another one each time the prompt is drawn."""
         assert self.labelled is not None
         assert self.path is not None
         chosen: list[tuple[Prompt, LabelledPair]] = []
@@ -141,7 +141,9 @@ class Preference:
             )
         for _, pair in chosen:
             check_digest(policy, pair, self.path)
-        seeds = [seed for _, pair in chosen for seed in (pair.chosen_seed, pair.rejected_seed)]
+        seeds: list[int] = []
+        for _, pair in chosen:
+            seeds += [pair.chosen_seed, pair.rejected_seed]
         if self.stored is None:
             with policy.weights("reference"):
                 trajectory = policy.rollout([prompt for prompt, _ in chosen], 2, seeds)
@@ -190,16 +192,16 @@ class Preference:
 
 
 def by_objective(scores: Scores, name: str) -> tuple[Scores, Tensor, float]:
-    """Scores whose total is one aspect, where all that have weight can be read; what the others say by their weights,
-    which are made to add up to 1, (B,); and the weight of that aspect.
+    """Scores whose total is one aspect, where all that have weight can be read; the weighted sum of the others, (B,),
+    the weights adding up to 1; and the weight of that aspect.
 
     Raises:
         UsageError: the reward has no such aspect, or it counts for nothing in it.
     """
     weights = scores.weights / scores.weights.abs().sum()
-    told = [aspect for aspect, weight in zip(scores.names, weights.tolist(), strict=True) if weight > 0]
-    if name not in told:
-        raise UsageError(f"method.objective is {name!r}, but the reward's weighted aspects are {', '.join(told)}")
+    weighted = [aspect for aspect, weight in zip(scores.names, weights.tolist(), strict=True) if weight > 0]
+    if name not in weighted:
+        raise UsageError(f"method.objective is {name!r}, but the reward's weighted aspects are {', '.join(weighted)}")
     k = scores.names.index(name)
     whole = scores.total_valid & scores.valid[:, weights != 0].all(1)
     one = torch.zeros_like(weights).index_fill(0, torch.tensor(k), 1.0)

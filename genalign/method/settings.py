@@ -73,6 +73,11 @@ class MethodSettings(BaseModel):
                 raise UsageError(_unread(given["name"], key, cls))
         return parse({**cls.presets[given["name"]], **given})
 
+    def require_siblings(self) -> None:
+        """Refuse one sample a prompt, where the method compares siblings: the samples of one prompt."""
+        if self.group == 1:
+            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+
     def build(self, folder: Path) -> Method:
         """The method of these settings; a relative path among them is relative to `folder`."""
         raise NotImplementedError

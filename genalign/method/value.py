@@ -191,7 +191,7 @@ class ValueGradient:
         )
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
-        seen: list[tuple[Tensor, Tensor]] = []  # what V was asked (N,H), and the rewards (N,)
+        seen: list[tuple[Tensor, Tensor]] = []  # inputs of V (N,H), and the rewards (N,)
         units = row_units(experience)
         for mine, total in deal(*units, self.settings.updates_per_rollout, experience.trajectory):
             cells = [unit for block in mine for unit in block]
@@ -223,14 +223,14 @@ class ValueGradient:
             log["kl"] = kl_of(replayed)
             loss = loss + s.kl_beta * log["kl"]
         log["loss"] = loss
-        told = sums(log, counts)
+        logged = sums(log, counts)
         if s.kl_beta:
-            kl, cells = told["kl"]
-            told["kl/path"] = kl, cells / trajectory.logp.shape[1]
-        return Loss(torch.where(counts, loss, 0.0).sum() / total, told)
+            kl, cells = logged["kl"]
+            logged["kl/path"] = kl, cells / trajectory.logp.shape[1]
+        return Loss(torch.where(counts, loss, 0.0).sum() / total, logged)
 
     def _learn(self, seen: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Fit V to what all ranks saw; a rank may have seen nothing, and then does not know how wide it was."""
+        """Fit V to the inputs of all ranks; a rank may have none, and then does not know their width."""
         width = int(gather(torch.tensor([seen[0][0].shape[1] if seen else 0])).max())
         if width == 0 or self.settings.value_steps == 0:
             return

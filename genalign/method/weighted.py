@@ -44,8 +44,7 @@ class WeightedSettings(ForwardSettings):
 
     @model_validator(mode="after")
     def _chooses(self) -> Self:
-        if self.group == 1:
-            raise UsageError(f"method {self.name} compares siblings, so method.group must be at least 2")
+        self.require_siblings()
         if self.keep is not None and self.keep > self.group:
             raise UsageError(f"method.keep is {self.keep}, but a prompt has only {self.group} samples; lower it")
         return self

@@ -33,6 +33,6 @@ def load_policy(settings: PolicySettings, model_path: Path | str, device: str = 
 
         return load_language(settings, folder, device)
     raise UsageError(
-        f"{folder} is no model: it holds neither model_index.json (a diffusion pipeline) nor config.json (a language"
+        f"{folder} is not a model: it holds neither model_index.json (a diffusion pipeline) nor config.json (a language"
         " model)"
     )

@@ -13,7 +13,7 @@ from genalign.policy.settings import Lora
 from genalign.types import GenalignError, UsageError, Weights
 
 # How the linear layers of attention are named by diffusers, and by transformers. A network of the one kind may hold
-# layers of the other's names that are no attention of its own: poolers, whose weights are read and never called.
+# layers of the other's names that are not attention of its own: poolers, whose weights are read and never called.
 ATTENTION = (
     ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -96,6 +96,11 @@ class Adapter:
         """The adapter's tensors, contiguous and on the CPU."""
         return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in self._trainable.items()}
 
+    def folded(self) -> dict[str, Tensor]:
+        """The same with alpha / rank in B, so that alpha is the rank: W + B A, for readers of tensors alone."""
+        scale = self.config.lora_alpha / self.config.r
+        return {name: scale * p if ".lora_B." in name else p for name, p in self.state_dict().items()}
+
     def save(self, folder: Path) -> None:
         """adapter_config.json and adapter_model.safetensors, as PeftModel.from_pretrained reads them."""
         from safetensors.torch import save_file
@@ -150,7 +155,7 @@ def _targets(model: nn.Module, settings: Lora) -> list[str]:
     missing = [target for target in settings.targets if not matches(target)]
     if missing or not settings.targets:
         raise UsageError(
-            f"policy.lora.targets: {missing[0]!r} is no linear layer of the model"
+            f"policy.lora.targets: {missing[0]!r} is not a linear layer of the model"
             if missing
             else "policy.lora.targets is empty; leave it out to adapt every attention projection"
         )

@@ -1,4 +1,4 @@
-"""Trajectories on disk, and the digests that say whether a policy would draw the same sample from the same seed."""
+"""Trajectories on disk, and digests of what decides whether a policy draws the same sample from the same seed."""
 
 from __future__ import annotations
 

@@ -7,30 +7,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from genalign.media.image import to_pil
+from genalign.policy.tracks import Tracks
 from genalign.types import Prompt, UsageError
 
 OURS = ("prompt", "generator", "num_inference_steps", "output_type")
 
 
 class Calls:
-    """Arguments for some rows: their texts and input images, a generator each, guidance scale and number of steps.
+    """Arguments for some rows: their texts and input media, a generator each, guidance scale and number of steps.
 
-    fixed: further arguments, the same in every call; a text among them stands for every row.
+    A Pipe owns one, and hands what it makes to its Stage. fixed: further arguments, the same in every call; a text
+    among them stands for every row.
 
-    Raises UsageError where the pipeline does not make images, or lacks an argument that is needed or given.
+    Raises UsageError where the pipeline lacks an argument that is needed or given.
     """
 
-    def __init__(self, pipeline: Any, denoiser: Any, fixed: Mapping[str, Any]) -> None:
-        self.name, self.fixed = type(pipeline).__name__, dict(fixed)
+    def __init__(self, pipeline: Any, denoiser: Any, fixed: Mapping[str, Any], tracks: Tracks) -> None:
+        self.name, self.fixed, self.tracks = type(pipeline).__name__, dict(fixed), tracks
         self.parameters = inspect.signature(type(pipeline).__call__).parameters
         self.embedded = bool(denoiser.config.get("guidance_embeds"))  # the scale is an input of the model
-        if hasattr(pipeline, "video_processor"):
-            raise UsageError(f"{self.name} makes videos; this policy knows only images yet")
-        if not hasattr(pipeline, "image_processor"):
-            raise UsageError(f"{self.name} has no image_processor, so the range of what it makes is not known")
         missing = [name for name in OURS if name not in self.parameters]
         if missing:
             raise UsageError(f"{self.name} takes no argument {missing[0]!r}, which sampling from prompts needs")
@@ -63,7 +59,7 @@ class Calls:
                 call[name] = [value] * len(prompts)
         return {
             **call,
-            **self._pictures(prompts),
+            **self.tracks.inputs(prompts),
             "prompt": [prompt.text for prompt in prompts],
             "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
             "num_inference_steps": steps,
@@ -81,21 +77,3 @@ class Calls:
             if name in self.parameters:
                 return name
         raise UsageError(f"{self.name} takes no guidance scale; leave policy.sampler.guidance out")
-
-    def _pictures(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        given = [prompt for prompt in prompts if prompt.media is not None]
-        if not given:
-            return {}
-        if "image" not in self.parameters:
-            raise UsageError(f"prompt {given[0].uid} brings media, but {self.name} takes no image")
-        for prompt in prompts:
-            if prompt.media is None or set(prompt.media) != {"image"} or prompt.media.rows != 1:
-                raise UsageError(
-                    f"prompt {prompt.uid} must bring one image and nothing else, as others of its batch do"
-                )
-        rows = [prompt.media["image"].data[0] for prompt in prompts if prompt.media is not None]
-        images = [to_pil(row) for row in rows if isinstance(row, Tensor)]
-        sizes = {image.size for image in images}
-        if len(sizes) > 1:
-            raise UsageError(f"input images of one batch must have one size, not {' and '.join(map(str, sizes))}")
-        return {"image": images}

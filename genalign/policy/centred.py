@@ -1,4 +1,4 @@
-"""Guidance by two prompts at once: what was asked, and what was written for it."""
+"""Guidance by two prompts at once: the user's, and the one that was written for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from genalign.policy.branching import Place, part
-from genalign.policy.pathwise import images_of
 from genalign.policy.pipe import Pipe
 from genalign.policy.tape import Enough, Stage
 from genalign.types import Media, Prompt
@@ -20,25 +19,25 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 @torch.no_grad()
 def generate_centred(
     pipe: Pipe,
-    asked: Sequence[Prompt],
+    original: Sequence[Prompt],
     written: Sequence[Prompt],
     seeds: Sequence[int],
     guidance: float | None,
     steps: int | None,
     share: float,
 ) -> Media:
-    """Images by w1 eps(asked) + (1 - w1 - w2) eps(null) + w2 eps(written), w1 + w2 the guidance, w1 its `share`.
+    """Images by w1 eps(original) + (1 - w1 - w2) eps(null) + w2 eps(written), w1 + w2 the guidance, w1 its `share`.
 
     Original-prompt-centred guidance (Parrot, arXiv 2401.05675, eq. 5), for any pipeline: its own guidance is run on the
-    written prompts, and a branch that hears the prompt answers with the mix of both. Three denoiser calls a step.
+    written prompts, and a branch conditioned on the prompt answers with the mix of both. Three denoiser calls a step.
 
     Departs from the paper: the two weights add up to the guidance scale (5 + 5 there, on a model tuned for 5).
     """
     made = []
     for rows in pipe.parts(len(written)):
-        heard = _first_step(pipe, asked[rows], seeds[rows], guidance, steps)
-        hook = _Mixed(pipe.stage, heard, len(written[rows]), share)
-        made.append(images_of(pipe.stage.run(pipe.call(written[rows], seeds[rows], guidance, steps), hook, None)))
+        first = _first_step(pipe, original[rows], seeds[rows], guidance, steps)
+        hook = _Mixed(pipe.stage, first, len(written[rows]), share)
+        made.append(pipe.tracks(pipe.stage.run(pipe.call(written[rows], seeds[rows], guidance, steps), hook, None)))
     return Media.cat(made)
 
 
@@ -60,25 +59,27 @@ def _first_step(
 
 
 class _Mixed:
-    """A denoise hook: the places at which the first step's arguments differ from `heard` are those of the prompt."""
+    """A denoise hook: the places at which the arguments differ from the original prompt's are the conditioning."""
 
-    def __init__(self, stage: Stage, heard: Sequence[Arguments], rows: int, share: float) -> None:
-        self.stage, self.heard, self.rows, self.share = stage, heard, rows, share
+    def __init__(self, stage: Stage, original: Sequence[Arguments], rows: int, share: float) -> None:
+        self.stage, self.original, self.rows, self.share = stage, original, rows, share
         self._places: list[set[Place]] = []
         self._calls = 0
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        at, mine = self._calls % len(self.heard), (args, kwargs)
+        at, mine = self._calls % len(self.original), (args, kwargs)
         self._calls += 1
         if len(self._places) <= at:
-            self._places.append(_differing(mine, self.heard[at]))
-        theirs = _exchanged(mine, self.heard[at], self._places[at])
+            self._places.append(_differing(mine, self.original[at]))
+        theirs = _exchanged(mine, self.original[at], self._places[at])
         many = self.stage.branches(args, kwargs, self.rows)
         axes = self.stage._row_axes
         if many == 1 or axes is None:
             return self.stage.join(self._mix(mine, theirs))
-        cut = [[part(tree, k, many, self.rows, axes) for tree in (mine, theirs)] for k in range(many)]
-        return self.stage.join([out for pair in cut for out in self._mix(*pair)])
+        outs: list[Tensor] = []
+        for k in range(many):
+            outs += self._mix(part(mine, k, many, self.rows, axes), part(theirs, k, many, self.rows, axes))
+        return self.stage.join(outs)
 
     def _mix(self, mine: Arguments, theirs: Arguments) -> list[Tensor]:
         outs = self.stage.answer(*mine, self.rows)

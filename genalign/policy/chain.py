@@ -33,25 +33,26 @@ class ChainTrajectory(Trajectory):
 
     def units(self, rows: Sequence[int] | None = None) -> list[tuple[list[int], list[int]]]:
         writer, painter = self.tape
-        drawn = [(block, [self.words + step for step in steps]) for block, steps in painter.units(rows)]
-        return [*writer.units(rows), *drawn]
+        units = list(writer.units(rows))
+        for block, steps in painter.units(rows):
+            units.append((block, [self.words + step for step in steps]))
+        return units
 
 
 class ChainPolicy:
     """prompt -> writer -> a longer prompt -> painter -> image (Parrot's prompt expansion, arXiv 2401.05675).
 
     Each row has a text of its own. The writer never sees tags, that is leading words in angle brackets: they are put
-    before what it wrote. Where it writes nothing the prompt stays as it was. Media hold the image and, as `text`, what
-    the painter was told. A trajectory's prompts are those that were asked, so rewards judge by these.
+    before what it wrote. Where it writes nothing the prompt stays as it was. Media hold the image and, as `text`, the
+    prompt it was drawn from. A trajectory's prompts are the original ones, so rewards judge by these.
 
-    generate() writes greedily, and is guided by the asked and the written prompt at once; `share` is the part of the
-    guidance that goes to the asked one.
+    generate() writes greedily, and is guided by the original and the written prompt at once; `share` is the part of the
+    guidance that goes to the original one. writer: the prompt expander. painter: the generator.
     """
-
-    modalities = frozenset({"image"})
 
     def __init__(self, writer: LanguagePolicy, painter: DiffusionPolicy, share: float = 0.5) -> None:
         self.writer, self.painter, self.share = writer, painter, share
+        self.modalities = painter.modalities
 
     @property
     def _parts(self) -> dict[str, Policy]:
@@ -60,21 +61,23 @@ class ChainPolicy:
     def rollout(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> ChainTrajectory:
         rows = [prompt for prompt in prompts for _ in range(per_prompt)]
         own = sample_seed(seed, -2, 0) if isinstance(seed, int) else [sample_seed(s, -2, 0) for s in seed]
-        told = self.writer.rollout([_bare(prompt) for prompt in prompts], per_prompt, own)
-        texts = told.media["text"].data
+        written = self.writer.rollout([_bare(prompt) for prompt in prompts], per_prompt, own)
+        texts = written.media["text"].data
         # Siblings have texts of their own; by its seed a row still starts where its siblings do, if they share that.
-        drawn = self.painter.rollout_rows(_told(rows, texts), self.painter.row_seeds(prompts, per_prompt, seed), seed)
+        drawn = self.painter.rollout_rows(
+            _written(rows, texts), self.painter.row_seeds(prompts, per_prompt, seed), seed
+        )
         return ChainTrajectory(
             prompts=tuple(rows),
             media=_with_text(drawn.media, drawn.prompts),
             group=torch.tensor([prompt.uid for prompt in rows]),
-            logp=torch.cat([told.logp, drawn.logp.to(told.logp.device)], 1),
-            mask=torch.cat([told.mask, drawn.mask.to(told.mask.device)], 1),
+            logp=torch.cat([written.logp, drawn.logp.to(written.logp.device)], 1),
+            mask=torch.cat([written.mask, drawn.mask.to(written.mask.device)], 1),
             seeds=drawn.seeds,
             rows_together=drawn.rows_together,
             steps_together=1,
-            tape=(told, drawn),
-            words=told.logp.shape[1],
+            tape=(written, drawn),
+            words=written.logp.shape[1],
         )
 
     def replay(
@@ -84,15 +87,15 @@ class ChainPolicy:
         steps: Sequence[int] | None = None,
         versus: Weights | None = None,
     ) -> Steps:
-        """Columns come back in the order writer, painter; `count` is the painter's where any of its steps is asked."""
+        """Columns come back in the order writer, painter; `count` is the painter's where there is a step of it."""
         assert isinstance(trajectory, ChainTrajectory)
-        told, drawn = trajectory.tape
+        written, drawn = trajectory.tape
         columns = list(range(trajectory.logp.shape[1])) if steps is None else list(steps)
         words = [column for column in columns if column < trajectory.words]
         strokes = [column - trajectory.words for column in columns if column >= trajectory.words]
         parts = []
         if words:
-            parts.append(self.writer.replay(told, rows, words, versus))
+            parts.append(self.writer.replay(written, rows, words, versus))
         if strokes:
             parts.append(self.painter.replay(drawn, rows, strokes, versus))
         return parts[0] if len(parts) == 1 else _side_by_side(parts)
@@ -101,7 +104,7 @@ class ChainPolicy:
         self, prompts: Sequence[Prompt], seeds: Sequence[int], guidance: float | None = None, steps: int | None = None
     ) -> Media:
         """One image a prompt, and as `text` what was written for it."""
-        written = _told(prompts, self.writer.generate([_bare(prompt) for prompt in prompts], seeds)["text"].data)
+        written = _written(prompts, self.writer.generate([_bare(prompt) for prompt in prompts], seeds)["text"].data)
         pipe = self.painter._pipe
         return _with_text(generate_centred(pipe, prompts, written, seeds, guidance, steps, self.share), written)
 
@@ -119,7 +122,11 @@ class ChainPolicy:
         return [group for part in self._parts.values() for group in part.parameter_groups()]
 
     def named_trainable(self) -> dict[str, nn.Parameter]:
-        return {f"{name}.{key}": p for name, part in self._parts.items() for key, p in part.named_trainable().items()}
+        found = {}
+        for name, part in self._parts.items():
+            for key, parameter in part.named_trainable().items():
+                found[f"{name}.{key}"] = parameter
+        return found
 
     def step_ema(self, decay: float) -> None:
         for part in self._parts.values():
@@ -138,17 +145,17 @@ class ChainPolicy:
         return sum(part.calls() for part in self._parts.values())
 
     def digest(self) -> Mapping[str, str]:
-        told, drawn = self.writer.digest(), self.painter.digest()
-        return {key: f"{told[key]}-{drawn[key]}" for key in drawn}
+        writer, painter = self.writer.digest(), self.painter.digest()
+        return {key: f"{writer[key]}-{painter[key]}" for key in painter}
 
 
 def load_chain(settings: PolicySettings, folder: Path, device: str) -> ChainPolicy:
-    """The pipeline in `folder`, told by the language model in the folder `settings.writer`.
+    """The pipeline in `folder`, with the prompts of the language model in the folder `settings.writer`.
 
     Raises UsageError where one of them is not what it should be.
     """
     if not (folder / "model_index.json").is_file():
-        raise UsageError(f"{folder} is no diffusion pipeline, so nothing can be written for it; drop policy.writer")
+        raise UsageError(f"{folder} is not a diffusion pipeline, so nothing can be written for it; drop policy.writer")
     lora = settings.lora.model_copy(update={"targets": None})  # those named are the pipeline's
     own = settings.model_copy(update={"lora": lora, "attention": "sdpa"})
     writer = load_language(own, Path(str(settings.writer)), device)
@@ -161,14 +168,14 @@ def _bare(prompt: Prompt) -> Prompt:
     return replace(prompt, text=prompt.text[tags.end() :] if tags else prompt.text, media=None)
 
 
-def _told(asked: Sequence[Prompt], texts: Any) -> list[Prompt]:
-    """What the painter is told: the tags of what was asked, and the writer's text."""
-    told = []
-    for prompt, text in zip(asked, texts, strict=True):
+def _written(original: Sequence[Prompt], texts: Any) -> list[Prompt]:
+    """The painter's prompts: the tags of the original ones before the writer's text."""
+    found = []
+    for prompt, text in zip(original, texts, strict=True):
         tags = TAGS.match(prompt.text)
         written = " ".join(text.split())
-        told.append(replace(prompt, text=(tags.group() if tags else "") + written) if written else prompt)
-    return told
+        found.append(replace(prompt, text=(tags.group() if tags else "") + written) if written else prompt)
+    return found
 
 
 def _with_text(media: Media, prompts: Sequence[Prompt]) -> Media:

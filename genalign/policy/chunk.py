@@ -29,25 +29,24 @@ class Chunk:
         if list(rows) == list(range(len(next(iter(self.latents.values()))))):
             return self
         index = list(rows)
-        return Chunk(
-            {i: x[index] for i, x in self.latents.items()},
-            {i: [out[index] for out in outs] for i, outs in self.outputs.items()},
-            None if self.clean is None else self.clean[index],
-        )
+        chosen = Chunk({i: x[index] for i, x in self.latents.items()})
+        for i, branches in self.outputs.items():
+            chosen.outputs[i] = [out[index] for out in branches]
+        chosen.clean = None if self.clean is None else self.clean[index]
+        return chosen
 
     @staticmethod
     def cat(parts: Sequence[Chunk]) -> Chunk:
         if len(parts) == 1:
             return parts[0]
+        joined = Chunk()
+        for i in parts[0].latents:
+            joined.latents[i] = torch.cat([part.latents[i] for part in parts])
+        for i, branches in parts[0].outputs.items():
+            joined.outputs[i] = [torch.cat([part.outputs[i][k] for part in parts]) for k in range(len(branches))]
         clean = [part.clean for part in parts if part.clean is not None]
-        return Chunk(
-            {i: torch.cat([part.latents[i] for part in parts]) for i in parts[0].latents},
-            {
-                i: [torch.cat(branches) for branches in zip(*(part.outputs[i] for part in parts), strict=True)]
-                for i in parts[0].outputs
-            },
-            torch.cat(clean) if len(clean) == len(parts) else None,
-        )
+        joined.clean = torch.cat(clean) if len(clean) == len(parts) else None
+        return joined
 
 
 def features(x: Tensor) -> Tensor:

@@ -15,28 +15,13 @@ from torch import Tensor, nn
 from genalign.policy import forward, pathwise, retake
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import recalled, save_trajectory, settings_digest, weights_digest
-from genalign.policy.chunk import Chunk, features, gather
 from genalign.policy.layout import Encoder
 from genalign.policy.pipe import Pipe
-from genalign.policy.record import Recorder, Tape, graphs, parting, twins_of, verify
-from genalign.policy.schedule import path_of, windowed
+from genalign.policy.record import Tape
+from genalign.policy.rollout import Rollouts
 from genalign.policy.settings import PolicySettings
-from genalign.policy.tape import Replay
-from genalign.policy.transition import StepTable, step_table
 from genalign.policy.twin import twin
-from genalign.types import (
-    GenalignError,
-    Guide,
-    Media,
-    Prompt,
-    Steps,
-    Trajectory,
-    UsageError,
-    Weights,
-    family_seed,
-    sample_seed,
-    sibling_seed,
-)
+from genalign.types import Guide, Media, Prompt, Steps, Trajectory, UsageError, Weights
 
 
 class DiffusionPolicy:
@@ -53,15 +38,14 @@ class DiffusionPolicy:
 
     def __init__(self, pipeline: Any, settings: PolicySettings) -> None:
         self.pipeline, self.settings = pipeline, settings
-        self.modalities = frozenset({"image"})
         self._pipe = Pipe(pipeline, settings)
+        self.modalities = self._pipe.tracks.modalities
         self._stage = self._pipe.stage
         self.denoiser = self._stage.denoiser
         self.device = next(self.denoiser.parameters()).device
         self._adapter = Adapter(self.denoiser, settings.lora)
         self._encoder = Encoder(self._pipe)
-        self._graph: list[list[bool]] | None = None  # per step, which branches keep a graph; known after verification
-        self._remembers = False
+        self._rollouts = Rollouts(self._pipe, self.weights)
 
     def rollout(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> Trajectory:
         *_, trajectory = self.rolling(prompts, per_prompt, seed)
@@ -76,87 +60,17 @@ class DiffusionPolicy:
         What is yielded early may be scored while the rest is sampled.
         """
         rows = [prompt for prompt in prompts for _ in range(per_prompt)]
-        yield from self._rolling(rows, self.row_seeds(prompts, per_prompt, seed), seed)
+        yield from self._rollouts.rolling(rows, self.row_seeds(prompts, per_prompt, seed), seed)
 
     def row_seeds(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> list[int]:
         """The seed of each row of a rollout; with sampler.shared_start, siblings' have their start in common."""
-        if not isinstance(seed, int):
-            return list(seed)
-        name = sibling_seed if self.settings.sampler.shared_start else sample_seed
-        return [name(seed, prompt.uid, k) for prompt in prompts for k in range(per_prompt)]
+        return self._rollouts.row_seeds(prompts, per_prompt, seed)
 
     def rollout_rows(self, rows: Sequence[Prompt], seeds: Sequence[int], seed: int | Sequence[int]) -> Trajectory:
         """The rollout of rows that have a prompt and a seed each; `seed` is the rollout's, as they were made from."""
-        *_, trajectory = self._rolling(rows, seeds, seed)
+        *_, trajectory = self._rollouts.rolling(rows, seeds, seed)
         assert isinstance(trajectory, Trajectory)
         return trajectory
-
-    @torch.no_grad()
-    def _rolling(
-        self, rows: Sequence[Prompt], seeds: Sequence[int], seed: int | Sequence[int]
-    ) -> Iterator[tuple[list[Prompt], Media, Tensor] | Trajectory]:
-        # Where a window is drawn from seeds a row, it must not hang on which rows are drawn together.
-        window_seed = seed if isinstance(seed, int) else 0
-        if len(seeds) != len(rows):
-            raise UsageError(f"{len(seeds)} seeds for {len(rows)} rows; give one seed a row")
-        chunks: list[Chunk] = []
-        logps: list[Tensor] = []
-        media: list[Media] = []
-        table: StepTable | None = None
-        with self._pipe.on_kernel():
-            for part in self._pipe.parts(len(rows)):
-                record, made = self._record(rows[part], seeds[part], window_seed, table)
-                table = record.table
-                chunks.append(record.chunk)
-                logps.append(torch.stack(record.logp, 1) if record.logp else torch.zeros(len(rows[part]), 0))
-                media.append(made)
-                yield list(rows[part]), made, torch.tensor([prompt.uid for prompt in rows[part]])
-        if table is None:
-            raise UsageError("a rollout needs at least one prompt and one sample of it")
-        logp = torch.cat(logps)  # (B, S)
-        yield Trajectory(
-            prompts=tuple(rows),
-            media=Media.cat(media),
-            group=torch.tensor([prompt.uid for prompt in rows]),
-            logp=logp,
-            mask=torch.ones_like(logp, dtype=torch.bool),
-            seeds=tuple(seeds),
-            rows_together=self.settings.batch_size,
-            steps_together=1,
-            tape=Tape(table, tuple(table.stochastic), tuple(chunks)),
-        )
-
-    def _record(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], window_seed: int, table: StepTable | None
-    ) -> tuple[Recorder, Media]:
-        sampler = self.settings.sampler
-
-        def make_table() -> StepTable:
-            if table is not None:
-                return table
-            whole = step_table(path_of(self.pipeline.scheduler), sampler.kernel, sampler.noise, sampler.noise_block)
-            return windowed(whole, sampler, window_seed)
-
-        def call() -> dict[str, Any]:
-            return self._pipe.call(prompts, self._starts(seeds))
-
-        first = self._graph is None
-        started = call()
-        explorers = [torch.Generator().manual_seed(seed) for seed in seeds]
-        generators = explorers if sampler.shared_start else started["generator"]
-        twins = twins_of(prompts, self._starts(seeds))
-        record = Recorder(self._stage, generators, make_table, first or self._remembers, twins)
-        made = pathwise.images_of(self._stage.run(started, record.denoise, record.step))
-        if first:
-
-            def play(replay: Replay) -> None:
-                self._stage.run(call(), replay.denoise, replay.step)
-
-            self._remembers = verify(record, play)
-            self._graph = graphs(record, play)
-            if not self._remembers:
-                record.forget()
-        return record, made
 
     def replay(
         self,
@@ -165,59 +79,7 @@ class DiffusionPolicy:
         steps: Sequence[int] | None = None,
         versus: Weights | None = None,
     ) -> Steps:
-        tape: Tape = trajectory.tape
-        columns = list(range(len(tape.steps)) if steps is None else steps)
-        wanted = [tape.steps[column] for column in columns]
-        chunk = gather(tape.chunks, rows, trajectory.rows_together)
-        others: dict[int, Tensor] = {}
-        if versus is not None:  # first, so that nothing of it is alive beside the graph
-            with torch.no_grad(), self.weights(versus):
-                others = self._guided(trajectory, rows, chunk, wanted)
-        outs = self._guided(trajectory, rows, chunk, wanted)
-        score, versus_score, kl, gap = [], [], [], []
-        for i in wanted:
-            x, x_next = chunk.latents[i], chunk.latents[i + 1]
-            mean = tape.table.mean(i, x, outs[i])
-            score.append(tape.table.logp(i, x_next, mean))
-            if versus is not None:
-                other = tape.table.mean(i, x, others[i])
-                versus_score.append(tape.table.logp(i, x_next, other))
-                kl.append(tape.table.kl(i, mean, other))
-                gap.append((outs[i] - others[i]).float().square().flatten(1).sum(1))
-        return Steps(
-            score=torch.stack(score, 1),
-            count=tape.table.scored(chunk.latents[wanted[0]][0]),
-            mask=trajectory.mask[list(rows)][:, columns],
-            versus_score=torch.stack(versus_score, 1) if versus else None,
-            kl=torch.stack(kl, 1) if versus else None,
-            gap=torch.stack(gap, 1) if versus else None,
-            features=torch.stack([features(chunk.latents[i]) for i in wanted], 1),
-        )
-
-    def _guided(
-        self, trajectory: Trajectory, rows: Sequence[int], chunk: Chunk, wanted: Sequence[int]
-    ) -> dict[int, Tensor]:
-        """The guided outputs of the wanted steps under the present weights."""
-        graph = self._graph
-        if graph is None:
-            raise GenalignError("replay before any rollout of this policy; roll out once first")
-
-        prompts = [trajectory.prompts[row] for row in rows]
-        starts = self._starts([trajectory.seeds[row] for row in rows])
-        twins, last = twins_of(prompts, starts), parting(trajectory.tape.table)
-
-        def answer(step: int, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-            equal = twins if step <= last else None
-            return self._stage.answer(args, kwargs, len(rows), graph[step][branch:], equal)
-
-        play = Replay(self._stage, chunk, len(rows), wanted, answer)
-        with self._pipe.on_kernel():
-            self._stage.run(self._pipe.call(prompts, starts), play.denoise, play.step)
-        return play.received
-
-    def _starts(self, seeds: Sequence[int]) -> Sequence[int]:
-        """The seeds of what the pipeline draws itself: the initial noise."""
-        return [family_seed(seed) for seed in seeds] if self.settings.sampler.shared_start else seeds
+        return self._rollouts.replay(trajectory, rows, steps, versus)
 
     @torch.no_grad()
     def generate(
@@ -237,7 +99,7 @@ class DiffusionPolicy:
         made = []
         for part in self._pipe.parts(len(prompts)):
             call = self._pipe.call(prompts[part], seeds[part], guidance, steps)
-            made.append(pathwise.images_of(self._stage.run(call, self._stage.count, None)))
+            made.append(self._pipe.tracks(self._stage.run(call, self._stage.count, None)))
         return Media.cat(made)
 
     def encode(self, media: Media) -> Tensor:
@@ -252,7 +114,7 @@ class DiffusionPolicy:
     def fit(
         self, prompts: Sequence[Prompt], clean: Tensor, at: float, seeds: Sequence[int], versus: Weights | None = None
     ) -> Steps:
-        """The fine grid is the pipeline's own of 50 steps; the conditional branch alone is asked."""
+        """The fine grid is the pipeline's own of 50 steps; of the branches only the conditional one is run."""
         return forward.fit(self._pipe, self.weights, prompts, clean, at, seeds, versus)
 
     def generate_with_grad(
@@ -301,14 +163,18 @@ class DiffusionPolicy:
         self._adapter.step_ema(decay)
 
     def save_adapter(self, folder: Path | str) -> None:
-        """peft's two files, and pytorch_lora_weights.safetensors where the pipeline class has a LoRA loader."""
+        """peft's two files, and pytorch_lora_weights.safetensors where the pipeline class has a LoRA loader.
+
+        The latter is written with alpha = rank: its header alone holds alpha, which many programs do not read.
+        """
         self._adapter.save(Path(folder))
         save = getattr(self.pipeline, "save_lora_weights", None)
         name = self._stage.component
         if save is None or f"{name}_lora_layers" not in inspect.signature(save).parameters:
             return
-        layers = {f"{name}_lora_layers": self._adapter.state_dict()}
-        save(folder, **layers, **{f"{name}_lora_adapter_metadata": self._adapter.config.to_dict()})
+        layers = {f"{name}_lora_layers": self._adapter.folded()}
+        metadata = {**self._adapter.config.to_dict(), "lora_alpha": self._adapter.config.r}
+        save(folder, **layers, **{f"{name}_lora_adapter_metadata": metadata})
 
     def load_adapter(self, folder: Path | str) -> None:
         """Read adapter_model.safetensors of a folder that save_adapter wrote."""
@@ -336,6 +202,6 @@ class DiffusionPolicy:
 
         Raises UsageError where `folder` lacks one of them.
         """
-        if self._graph is None:
+        if self._rollouts.graph is None:
             self.rollout(prompts[:1], 1, seeds[:1])  # proves that this pipeline can be replayed
         return recalled(folder, prompts, seeds, self.settings.batch_size)

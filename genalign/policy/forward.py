@@ -1,4 +1,4 @@
-"""The forward process through a pipeline: its own denoiser asked about x_t = a x0 + s eps, at one time for all rows."""
+"""The forward process through a pipeline: its own denoiser on x_t = a x0 + s eps, at one time for all rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def noise_of(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def target_of(path: Path, step: int, x0: Tensor, eps: Tensor) -> Tensor:
-    """What the model was trained to say about a x0 + s eps at a step of the path."""
+    """What the model was trained to return for a x0 + s eps at a step of the path."""
     match path.predicts:
         case "velocity":
             return eps - x0
@@ -59,11 +59,11 @@ def shares_of(path: Path, step: int) -> tuple[float, float]:
 
 
 class OneTime:
-    """Denoise and step hooks that ask the denoiser about `clean` (R,*L), noised at one time.
+    """Denoise and step hooks that run the denoiser on `clean` (R,*L), noised at one time.
 
     The time is entered twice: the first step is a blank whose x' is x_t, so that x_t enters where the pipeline has its
     latents, whatever it does to make the first ones. twins: for each row the first one of its prompt and its noise;
-    where x_t is nothing but noise, they are asked about once.
+    where x_t is nothing but noise, they are computed once.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ def fit(
             " row, at a time in [0, 1)"
         )
 
-    def ask() -> tuple[Tensor, Tensor, tuple[float, float]]:
+    def run() -> tuple[Tensor, Tensor, tuple[float, float]]:
         with pipe.on_kernel():
             call = pipe.unguided(prompts, seeds, fine_steps(pipe.kernel_scheduler))
             return OneTime(pipe.stage, clean, seeds, at, twins_of(prompts, seeds)).run(pipe.kernel_scheduler, call)
@@ -135,8 +135,8 @@ def fit(
     other: Tensor | None = None
     if versus is not None:  # first, so that nothing of it is alive beside the graph
         with torch.no_grad(), weights(versus):
-            other, _, _ = ask()
-    out, target, shares = ask()
+            other, _, _ = run()
+    out, target, shares = run()
     score = _minus_square(target - out)
     return Steps(
         score=score,

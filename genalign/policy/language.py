@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genalign.files.untrusted import check_model
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import settings_digest, weights_digest
 from genalign.policy.settings import PolicySettings
@@ -63,12 +64,12 @@ class LanguagePolicy:
             seeds = list(seed)
         if not rows or len(seeds) != len(rows):
             raise UsageError(f"a rollout needs prompts and one seed a row, not {len(seeds)} seeds for {len(rows)} rows")
-        asked = self._encode(rows, self.settings.max_new_tokens)
+        encoded = self._encode(rows, self.settings.max_new_tokens)
         completions: list[tuple[int, ...]] = []
         for block in self._blocks(len(rows)):
             uniform = torch.stack([self._uniform(seeds[row]) for row in block])
-            completions += self._complete([asked[row] for row in block], self.settings.max_new_tokens, uniform)
-        tape = Tokens(tuple(asked), tuple(completions))
+            completions += self._complete([encoded[row] for row in block], self.settings.max_new_tokens, uniform)
+        tape = Tokens(tuple(encoded), tuple(completions))
         lengths = torch.tensor([len(completion) for completion in completions])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B,S)
         logp = torch.zeros(mask.shape)
@@ -95,20 +96,21 @@ class LanguagePolicy:
         if guidance not in (None, 1.0):
             raise UsageError(f"a language model has no guidance; leave it out instead of {guidance}")
         longest = steps or self.settings.max_new_tokens
-        asked = self._encode(prompts, longest)
-        texts = []
+        encoded = self._encode(prompts, longest)
+        texts: list[str] = []
         for block in self._blocks(len(prompts)):
-            texts += [self._decode(ids) for ids in self._complete([asked[row] for row in block], longest, None)]
+            completions = self._complete([encoded[row] for row in block], longest, None)
+            texts += map(self._decode, completions)
         return Media(text=Track(texts))
 
     def _complete(
-        self, asked: Sequence[tuple[int, ...]], longest: int, uniform: Tensor | None
+        self, prompts: Sequence[tuple[int, ...]], longest: int, uniform: Tensor | None
     ) -> list[tuple[int, ...]]:
         """Completions of R prompts: sampled with `uniform` (R,longest), or greedy without."""
-        width = max(map(len, asked))
-        ids = torch.full((len(asked), width), self.pad)
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), self.pad)
         attention = torch.zeros_like(ids)
-        for row, prompt in enumerate(asked):
+        for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             attention[row, width - len(prompt) :] = 1
         pick = None if uniform is None else [_Pick(uniform.to(self.device), self.settings.temperature, width)]
@@ -134,7 +136,10 @@ class LanguagePolicy:
         for prompt in prompts:
             if prompt.media is not None:
                 raise UsageError(f"prompt {prompt.text!r} brings media along, but this language model reads text only")
-        known = {text: self._encode_one(text, longest) for text in {prompt.text for prompt in prompts}}
+        known: dict[str, tuple[int, ...]] = {}
+        for prompt in prompts:
+            if prompt.text not in known:
+                known[prompt.text] = self._encode_one(prompt.text, longest)
         return [known[prompt.text] for prompt in prompts]
 
     def _encode_one(self, text: str, longest: int) -> tuple[int, ...]:
@@ -147,7 +152,7 @@ class LanguagePolicy:
             ids = self.tokenizer(f"{system}\n{text}" if system else text).input_ids
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if not ids:
-            raise UsageError(f"prompt {text!r} has no tokens in this model's vocabulary; say more")
+            raise UsageError(f"prompt {text!r} has no tokens in this model's vocabulary; write more")
         if limit is not None and len(ids) + longest > limit:
             raise UsageError(
                 f"prompt {text[:40]!r} has {len(ids)} tokens, which leaves no room for {longest} more in "
@@ -274,13 +279,15 @@ def load_language(settings: PolicySettings, folder: Path, device: str = "cpu") -
     kernels = {"sdpa": "sdpa", "flash": "flash_attention_2"}
     if settings.attention not in kernels:
         raise UsageError(f"policy.attention {settings.attention} serves diffusion pipelines only; take sdpa or flash")
+    check_model(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, settings.dtype),
             attn_implementation=kernels[settings.attention],
             use_safetensors=True,
+            trust_remote_code=False,
         )
     except SafetensorError as error:
         raise GenalignError(f"the weights in {folder} are corrupt ({error}); copy or download them again") from error

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genalign.media.image import resize
 from genalign.policy.pathwise import decoded
 from genalign.policy.pipe import Pipe
 from genalign.policy.tape import Enough, attribute
@@ -58,9 +57,9 @@ def learn_layout(
     proof = 3 * torch.randn(count, generator=torch.Generator().manual_seed(0)).to(zero)
     probes = torch.stack([torch.ones_like(proof), *(bit.to(zero) for bit in bits), proof])
     shown = before(probes.reshape(-1, *zero.shape[1:])).flatten(1) - shift.flatten()
-    scale, told = shown[0], shown[1:-1]
+    scale, places = shown[0], shown[1:-1]
     order = torch.zeros_like(scale, dtype=torch.long)
-    for k, bit in enumerate(told):
+    for k, bit in enumerate(places):  # of each element's index, one binary digit a probe
         order |= (bit / scale).round().long().clamp(0, 1) << k
     exact = (
         bool((scale != 0).all() and torch.isfinite(shown).all())
@@ -85,22 +84,16 @@ class Encoder:
     @torch.no_grad()
     def __call__(self, media: Media) -> Tensor:
         """Images in [0,1] -> (B,*L), the mode of the posterior; another size is resized to the one that is drawn."""
-        if "image" not in media:
-            raise UsageError(f"only images can be encoded, not {' and '.join(media) or 'nothing'}")
-        images = [image for image in media["image"].data if isinstance(image, Tensor)]
+        images = self.pipe.tracks.encodable(media)
         self.pipe.take_for_size(images[0])
         autoencoder = _autoencoder(self.pipe)
         with _widened(autoencoder):
             layout = self._layout(autoencoder)
-            sized = [resize(image.float(), *layout.size) for image in images]
-            return torch.cat([self._rows(autoencoder, layout, sized[part]) for part in self.pipe.parts(len(sized))])
+            return torch.cat([self._rows(autoencoder, layout, images[part]) for part in self.pipe.parts(len(images))])
 
     def _rows(self, autoencoder: Any, layout: Layout, images: Sequence[Tensor]) -> Tensor:
-        pixels = self.pipe.pipeline.image_processor.preprocess(torch.stack(list(images)), *layout.size)
-        pixels = pixels.to(next(autoencoder.parameters()))
-        if len(layout.inner) == pixels.ndim:  # an autoencoder of videos is given one frame
-            pixels = pixels.unsqueeze(2)
-        found = autoencoder.encode(pixels)
+        pixels = self.pipe.tracks.values(images, layout.size, axes=1 + len(layout.inner))
+        found = autoencoder.encode(pixels.to(next(autoencoder.parameters())))
         if hasattr(found, "latent_dist"):
             v = found.latent_dist.mode()
         else:
@@ -113,8 +106,7 @@ class Encoder:
         return layout.latents(v)
 
     def _layout(self, autoencoder: Any) -> Layout:
-        media = self.pipe.like.media
-        key = None if media is None else media["image"].data[0].shape  # type: ignore[union-attr]
+        key = self.pipe.tracks.input_shape(self.pipe.like)
         if key not in self._layouts:
             given: list[Tensor] = []
             zeros: list[Tensor] = []
@@ -123,7 +115,7 @@ class Encoder:
                 zeros.append(torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)))
                 return zeros[-1]
 
-            images = decoded(self.pipe, 1, zero, _decoding(autoencoder, given.append)).images
+            made = self.pipe.tracks(decoded(self.pipe, 1, zero, _decoding(autoencoder, given.append)))
 
             def enough(v: Tensor) -> None:
                 given.append(v)
@@ -136,7 +128,7 @@ class Encoder:
                     decoded(self.pipe, len(rows), lambda x, z=rows: z, _decoding(autoencoder, enough))  # type: ignore[misc]
                 return torch.cat(given)
 
-            self._layouts[key] = learn_layout(self.pipe.name, zeros[0], given[0], tuple(images.shape[-2:]), before)
+            self._layouts[key] = learn_layout(self.pipe.name, zeros[0], given[0], self.pipe.tracks.size(made), before)
         return self._layouts[key]
 
 
@@ -148,13 +140,13 @@ def _autoencoder(pipe: Pipe) -> Any:
 
 
 @contextmanager
-def _decoding(autoencoder: Any, told: Callable[[Tensor], Any]) -> Iterator[None]:
-    """Within the context `told` is given what the autoencoder decodes, just before it does."""
+def _decoding(autoencoder: Any, seen: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Within the context `seen` is called with what the autoencoder decodes, just before it does."""
     real = autoencoder.decode
 
     @functools.wraps(real)
     def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
-        told(z)
+        seen(z)
         return real(z, *args, **kwargs)
 
     with attribute(autoencoder, "decode", decode):

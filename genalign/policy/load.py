@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from genalign.files.untrusted import check_model
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import PolicySettings
 from genalign.types import UsageError
@@ -19,11 +20,18 @@ def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> Diffu
     """
     from diffusers import DiffusionPipeline
 
+    check_model(folder)
     try:
         index = json.loads((folder / "model_index.json").read_text())
-        absent = {name: None for name, kind in index.items() if kind == [None, None]}  # diffusers wants these said
+        # An absent component must be given as None, else diffusers warns that it expected one.
+        absent = {name: None for name, kind in index.items() if kind == [None, None]}
         pipeline = DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True, **absent
+            folder,
+            torch_dtype=getattr(torch, settings.dtype),
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **absent,
         )
     except Exception as error:  # diffusers raises whatever the first broken file raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

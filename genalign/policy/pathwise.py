@@ -15,7 +15,7 @@ from genalign.policy.pipe import Pipe
 from genalign.policy.schedule import only, path_of
 from genalign.policy.tape import Denoise, Enough, Stage, attribute
 from genalign.policy.transition import StepTable, step_table
-from genalign.types import Guide, Media, Prompt, Track, UsageError
+from genalign.types import Guide, Media, Prompt, UsageError
 
 
 class GradHooks:
@@ -104,10 +104,10 @@ def generate_with_grad(
     starts = noise if seeds is None else seeds
     if (seeds is None) == (noise is None) or starts is None or len(prompts) != len(starts) or not prompts:
         raise UsageError("sampling with gradients starts from one seed a prompt, or else from one noise a prompt")
-    # A guide is told x0_hat, so the latents must be on a path that is known.
+    # A guide reads x0_hat, so the latents must be on a path that is known.
     with torch.enable_grad(), pipe.on_kernel() if hooks.guide is not None else nullcontext():
         call = pipe.call(prompts, seeds or [0] * len(prompts), guidance, steps)
-        return images_of(hooks.run(call, noise))
+        return pipe.tracks(hooks.run(call, noise))
 
 
 @torch.no_grad()
@@ -129,7 +129,7 @@ def initial_noise(pipe: Pipe, prompts: Sequence[Prompt], seeds: Sequence[int]) -
 def decode(pipe: Pipe, clean: Tensor) -> Media:
     parts = [clean[part] for part in pipe.parts(len(clean))]
     with torch.enable_grad():
-        return Media.cat([images_of(decoded(pipe, len(z), lambda x, z=z: z.to(x))) for z in parts])  # type: ignore[misc]
+        return Media.cat([pipe.tracks(decoded(pipe, len(z), lambda x, z=z: z.to(x))) for z in parts])  # type: ignore[misc]
 
 
 def decoded(pipe: Pipe, rows: int, last: Callable[[Tensor], Tensor], *hooks: AbstractContextManager[None]) -> Any:
@@ -138,10 +138,6 @@ def decoded(pipe: Pipe, rows: int, last: Callable[[Tensor], Tensor], *hooks: Abs
         call = pipe.call([pipe.like] * rows, range(rows))
         grid = only(pipe.kernel_scheduler, lambda steps: steps - 1, 1, lambda path, step: None)
         return pipe.stage.run(call, _blanks(pipe.stage, rows), lambda out, sample: last(sample), grid, *hooks)
-
-
-def images_of(output: Any) -> Media:
-    return Media(image=Track(output.images.float().clamp(0, 1)))
 
 
 def _blanks(stage: Stage, rows: int) -> Denoise:

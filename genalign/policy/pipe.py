@@ -14,12 +14,15 @@ from genalign.policy.call import Calls
 from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import Stage
-from genalign.types import GenalignError, Media, Prompt, Track, UsageError
+from genalign.policy.tracks import Tracks
+from genalign.types import GenalignError, Prompt, UsageError
 
 
 class Pipe:
-    """pipeline: with its own scheduler where plain sampling by that is the ODE, else with kernel_scheduler.
+    """A pipeline and what is needed to run it. A DiffusionPolicy owns one; it owns the Stage that enters the pipeline's
+    __call__, the Calls that make the arguments of such a run, and the Tracks that read its output.
 
+    pipeline: with its own scheduler where plain sampling by that is the ODE, else with kernel_scheduler.
     kernel_scheduler: whose time grid the kernels walk. like: what stands for prompts where only decoding is wanted; the
     last prompt that brought an image, since that may set the size.
 
@@ -30,7 +33,8 @@ class Pipe:
         self.pipeline, self.settings = pipeline, settings
         self.name = type(pipeline).__name__
         self.stage = Stage(pipeline)
-        self.calls = Calls(pipeline, self.stage.denoiser, settings.call)
+        self.tracks = Tracks(pipeline, settings.call)
+        self.calls = Calls(pipeline, self.stage.denoiser, settings.call, self.tracks)
         self.like = Prompt("-")
         self.kernel_scheduler = one_step(pipeline.scheduler)
         check_kernel(self.kernel_scheduler, settings.sampler)
@@ -80,7 +84,7 @@ class Pipe:
         try:
             self._look(self.like)
         except UsageError:
-            self.like = Prompt("-", media=Media(image=Track(image[None])))
+            self.like = Prompt("-", media=self.tracks.as_input(image))
 
     def _look(self, prompt: Prompt) -> None:
         """Before the first call: where the denoiser has its rows, and whether the pipeline runs at all."""
@@ -94,7 +98,7 @@ class Pipe:
             except GenalignError:
                 raise
             except Exception as error:  # whatever the pipeline runs into
-                text_only = prompt.media is None and "image" in self.calls.parameters
+                text_only = prompt.media is None and self.tracks.reads_input
                 raise UsageError(
                     f"{self.name} does not run with {type(self.pipeline.scheduler).__name__} and policy.call"
                     f" {self.settings.call}{', or not without an image beside the text' if text_only else ''}: {error}"
@@ -103,10 +107,10 @@ class Pipe:
 
     @cached_property
     def _off(self) -> float:
-        """The scale that asks the denoiser for the fewest branches: 1, but 0 where the pipeline adds w (cond - uncond)
-        to cond."""
-        before, asked = self.stage.calls, {}
+        """The scale that runs the fewest branches: 1, but 0 where the pipeline adds w (cond - uncond) to cond."""
+        before, branches = self.stage.calls, {}
         for scale in (1.0, 0.0):
-            asked[scale] = self.stage.asked(self.calls([self.like], [0], scale, self.settings.sampler.steps))
+            call = self.calls([self.like], [0], scale, self.settings.sampler.steps)
+            branches[scale] = self.stage.branches_of(call)
         self.stage.calls = before  # a probe is not what anything costs
-        return min(asked, key=lambda scale: asked[scale])
+        return min(branches, key=lambda scale: branches[scale])

@@ -35,8 +35,8 @@ class Recorder:
     """Denoise and step hooks of one micro-batch: the kernel steps, and what replay needs is kept.
 
     table: made when it is first needed and the scheduler knows its time grid. keep: also hold every latent, argument
-    and output, for `verify` or because guidance remembers earlier steps. twins: what `twins_of` says of the
-    rows; until they part the denoiser is asked about one of each.
+    and output, for `verify` or because guidance remembers earlier steps. twins: `twins_of` the rows; until they part
+    the denoiser runs on one of each.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Recorder:
         table, i = self._known_table(), self._step
         mean = table.mean(i, sample, out)
         noisy = float(table.S[i]) > 0
+        # x' is rounded to the dtype it is stored in before it is scored: replay scores the stored value.
         moved = table.step(i, mean, self._noise(mean) if noisy else None, sample.dtype)
         if noisy or self.keep:
             self.chunk.latents.setdefault(i, sample)
@@ -113,7 +114,7 @@ def parting(table: StepTable) -> int:
 
 
 def verify(record: Recorder, play: Callable[[Replay], None]) -> bool:
-    """Replay every step of a fully kept recording, and say whether guidance remembers earlier steps.
+    """Replay every step of a fully kept recording; returns whether guidance remembers earlier steps.
 
     Recorded outputs answer for the denoiser, so this proves the pipeline's own code around it: at each step the
     denoiser must be given, and the scheduler must receive, bit for bit what the rollout saw.
@@ -166,8 +167,8 @@ def _same(a: Any, b: Any) -> bool:
 def graphs(record: Recorder, play: Callable[[Replay], None]) -> list[list[bool]]:
     """For each step, which branches the guided output leans towards, and which so keep their graph in replay.
 
-    Noise answers for the denoiser at the step in question, so the weights (least squares) say what the pipeline does
-    and nothing about the data. The unconditional branch of guidance has weight 1 - w, of the other sign than all
+    Noise answers for the denoiser at the step in question, so the weights (least squares) are the pipeline's
+    own and do not depend on the data. The unconditional branch of guidance has weight 1 - w, of the other sign than all
     weights together, and loses its graph.
     """
     generator = torch.Generator().manual_seed(0)

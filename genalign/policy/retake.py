@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from genalign.policy.forward import noise_of
-from genalign.policy.pathwise import images_of
 from genalign.policy.pipe import Pipe
 from genalign.policy.schedule import only
 from genalign.policy.transition import Path, step_table
@@ -55,4 +54,4 @@ def retake(pipe: Pipe, prompts: Sequence[Prompt], clean: Tensor, seeds: Sequence
     last = LastStep(pipe, clean, seeds)
     with torch.enable_grad(), pipe.on_kernel():
         grid = only(pipe.kernel_scheduler, lambda steps: steps - 1, 2, last.seen)
-        return images_of(pipe.stage.run(pipe.call(prompts, seeds), last.denoise, last.step, grid))
+        return pipe.tracks(pipe.stage.run(pipe.call(prompts, seeds), last.denoise, last.step, grid))

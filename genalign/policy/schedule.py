@@ -47,7 +47,7 @@ def one_step(scheduler: Any) -> Any:
         return scheduler
     if "beta_schedule" not in config and config.get("trained_betas") is None:
         raise UsageError(f"{type(scheduler).__name__} has neither betas nor a flow, so its steps have no known density")
-    # DDIM clips x0 unless told not to; a scheduler that never said so did not.
+    # DDIM clips x0 by default; a scheduler that has no such setting does not.
     return DDIMScheduler.from_config(scheduler.config, clip_sample=bool(config.get("clip_sample")))
 
 
@@ -104,7 +104,7 @@ def windowed(table: StepTable, sampler: Sampler, seed: int) -> StepTable:
 
 @contextmanager
 def only(scheduler: Any, pick: Callable[[int], int], times: int, seen: Callable[[Path, int], None]) -> Iterator[None]:
-    """Within the context the scheduler's time grid is one of its own times, `times` over; `seen` is told which."""
+    """Within the context the scheduler's time grid is one of its own times, `times` over; `seen` learns which."""
     real = scheduler.set_timesteps
 
     @functools.wraps(real)

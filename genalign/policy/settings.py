@@ -1,4 +1,4 @@
-"""What a recipe may say under `policy:`."""
+"""The keys of a recipe's `policy:` section."""
 
 from __future__ import annotations
 
@@ -79,6 +79,6 @@ class PolicySettings(BaseModel):
     system: str | None = None
     """Language models: system prompt."""
     writer: str | None = None
-    """A language model that writes the prompt that an image model is told; both are trained. None: nobody does."""
+    """A language model that rewrites the prompt of an image model; both are trained. None: prompts stay as they are."""
     asked_share: float = Field(default=0.5, ge=0, le=1)
-    """With a writer: the part of the guidance in generate that goes to the prompt as it was asked."""
+    """With a writer: the part of the guidance in generate that goes to the original prompt."""

@@ -1,4 +1,4 @@
-"""Running a diffusion pipeline's own __call__ with its denoiser and its scheduler's step in our hands.
+"""Running a diffusion pipeline's own __call__ with hooks in the place of its denoiser and its scheduler's step.
 
 Replay *re-enters* the pipeline: its __call__ runs again on the recorded rows, the real denoiser answers at the wanted
 steps only, recorded latents come back from scheduler.step, and what reaches scheduler.step is the guided output with
@@ -25,11 +25,11 @@ Denoise = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Enough(BaseException):
-    """Leaves a pipeline's loop once the last wanted step is known, so that nothing is decoded in vain."""
+    """Leaves a pipeline's loop once the last wanted step is known, so that nothing is decoded that nobody needs."""
 
 
 class Stage:
-    """A pipeline, its bare denoiser, and the runs that are taken through them.
+    """A pipeline, its bare denoiser, and every run of the two. A Pipe owns one; hooks come from whoever runs it.
 
     A denoiser called with several branches in one batch (guidance: [unconditional; conditional]) is called once a
     branch instead, in rollouts and in replay alike: then a branch can do without a graph, and the log-ratio is still
@@ -47,7 +47,7 @@ class Stage:
         self._enter = enter
         self._text = TextMemo(pipeline)
         self._forward = self.denoiser.forward
-        self._row_axes: dict[Place, int | None] | None = None  # None: branches cannot be told apart
+        self._row_axes: dict[Place, int | None] | None = None  # None: branches cannot be cut apart
         self._wrap: Callable[[Tensor], Any] = lambda out: (out,)
         self._blank: Tensor | None = None  # (1, ...) like one row of a branch
 
@@ -88,10 +88,6 @@ class Stage:
             except Enough:
                 return None
 
-    @property
-    def knows_rows(self) -> bool:
-        return self._row_axes is not None
-
     def learn_batching(self, calls: Sequence[Mapping[str, Any]]) -> None:
         """Find the row axis of the denoiser's arguments: what doubles from a call of one row to a call of two.
 
@@ -118,8 +114,8 @@ class Stage:
         latent = args[0] if args else next(iter(kwargs.values()))
         return len(latent) // rows
 
-    def asked(self, call: Mapping[str, Any]) -> int:
-        """How many branches a call of one row asks for before it first steps."""
+    def branches_of(self, call: Mapping[str, Any]) -> int:
+        """How many branches a call of one row runs before its first step."""
         many: list[int] = []
 
         def denoise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -147,31 +143,33 @@ class Stage:
     ) -> list[Tensor]:
         """The real denoiser, branch by branch: (rows, ...) each.
 
-        graph: which branches keep their graph (None: all). twins: where some rows are equal, row r is asked as row
+        graph: which branches keep their graph (None: all). twins: where some rows are equal, row r is computed as row
         twins[r], and each such row once (None: no two are).
         """
         many = self.branches(args, kwargs, rows)
         if many > 1 and self._row_axes is None:
             outs = list(self._unwrap(self.count(args, kwargs)).split(rows))
             return [out if graph is None or graph[k] else out.detach() for k, out in enumerate(outs)]
-        asked, axes = sorted(set(twins or range(rows))), self._row_axes
-        back = None
-        if twins is not None and axes is not None and len(asked) < rows:
-            back = torch.tensor([asked.index(twin) for twin in twins])
+        distinct, axes = sorted(set(twins or range(rows))), self._row_axes
+        back = None  # where each row's output stands among those of the distinct rows
+        if twins is not None and axes is not None and len(distinct) < rows:
+            back = torch.tensor([distinct.index(twin) for twin in twins])
         outs = []
+        # One call a branch: a branch without a graph then holds no activations, and its kernels see the same batch in
+        # rollout and in replay, so that they round alike.
         for k in range(many):
             own: tuple[Any, Any] = (args, kwargs)
             if many > 1:
                 own = part(own, k, many, rows, axes or {})
             if back is not None:
-                own = pick(own, asked, rows, axes or {})
+                own = pick(own, distinct, rows, axes or {})
             with torch.set_grad_enabled(torch.is_grad_enabled() and (graph is None or graph[k])):
                 out = self._unwrap(self.count(*own))
                 outs.append(out if back is None else out[back.to(out.device)])
         return outs
 
     def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> list[Tensor]:
-        """Branches of zeros in the denoiser's place; what it says once, where the form of that is not known yet."""
+        """Branches of zeros in the denoiser's place; its real output once, where the form of that is not known yet."""
         if self._blank is None:
             with torch.no_grad():
                 return self.answer(args, kwargs, rows)

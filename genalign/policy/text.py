@@ -53,20 +53,18 @@ class TextMemo:
         prompt = arguments.get("prompt")
         if not isinstance(prompt, list) or arguments.get("num_images_per_prompt", 1) != 1:
             return real(**arguments)
-        by_row = [
-            name
-            for name, value in arguments.items()
-            if isinstance(value, list) and (name.startswith(("prompt", "negative")) or all(map(_is_picture, value)))
-        ]
-        unknown = any(
-            len(value) != len(prompt) if name in by_row else isinstance(value, Tensor) or _is_picture(value)
-            for name, value in arguments.items()
-        )
-        if unknown:
-            return real(**arguments)
-        shared = {name: value for name, value in arguments.items() if name not in by_row}
-        rows = [tuple(arguments[name][k] for name in by_row) for k in range(len(prompt))]
-        keys = tuple(tuple(_content(value) for value in row) for row in rows)
+        by_row, shared = [], {}
+        for name, value in arguments.items():
+            if isinstance(value, list) and (name.startswith(("prompt", "negative")) or all(map(_is_picture, value))):
+                by_row.append(name)
+                unknown = len(value) != len(prompt)
+            else:
+                shared[name] = value
+                unknown = isinstance(value, Tensor) or _is_picture(value)
+            if unknown:  # what no key can stand for is not remembered
+                return real(**arguments)
+        rows = list(zip(*(arguments[name] for name in by_row), strict=True))
+        keys = tuple(tuple(map(_content, row)) for row in rows)
         key = (tuple(by_row), repr(sorted(shared.items(), key=lambda item: item[0])), keys)
         if self._last[0] != key:
             self._last = (key, self._batch(real, by_row, shared, dict(zip(keys, rows, strict=True)), keys, key[1]))
@@ -81,10 +79,11 @@ class TextMemo:
         keys: Sequence[Any],
         kind: str,
     ) -> Any:
-        """rows: the arguments of each unique key; keys: what each row of the batch asks for."""
+        """rows: the arguments of each unique key; keys: that of each row of the batch."""
 
         def encode(*chosen: Any) -> Any:
-            return real(**shared, **{name: [rows[key][j] for key in chosen] for j, name in enumerate(by_row)})
+            columns = zip(*(rows[key] for key in chosen), strict=True)
+            return real(**shared, **dict(zip(by_row, map(list, columns), strict=True)))
 
         device = self.pipeline._execution_device
         for key in rows:
@@ -93,7 +92,8 @@ class TextMemo:
                     self._single.pop(next(iter(self._single)))
                 single = self._single[kind, key] = _map(encode(key), lambda x: x.cpu())
                 if kind not in self._axes:
-                    obvious = all(_is_one_row(leaf) for leaf in _leaves(single))
+                    # One row of everything: the first axis. Else a second row shows which axis doubles.
+                    obvious = all(map(_is_one_row, _leaves(single)))
                     self._axes[kind] = _axes(single, single if obvious else encode(key, key))
         axes = self._axes[kind]
         singles = [self._single[kind, key] for key in rows if (kind, key) in self._single]

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genalign.policy.settings import Kernel
 from genalign.types import GenalignError, UsageError
 
-Kernel = Literal["flow-sde", "cps", "dance", "ddim", "ode"]
 Prediction = Literal["velocity", "epsilon", "v_prediction", "sample"]
 
 
@@ -101,7 +101,7 @@ class StepTable:
     block: side of the squares of latents that share their noise. Above 1 a step is stochastic in the block means
     alone, each of which gets the noise that white noise would give it, and follows the ODE in everything else; only
     block means are scored. A latent of side n then has (n / block)^2 scored dims a channel instead of n^2: the policy
-    gradient loses that much variance, and what layout, count and colour hang on is still explored.
+    gradient loses that much variance, and what layout, count and colour depend on is still explored.
     """
 
     path: Path

@@ -89,7 +89,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     fault = _fault(folder)
     if fault is not None:
         raise GenalignError(f"{folder} cannot be resumed from: {fault}; resume from an older checkpoint or start anew")
-    parts = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    names = json.loads((folder / MANIFEST).read_text())["sha256"]
+    parts = {Path(n).stem: load_file(folder / n) for n in sorted(names) if n.endswith(".safetensors")}
     state = json.loads((folder / "state.json").read_text())
     return Checkpoint(folder, state["step"], parts, state)
 
@@ -105,6 +106,8 @@ def _fault(folder: Path) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text())
         sums = manifest["sha256"]
         for name, expected in sums.items():
+            if Path(name).name != name or not (folder / name).is_file():
+                return f"{name} is not a file of it"
             if _sum(folder / name) != expected:
                 return f"{name} is not what was written"
         if folder.name != f"{PREFIX}{manifest['step']}" or "state.json" not in sums:

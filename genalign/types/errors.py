@@ -1,4 +1,4 @@
-"""What goes wrong, told in one sentence."""
+"""What goes wrong, in one sentence each."""
 
 
 class GenalignError(Exception):

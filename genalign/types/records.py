@@ -47,7 +47,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a reward says of B samples, in K named aspects; scalarised last, by the advantage rule.
+    """Scores of B samples in K named aspects (reward components); scalarised last, by the advantage rule.
 
     values (B,K) fp32: 0 and never read where not valid. valid (B,K) bool: False where the aspect abstains or failed.
     failed (B,K) bool: True where scoring went wrong (server down, NaN, wrong shape); a failure is never a number.

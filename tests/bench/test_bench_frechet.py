@@ -1,6 +1,6 @@
 """Leave-one-out and swap credit of the Frechet distance against one full computation a row.
 
-tests/test_sets.py counts the operations at n = 256, d = 512 and compares the values; `python -m
+tests/reward/sets/test_frechet.py counts the operations at n = 256, d = 512 and compares the values; `python -m
 tests.bench.test_bench_frechet` prints both counts and CPU seconds.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 from genalign.reward.sets.frechet import Frechet, Moments
 from tests.bench.meter import in_turns
-from tests.test_sets import Operations, rows
+from tests.helpers.feature_sets import Operations, rows
 
 
 def compared(count: int, dims: int, rounds: int = 1) -> dict[str, dict[str, float]]:

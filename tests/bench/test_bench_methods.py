@@ -18,10 +18,10 @@ from torch import Tensor
 from genalign.method import PRESETS, MethodSettings, build_method
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.types import Media, Prompt, Scores, Track
+from tests.bench.bare import PROMPTS, Bare, made, peak_bytes
 from tests.bench.meter import Rows, metered
-from tests.bench.test_bench_policy import PROMPTS, Bare, made, peak_bytes
-from tests.test_pathwise_policy import saved_bytes
-from tests.toy_policy import ToyReward, make_scores
+from tests.helpers.diffusion import saved_bytes
+from tests.helpers.toy_policy import ToyReward, make_scores
 
 T, W, D, K, GROUP = 4, 2, 3, 2, 2
 P = len(PROMPTS)

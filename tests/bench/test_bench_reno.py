@@ -17,9 +17,9 @@ from genalign.method import MethodSettings, build_method
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.reward import ClipReward, Runner, Sharpness, Sum
 from genalign.types import Media, Reward, Track
+from tests.bench.bare import PROMPTS, Bare, made
 from tests.bench.meter import in_turns, metered
-from tests.bench.test_bench_policy import PROMPTS, Bare, made
-from tests.toy_rewards import tiny_clip
+from tests.helpers.toy_rewards import tiny_clip
 
 ROWS, MORE = len(PROMPTS), 4  # candidates side by side; iterations that are timed beyond the first evaluation
 

@@ -15,9 +15,9 @@ from genalign.method.common import sample_and_score
 from genalign.reward import FunctionReward, RemoteReward, Runner, Sharpness
 from genalign.reward.runtime.serving import application
 from genalign.types import Prompt
-from tests.toy_judges import serving
-from tests.toy_policy import ToyPolicy
-from tests.toy_rewards import images, prompts
+from tests.helpers.toy_judges import serving
+from tests.helpers.toy_policy import ToyPolicy
+from tests.helpers.toy_rewards import images, prompts
 
 PARTS = 24  # micro-batches of a rollout, each one prompt's siblings
 

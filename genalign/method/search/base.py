@@ -89,9 +89,27 @@ class Searching(Protocol):
 
 
 class Inference:
-    """What searches share as methods: they have nothing to collect and nothing to lose."""
+    """What searches share as methods: `find` by their own `_search`, and no experience to train on."""
 
     name: str
+
+    def find(
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        reward: Reward | None,
+        guidance: float | None = None,
+        steps: int | None = None,
+    ) -> Found:
+        """See `Searching.find`."""
+        state = SearchState(policy, prompts, seeds, reward, guidance, steps, self.name)
+        self._search(state)
+        return state.found()
+
+    def _search(self, state: SearchState) -> None:
+        """Try candidates until the budget is spent; `state` keeps the best of each row."""
+        raise NotImplementedError
 
     def collect(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
@@ -131,11 +149,11 @@ class SearchState:
         self.plain = 0.0  # units of one plain evaluation of one row, known after the first
 
     @property
-    def pathwise(self) -> Differentiable:
+    def differentiable(self) -> Differentiable:
         """The policy as one whose noise can be given.
 
         Raises:
-            UsageError: it is none.
+            UsageError: it is not such a policy.
         """
         if not isinstance(self.policy, Differentiable):
             raise UsageError(
@@ -158,21 +176,21 @@ class SearchState:
 
     def draw(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
         """One candidate of each row named in `rows`, by plain sampling from its seed."""
-        asked = [self.prompts[row] for row in rows]
         with self.paying():
-            media = self.policy.generate(asked, seeds, guidance=self.guidance, steps=self.steps)
-        self.judge(media, rows, seeds)
+            prompts = [self.prompts[row] for row in rows]
+            media = self.policy.generate(prompts, seeds, guidance=self.guidance, steps=self.steps)
+        self.score(media, rows, seeds)
 
     def draw_from(self, rows: Sequence[int], noise: Tensor) -> Tensor:
         """The same from given noise (R,*L), without grad; their totals (R,)."""
-        asked = [self.prompts[row] for row in rows]
         with self.paying():
-            media = self.pathwise.generate_with_grad(
-                asked, noise=noise, grad_steps=0, guidance=self.guidance, steps=self.steps
+            prompts = [self.prompts[row] for row in rows]
+            media = self.differentiable.generate_with_grad(
+                prompts, noise=noise, grad_steps=0, guidance=self.guidance, steps=self.steps
             )
-        return self.judge(media, rows)
+        return self.score(media, rows)
 
-    def judge(self, media: Media, rows: Sequence[int], seeds: Sequence[int] | None = None) -> Tensor:
+    def score(self, media: Media, rows: Sequence[int], seeds: Sequence[int] | None = None) -> Tensor:
         """Score decoded candidates and keep those that beat the best: totals (R,) with the reward's grad.
 
         -inf where a total cannot be read. seeds: what the candidates can be drawn from again.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genalign.method.search.base import Found, Inference, InferenceSettings, SearchState, candidate_seed
-from genalign.types import Method, Policy, Prompt, Reward
+from genalign.method.search.base import Inference, InferenceSettings, SearchState, candidate_seed
+from genalign.types import Method
 
 
 class SearchSettings(InferenceSettings):
@@ -40,41 +39,32 @@ class Search(Inference):
         self.needs = frozenset({"reward"})
 
     @torch.no_grad()
-    def find(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[int],
-        reward: Reward | None,
-        guidance: float | None = None,
-        steps: int | None = None,
-    ) -> Found:
-        bench = SearchState(policy, prompts, seeds, reward, guidance, steps, self.name)
-        bench.plain_samples()
+    def _search(self, state: SearchState) -> None:
+        state.plain_samples()
+        prompts, seeds = state.prompts, list(state.seeds)  # state.seeds become those of the winners
         nearby = self.settings.propose == "nearby"
-        best = bench.pathwise.initial_noise(prompts, seeds) if nearby else None  # (R,*L)
+        best = state.differentiable.initial_noise(prompts, seeds) if nearby else None  # (R,*L)
         first = 1
-        while count := min(self.settings.group, bench.left(self.settings.budget)):
+        while count := min(self.settings.group, state.left(self.settings.budget)):
             rows = [row for row in range(len(prompts)) for _ in range(count)]
             drawn = [candidate_seed(seeds[r], prompts[r], first + k % count) for k, r in enumerate(rows)]
             if best is None:
-                bench.draw(rows, drawn)
+                state.draw(rows, drawn)
             else:
-                best = self._near(bench, best, rows, drawn)
+                best = self._near(state, best, rows, drawn)
             first += count
-        return bench.found()
 
-    def _near(self, bench: SearchState, best: Tensor, rows: list[int], drawn: list[int]) -> Tensor:
+    def _near(self, state: SearchState, best: Tensor, rows: list[int], drawn: list[int]) -> Tensor:
         """One round of random search; the best noises after it."""
-        share, policy = self.settings.radius, bench.pathwise
-        asked = [bench.prompts[row] for row in rows]
-        tried = (1 - share**2) ** 0.5 * best[rows] + share * policy.initial_noise(asked, drawn)
-        before = bench.best.clone()
-        total = bench.draw_from(rows, tried)
+        share, policy = self.settings.radius, state.differentiable
+        fresh = policy.initial_noise([state.prompts[row] for row in rows], drawn)
+        tried = (1 - share**2) ** 0.5 * best[rows] + share * fresh
+        before = state.best.clone()
+        total = state.draw_from(rows, tried)
         best = best.clone()
         for row in range(len(best)):
             own = [k for k, owner in enumerate(rows) if owner == row]
             k = max(own, key=lambda k: float(total[k]))
-            if bench.best[row] > before[row]:
+            if state.best[row] > before[row]:
                 best[row] = tried[k]
         return best

@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genalign.method.search.base import Found, Inference, InferenceSettings, SearchState, candidate_seed
+from genalign.method.search.base import Inference, InferenceSettings, SearchState, candidate_seed
 from genalign.method.search.levels import Level, watch
-from genalign.types import Method, Policy, Prompt, Reward, sample_seed
+from genalign.types import Method, sample_seed
 
 
 class ParticleSettings(InferenceSettings):
@@ -50,34 +50,28 @@ class Particles(Inference):
         self.needs = frozenset({"reward"})
 
     @torch.no_grad()
-    def find(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[int],
-        reward: Reward | None,
-        guidance: float | None = None,
-        steps: int | None = None,
-    ) -> Found:
-        s = self.settings
-        bench = SearchState(policy, prompts, seeds, reward, guidance, steps, self.name)
-        bench.plain_samples()
-        with bench.paying():
-            levels = watch(bench.pathwise, prompts[0], guidance, steps)
+    def _search(self, state: SearchState) -> None:
+        s, prompts, seeds = self.settings, state.prompts, list(state.seeds)
+        state.plain_samples()
+        with state.paying():
+            levels = watch(state.differentiable, prompts[0], state.guidance, state.steps)
         chosen = range(s.every - 1, len(levels) - 1, s.every)  # never the last step: its x0_hat is the sample
-        each = s.group * (bench.plain + 2 * len(chosen))
+        each = s.group * (state.plain + 2 * len(chosen))
         rows = [row for row in range(len(prompts)) for _ in range(s.group)]
-        for population in range(max(1, bench.left(s.budget, each))):
+        for population in range(max(1, state.left(s.budget, each))):
             first = population * s.group
             drawn = [candidate_seed(seeds[row], prompts[row], first + k % s.group) for k, row in enumerate(rows)]
-            flock = _Particles(bench, levels, rows, drawn, s, set(chosen))
-            asked = [prompts[row] for row in rows]
-            with bench.paying():
-                media = bench.pathwise.generate_with_grad(
-                    asked, drawn, grad_steps=0, guidance=guidance, steps=steps, guide=flock.guide
+            particles = _Particles(state, levels, rows, drawn, s, set(chosen))
+            with state.paying():
+                media = state.differentiable.generate_with_grad(
+                    [prompts[row] for row in rows],
+                    drawn,
+                    grad_steps=0,
+                    guidance=state.guidance,
+                    steps=state.steps,
+                    guide=particles.guide,
                 )
-            bench.judge(media, rows)
-        return bench.found()
+            state.score(media, rows)
 
 
 class _Particles:
@@ -85,19 +79,19 @@ class _Particles:
 
     def __init__(
         self,
-        bench: SearchState,
+        state: SearchState,
         levels: Sequence[Level],
         rows: Sequence[int],
         seeds: Sequence[int],
         settings: ParticleSettings,
         chosen: set[int],
     ) -> None:
-        self.bench, self.levels, self.rows, self.settings, self.chosen = bench, levels, rows, settings, chosen
+        self.state, self.levels, self.rows, self.settings, self.chosen = state, levels, rows, settings, chosen
         self.before = torch.zeros(len(rows))  # scores at the last selection
-        prompts = [bench.prompts[row] for row in rows]
+        prompts = [state.prompts[row] for row in rows]
         own = [sample_seed(seed, prompt.uid, -1) for seed, prompt in zip(seeds, prompts, strict=True)]
         self.noise = [torch.Generator().manual_seed(seed) for seed in own]
-        self.lots = [torch.Generator().manual_seed(sample_seed(seed, -1, -1)) for seed in own[:: settings.group]]
+        self.draws = [torch.Generator().manual_seed(sample_seed(seed, -1, -1)) for seed in own[:: settings.group]]
 
     def guide(self, step: int, x: Tensor, out: Tensor, x0: Tensor) -> Tensor:
         """The output that makes the deterministic sampler land where selection and a stochastic step would."""
@@ -112,20 +106,22 @@ class _Particles:
         drawn = torch.cat([torch.randn(1, *x.shape[1:], generator=generator) for generator in self.noise]).to(x)
         landing = then.a * x0 + math.sqrt(then.s**2 - std**2) * eps + std * drawn
         # x' = then.a x0 + then.s eps(x, x0) is linear in x0: the x0 that leads from x to the landing
-        believed = (landing - then.s / now.s * x) / (then.a - then.s * now.a / now.s)
-        return now.out(x, believed).to(out.dtype)
+        steered = (landing - then.s / now.s * x) / (then.a - then.s * now.a / now.s)
+        return now.out(x, steered).to(out.dtype)
 
     def _select(self, x0: Tensor) -> Tensor:
         """Who is whose parent, (R,) int64."""
-        scores = self.bench.reward([self.bench.prompts[row] for row in self.rows], self.bench.pathwise.decode(x0), None)
-        self.bench.spent.forward += 2 * len(self.rows)
+        scores = self.state.reward(
+            [self.state.prompts[row] for row in self.rows], self.state.differentiable.decode(x0), None
+        )
+        self.state.spent.forward += 2 * len(self.rows)
         total = torch.where(scores.total_valid, scores.total.detach().double().cpu(), self.before.double())
         parents = []
-        for at, lots in zip(range(0, len(self.rows), self.settings.group), self.lots, strict=True):
+        for at, draw in zip(range(0, len(self.rows), self.settings.group), self.draws, strict=True):
             mine = slice(at, at + self.settings.group)
             rise = self.settings.strength * (total - self.before.double())[mine]
             weights = log_weights(rise, scores.total_valid[mine].cpu()).softmax(0)
-            parents.append(at + systematic(weights, float(torch.rand((), generator=lots))))
+            parents.append(at + systematic(weights, float(torch.rand((), generator=draw))))
         index = torch.cat(parents)
         self.before = total.float()[index]
         return index.to(x0.device)
@@ -139,11 +135,11 @@ def log_weights(rise: Tensor, readable: Tensor) -> Tensor:
     return torch.where(readable, rise, known.logsumexp(0) - math.log(len(known)))
 
 
-def systematic(weights: Tensor, lot: float) -> Tensor:
+def systematic(weights: Tensor, offset: float) -> Tensor:
     """Systematic resampling: (N,) int64 parents in order, particle i drawn floor or ceil of N weights[i] times.
 
-    weights (N,) sum to 1; lot in [0,1).
+    weights (N,) sum to 1; offset in [0,1), one for all.
     """
-    places = (torch.arange(len(weights), dtype=torch.float64) + lot) / len(weights)
+    places = (torch.arange(len(weights), dtype=torch.float64) + offset) / len(weights)
     edges = weights.double().cumsum(0)
     return torch.searchsorted(edges / edges[-1], places, right=True).clamp(max=len(weights) - 1)

@@ -1,4 +1,4 @@
-"""Where a sampler stands at each step, read off a sampling that is watched; no policy tells, and no family is named."""
+"""Where a sampler stands at each step, read off a sampling that is watched; neither policy nor family is named."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Level:
         return (x - self.a * x0) / self.s
 
     def out(self, x: Tensor, x0: Tensor) -> Tensor:
-        """The output that would make a sampler at x believe in x0."""
+        """The output that for which a sampler at x has the expected sample x0."""
         return (x - self.p * x0) / self.q
 
 
@@ -35,7 +35,7 @@ def watch(
 ) -> tuple[Level, ...]:
     """The levels of plain sampling, one a step, from one row of it without grad.
 
-    Velocity, epsilon and v outputs are told apart by their coefficients at the noisiest step.
+    Velocity, epsilon and v outputs differ by their coefficients at the noisiest step.
 
     Raises:
         UsageError: x is no combination of x0_hat and the output (the sampler clips), or an unknown one.
@@ -66,7 +66,7 @@ class Reader:
 
 
 def level_of(p: float, q: float) -> Callable[[float, float], Level]:
-    """How a level follows from (p, q) at any step, told by those of the noisiest one."""
+    """How a level follows from (p, q) at any step, given those of the noisiest one."""
     if _same(p, 1.0):
         # flow: p = 1, q = sigma <= 1; the variance-exploding form x0 + sigma eps goes beyond
         flow = q <= 1 + EXACT

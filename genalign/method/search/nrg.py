@@ -10,10 +10,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from genalign.method.search.base import Found, Inference, SearchState
+from genalign.method.search.base import Inference, SearchState
 from genalign.method.search.levels import Reader
 from genalign.method.settings import MethodSettings
-from genalign.types import Method, Policy, Prompt, Reward, UsageError
+from genalign.types import Method, Prompt, UsageError
 
 
 class LatentReward(Protocol):
@@ -24,7 +24,7 @@ class LatentReward(Protocol):
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """What each aspect counts unless a user says otherwise."""
+        """What each aspect counts by default."""
         ...
 
     def __call__(self, prompts: Sequence[Prompt], x: Tensor, a: float, s: float) -> Tensor: ...
@@ -90,30 +90,20 @@ class Guidance(Inference):
         self.settings, self.name = settings, settings.name
         self.needs = frozenset({"reward"})
 
-    def find(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[int],
-        reward: Reward | None,
-        guidance: float | None = None,
-        steps: int | None = None,
-    ) -> Found:
+    def _search(self, state: SearchState) -> None:
         if self.latent is None:
             raise UsageError("nrg has no fitted reward; make one by genalign fit-reward RECIPE and set method.noisy")
-        latent = self.latent()
-        bench = SearchState(policy, prompts, seeds, reward, guidance, steps, self.name)
-        with torch.no_grad(), bench.paying():
+        latent, prompts = self.latent(), state.prompts
+        with torch.no_grad(), state.paying():
             weights = objective_weights(latent, self.settings.weights)
             guide = RewardGuide(latent, weights, prompts, self.settings)
-            media = bench.pathwise.generate_with_grad(
-                prompts, seeds, grad_steps=0, guidance=guidance, steps=steps, guide=guide
+            media = state.differentiable.generate_with_grad(
+                prompts, state.seeds, grad_steps=0, guidance=state.guidance, steps=state.steps, guide=guide
             )
         passes = len(prompts) * guide.steps  # the latent reward is a network as well
-        bench.spent.forward += passes
-        bench.spent.backward += passes
-        bench.judge(media, range(len(prompts)))
-        return bench.found()
+        state.spent.forward += passes
+        state.spent.backward += passes
+        state.score(media, range(len(prompts)))
 
 
 def objective_weights(latent: LatentReward, given: Mapping[str, float] | None) -> Tensor:
@@ -150,8 +140,8 @@ class RewardGuide:
         s, level = self.settings, self._read(x, out, x0)
         with torch.enable_grad():
             leaf = x.detach().to(torch.promote_types(x.dtype, torch.float32)).requires_grad_()
-            told = self.latent(self.prompts, leaf, level.a, level.s)  # (R,K)
-            (rise,) = torch.autograd.grad((told * self.weights.to(told)).sum(), leaf)
+            values = self.latent(self.prompts, leaf, level.a, level.s)  # (R,K)
+            (rise,) = torch.autograd.grad((values * self.weights.to(values)).sum(), leaf)
         ratio = min(level.s / level.a, s.cap) if level.a > 0 else s.cap
         shift = s.strength * level.s * ratio * rise  # of x0_hat
         return out - (level.p / level.q * shift).to(out.dtype)

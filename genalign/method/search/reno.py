@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genalign.method.search.base import Found, Inference, InferenceSettings, SearchState, candidate_seed
-from genalign.types import GenalignError, Method, Policy, Prompt, Reward
+from genalign.method.search.base import Inference, InferenceSettings, SearchState, candidate_seed
+from genalign.types import GenalignError, Method
 
 
 class RenoSettings(InferenceSettings):
@@ -59,53 +58,45 @@ class Reno(Inference):
         self.settings, self.name = settings, settings.name
         self.needs = frozenset({"reward", "reward_grad"})
 
-    def find(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[int],
-        reward: Reward | None,
-        guidance: float | None = None,
-        steps: int | None = None,
-    ) -> Found:
-        s = self.settings
-        bench = SearchState(policy, prompts, seeds, reward, guidance, steps, self.name)
-        rows = [row for row in range(len(prompts)) for _ in range(s.group)]
-        asked = [prompts[row] for row in rows]
-        drawn = [candidate_seed(seeds[row], prompts[row], k % s.group) for k, row in enumerate(rows)]
-        start = bench.pathwise.initial_noise(asked, drawn)  # (R*group, *L)
+    def _search(self, state: SearchState) -> None:
+        s, seeds = self.settings, list(state.seeds)  # state.seeds become those of the winners
+        rows = [row for row in range(len(state.prompts)) for _ in range(s.group)]
+        prompts = [state.prompts[row] for row in rows]
+        drawn = [candidate_seed(seeds[row], state.prompts[row], k % s.group) for k, row in enumerate(rows)]
+        start = state.differentiable.initial_noise(prompts, drawn)  # (R*group, *L)
         noise = start.to(torch.promote_types(start.dtype, torch.float32)).clone().requires_grad_()
         optimizer = torch.optim.SGD([noise], lr=s.learning_rate, momentum=s.momentum, nesterov=True)
         another = (4.0 if s.checkpoint else 3.0) * s.group  # evaluations: a backward pass, and the next iterate
         goes_on = s.budget >= s.group + another
         while True:
-            with torch.set_grad_enabled(goes_on), bench.paying():
-                media = bench.pathwise.generate_with_grad(
-                    asked,
+            with torch.set_grad_enabled(goes_on), state.paying():
+                media = state.differentiable.generate_with_grad(
+                    prompts,
                     noise=noise if goes_on else noise.detach(),
                     grad_steps=None if goes_on else 0,
-                    guidance=guidance,
-                    steps=steps,
+                    guidance=state.guidance,
+                    steps=state.steps,
                     checkpoint=s.checkpoint,
                 )
-            total = bench.judge(media, rows, drawn)
-            bench.plain = bench.plain or bench.spent.units / len(rows)
+            total = state.score(media, rows, drawn)
+            state.plain = state.plain or state.spent.units / len(rows)
             if not goes_on:
-                return bench.found()
-            self._move(bench, noise, total, optimizer)
-            goes_on = bench.left(s.budget - s.group, another * bench.plain) > 0
+                return
+            self._move(state, noise, total, optimizer)
+            goes_on = state.left(s.budget - s.group, another * state.plain) > 0
 
-    def _move(self, bench: SearchState, noise: Tensor, total: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    def _move(self, state: SearchState, noise: Tensor, total: Tensor, optimizer: torch.optim.Optimizer) -> None:
         readable = torch.isfinite(total)
         if readable.any() and not total.requires_grad:
             raise GenalignError(
-                f"reward {bench.reward.name!r} gives no gradient to the pixels, though it says that it is "
+                f"reward {state.reward.name!r} gives no gradient to the pixels, though it is declared "
                 f"differentiable; mend it, or take --search best-of-n"
             )
         loss = self.settings.regularisation * norm_penalty(noise).sum() - torch.where(readable, total, 0.0).sum()
-        with bench.paying():
+        with state.paying():
             (slope,) = torch.autograd.grad(loss, noise)  # into the noise alone: adapters keep no gradient
-        bench.spent.backward += round(len(total) * bench.plain)
+        state.spent.backward += round(len(total) * state.plain)
+        # Clipped candidate by candidate, so that neighbours in the batch change nothing; an unreadable one stays.
         norm = slope.flatten(1).norm(dim=1)
         shrink = (self.settings.max_grad_norm / norm).clamp(max=1.0)
         sound = torch.isfinite(norm) & (norm > 0)

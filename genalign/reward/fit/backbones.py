@@ -12,11 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genalign.files.untrusted import check_model, check_template
 from genalign.reward.base import digest, resolve_model, texts, weights_digest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
 from genalign.reward.judge.asking import Reads
 from genalign.types import Media, Prompt, Track, UsageError
+
+PLAIN: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": False}
 
 
 class BackboneSettings(BaseModel):
@@ -117,10 +120,12 @@ class _Transformer:
     def __init__(self, model: str, settings: BackboneSettings, template: str) -> None:
         self.model, self.settings = model, settings
         self.template = settings.template or template
+        check_template(self.template, ("prompt", "text"), f"backbone {model}")
 
     @cached_property
     def loaded(self) -> tuple[nn.Module, Any]:
         """The net, and its tokenizer or processor."""
+        check_model(self.model)
         try:
             net, reader = self._load()
         except (OSError, ValueError) as error:
@@ -169,8 +174,8 @@ class TextFeatures(_Transformer):
     def _load(self) -> tuple[nn.Module, Any]:
         from transformers import AutoModel, AutoTokenizer
 
-        net = AutoModel.from_pretrained(self.model, use_safetensors=True, dtype=torch.float32)
-        return net, AutoTokenizer.from_pretrained(self.model)
+        net = AutoModel.from_pretrained(self.model, **PLAIN)
+        return net, AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
 
     @torch.no_grad()
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
@@ -196,8 +201,8 @@ class VlmFeatures(_Transformer):
     def _load(self) -> tuple[nn.Module, Any]:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        net = AutoModelForImageTextToText.from_pretrained(self.model, use_safetensors=True, dtype=torch.float32)
-        return net, AutoProcessor.from_pretrained(self.model)
+        net = AutoModelForImageTextToText.from_pretrained(self.model, **PLAIN)
+        return net, AutoProcessor.from_pretrained(self.model, trust_remote_code=False)
 
     @torch.no_grad()
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genalign.files.untrusted import check_model
 from genalign.reward.base import Stateless, cut_info, digest, image_batches, resolve_model, texts, weights_digest
+from genalign.reward.heads.weights import hub_file
 from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
 
 REMEMBERED = 8192  # prompts whose features stay in memory
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")  # what open_clip reads first
 
 
 class ClipReward(Stateless):
@@ -42,8 +45,11 @@ class ClipReward(Stateless):
         self, model: str | Path, *, scale: float = 1.0, offset: float = 0.0, batch_size: int = 64, name: str = "clip"
     ) -> None:
         self._set(resolve_model(model), scale, offset, batch_size, name)
-        if Path(self.model).is_dir() and not any(Path(self.model).glob("*.safetensors")):
-            raise UsageError(f"CLIP model {self.model} has no .safetensors file; genalign reads no pickled weights")
+        files = {file.name: file.suffix for file in Path(self.model).glob("*.*")}
+        pickled = not any(name in files for name in WEIGHTS) and {".bin", ".pth"} & set(files.values())
+        if Path(self.model).is_dir() and (pickled or ".safetensors" not in files.values()):
+            fault = f"a pickle where it needs {WEIGHTS[0]}" if pickled else "no .safetensors file"
+            raise UsageError(f"CLIP model {self.model} has {fault}; genalign reads no pickled weights")
 
     def _set(self, model: str, scale: float, offset: float, batch_size: int, name: str) -> None:
         self.model, self.scale, self.offset = model, float(scale), float(offset)
@@ -53,13 +59,22 @@ class ClipReward(Stateless):
     @cached_property
     def _loaded(self) -> tuple[Any, Callable[[Tensor], Tensor], Any]:
         import open_clip
+        from transformers import AutoConfig
 
-        address = f"local-dir:{self.model}" if Path(self.model).is_dir() else f"hf-hub:{self.model}"
+        check_model(self.model)
+        local = Path(self.model).is_dir()
+        address = f"local-dir:{self.model}" if local else f"hf-hub:{self.model}"
+        if not local:
+            hub_file(self.model, WEIGHTS[0])  # without it open_clip takes the pickle
         quiet, root = logging.getLogger().level, logging.getLogger()
         root.setLevel(logging.ERROR)  # open_clip logs each step of loading on the root logger
         try:
+            text = (open_clip.get_model_config(address) or {}).get("text_cfg", {})
+            if "hf_model_name" in text:  # before open_clip asks at the terminal whether to run its code
+                AutoConfig.from_pretrained(text["hf_model_name"], trust_remote_code=False)
             net, _, preprocess = open_clip.create_model_and_transforms(address, require_pretrained=True)
-            tokenizer = open_clip.get_tokenizer(address)
+            plain = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+            tokenizer = open_clip.get_tokenizer(address, **plain)
         except Exception as error:
             raise UsageError(f"CLIP model {self.model} cannot be loaded: {' '.join(str(error).split())}") from error
         finally:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genalign.files.shipped import shipped
+from genalign.files.untrusted import neighbour
 from genalign.media.image import load_png
 from genalign.reward.base import ScoringError, Stateless, digest, nearest
 from genalign.reward.heads.clip import ClipReward
@@ -144,7 +145,7 @@ def _from_lines(path: Path) -> Exemplars:
         return Exemplars(texts=tuple(lines))
     try:
         rows = [json.loads(line) for line in lines]
-        pictures = tuple(path.parent / row["image"] for row in rows if "image" in row)
+        pictures = tuple(neighbour(path.parent, str(row["image"]), str(path)) for row in rows if "image" in row)
         texts = tuple(str(row["prompt"]) for row in rows)
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from genalign.files.untrusted import check_model, check_template
 from genalign.reward.base import Stateless, cut_info, digest, resolve_model, weights_digest
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
 from genalign.reward.scores import all_valid
@@ -65,6 +66,7 @@ class HeadReward(Stateless):
             self.template = self._settings["template"]
         except (OSError, SafetensorError, KeyError) as error:
             raise UsageError(f"{self.model / FILE} holds no reward head ({error}); write one with save_head") from error
+        check_template(self.template, ("prompt", "text"), str(self.model / FILE))
         sound = self.pool in get_args(Pool) and self.readout in get_args(Readout)
         if not sound or len(aspects) != len(self.weight) or len(aspects) != len(self.bias):
             raise UsageError(
@@ -77,9 +79,11 @@ class HeadReward(Stateless):
     def _loaded(self) -> tuple[Any, Any]:
         from transformers import AutoModel, AutoTokenizer
 
+        check_model(self.model)
+        plain: Any = {"trust_remote_code": False}
         try:
-            net = AutoModel.from_pretrained(self.model, use_safetensors=True, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(self.model)
+            net = AutoModel.from_pretrained(self.model, use_safetensors=True, dtype=torch.float32, **plain)
+            tokenizer = AutoTokenizer.from_pretrained(self.model, **plain)
         except (OSError, ValueError, SafetensorError) as error:
             raise UsageError(f"reward model {self.model} cannot be loaded: {' '.join(str(error).split())}") from error
         return net.eval().requires_grad_(False), tokenizer

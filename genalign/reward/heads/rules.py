@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from genalign.files.untrusted import check_model
 from genalign.reward.base import Stateless, digest
 from genalign.reward.combine.combination import choice, number
 from genalign.types import Media, Prompt, Scores, UsageError
@@ -68,7 +69,13 @@ class Counted(TextRule):
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.model)
+        check_model(str(self.model))
+        try:
+            return AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"the tokenizer of {self.model} cannot be loaded: {' '.join(str(error).split())}"
+            ) from error
 
     def count(self, text: str) -> int:
         if self.unit == "tokens":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from genalign.files.untrusted import check_model, check_shards
 from genalign.reward.base import resolve_model
 from genalign.types import UsageError
 
@@ -87,8 +87,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".json":
             state: dict[str, Tensor] = {}
-            for shard in sorted(set(json.loads(path.read_text())["weight_map"].values())):
-                state |= load_file(path.parent / shard)
+            for shard in check_shards(path):
+                state |= load_file(shard)
             return state
         return load_file(path)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
@@ -124,6 +124,9 @@ def from_hub(kind: Any, model: str | Path, **settings: Any) -> Any:
     learned = hasattr(kind, "from_config") or (isinstance(kind, type) and issubclass(kind, nn.Module))
     if learned:
         settings = {"use_safetensors": True, "dtype": torch.float32, **settings}
+    if kind.__name__.startswith("Auto"):  # those whose class a model's own files choose
+        settings = {**settings, "trust_remote_code": False}
+    check_model(model)
     try:
         made = kind.from_pretrained(model, **settings)
     except (OSError, ValueError, SafetensorError) as error:

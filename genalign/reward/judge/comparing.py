@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from genalign.files.untrusted import neighbour
 from genalign.media.image import load_png
 from genalign.reward.base import ScoringError
 from genalign.reward.judge.asking import Piece, Question, facts_of, fill, places, read_scores, shown
@@ -138,7 +139,7 @@ def drawn_files(folder: Path) -> dict[str, Path]:
     """
     try:
         rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-        files = {row["prompt"]: folder / row["file"] for row in reversed(rows)}
+        files = {row["prompt"]: neighbour(folder, row["file"], str(folder / "samples.jsonl")) for row in reversed(rows)}
         missing = next((file for file in files.values() if not file.is_file()), None)
         if missing is not None:
             raise OSError(f"{missing.name} is missing")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genalign.files.untrusted import check_model
 from genalign.media.image import to_pil
 from genalign.reward.base import ScoringError, digest, resolve_model, weights_digest
 from genalign.reward.judge.asking import Question, yes_or_no
@@ -44,11 +45,14 @@ class LocalModel:
     def _loaded(self) -> tuple[Any, Any]:
         import transformers as hf
 
+        check_model(self.model)
         try:
-            sees = type(hf.AutoConfig.from_pretrained(self.model)) in hf.AutoModelForImageTextToText._model_mapping
+            config = hf.AutoConfig.from_pretrained(self.model, trust_remote_code=False)
+            sees = type(config) in hf.AutoModelForImageTextToText._model_mapping
             kind = hf.AutoModelForImageTextToText if sees else hf.AutoModelForCausalLM
-            net = kind.from_pretrained(self.model, use_safetensors=True, dtype=self.dtype)
-            processor = (hf.AutoProcessor if sees else hf.AutoTokenizer).from_pretrained(self.model)
+            net = kind.from_pretrained(self.model, use_safetensors=True, dtype=self.dtype, trust_remote_code=False)
+            reader = hf.AutoProcessor if sees else hf.AutoTokenizer
+            processor = reader.from_pretrained(self.model, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise UsageError(f"judge {self.model} cannot be loaded: {' '.join(str(error).split())}") from error
         tokenizer = getattr(processor, "tokenizer", processor)

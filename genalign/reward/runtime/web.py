@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import ipaddress
+import logging
 import os
 import random
 import time
@@ -20,6 +21,8 @@ from genalign.types import UsageError
 if TYPE_CHECKING:
     import httpx
 
+log = logging.getLogger(__name__)
+_announced: set[tuple[str, str]] = set()  # keys and addresses, once a process
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # about the server's state, not about the request
 
 
@@ -35,7 +38,8 @@ class Web:
     """One server. Every way in which it may fail ends in a ScoringError of one sentence.
 
     url: http(s)://host[:port][/path], without user, password or query. key: name of the environment variable that holds
-    the bearer token; only the name is kept here, and the token is cut out of every message. timeout: seconds of one
+    the bearer token; only the name is kept here, the log says once where the token goes, and it is cut out of every
+    message. A redirect is a failure, so the token goes nowhere else. timeout: seconds of one
     try, from the first byte sent to the last one read. retries: further tries after a transport error, a time-out, 408,
     409, 425, 429 or 5xx; never after another status. pause: seconds before the first of them, doubled each time, with
     jitter; a longer Retry-After is kept. longest_wait: a server that wants more is given up. limit: bytes of an answer.
@@ -72,12 +76,16 @@ class Web:
             raise UsageError("asking a server needs httpx; pip install 'genalign[judge]'") from error
         self.url, self.key, self.timeout, self.retries = str(url).rstrip("/"), key, float(timeout), int(retries)
         self.pause, self.longest_wait, self.limit = float(pause), float(longest_wait), limit
+        if key is not None and (key, self.url) not in _announced:
+            _announced.add((key, self.url))
+            log.warning("the key in the environment variable %s goes to %s", key, self.url)
 
     @cached_property
     def _client(self) -> httpx.Client:
         import httpx
 
-        return httpx.Client(timeout=self.timeout, trust_env=not _near(urlsplit(self.url).hostname or ""))
+        near = _near(urlsplit(self.url).hostname or "")
+        return httpx.Client(timeout=self.timeout, trust_env=not near, follow_redirects=False)
 
     @staticmethod
     def check_settings(what: str, given: Iterable[str], beside: Iterable[str] = ()) -> None:

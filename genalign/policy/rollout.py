@@ -1,0 +1,181 @@
+"""Rollouts of a pipeline by the sampler's kernel, and their replay with gradients under other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genalign.policy.chunk import Chunk, features, gather
+from genalign.policy.pipe import Pipe
+from genalign.policy.record import Recorder, Tape, graphs, parting, twins_of, verify
+from genalign.policy.schedule import path_of, windowed
+from genalign.policy.tape import Replay
+from genalign.policy.transition import StepTable, step_table
+from genalign.types import (
+    GenalignError,
+    Media,
+    Prompt,
+    Steps,
+    Trajectory,
+    UsageError,
+    Weights,
+    family_seed,
+    sample_seed,
+    sibling_seed,
+)
+
+
+class Rollouts:
+    """What a DiffusionPolicy samples with known densities and scores again. weights: its own context of that name.
+
+    graph: per step, which branches keep a graph in replay; None until the first micro-batch has proved that the
+    pipeline can be replayed. remembers: whether its guidance reads earlier steps, so that every output is kept.
+    """
+
+    def __init__(self, pipe: Pipe, weights: Callable[[Weights], AbstractContextManager[None]]) -> None:
+        self.pipe, self.stage, self.settings, self.weights = pipe, pipe.stage, pipe.settings, weights
+        self.graph: list[list[bool]] | None = None
+        self.remembers = False
+
+    def row_seeds(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> list[int]:
+        """The seed of each row of a rollout; with sampler.shared_start, siblings' have their start in common."""
+        if not isinstance(seed, int):
+            return list(seed)
+        name = sibling_seed if self.settings.sampler.shared_start else sample_seed
+        return [name(seed, prompt.uid, k) for prompt in prompts for k in range(per_prompt)]
+
+    @torch.no_grad()
+    def rolling(
+        self, rows: Sequence[Prompt], seeds: Sequence[int], seed: int | Sequence[int]
+    ) -> Iterator[tuple[list[Prompt], Media, Tensor] | Trajectory]:
+        """Prompts, media and group of each micro-batch as it is sampled, and last the trajectory of all.
+
+        seed: the rollout's, as the rows' `seeds` were made from.
+        """
+        # A window must not depend on which rows are sampled together, so seeds a row do not choose it.
+        window_seed = seed if isinstance(seed, int) else 0
+        if len(seeds) != len(rows):
+            raise UsageError(f"{len(seeds)} seeds for {len(rows)} rows; give one seed a row")
+        chunks: list[Chunk] = []
+        logps: list[Tensor] = []
+        media: list[Media] = []
+        table: StepTable | None = None
+        with self.pipe.on_kernel():
+            for part in self.pipe.parts(len(rows)):
+                record, made = self._record(rows[part], seeds[part], window_seed, table)
+                table = record.table
+                chunks.append(record.chunk)
+                logps.append(torch.stack(record.logp, 1) if record.logp else torch.zeros(len(rows[part]), 0))
+                media.append(made)
+                yield list(rows[part]), made, torch.tensor([prompt.uid for prompt in rows[part]])
+        if table is None:
+            raise UsageError("a rollout needs at least one prompt and one sample of it")
+        logp = torch.cat(logps)  # (B, S)
+        yield Trajectory(
+            prompts=tuple(rows),
+            media=Media.cat(media),
+            group=torch.tensor([prompt.uid for prompt in rows]),
+            logp=logp,
+            mask=torch.ones_like(logp, dtype=torch.bool),
+            seeds=tuple(seeds),
+            rows_together=self.settings.batch_size,
+            steps_together=1,
+            tape=Tape(table, tuple(table.stochastic), tuple(chunks)),
+        )
+
+    def _record(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], window_seed: int, table: StepTable | None
+    ) -> tuple[Recorder, Media]:
+        sampler = self.settings.sampler
+
+        def make_table() -> StepTable:
+            if table is not None:
+                return table
+            path = path_of(self.pipe.pipeline.scheduler)
+            whole = step_table(path, sampler.kernel, sampler.noise, sampler.noise_block)
+            return windowed(whole, sampler, window_seed)
+
+        def call() -> dict[str, Any]:
+            return self.pipe.call(prompts, self._starts(seeds))
+
+        first = self.graph is None
+        started = call()
+        # Siblings that share their start draw the kernel's noise from seeds of their own, every other row goes on with
+        # the generator of its initial noise.
+        explorers = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = explorers if sampler.shared_start else started["generator"]
+        twins = twins_of(prompts, self._starts(seeds))
+        record = Recorder(self.stage, generators, make_table, first or self.remembers, twins)
+        made = self.pipe.tracks(self.stage.run(started, record.denoise, record.step))
+        if first:
+
+            def play(replay: Replay) -> None:
+                self.stage.run(call(), replay.denoise, replay.step)
+
+            self.remembers = verify(record, play)
+            self.graph = graphs(record, play)
+            if not self.remembers:
+                record.forget()
+        return record, made
+
+    def replay(
+        self, trajectory: Trajectory, rows: Sequence[int], steps: Sequence[int] | None, versus: Weights | None
+    ) -> Steps:
+        """Recorded steps scored under the present weights, with grad; versus: without grad under those as well."""
+        tape: Tape = trajectory.tape
+        columns = list(range(len(tape.steps)) if steps is None else steps)
+        wanted = [tape.steps[column] for column in columns]
+        chunk = gather(tape.chunks, rows, trajectory.rows_together)
+        others: dict[int, Tensor] = {}
+        if versus is not None:  # first, so that nothing of it is alive beside the graph
+            with torch.no_grad(), self.weights(versus):
+                others = self._guided(trajectory, rows, chunk, wanted)
+        outs = self._guided(trajectory, rows, chunk, wanted)
+        score, versus_score, kl, gap = [], [], [], []
+        for i in wanted:
+            x, x_next = chunk.latents[i], chunk.latents[i + 1]
+            mean = tape.table.mean(i, x, outs[i])
+            score.append(tape.table.logp(i, x_next, mean))
+            if versus is not None:
+                other = tape.table.mean(i, x, others[i])
+                versus_score.append(tape.table.logp(i, x_next, other))
+                kl.append(tape.table.kl(i, mean, other))
+                gap.append((outs[i] - others[i]).float().square().flatten(1).sum(1))
+        return Steps(
+            score=torch.stack(score, 1),
+            count=tape.table.scored(chunk.latents[wanted[0]][0]),
+            mask=trajectory.mask[list(rows)][:, columns],
+            versus_score=torch.stack(versus_score, 1) if versus else None,
+            kl=torch.stack(kl, 1) if versus else None,
+            gap=torch.stack(gap, 1) if versus else None,
+            features=torch.stack([features(chunk.latents[i]) for i in wanted], 1),
+        )
+
+    def _guided(
+        self, trajectory: Trajectory, rows: Sequence[int], chunk: Chunk, wanted: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """The guided outputs of the wanted steps under the present weights."""
+        graph = self.graph
+        if graph is None:
+            raise GenalignError("replay before any rollout of this policy; roll out once first")
+
+        prompts = [trajectory.prompts[row] for row in rows]
+        starts = self._starts([trajectory.seeds[row] for row in rows])
+        twins, last = twins_of(prompts, starts), parting(trajectory.tape.table)
+
+        def answer(step: int, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+            equal = twins if step <= last else None
+            return self.stage.answer(args, kwargs, len(rows), graph[step][branch:], equal)
+
+        play = Replay(self.stage, chunk, len(rows), wanted, answer)
+        with self.pipe.on_kernel():
+            self.stage.run(self.pipe.call(prompts, starts), play.denoise, play.step)
+        return play.received
+
+    def _starts(self, seeds: Sequence[int]) -> Sequence[int]:
+        """The seeds of what the pipeline draws itself: the initial noise."""
+        return [family_seed(seed) for seed in seeds] if self.settings.sampler.shared_start else seeds

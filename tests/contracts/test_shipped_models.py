@@ -1,0 +1,74 @@
+"""The shipped models' stated accuracies, sizes and folders."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from genalign.files.shipped import shipped
+from genalign.lab import world
+from genalign.types import Media, Prompt, Track
+from tests.helpers.scenes import scenes
+
+
+def as_media(images):
+    return Media(image=Track(torch.from_numpy(images).permute(0, 3, 1, 2)))
+
+
+def test_held_out_judge_reads_clean_scenes_and_rejects_a_changed_fact():
+    from genalign.lab.judge import Judge
+
+    images, facts, changed = scenes(400, seed=10, split="heldout")
+    judge = Judge()
+    right = judge([Prompt("", facts=f) for f in facts], as_media(images))
+    wrong = judge([Prompt("", facts=f) for f in changed], as_media(images))
+    assert right.total.mean() >= 0.95
+    assert 1 - wrong.total.mean() >= 0.95
+    relation = right.names.index("relation")
+    assert right.valid[:, relation].tolist() == [f["relation"] is not None for f in facts]
+
+
+def test_tiny_clip_prefers_the_true_caption():
+    from genalign.lab.clip import clip_accuracy
+
+    assert clip_accuracy(shipped("assets", "tiny-clip"), count=600) >= 0.85
+
+
+def test_shipped_weights_fit_their_budget_and_are_half_precision():
+    files = list(shipped("assets").rglob("*.safetensors"))
+    folders = {f.relative_to(shipped("assets")).parts[0] for f in files}
+    kinds = ("flow", "sd", "turbo", "clip", "judge", "vlm-judge", "text-head", "expander")
+    assert {f"tiny-{kind}" for kind in kinds} <= folders
+    assert sum(f.stat().st_size for f in files) <= 75e6
+
+
+def test_no_shipped_config_names_a_folder_of_the_machine_that_built_it():
+    configs = [path for path in shipped("assets").rglob("*.json") if path.name != "table.json"]
+    assert len(configs) > 20
+    assert [path for path in configs if '"_name_or_path": "/' in path.read_text()] == []
+
+
+@pytest.mark.parametrize("name", ["tiny-flow", "tiny-sd"])
+def test_shipped_pipelines_load_by_plain_from_pretrained_and_draw(name):
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(shipped("assets", name))
+    pipe.set_progress_bar_config(disable=True)
+    make = {"guidance_scale": 2.0, "num_inference_steps": 8, "output_type": "np", "height": 64, "width": 64}
+    images = pipe(["a cat on a pink background"] * 6, generator=torch.Generator().manual_seed(0), **make).images
+    pink = np.asarray(world.BACKGROUNDS["pink"]) / 255
+    border = np.median(images[:, :2].reshape(6, -1, 3), axis=1)
+    assert images.shape == (6, 64, 64, 3)
+    assert images.std(axis=(1, 2, 3)).min() > 0.02  # something is drawn
+    assert np.abs(border - pink).max(axis=1).min() < 0.12  # and the background is heard at least once
+
+
+def test_tokenizer_is_the_same_in_every_process_and_gives_each_word_one_token():
+    import subprocess
+    import sys
+
+    code = "from genalign.lab.text import build_tokenizer as b; print(b()('a red apple left of 3 cacti').input_ids)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    assert runs[0].stdout == runs[1].stdout
+    assert len(json.loads(runs[0].stdout)) == 7 + 2

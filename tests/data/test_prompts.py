@@ -1,0 +1,44 @@
+"""Prompts from a file: their rows, and the order in which a run draws them."""
+
+from pathlib import Path
+
+import pytest
+
+from genalign.data.prompts import Prompts, read_prompts
+from genalign.types import Prompt, UsageError
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Prompts:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(f"prompt {i}" for i in range(7)))
+    return read_prompts(path)
+
+
+def test_draws_are_without_replacement_and_need_no_state(prompts: Prompts) -> None:
+    drawn = [[p.uid for p in prompts.draw(step, 3, seed=1)] for step in range(40)]
+    assert drawn == [[p.uid for p in prompts.draw(step, 3, seed=1)] for step in range(40)]
+    for first, second in zip(drawn[::2], drawn[1::2], strict=True):  # 7 // 3 steps use one order
+        assert len(set(first + second)) == 6
+    assert {uid for step in drawn for uid in step} == set(range(7))  # nobody is left out for ever
+    assert drawn[0] != drawn[2]
+    assert drawn != [[p.uid for p in prompts.draw(step, 3, seed=2)] for step in range(40)]
+
+
+def test_more_prompts_a_step_than_there_are(prompts: Prompts) -> None:
+    with pytest.raises(UsageError, match=r"prompts_per_step is 8 .* 7 prompts"):
+        prompts.draw(0, 8, 0)
+
+
+def test_prompt_rows_carry_facts_and_row_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"prompt": "two stars", "facts": {"answer": 2}}\n\n{"prompt": "a cat", "facts": {"answer": 1, "x": 0}}\n'
+    )
+    rows = read_prompts(path)
+    assert [(p.text, p.uid, dict(p.facts)) for p in rows] == [
+        ("two stars", 0, {"answer": 2}),
+        ("a cat", 1, {"answer": 1, "x": 0}),
+    ]
+    assert rows.facts() == {"answer"}
+    assert isinstance(next(iter(rows)), Prompt)

@@ -1,0 +1,65 @@
+"""The model card: the loader that fits, the model, method, reward and numbers."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from genalign.evaluation.card import loading, reward_name, write_card
+from tests.helpers.finished_run import Denoiser, finished_run
+
+
+@pytest.fixture
+def base():
+    torch.manual_seed(0)
+    return Denoiser()
+
+
+@pytest.fixture
+def run(tmp_path, base):
+    return finished_run(tmp_path, base)
+
+
+def test_card_shows_the_loader_that_fits(run, tmp_path):
+    assert 'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "adapter")' in loading(run)
+    save_file({"x": torch.zeros(1)}, run / "adapter/pytorch_lora_weights.safetensors")
+    assert 'pipe.load_lora_weights("adapter")' in loading(run)
+    assert '/tiny-model", vae=None)' in loading(run)
+    (run / "adapter/pytorch_lora_weights.safetensors").unlink()
+    (tmp_path / "tiny-model/model_index.json").unlink()
+    assert "AutoModelForCausalLM" in loading(run)
+    compile(loading(run), "card", "exec")
+
+
+def test_card_tells_model_method_reward_and_numbers(run):
+    metric = {"before": 0.4, "after": 0.6, "delta": 0.2, "ci95": [0.1, 0.3], "held_out": True}
+    sides = {side: {"best": best, "metrics": {}, "failed": {}} for side, best in (("before", 3.0), ("after", 2.0))}
+    sweep = {"guidance": [2.0, 3.0], "steps": 10, "headline": "judge/all_facts", "weights": "policy", **sides}
+    (run / "eval.json").write_text(
+        json.dumps({"prompts": 512, "seeds": [0], "metrics": {"judge/all_facts": metric}, "sweep": sweep})
+    )
+    text = write_card(run).read_text()
+    assert yaml.safe_load(text.split("---")[1])["base_model"] == "tiny-model"
+    assert "| judge/all_facts (held-out) | 0.4000 | 0.6000 | +0.2000 | +0.1000 to +0.3000 |" in text
+    assert "guidance 3 before and 2 after" in text
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("/a/b/image-hybrid.yaml", "image-hybrid"),
+        ("/a/rules.py:facts", "rules.py:facts"),
+        (None, "labelled pairs"),
+        ({"use": "clip", "model": "x"}, "clip"),
+        ({"use": "clip", "name": "likeness"}, "likeness"),
+        ({"sum": [{"use": "clip"}, {"use": "x.py:f", "weight": 2.0}]}, "sum(clip, x.py:f)"),
+        (
+            {"hybrid": {"rule": {"use": "r.py:f"}, "model": {"use": "clip"}, "mode": "confidence"}},
+            "hybrid(r.py:f, clip)",
+        ),
+    ],
+)
+def test_reward_names(spec, name):
+    assert reward_name(spec) == name

@@ -1,0 +1,139 @@
+"""What pipelines return becomes tracks: diffusers' own processors, output classes and pipelines are the oracle."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderOobleck, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.ltx.pipeline_output import LTXPipelineOutput
+from diffusers.pipelines.pipeline_utils import AudioPipelineOutput, ImagePipelineOutput
+from diffusers.utils import BaseOutput
+from diffusers.video_processor import VideoProcessor
+
+from genalign.policy import tracks
+from genalign.policy.tracks import Tracks
+from genalign.types import Media, Prompt, Track, UsageError
+
+
+def pipeline(call: Any, *, components: dict[str, Any] | None = None, **processors: Any) -> Any:
+    """Nothing but what Tracks looks at: the components, the processors, and the signature of __call__."""
+    kind = type("MadeOfParts", (SimpleNamespace,), {"__call__": call})
+    return kind(components=components or {}, **processors)
+
+
+def plain(self: Any, prompt: Any = None) -> None: ...
+
+
+def with_rate(self: Any, prompt: Any = None, frame_rate: float = 25.0) -> None: ...
+
+
+def with_fps(self: Any, prompt: Any = None, fps: int | None = None) -> None: ...
+
+
+@pytest.fixture
+def every(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if rollouts of every medium were proven."""
+    monkeypatch.setattr(tracks, "DRAWN", frozenset({"image", "video", "audio"}))
+
+
+def oobleck() -> AutoencoderOobleck:
+    return AutoencoderOobleck(
+        encoder_hidden_size=4, decoder_channels=4, decoder_input_channels=4, audio_channels=2, sampling_rate=44100,
+        downsampling_ratios=[2], channel_multiples=[1],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["images", "image"])
+def test_images_are_what_the_processor_made_whatever_the_field_is_called(field: str) -> None:
+    processor = VaeImageProcessor()
+    decoded = torch.randn(2, 3, 8, 8)
+    made = Tracks(pipeline(plain, image_processor=processor), {})
+    kind = type("Output", (BaseOutput,), {"__annotations__": {field: Any}})
+    from dataclasses import dataclass
+
+    output = dataclass(kind)(**{field: processor.postprocess(decoded, output_type="pt")})
+    assert made.modalities == {"image"}
+    assert torch.equal(made(output)["image"].data, (decoded / 2 + 0.5).clamp(0, 1))
+    assert made(output)["image"].rate is None
+
+
+@pytest.mark.parametrize(
+    ("call", "fixed", "rate"), [(with_rate, {}, 25.0), (with_rate, {"frame_rate": 12}, 12.0), (with_fps, {}, None)]
+)
+def test_videos_are_frames_first_in_the_unit_range_with_the_rate_of_the_call(every, call, fixed, rate) -> None:
+    processor = VideoProcessor(vae_scale_factor=8)
+    decoded = torch.randn(2, 3, 5, 8, 8)  # (B,3,F,H,W) as autoencoders of videos return it
+    made = Tracks(pipeline(call, video_processor=processor), fixed)
+    track = made(LTXPipelineOutput(frames=processor.postprocess_video(decoded, output_type="pt")))["video"]
+    assert made.modalities == {"video"}
+    assert torch.equal(track.data, (decoded / 2 + 0.5).clamp(0, 1).transpose(1, 2))
+    assert track.data.shape == (2, 5, 3, 8, 8)
+    assert track.rate == rate
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 64), (2, 64)])
+def test_sound_has_channels_and_the_rate_of_the_last_component_that_makes_it(every, shape) -> None:
+    vocoder = torch.nn.Linear(1, 1)
+    vocoder.config = SimpleNamespace(sampling_rate=8000, output_sampling_rate=16000)  # reads one rate, writes another
+    waves = 1.5 * torch.randn(shape)
+    for components, rate in (({"vae": oobleck()}, 44100.0), ({"vae": oobleck(), "vocoder": vocoder}, 16000.0)):
+        made = Tracks(pipeline(plain, components=components), {})
+        track = made(AudioPipelineOutput(audios=waves))["audio"]
+        assert made.modalities == {"audio"}
+        assert track.rate == rate
+        assert torch.equal(track.data, waves.clamp(-1, 1).reshape(2, -1, 64))
+
+
+def test_gradients_flow_through() -> None:
+    x = torch.full((1, 3, 2, 2), 0.25, requires_grad=True)
+    Tracks(pipeline(plain, image_processor=VaeImageProcessor()), {})(ImagePipelineOutput(images=x))[
+        "image"
+    ].data.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ({"video_processor": VideoProcessor()}, "makes videos; this policy knows only images yet"),
+        ({"components": {"vae": oobleck()}}, "makes sounds; this policy knows only images yet"),
+        (
+            {"components": {"audio_vae": oobleck()}, "video_processor": VideoProcessor()},
+            "makes videos and sounds; this policy knows only images yet",
+        ),
+        ({}, "has no image_processor, so the range of what it makes is not known"),
+    ],
+)
+def test_what_cannot_be_drawn_yet_is_one_sentence(parts: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        Tracks(pipeline(plain, **parts), {})
+
+
+def test_an_autoencoder_of_images_makes_no_sound_and_an_unknown_field_is_one_sentence() -> None:
+    small = {"block_out_channels": (4,), "norm_num_groups": 2}
+    denoiser = UNet2DConditionModel(
+        **small, layers_per_block=1, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+        mid_block_type=None,
+    )  # fmt: skip
+    parts = {"vae": AutoencoderKL(**small), "unet": denoiser}
+    made = Tracks(pipeline(plain, components=parts, image_processor=VaeImageProcessor()), {})
+    assert made.modalities == {"image"}
+    with pytest.raises(UsageError, match="returns meshes, of which nothing is known as a medium"):
+        made({"meshes": torch.zeros(1)})
+
+
+def test_input_media_that_do_not_fit_are_one_sentence() -> None:
+    made = Tracks(pipeline(lambda self, prompt, image=None: None, image_processor=VaeImageProcessor()), {})
+    square, wide = (Media(image=Track(torch.zeros(1, 3, 8, width))) for width in (8, 16))
+    assert made.inputs([Prompt("a")]) == {}
+    assert [image.size for image in made.inputs([Prompt("a", wide)])["image"]] == [(16, 8)]
+    with pytest.raises(UsageError, match="must bring one image and nothing else"):
+        made.inputs([Prompt("a", square), Prompt("b", uid=1)])
+    with pytest.raises(UsageError, match="must have one size"):
+        made.inputs([Prompt("a", square), Prompt("b", wide, uid=1)])
+    with pytest.raises(UsageError, match="takes no image"):
+        Tracks(pipeline(plain, image_processor=VaeImageProcessor()), {}).inputs([Prompt("a", square)])

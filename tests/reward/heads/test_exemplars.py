@@ -1,0 +1,25 @@
+"""Exemplars in every form."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from genalign.reward.heads.exemplars import read_exemplars
+from tests.helpers.feature_sets import exemplar_room
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exemplar_room(tmp_path_factory.mktemp("room"))
+
+
+def test_exemplars_are_read_in_every_form(room: Path, tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"p{k}", "image": str(room / "shown" / f"{k:02}.png")}) + "\n" for k in range(3))
+    )
+    both = read_exemplars(str(tmp_path / "rows.jsonl"))
+    assert (len(both.pictures), both.texts) == (3, ("p0", "p1", "p2"))
+    assert len(read_exemplars(f"{room / 'made.py'}:shown").pictures) == 8
+    assert len(read_exemplars(str(room / "shown")).pictures) == 40
+    assert read_exemplars(str(room / "shown")).digest == read_exemplars(str(room / "shown")).digest

@@ -1,0 +1,186 @@
+"""The hacking monitor: the proxy point by hand, a toy run that overshoots, and a run from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from genalign.cli.main import main
+from genalign.files.settings import changed_key
+from genalign.method import MethodSettings, build_method
+from genalign.run.build import build
+from genalign.run.launch import MAY_CHANGE
+from genalign.run.recipe import load_recipe
+from genalign.training.checkpoint import load_checkpoint
+from genalign.training.loop import TrainSettings, restore, start, train
+from genalign.training.monitor import ALARM, Monitor, MonitorSettings, proxy_point, symptoms
+from genalign.training.stopping import watched
+from genalign.types import Media, Prompt, Track, UsageError
+from tests.helpers.averaged import Averaged
+from tests.helpers.tiny_recipe import write_recipe
+from tests.helpers.toy_policy import ToyReward, make_scores
+
+PROMPTS = [Prompt(f"prompt {i}", uid=i) for i in range(3)]
+SETTINGS = TrainSettings(
+    steps=60, learning_rate=0.1, checkpoint_every=2, keep_checkpoints=30, ema=0.5, max_grad_norm=100.0
+)
+
+
+@pytest.mark.parametrize(
+    ("looks", "patience", "point"),
+    [
+        ([(1, 1), (2, 2), (3, 1), (4, 0)], 2, 2),
+        ([(1, 1), (2, 2), (3, 1), (4, 0)], 3, None),  # not for long enough
+        ([(1, 1), (2, 2), (3, 3), (4, 4)], 2, None),  # both rise
+        ([(4, 1), (3, 2), (2, 1), (1, 0)], 2, None),  # both fall: nothing is hacked
+        ([(1, 5), (2, 4), (3, 6), (4, 5), (5, 5)], 2, 3),
+        ([(1, 5), (2, 4), (1, 4), (3, 4)], 2, None),  # the proxy was no better in between
+        ([(1, 2), (2, 1)], 2, None),
+        ([], 1, None),
+    ],
+)
+def test_the_proxy_point_by_hand(looks, patience: int, point):
+    steps = [(step, float(proxy), float(held)) for step, (proxy, held) in enumerate(looks, 1)]
+    assert proxy_point(steps, patience) == point
+
+
+class Near(ToyReward):
+    """Highest for a middling brightness: what really counts, where the training reward only wants more."""
+
+    name = "near"
+    aspects = ("near",)
+
+    def __call__(self, prompts, media, group=None):
+        torch.rand(3)  # a reward may draw
+        return make_scores(-(super().__call__(prompts, media, group).values - 0.8).abs())
+
+
+def monitor(**keys) -> Monitor:
+    settings = MonitorSettings(**{"every": 2, "per_prompt": 2, "patience": 3} | keys)
+    return Monitor(settings, PROMPTS, ToyReward(), [Near()], "ema")
+
+
+def steps_of(folder: Path, watcher: Monitor | None, settings: TrainSettings = SETTINGS, saved: Path | None = None):
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    progress = start(Averaged(), ToyReward(), settings)
+    if saved is not None:
+        restore(progress, load_checkpoint(saved))
+    learner = build_method(MethodSettings(name="flow-grpo", group=8))
+    logs = train(progress, learner, lambda step: PROMPTS, folder)
+    return progress, list(watched(progress, logs, folder, watcher))
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_overshooting_run_is_noticed_and_not_changed(tmp_path: Path, capsys):
+    """Invariant 35."""
+    plain, _ = steps_of(tmp_path / "plain", None)
+    seen, logs = steps_of(tmp_path / "seen", monitor())
+    assert torch.equal(plain.policy.delta, seen.policy.delta)
+    assert torch.equal(plain.policy.average, seen.policy.average)
+    said = capsys.readouterr().err
+    assert said.count("the reward is being hacked") == 1  # once, not at every look
+    looks = [log for log in logs if "monitor/near" in log]
+    assert [int(log["step"]) for log in looks] == list(range(2, 61, 2))
+    assert rows(tmp_path / "seen") == logs  # what was yielded is what is written
+    proxy, held = ([log[f"monitor/{name}"] for log in looks] for name in (ToyReward().name, "near"))
+    best = held.index(max(held))
+    assert 0 < best < len(held) - 3
+    assert proxy[-1] > proxy[best]
+    first = next(k for k, log in enumerate(looks) if ALARM in log)
+    assert first >= best + 3
+    assert f"since step {2 * (best + 1)}" in said
+    assert {"monitor/diversity", "monitor/saturation", "monitor/jpeg_kib"} <= set(looks[0])
+
+
+def test_it_may_stop_with_the_checkpoint_before_the_proxy_point(tmp_path: Path):
+    _, whole = steps_of(tmp_path / "whole", monitor())
+    progress, logs = steps_of(tmp_path / "run", monitor(stop=True))
+    last = int(logs[-1]["step"])
+    assert ALARM in logs[-1]
+    assert last == next(int(log["step"]) for log in whole if ALARM in log)
+    held = [log["monitor/near"] for log in logs if "monitor/near" in log]
+    assert progress.step == 2 * (1 + held.index(max(held)))
+    saved = load_checkpoint(tmp_path / "run" / f"checkpoint-{progress.step}")
+    assert torch.equal(progress.policy.delta, saved.parts["adapter"]["delta"])
+    again, more = steps_of(tmp_path / "run", monitor(stop=True), saved=tmp_path / "run" / f"checkpoint-{last}")
+    assert more == []  # a run that had stopped is not trained on
+    assert again.step == progress.step
+
+
+def test_a_resumed_run_looks_and_stops_as_an_unbroken_one(tmp_path: Path):
+    short = SETTINGS.model_copy(update={"steps": 8})
+    steps_of(tmp_path / "run", monitor(stop=True), short)
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    torn = {name: value for name, value in json.loads(lines[-1]).items() if not name.startswith("monitor/")}
+    (tmp_path / "run/metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(torn), '{"step": 9, "re']))
+    first, _ = steps_of(tmp_path / "run", monitor(stop=True), saved=tmp_path / "run/checkpoint-8")
+    second, _ = steps_of(tmp_path / "unbroken", monitor(stop=True))
+    assert first.step == second.step
+    timed = ("time", "perf", "step_time")
+    for mine, theirs in zip(rows(tmp_path / "run"), rows(tmp_path / "unbroken"), strict=True):
+        assert {k: v for k, v in mine.items() if not k.startswith(timed)} == {
+            k: v for k, v in theirs.items() if not k.startswith(timed)
+        }
+
+
+def test_honest_runs_raise_no_alarm(tmp_path: Path, capsys):
+    honest = Monitor(MonitorSettings(every=2), PROMPTS, ToyReward(), [ToyReward()], "ema")
+    _, logs = steps_of(tmp_path / "run", honest, SETTINGS.model_copy(update={"steps": 20}))
+    assert not any(ALARM in log for log in logs)
+    assert capsys.readouterr().err == ""
+    assert Monitor(MonitorSettings(), PROMPTS, None, [Near()]).alarm(logs) is None  # pairs have no proxy
+
+
+def test_symptoms_by_hand():
+    """Invariant 35."""
+    grey, red = torch.full((3, 8, 8), 0.5), torch.stack([torch.ones(8, 8), torch.zeros(8, 8), torch.zeros(8, 8)])
+    group = torch.tensor([1, 1, 2, 2])
+    told = symptoms(Media(image=Track([grey, red, grey, grey])), group)
+    assert told["saturation"] == pytest.approx(0.25)
+    assert told["diversity"] == pytest.approx(0.25)  # 1/2 apart in every channel, and 0
+    noisy = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert symptoms(Media(image=Track([noisy])), group[:1])["jpeg_kib"] > told["jpeg_kib"] / 4
+    assert "diversity" not in symptoms(Media(image=Track([noisy])), group[:1])
+    texts = symptoms(Media(text=Track(["a b", "a c", "a", "a"])), group)
+    assert texts["words"] == 1.5
+    assert texts["diversity"] == pytest.approx((2 / 3 + 0) / 2)
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+
+WATCH = {"every": 1, "count": 2, "per_prompt": 2, "steps": 2, "held_out": ["sharpness"], "patience": 1}
+
+
+def test_a_watched_run_from_the_command_line(tmp_path: Path):
+    recipe = write_recipe(tmp_path, train={"steps": 2, "monitor": WATCH}, eval=None)
+    assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 0
+    told = rows(tmp_path / "run")
+    assert [row["step"] for row in told] == [1, 2]
+    assert all({"monitor/bright", "monitor/sharpness", "monitor/diversity", "reward"} <= set(row) for row in told)
+    assert "monitor/sharpness" in (tmp_path / "run/report.html").read_text()
+    other = load_recipe(recipe, ["train.monitor.every=5"]).resolved()
+    assert changed_key(load_recipe(recipe).resolved(), other) is not None
+    assert changed_key(load_recipe(recipe).resolved(), other, MAY_CHANGE) is None  # resumed, watched otherwise
+
+
+def test_what_is_followed_by_default(tmp_path: Path):
+    recipe = write_recipe(
+        tmp_path, train={"steps": 2, "monitor": {}}, eval={"prompts": "exam.txt", "held_out": "sharpness"}
+    )
+    built = build(load_recipe(recipe))
+    assert [reward.name for reward in built.monitor.held_out] == ["sharpness"]
+    assert [prompt.text for prompt in built.monitor.prompts] == ["exam a", "exam b", "exam c"]
+    assert built.monitor.proxy is built.reward
+    assert build(load_recipe(recipe, ["train.monitor=null"])).monitor is None
+    with pytest.raises(UsageError, match=r"name some in train\.monitor\.held_out"):
+        build(load_recipe(recipe, ["eval=null"]))
+    with pytest.raises(UsageError, match=r"'train\.monitor\.evry'; did you mean 'every'"):
+        load_recipe(recipe, ["train.monitor.evry=2"])
+    assert yaml.safe_load(recipe.read_text())["train"]["monitor"] == {}
