@@ -6,13 +6,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from genalign.files.places import nearest, portable
+from genalign.files.places import nearest, portable, recipe_path
 from genalign.types import UsageError
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,6 +40,24 @@ def read_yaml(path: Path) -> Any:
         raise UsageError(f"cannot read {path}: {error}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def read_recipe(name: str, overrides: Sequence[str], model: type[M]) -> tuple[M, Path]:
+    """A recipe, by its path or shipped name and with `a.b=value` overrides, as a `model`; and the file it stands in.
+
+    Raises:
+        UsageError: no such file, not YAML, an unknown key (the nearest is named) or a value that does not fit.
+    """
+    path = recipe_path(name)
+    plain = read_yaml(path)
+    if not isinstance(plain, dict):
+        raise UsageError(f"{path} holds no recipe; its top-level keys are {', '.join(model.model_fields)}")
+    for override in overrides:
+        apply_override(plain, override)
+    try:
+        return model.model_validate(plain), path
+    except ValidationError as error:
+        raise UsageError(f"recipe {path}: {sentence(error, model)}") from error
 
 
 def apply_override(plain: dict[str, Any], override: str) -> None:

@@ -33,7 +33,7 @@ class BackboneSettings(BaseModel):
     model: str
     """A folder (relative to the recipe), a shipped asset or a hub id."""
     prompt: bool = True
-    """Of clip: whether the features tell how the picture suits its prompt, or the picture alone."""
+    """Of clip: whether the features are of how the picture suits its prompt, or of the picture alone."""
     template: str | None = None
     """Of text and vlm: what is read, with {prompt} and {text}; null: all that there is."""
     pool: Literal["mean", "last", "token"] = "mean"
@@ -59,7 +59,7 @@ class Backbone(Protocol):
 
 
 def build_backbone(settings: BackboneSettings, reads: Reads, folder: Path) -> Backbone:
-    """The backbone for samples that are images, videos or texts; it loads when it is first asked.
+    """The backbone for samples that are images, videos or texts; it loads when it is first used.
 
     Raises:
         UsageError: it cannot read such samples, no such model, or a pool without its token.
@@ -96,14 +96,14 @@ class ClipFeatures:
 
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
         if self.reads == "video":
-            films = [film for film in media["video"].data if isinstance(film, Tensor)]
-            seen = torch.stack([self._see(Media(image=Track(film))).mean(0) for film in films])
+            videos = [video for video in media["video"].data if isinstance(video, Tensor)]
+            v = torch.stack([self._see(Media(image=Track(video))).mean(0) for video in videos])
         else:
-            seen = self._see(media)
+            v = self._see(media)
         if not self.prompt:
-            return seen
-        read = F.normalize(self.clip.read(texts(prompts), seen.device), dim=1)
-        return torch.cat([seen, read, seen * read], 1)
+            return v
+        t = F.normalize(self.clip.read(texts(prompts), v.device), dim=1)
+        return torch.cat([v, t, v * t], 1)
 
     def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]:
         return self.clip.cut(texts(prompts)) if self.prompt else [False] * len(prompts)
@@ -146,11 +146,12 @@ class _Transformer:
         return digest("hidden", weights_digest(self.loaded[0]), settings, self.template)
 
     def written(self, prompts: Sequence[Prompt], media: Media) -> list[str]:
+        """The template, filled for each row; the token that is pooled stands at its end where it is not in it."""
         answers = [str(text) for text in media["text"].data] if "text" in media else [""] * len(prompts)
         both = zip(prompts, answers, strict=True)
-        told = [self.template.format(prompt=prompt.text, text=text) for prompt, text in both]
+        written = [self.template.format(prompt=prompt.text, text=text) for prompt, text in both]
         token = self.settings.token
-        return [text if token is None or token in text else text + token for text in told]
+        return [text if token is None or token in text else text + token for text in written]
 
     def pooled(self, hidden: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
         """(R,H) of hidden (R,T,H); mask, ids (R,T). Padding may stand on either side."""
@@ -188,9 +189,9 @@ class TextFeatures(_Transformer):
 
 
 class VlmFeatures(_Transformer):
-    """Pooled hidden states of an image-text model that is shown a picture and told a text.
+    """Pooled hidden states of an image-text model that reads a picture and a text.
 
-    Where samples are images, the picture is the sample; where they are texts, it is the one that was asked about.
+    Where samples are images, the picture is the sample; where they are texts, it is the one that the prompt is about.
     """
 
     def __init__(self, model: str, settings: BackboneSettings, reads: Reads) -> None:
@@ -207,11 +208,11 @@ class VlmFeatures(_Transformer):
     @torch.no_grad()
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
         net, processor = self.loaded
-        shown, told, rows = self._shown(prompts, media), self.written(prompts, media), []
-        for part in _parts(range(len(told)), self.settings.batch_size):
+        shown, written, rows = self._shown(prompts, media), self.written(prompts, media), []
+        for part in _parts(range(len(written)), self.settings.batch_size):
             given = processor(
                 images=[shown[i] for i in part],
-                text=[self._chat(processor, told[i]) for i in part],
+                text=[self._chat(processor, written[i]) for i in part],
                 return_tensors="pt",
                 padding=True,
             ).to(next(net.parameters()).device)
@@ -227,16 +228,21 @@ class VlmFeatures(_Transformer):
 
         if self.reads == "image":
             return [to_pil(image) for image in media["image"].data if isinstance(image, Tensor)]
-        asked = [None if prompt.media is None else prompt.media.get("image") for prompt in prompts]
-        if any(track is None for track in asked):
-            raise UsageError(f"backbone {self.model} reads pictures, but a prompt has none; set backbone.kind: text")
-        return [to_pil(track.data[0]) for track in asked if track is not None and isinstance(track.data[0], Tensor)]
+        pictures = []
+        for prompt in prompts:
+            track = None if prompt.media is None else prompt.media.get("image")
+            if track is None or not isinstance(track.data[0], Tensor):
+                raise UsageError(
+                    f"backbone {self.model} reads pictures, but a prompt has none; set backbone.kind: text"
+                )
+            pictures.append(to_pil(track.data[0]))
+        return pictures
 
     @staticmethod
     def _chat(processor: Any, text: str) -> str:
         if getattr(processor, "chat_template", None):
-            said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-            return processor.apply_chat_template(said)
+            chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+            return processor.apply_chat_template(chat)
         return f"{processor.image_token}\n{text}"
 
 
