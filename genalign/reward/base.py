@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from genalign.files.shipped import shipped
-from genalign.types import Media, Prompt, Reward, Scores, UsageError
+from genalign.types import Media, Prompt, Reward, Scores, Track, UsageError
 
 Scope = Literal["sample", "group", "batch"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -88,6 +88,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names)}" if names else ""
 
 
+def first_missing(names: Iterable[str], known: Container[str]) -> str | None:
+    """The first of `names` that is not `known`; None where all are."""
+    return next((name for name in names if name not in known), None)
+
+
+def first_repeated(names: Sequence[str]) -> str | None:
+    """The first of `names` that stands there twice; None where none does."""
+    return next((name for name in names if names.count(name) > 1), None)
+
+
 def resolve_model(model: str | Path, folder: Path | None = None) -> str:
     """A model's folder (relative to `folder`, then among the shipped assets), or a hub id as it is.
 
@@ -125,12 +135,17 @@ def texts(prompts: Sequence[Prompt]) -> list[str]:
     return [prompt.text for prompt in prompts]
 
 
+def tensor_rows(track: Track) -> list[Tensor]:
+    """The rows of a track of pictures, videos or sounds, one tensor each."""
+    return [row for row in track.data if isinstance(row, Tensor)]
+
+
 def image_batches(media: Media, size: int) -> list[Tensor]:
     """The images in fp32, (R,3,H,W) with R <= size; one by one where their shapes differ. Autograd is kept."""
     data = media["image"].data
     if isinstance(data, Tensor):
         return list(data.float().split(size))
-    return [row[None].float() for row in data if isinstance(row, Tensor)]
+    return [row[None].float() for row in tensor_rows(media["image"])]
 
 
 def cut_info(name: str, cut: Sequence[bool]) -> dict[str, list[bool]]:

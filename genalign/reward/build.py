@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from genalign.reward.base import nearest
+from genalign.reward.base import first_missing, nearest
 from genalign.reward.combine.algebra import Hybrid, Sum
 from genalign.reward.combine.means import Harmonic
 from genalign.reward.combine.pairwise import Difference, Gpm, Preference, Versus, WinRate
@@ -73,7 +73,7 @@ def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
         return run_as({key: value for key, value in spec.items() if key != "run"}, spec["run"], folder, build_reward)
     kinds = [key for key in spec if key in KINDS]
     if len(kinds) != 1:
-        unknown = next((str(key) for key in spec if key not in KINDS), "")
+        unknown = first_missing(map(str, spec), KINDS) or ""
         found = f"has {' and '.join(kinds)}" if kinds else "has none"
         raise UsageError(
             f"a reward mapping needs exactly one of the keys {', '.join(KINDS)}, but {short(spec)} {found}"
@@ -133,7 +133,7 @@ def _hybrid(settings: Any, rest: dict[str, Any], folder: Path) -> Reward:
     _check_keys("hybrid", options, {"rule", "model", "mode", "alpha", "threshold"})
     for key in ("alpha", "threshold"):
         _check_number(key, options.get(key, 0.0), settings)
-    rule, model = (build_reward(settings[key], folder) for key in ("rule", "model"))
+    rule, model = build_reward(settings["rule"], folder), build_reward(settings["model"], folder)
     return Hybrid(rule, model, **options, **rest)
 
 
@@ -199,7 +199,7 @@ def _read(path: Path) -> Any:
 def _preset(name: str, settings: dict[str, Any], folder: Path) -> Reward:
     settings = {**PRESETS[name].settings, **settings}
     calibrate = settings.pop("calibrate", None)
-    absent = next((key for key in PRESETS[name].given if key not in settings), None)
+    absent = first_missing(PRESETS[name].given, settings)
     if absent:
         raise UsageError(f"reward {name!r} needs the setting {absent!r}; to get its weights: {how_to_get(name)}")
     for key in ("processor", "weights", "base", "tokenizer"):
@@ -223,7 +223,7 @@ def _head(address: str, name: str, settings: dict[str, Any], folder: Path) -> Re
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # such a class checks them itself
         _check_keys(name, settings, set(parameters))
     required = [p.name for p in parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    absent = next((parameter for parameter in required if parameter not in settings), None)
+    absent = first_missing(required, settings)
     if absent:
         raise UsageError(f"reward {name!r} needs the setting {absent!r}; write it beside 'use: {name}'")
     if "model" in settings:

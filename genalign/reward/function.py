@@ -70,15 +70,19 @@ class FunctionReward(Stateless):
         self.settings = dict(settings or {})
         self.extra_needs = tuple(needs)
         parameters = inspect.signature(function).parameters.values()
-        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self.takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self.optional = {p.name for p in named if p.default is not p.empty}
-        self.parameters = tuple(p.name for p in named)
+        named, self.optional = [], set[str]()
+        for p in parameters:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                named.append(p.name)
+                if p.default is not p.empty:
+                    self.optional.add(p.name)
+        self.parameters = tuple(named)
         unknown = sorted(set(self.settings) - self.optional)
         if unknown:
             raise UsageError(f"reward {self.name!r} has no setting {unknown[0]!r}{nearest(unknown[0], self.optional)}")
-        required = [_need(parameter) for parameter in self.parameters if parameter not in self.optional]
-        self.needs = frozenset(needs).union(need for need in required if need is not None)
+        required = {_need(parameter) for parameter in self.parameters if parameter not in self.optional}
+        self.needs = frozenset(need for need in {*needs, *required} if need is not None)
         summed = sum(weight != 0 for weight in self.weights)
         self.looks_at: Scope = looks_at or ("group" if "group" in self.parameters or summed > 1 else "sample")
         self.differentiable = differentiable
@@ -117,8 +121,10 @@ class FunctionReward(Stateless):
     def _arguments(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> dict[str, Any]:
         facts = [prompt.facts for prompt in prompts]
         offered: dict[str, Any] = {}
-        for key in dict.fromkeys(key for row in facts for key in row):
-            offered[key] = [row.get(key) for row in facts]
+        for row in facts:
+            for key in row:
+                if key not in offered:
+                    offered[key] = [other.get(key) for other in facts]
         # The modalities and the words below take precedence over facts of the same name.
         offered |= {name: track.data for name, track in media.items()}
         offered |= {"prompt": texts(prompts), "facts": [dict(row) for row in facts], "media": media}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from genalign.reward.base import nearest
+from genalign.reward.base import first_missing, nearest
 from genalign.reward.combine.algebra import Pick
 from genalign.reward.combine.ensemble import Ensemble, Repeat
 from genalign.reward.combine.gates import Cascade, Gate, Product
@@ -118,7 +118,7 @@ def check_keys(what: str, given: Mapping[str, Any], known: set[str]) -> None:
     Raises:
         UsageError: naming the nearest.
     """
-    unknown = next((key for key in given if key not in known), None)
+    unknown = first_missing(given, known)
     if unknown is not None:
         raise UsageError(f"reward {what!r} has no setting {unknown!r}{nearest(unknown, known)}")
 
@@ -144,7 +144,7 @@ def run_as(
     """
     if not isinstance(settings, Mapping):
         raise UsageError(f"'run' takes a mapping with any of the keys {', '.join(RUN_KEYS)}, not {settings!r}")
-    unknown = next((str(key) for key in settings if key not in RUN_KEYS), None)
+    unknown = first_missing(map(str, settings), RUN_KEYS)
     if unknown:
         raise UsageError(f"'run' has no setting {unknown!r}{nearest(unknown, RUN_KEYS)}")
     on, cache = settings.get("on"), settings.get("cache", False)

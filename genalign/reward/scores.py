@@ -102,10 +102,11 @@ def cat_scores(parts: Sequence[Scores]) -> Scores:
 def _cat_info(parts: Sequence[Scores]) -> dict[str, list[Any]]:
     """Every key of any batch; None for the rows of a batch without it."""
     joined: dict[str, list[Any]] = {}
-    for key in dict.fromkeys(key for part in parts for key in part.info):
-        joined[key] = []
+    for part in parts:
+        joined |= {key: [] for key in part.info if key not in joined}
+    for key, rows in joined.items():
         for part in parts:
-            joined[key] += part.info.get(key, [None] * len(part.total))
+            rows += part.info.get(key, [None] * len(part.total))
     return joined
 
 

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import Scope, aspect_weights, digest, nearest, widest
-from genalign.reward.combine.combination import Combination, Summary, abstained_rows, failed_rows, side_by_side, totals
+from genalign.reward.combine.combination import (
+    Combination,
+    Summary,
+    abstained_rows,
+    failed_rows,
+    side_by_side,
+    totals,
+    weighted,
+)
 from genalign.reward.scores import Missing, combine, total_confidence
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
@@ -31,14 +39,13 @@ class Sum(Combination):
     def __init__(
         self, parts: Sequence[Reward | tuple[Reward, float]], missing: Missing = "zero_advantage", name: str = "sum"
     ) -> None:
-        pairs = [part if isinstance(part, tuple) else (part, 1.0) for part in parts]
-        if not pairs:
+        rewards, self.part_weights = weighted(parts)
+        if not rewards:
             raise UsageError(f"reward {name!r} is a sum of nothing; give it at least one part")
         if missing not in get_args(Missing):
             raise UsageError(f"a sum has no missing rule {missing!r}{nearest(missing, get_args(Missing))}")
-        super().__init__([part for part, _ in pairs])
+        super().__init__(rewards)
         self.name, self.missing = name, missing
-        self.part_weights = tuple(float(weight) for _, weight in pairs)
 
     @property
     def aspects(self) -> tuple[str, ...]:

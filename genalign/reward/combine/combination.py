@@ -11,7 +11,17 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from genalign.reward.base import RewardDefaults, Scope, aspect_weights, column, digest, nearest, widest
+from genalign.reward.base import (
+    RewardDefaults,
+    Scope,
+    aspect_weights,
+    column,
+    digest,
+    first_missing,
+    first_repeated,
+    nearest,
+    widest,
+)
 from genalign.reward.guard import guarded
 from genalign.reward.needs import reads_another_modality
 from genalign.reward.scores import all_abstained, combine, total_confidence
@@ -55,8 +65,8 @@ class Combination(RewardDefaults):
         names: list[str] = []
         for part in self.parts:
             names += [column(part, aspect) for aspect in part.aspects]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
+        twice = first_repeated(names)
+        if twice is not None:
             raise UsageError(f"two parts of reward {self.name!r} are called {twice!r}; give one of them another name")
         return tuple(names)
 
@@ -117,7 +127,7 @@ class Summary(Combination):
     @property
     def aspects(self) -> tuple[str, ...]:
         names = (self.name, *self.own, *self.columns)
-        twice = next((name for name in names if names.count(name) > 1), None)
+        twice = first_repeated(names)
         if twice is not None:
             raise UsageError(f"reward {self.name!r} has two columns called {twice!r}; give it or its part another name")
         return names
@@ -138,7 +148,7 @@ class Summary(Combination):
         return {**self.state, **super().state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        absent = next((key for key in self.state if key not in state), None)
+        absent = first_missing(self.state, state)
         if absent is not None:
             raise UsageError(f"the state of reward {self.name!r} lacks {absent!r}; the checkpoint is of another reward")
         self.state = {key: state[key] for key in self.state}
@@ -166,12 +176,11 @@ class Summary(Combination):
         # and then a part without confidence counts as sure (1 where valid), one without std as exact (0).
         if confidence is None:
             confidence = least_confidence(scores, torch.stack([part.total_valid for part in scores], 1))
-        confidences = None
+        table_confidence = None
         if confidence is not None:
             first = torch.where(readable, confidence, 0.0)[:, None]
             certain = readable[:, None].float().expand(-1, len(own))
-            rest = parts.valid.float() if parts.confidence is None else parts.confidence
-            confidences = torch.cat([first, certain, rest], 1)
+            table_confidence = torch.cat([first, certain, confidences(parts)], 1)
         stds = None
         if std is not None or parts.std is not None:
             exact = torch.zeros_like(total)
@@ -189,7 +198,7 @@ class Summary(Combination):
             total=total,
             total_valid=readable,
             weights=torch.tensor(self.weights),
-            confidence=confidences,
+            confidence=table_confidence,
             std=stds,
         )
 
@@ -220,8 +229,13 @@ def choice(reward: str, what: str, value: Any, known: Any) -> Any:
 
 def weighted(parts: Sequence[Reward | tuple[Reward, float]]) -> tuple[list[Reward], tuple[float, ...]]:
     """Rewards and their weights, 1 where none is given."""
-    pairs = [part if isinstance(part, tuple) else (part, 1.0) for part in parts]
-    return [part for part, _ in pairs], tuple(float(weight) for _, weight in pairs)
+    rewards: list[Reward] = []
+    weights: list[float] = []
+    for part in parts:
+        reward, weight = part if isinstance(part, tuple) else (part, 1.0)
+        rewards.append(reward)
+        weights.append(float(weight))
+    return rewards, tuple(weights)
 
 
 def totals(scores: Sequence[Scores]) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,6 +252,11 @@ def least_confidence(scores: Sequence[Scores], counts: Tensor) -> Tensor | None:
     if all(part.confidence is None for part in scores):
         return None
     return torch.where(counts, torch.stack([total_confidence(part) for part in scores], 1), 1.0).amin(1)
+
+
+def confidences(scores: Scores) -> Tensor:
+    """(B,K) the confidence in each score; without any, 1 where it is valid and 0 elsewhere."""
+    return scores.valid.float() if scores.confidence is None else scores.confidence
 
 
 def batch_mean(scores: Scores, aspect: str) -> float | None:
@@ -265,8 +284,12 @@ def side_by_side(names: tuple[str, ...], parts: Sequence[Scores]) -> Scores:
     if info.pop("error", None) is not None:  # several parts may have failed on a row: their messages are joined
         errors = [part.info.get("error", [None] * len(part.total)) for part in parts]
         info["error"] = ["; ".join(filter(None, row)) or None for row in zip(*errors, strict=True)]
-    stds = [torch.zeros_like(part.values) if part.std is None else part.std for part in parts]
-    confidences = [part.valid.float() if part.confidence is None else part.confidence for part in parts]
+    # Where any part has a confidence or a std, the others count as certain and as exact.
+    confidence = std = None
+    if any(part.confidence is not None for part in parts):
+        confidence = torch.cat([confidences(part) for part in parts], 1)
+    if any(part.std is not None for part in parts):
+        std = torch.cat([torch.zeros_like(part.values) if part.std is None else part.std for part in parts], 1)
     return Scores(
         names=names,
         values=torch.cat([part.values for part in parts], 1),
@@ -275,7 +298,7 @@ def side_by_side(names: tuple[str, ...], parts: Sequence[Scores]) -> Scores:
         total=parts[0].total,
         total_valid=parts[0].total_valid,
         weights=torch.cat([part.weights for part in parts]),
-        confidence=torch.cat(confidences, 1) if any(part.confidence is not None for part in parts) else None,
-        std=torch.cat(stds, 1) if any(part.std is not None for part in parts) else None,
+        confidence=confidence,
+        std=std,
         info=info,
     )

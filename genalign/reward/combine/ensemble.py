@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import digest
-from genalign.reward.combine.combination import Summary, choice, number, totals
+from genalign.reward.combine.combination import Summary, choice, confidences, number, totals
 from genalign.reward.guard import guarded
 from genalign.reward.scores import total_confidence
 from genalign.reward.wrapper import Wrapper
@@ -118,8 +118,7 @@ class Repeat(Wrapper):
         failed = torch.stack([scores.failed for scores in passes]).any(0) & ~valid.any(0)
         confidence = None
         if any(scores.confidence is not None for scores in passes):
-            given = [scores.valid.float() if scores.confidence is None else scores.confidence for scores in passes]
-            confidence = moments(torch.stack(given), valid, 0)[0]
+            confidence = moments(torch.stack([confidences(scores) for scores in passes]), valid, 0)[0]
         by_row = zip(*[_errors(scores) for scores in passes], strict=True)
         errors = [next(filter(None, messages), None) for messages in by_row]  # the first of each row
         return replace(

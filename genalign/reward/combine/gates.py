@@ -25,12 +25,16 @@ class Cascade(Summary):
     """
 
     def __init__(self, parts: Sequence[Reward | tuple[Reward, float | None]], name: str = "cascade") -> None:
-        pairs = [part if isinstance(part, tuple) else (part, None) for part in parts]
-        if not pairs:
+        if not parts:
             raise UsageError(f"reward {name!r} is a cascade of nothing; give it at least one part")
-        super().__init__([part for part, _ in pairs], name)
-        self.gates = tuple(None if at is None else number(name, "a gate", at) for _, at in pairs)
-        self.settings = self.gates
+        rewards: list[Reward] = []
+        gates: list[float | None] = []
+        for part in parts:
+            reward, at = part if isinstance(part, tuple) else (part, None)
+            rewards.append(reward)
+            gates.append(None if at is None else number(name, "a gate", at))
+        super().__init__(rewards, name)
+        self.settings = self.gates = tuple(gates)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         scores = self._score_parts(prompts, media, group)

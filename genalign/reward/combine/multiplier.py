@@ -36,12 +36,14 @@ class Schedule(Summary):
         self.of, self.hold = choice(name, "of", of, Of), bool(hold)
         self.steps = sorted(int(number(name, "a step", step, 0)) for step in points)
         width = 1 if of == "weight" else 2
-        rows = [value if isinstance(value, list | tuple) else [value] for _, value in sorted(points.items())]
-        if any(len(row) != width for row in rows):
-            form = "a number" if width == 1 else "[low, high]"
-            raise UsageError(f"each point of reward {name!r} must be {form}")
-        flat = [number(name, "a point", value) for row in rows for value in row]
-        self.values = np.array(flat).reshape(-1, width)  # (N,1) or (N,2)
+        rows = []
+        for _, value in sorted(points.items()):
+            row = value if isinstance(value, list | tuple) else [value]
+            if len(row) != width:
+                form = "a number" if width == 1 else "[low, high]"
+                raise UsageError(f"each point of reward {name!r} must be {form}")
+            rows.append([number(name, "a point", edge) for edge in row])
+        self.values = np.array(rows)  # (N,1) or (N,2)
         if width == 2 and (self.values[:, 0] > self.values[:, 1]).any():
             raise UsageError(f"a band of reward {name!r} has low above high; exchange them")
         self.settings = (of, self.hold, self.steps, self.values.tolist())

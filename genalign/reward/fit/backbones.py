@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genalign.files.untrusted import check_model, check_template
-from genalign.reward.base import digest, resolve_model, texts, weights_digest
+from genalign.reward.base import digest, resolve_model, tensor_rows, texts, weights_digest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
 from genalign.reward.judge.asking import Reads
@@ -96,8 +96,8 @@ class ClipFeatures:
 
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
         if self.reads == "video":
-            videos = [video for video in media["video"].data if isinstance(video, Tensor)]
-            v = torch.stack([self._see(Media(image=Track(video))).mean(0) for video in videos])
+            frames = [self._see(Media(image=Track(video))) for video in tensor_rows(media["video"])]
+            v = torch.stack([of_video.mean(0) for of_video in frames])
         else:
             v = self._see(media)
         if not self.prompt:
@@ -227,7 +227,7 @@ class VlmFeatures(_Transformer):
         from genalign.media.image import to_pil
 
         if self.reads == "image":
-            return [to_pil(image) for image in media["image"].data if isinstance(image, Tensor)]
+            return [to_pil(image) for image in tensor_rows(media["image"])]
         pictures = []
         for prompt in prompts:
             track = None if prompt.media is None else prompt.media.get("image")

@@ -105,7 +105,8 @@ class Mixture(_Personal):
 
     @staticmethod
     def _odds(deltas: Tensor, weights: Tensor) -> Tensor:
-        won, lost = (torch.logsumexp(weights + F.logsigmoid(sign * deltas), 1) for sign in (1, -1))
+        won = torch.logsumexp(weights + F.logsigmoid(deltas), 1)
+        lost = torch.logsumexp(weights + F.logsigmoid(-deltas), 1)
         return won - lost
 
     def loss(self, a: Tensor, b: Tensor, p: Tensor, users: Tensor) -> Tensor:

@@ -24,13 +24,14 @@ def smart_size(height: int, width: int, factor: int, least: int, most: int) -> t
     """
     if max(height, width) > 200 * min(height, width):
         raise UsageError(f"a picture of {height}x{width} is too narrow for Qwen2-VL; crop it")
-    tall, wide = (max(factor, round(side / factor) * factor) for side in (height, width))
+    tall, wide = max(factor, round(height / factor) * factor), max(factor, round(width / factor) * factor)
     if tall * wide > most:
         shrink = math.sqrt(height * width / most)
-        return tuple(max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))  # type: ignore[return-value]
-    if tall * wide < least:
+        tall = max(factor, math.floor(height / shrink / factor) * factor)
+        wide = max(factor, math.floor(width / shrink / factor) * factor)
+    elif tall * wide < least:
         grow = math.sqrt(least / (height * width))
-        return tuple(math.ceil(side * grow / factor) * factor for side in (height, width))  # type: ignore[return-value]
+        tall, wide = math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
     return tall, wide
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from genalign.files.shipped import shipped
-from genalign.reward.base import Stateless, digest, texts, weights_digest
+from genalign.reward.base import Stateless, digest, first_missing, tensor_rows, texts, weights_digest
 from genalign.reward.heads.patches import patches, sampled_frames
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, renamed, weights_file
 from genalign.reward.scores import all_valid
@@ -75,7 +75,7 @@ class QwenTokens(Stateless):
     ) -> None:
         self.model, self.base = find_weights(model, Path()), find_weights(base, Path())
         self.template = read_template(template)
-        absent = next((word for word in (*self.tokens, "{text_prompt}") if word not in self.template), None)
+        absent = first_missing((*self.tokens, "{text_prompt}"), self.template)
         if absent:
             raise UsageError(f"the template {template} of reward {name!r} lacks {absent}; give the published one")
         if dtype not in ("float32", "bfloat16"):
@@ -120,8 +120,11 @@ class QwenTokens(Stateless):
 
     def read(self, prompts: Sequence[str], rows: Sequence[Tensor], least: int) -> Tensor:
         """The head's outputs (B,S,N) for frames (F,3,H,W) in [0,1], one tensor a row; batch by batch."""
-        parts = [slice(at, at + self.batch_size) for at in range(0, len(rows), self.batch_size)]
-        return torch.cat([self._read(prompts[part], rows[part], least) for part in parts])
+        outputs = []
+        for at in range(0, len(rows), self.batch_size):
+            part = slice(at, at + self.batch_size)
+            outputs.append(self._read(prompts[part], rows[part], least))
+        return torch.cat(outputs)
 
     def _read(self, prompts: Sequence[str], rows: Sequence[Tensor], least: int) -> Tensor:
         net, tokenizer = self._loaded
@@ -192,7 +195,7 @@ class HpsV3(QwenTokens):
         )
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        rows = [image[None] for image in media["image"].data if isinstance(image, Tensor)]
+        rows = [image[None] for image in tensor_rows(media["image"])]
         outputs = self.read(texts(prompts), rows, PIXELS)[:, 0].cpu()  # (B,2)
         return all_valid(self.aspects, outputs[:, :1], std=outputs[:, 1:].detach().exp())
 
@@ -236,8 +239,7 @@ class VideoReward(QwenTokens):
         track = media["video"]
         if not track.rate:
             raise UsageError(f"reward {self.name!r} needs the frames a second of a video; give Track(video, rate)")
-        videos = [video for video in track.data if isinstance(video, Tensor)]
-        rows = [video[sampled_frames(len(video), track.rate, self.fps)] for video in videos]
+        rows = [video[sampled_frames(len(video), track.rate, self.fps)] for video in tensor_rows(track)]
         outputs = self.read(texts(prompts), rows, PIXELS // 2).cpu()  # (B,3,N)
         # A head of three outputs has one for each token; a head of one is the same for all.
         values = outputs.diagonal(dim1=1, dim2=2) if outputs.shape[2] == 3 else outputs[..., 0]

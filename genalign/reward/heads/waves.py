@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genalign.reward.base import tensor_rows
 from genalign.types import Media, UsageError
 
 
@@ -20,8 +21,7 @@ def mono_waves(media: Media, rate: int, reward: str) -> list[Tensor]:
     track = media["audio"]
     if not track.rate:
         raise UsageError(f"reward {reward!r} needs the sample rate of the audio; give Track(audio, rate)")
-    rows = [row for row in track.data if isinstance(row, Tensor)]
-    return [resampled(row.float().mean(0), round(track.rate), rate) for row in rows]
+    return [resampled(row.float().mean(0), round(track.rate), rate) for row in tensor_rows(track)]
 
 
 def resampled(wave: Tensor, old: int, new: int, zeros: int = 6, rolloff: float = 0.99) -> Tensor:

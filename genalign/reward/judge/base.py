@@ -10,7 +10,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Scope, ScoringError, Stateless, digest, nearest
+from genalign.reward.base import Scope, ScoringError, Stateless, digest, first_missing, nearest
 from genalign.reward.judge.asking import Answerer, Criteria, Piece, Question, Reads, check_places, fill, places
 from genalign.reward.judge.endpoint import Endpoint
 from genalign.reward.judge.local import LocalModel
@@ -111,7 +111,7 @@ def weights_of(name: str, aspects: Sequence[str], weights: Mapping[str, float] |
     Raises:
         UsageError: a weight of something that is not a criterion.
     """
-    unknown = next((key for key in weights or {} if key not in aspects), None)
+    unknown = first_missing(weights or {}, aspects)
     if unknown is not None:
         raise UsageError(f"judge {name!r} has no criterion {unknown!r}{nearest(unknown, aspects)}")
     return tuple(float((weights or {}).get(aspect, 1.0)) for aspect in aspects)

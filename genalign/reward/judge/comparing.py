@@ -195,7 +195,9 @@ class RankJudge(Judge):
             for turn in range(self.passes):
                 seeds.append(seed_of(prompts[rows[0]].text, self.principle, turn))
                 orders.append(random.Random(seeds[-1]).sample(rows, len(rows)))
-        questions = [self._ask(prompts[order[0]], [samples[row] for row in order]) for order in orders]
+        questions = []
+        for order in orders:
+            questions.append(self._ask(prompts[order[0]], [samples[row] for row in order]))
         answers = self.answerer.write(questions, seeds, self.max_tokens, self.temperature)
         read: list[list[float]] = [[] for _ in prompts]
         halves: list[tuple[list[float], list[float]]] = [([], []) for _ in prompts]  # by row: its group's, by place
@@ -214,13 +216,15 @@ class RankJudge(Judge):
         first: dict[int, int] = {}  # the first row of each row's group, where `halves` has what belongs to all of it
         for rows in siblings.values():
             first |= dict.fromkeys(rows, min(rows))
-        mean = [sum(numbers) / len(numbers) if numbers else 0.0 for numbers in read]
-        column: list[Answer] = [
-            mean[row] if 2 * len(read[row]) > self.passes else errors[row] for row in range(len(prompts))
-        ]
-        spread = [torch.tensor(numbers).std().item() if len(numbers) > 1 else 0.0 for numbers in read]
+        column: list[Answer] = []
+        spread: list[float] = []
+        bias: list[float | None] = []
+        for row, numbers in enumerate(read):
+            readable = 2 * len(numbers) > self.passes  # more than half of the passes
+            column.append(sum(numbers) / len(numbers) if readable else errors[row])
+            spread.append(torch.tensor(numbers).std().item() if len(numbers) > 1 else 0.0)
+            bias.append(_difference(*halves[first[row]]))
         std = torch.tensor(spread)[:, None] if self.passes > 1 else None
-        bias = [_difference(*halves[first[row]]) for row in range(len(prompts))]
         return self._scores([column], std, position_bias=bias, judge_text=texts)
 
     def _ask(self, prompt: Prompt, samples: Sequence[list[Piece]]) -> Question:

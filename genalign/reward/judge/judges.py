@@ -74,7 +74,8 @@ class YesNoJudge(CriteriaJudge):
 
 
 def _has_graph(data: Tensor | list[Tensor] | list[str]) -> bool:
-    return any(isinstance(row, Tensor) and row.requires_grad for row in ([data] if isinstance(data, Tensor) else data))
+    rows = [data] if isinstance(data, Tensor) else data
+    return any(isinstance(row, Tensor) and row.requires_grad for row in rows)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -127,8 +128,10 @@ class ScoreJudge(CriteriaJudge):
         for entry in questions_of(self.asks, prompts):
             table += [(*entry, turn) for turn in range(self.passes)]
         samples = [shown(media, row, self.reads) for row in range(len(prompts))]
-        questions = [self._ask(prompts[row], samples[row], text) for row, _, text, _ in table]
-        seeds = [seed_of(prompts[row].text, text, turn) for row, _, text, turn in table]
+        questions, seeds = [], []
+        for row, _, text, turn in table:
+            questions.append(self._ask(prompts[row], samples[row], text))
+            seeds.append(seed_of(prompts[row].text, text, turn))
         answers = self.answerer.write(questions, seeds, self.max_tokens, self.heat)
         read = torch.full((self.passes, len(self.aspects), len(prompts)), torch.nan)  # (P,K,B)
         applies, errors = torch.zeros(read.shape[1:], dtype=torch.bool), {}

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from genalign.reward.base import ScoringError, nearest
+from genalign.reward.base import ScoringError, first_missing, nearest
 from genalign.types import UsageError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Web:
             UsageError: naming the nearest.
         """
         known = {*inspect.signature(Web).parameters, *beside}
-        unknown = next((key for key in given if key not in known), None)
+        unknown = first_missing(given, known)
         if unknown is not None:
             raise UsageError(f"{what} has no setting {unknown!r}{nearest(unknown, known)}")
 

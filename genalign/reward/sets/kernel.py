@@ -59,7 +59,7 @@ class KernelDistance:
     def swapped(self, rows: Tensor, others: Tensor) -> Tensor:
         n = len(rows)
         own, new = self._kernel(rows, rows), self._kernel(others, rows)
-        to, new_to = (self._kernel(x, self.exemplars).mean(1) for x in (rows, others))
+        to, new_to = self._kernel(rows, self.exemplars).mean(1), self._kernel(others, self.exemplars).mean(1)
         gone, come = own.sum(1) - own.diagonal(), new.sum(1) - new.diagonal()
         among = (own.sum() - own.trace() + 2 * (come - gone)) / (n * (n - 1))
         return among + self.among - 2 * (to.sum() - to + new_to) / n
