@@ -24,8 +24,8 @@ def evaluate_run(args: Namespace) -> None:
     if settings is None or built.eval_prompts is None:
         raise UsageError(f"{args.run / RECIPE} has no key 'eval'; add one that names eval.prompts")
     prompts = list(built.eval_prompts)
-    rewards, taught = built.eval_rewards, built.taught
-    result = evaluate(built.policy, prompts, rewards, built.held_out, settings, args.run, training=taught)
+    rewards, training = built.eval_rewards, built.rewarded_prompts
+    result = evaluate(built.policy, prompts, rewards, built.held_out, settings, args.run, training=training)
     write_report(args.run)
     write_card(args.run)
     if args.json:

@@ -12,12 +12,12 @@ import torch
 
 from genalign.evaluation.evaluate import compare
 from genalign.evaluation.trial import by_prompt
-from genalign.method import MethodSettings, build_method
+from genalign.method import MethodSettings
 from genalign.method.search.base import Found, InferenceSettings, Searching, find_in_batches
 from genalign.method.search.nrg import Guidance
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.function import FunctionReward
-from genalign.run.build import Built, check_fit, with_latent_reward
+from genalign.run.build import Built, check_fit, method_of
 from genalign.types import Media, Method, Policy, Prompt, Reward, UsageError
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def searches_of(args: Namespace, built: Built | None) -> list[Method]:
     folder = Path() if built is None else built.recipe.folder
     equal = {} if budget is None else {"budget": budget}
     fair = [one.model_copy(update=equal) if isinstance(one, InferenceSettings) else one for one in settings]
-    return [with_latent_reward(build_method(one, folder), folder) for one in fair]
+    return [method_of(one, folder) for one in fair]
 
 
 def reward_of(

@@ -12,6 +12,7 @@ import yaml
 
 from genalign.evaluation.report import read_eval
 from genalign.files.atomic import replace_file
+from genalign.files.shipped import shipped
 from genalign.types import GenalignError
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -120,9 +121,9 @@ def base_model(run: Path) -> str:
 
 
 def pipeline_index(model: str) -> dict[str, Any] | None:
-    """model_index.json of a diffusers pipeline, from its folder or the hub's cache; None for any other model."""
-    path = Path(model) / "model_index.json"
-    if not Path(model).exists() and model.count("/") == 1:
+    """model_index.json of a diffusers pipeline (shipped, in a folder, in the hub's cache); None for any other model."""
+    path = shipped("assets", model, "model_index.json")  # a full path stays what it is
+    if not path.exists() and model.count("/") == 1:
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(model, "model_index.json")

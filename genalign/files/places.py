@@ -120,6 +120,18 @@ def data_path(name: str, folder: Path) -> Path | str:
     return found or folder / name
 
 
+def stable_name(name: str, folder: Path, *rooms: str) -> str:
+    """What `find` finds, named so that any folder and machine finds it again: what is shipped by its name in its room,
+    what is local by its full path; `name` itself (a hub id) where nothing is found."""
+    found = find(name, folder, *rooms)
+    if found is None:
+        return name
+    for room in rooms:
+        if found.is_relative_to(shipped(room).resolve()):
+            return found.relative_to(shipped(room).resolve()).as_posix()
+    return str(found)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name."""
     names = list(known)

@@ -39,6 +39,7 @@ class PreferenceSettings(MethodSettings):
         "d3po": {"group": 4, "loss": "sigmoid", "beta": 0.1},
         "dpo": {"group": 4, "loss": "sigmoid", "beta": 0.1},
     }
+    folders: ClassVar = {"trajectories": ()}
 
     loss: PreferenceLoss = "sigmoid"
     """The preference loss."""

@@ -7,13 +7,14 @@ class with presets joins the table of families when it is defined; genalign/meth
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
+from torch import Tensor
 
-from genalign.types import Media, Method, UsageError
+from genalign.types import Media, Method, Prompt, UsageError
 
 
 class PairSource(Protocol):
@@ -29,6 +30,20 @@ class PairSource(Protocol):
         ...
 
 
+class LatentReward(Protocol):
+    """A reward that reads latents on their way: (prompts, x (R,*L), a, s) -> (R,K) with grad, for x = a x0 + s eps."""
+
+    @property
+    def aspects(self) -> tuple[str, ...]: ...
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """What each aspect counts unless a user says otherwise."""
+        ...
+
+    def __call__(self, prompts: Sequence[Prompt], x: Tensor, a: float, s: float) -> Tensor: ...
+
+
 class MethodSettings(BaseModel):
     """A method is a preset's name; keys given beside it replace what the preset says.
 
@@ -40,6 +55,7 @@ class MethodSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     families: ClassVar[list[type[MethodSettings]]] = []  # in the order of their import
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # name -> what it replaces among the family's defaults
+    folders: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # field that names a folder -> shipped rooms that may hold it
 
     name: str
     """One of the names that `genalign ls methods` prints."""
@@ -93,6 +109,20 @@ class MethodSettings(BaseModel):
             f"method {self.name} does not learn from given pictures; add the key 'reward', or take one of "
             f"{', '.join(_names(able))}"
         )
+
+    @property
+    def guided_by(self) -> str | None:
+        """The folder of a fitted reward that guides sampling; who builds the method loads it. None: none guides."""
+        return None
+
+    def build_guided(self, latent: Callable[[], LatentReward]) -> Method:
+        """The method of these settings, where `guided_by` names a reward; `latent` loads that one."""
+        raise NotImplementedError
+
+    @property
+    def pictures_are_answers(self) -> bool:
+        """Whether the pictures of training prompts are to be learnt from, so that sampling does not see them."""
+        return False
 
 
 def family(name: str) -> type[MethodSettings]:
