@@ -14,6 +14,7 @@ import torch
 from genalign.data.comparisons import read_comparisons
 from genalign.data.judged import Comparison, Comparisons
 from genalign.files.places import find
+from genalign.media import MEDIA
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit import measures
 from genalign.reward.wrapper import with_defaults
@@ -215,20 +216,10 @@ def _batches(found: Comparisons, samples: Sequence[Sample], order: Sequence[int]
 
 
 def _extent(found: Comparisons, place: int) -> float:
-    """How long a text is in words, how many bytes an image is as PNG, how many frames a video has."""
-    from io import BytesIO
-
-    from genalign.media.image import to_pil
-
+    """How much there is of a sample: words, bytes as PNG, frames."""
     _, media = found.load([place])
-    data: Any = media[found.kind].data[0]
-    if found.kind == "text":
-        return float(len(data.split()))
-    if found.kind == "video":
-        return float(len(data))
-    file = BytesIO()
-    to_pil(data).save(file, format="PNG")
-    return float(file.tell())
+    track = media[found.kind]
+    return MEDIA[found.kind].extent(track.data[0], track.rate)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from genalign.cli.search import judge_of, reward_of, search_files, searches_of, write_sample
+from genalign.cli.search import judge_of, reward_of, search_files, searches_of
 from genalign.data.prompts import read_prompts
 from genalign.files.places import fetch_model, modality_of, model_path, shipped_recipes
+from genalign.media.files import write_sample, written_for
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.run.build import Built, build
 from genalign.run.launch import RECIPE, load_run
@@ -67,8 +68,8 @@ def _draw(args: Namespace, source: _Source, prompts: list[Prompt], seeds: list[i
             for k, prompt in enumerate(part):
                 file = write_sample(media, k, args.out / f"{first + k:05d}")
                 row = {"file": file.name, "prompt": prompt.text, "facts": dict(prompt.facts), "seed": own[k]}
-                if "text" in media and len(media) > 1:  # of policy.writer
-                    row["told"] = media["text"].data[k]
+                if (written := written_for(media, k)) is not None:  # by policy.writer
+                    row["told"] = written
                 row |= digests
                 index.write(json.dumps(row) + "\n")
     return len(prompts)

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from genalign.data.prompts import read_prompts
-from genalign.types import Media, Prompt, Track, UsageError
-
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from genalign.media.files import read_media
+from genalign.types import Prompt, UsageError
 
 
 def score_files(args: Namespace) -> None:
@@ -19,7 +18,7 @@ def score_files(args: Namespace) -> None:
     from genalign.reward import Runner, build_reward, check_needs
 
     prompts = _prompts_of_files(args)
-    media = _read_media(args.media)
+    media = read_media(args.media)
     reward = Runner(build_reward(args.reward, Path()), max_failure=1.0)
     facts = set.intersection(*(set(prompt.facts) for prompt in prompts)) if prompts else set()
     check_needs(reward, {*media, *(["prompt"] if args.prompt or args.prompts else []), *(f"facts.{f}" for f in facts)})
@@ -63,22 +62,3 @@ def _prompts_of_files(args: Namespace) -> list[Prompt]:
             f"there are {len(given)} prompts for {len(args.media)} media files; give one for all, or one each"
         )
     return given
-
-
-def _read_media(files: list[Path]) -> Media:
-    """One Media of all files; images must agree in size."""
-    for file in files:
-        if not file.is_file():
-            raise UsageError(f"there is no media file {file}; check --media")
-    suffixes = {file.suffix.lower() for file in files}
-    if suffixes <= {".txt"}:
-        return Media(text=Track([file.read_text() for file in files]))
-    if not suffixes <= set(IMAGES):
-        raise UsageError(
-            f"genalign score reads {', '.join(IMAGES)} or .txt, all of one kind, not {', '.join(sorted(suffixes))}"
-        )
-    from genalign.media.image import load_png
-
-    images = [load_png(file) for file in files]
-    same = len({image.shape for image in images}) == 1
-    return Media(image=Track(torch.stack(images) if same else images))

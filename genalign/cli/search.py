@@ -12,13 +12,14 @@ import torch
 
 from genalign.evaluation.evaluate import compare
 from genalign.evaluation.trial import by_prompt
+from genalign.media.files import write_sample
 from genalign.method import MethodSettings
 from genalign.method.search.base import Found, InferenceSettings, Searching, find_in_batches
 from genalign.method.search.nrg import Guidance
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.function import FunctionReward
 from genalign.run.build import Built, check_fit, method_of
-from genalign.types import Media, Method, Policy, Prompt, Reward, UsageError
+from genalign.types import Method, Policy, Prompt, Reward, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -176,16 +177,3 @@ def _against(plain: torch.Tensor, found: torch.Tensor, prompts: int) -> tuple[st
 
 def _number(value: torch.Tensor) -> str:
     return "-" if torch.isnan(value) else f"{float(value):.4f}"
-
-
-def write_sample(media: Media, row: int, stem: Path) -> Path:
-    if "image" in media:
-        from genalign.media.image import save_png
-
-        path, image = stem.with_suffix(".png"), media["image"].data[row]
-        assert isinstance(image, torch.Tensor)
-        save_png(image, path)
-    else:
-        path = stem.with_suffix(".txt")
-        path.write_text(str(media["text"].data[row]))
-    return path

@@ -8,19 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from genalign.files.untrusted import neighbour
+from genalign.media import MEDIA
+from genalign.media.files import MEDIUM_OF, track_of
 from genalign.media.image import cell_picture
-from genalign.media.video import load_video
 from genalign.types import Media, Prompt, Track
 
-Kind = Literal["image", "video", "text"]
+Kind = Literal["image", "video", "audio", "text"]
 OVERALL = "overall"
-SUFFIXES = {".png": "image", ".jpg": "image", ".jpeg": "image", ".webp": "image", ".bmp": "image"} | dict.fromkeys(
-    (".mp4", ".webm", ".mov", ".mkv", ".gif"), "video"
-)
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class Comparisons:
         """Prompts and media of some items; a prompt's facts name its user, where there is one.
 
         Raises:
-            UsageError: a picture or video is missing, not below the file's folder, or no such thing.
+            UsageError: a picture, video or sound is missing, not below the file's folder, or cannot be read.
         """
         chosen = [self.items[number] for number in numbers]
         whose = users or [""] * len(chosen)
@@ -102,14 +98,9 @@ class Comparisons:
             Prompt(item.prompt, self._asked(item), {"user": user} if user else {}, uid)
             for uid, (item, user) in enumerate(zip(chosen, whose, strict=True))
         ]
-        if self.kind == "text":
-            return prompts, Media(text=Track([str(item.value) for item in chosen]))
-        if self.kind == "video":
-            films = [load_video(neighbour(self.root, str(item.value), self.source)) for item in chosen]
-            return prompts, Media(video=Track([frames for frames, _ in films], films[0][1]))
-        images = [self._picture(item.value) for item in chosen]
-        alike = len({image.shape for image in images}) == 1
-        return prompts, Media(image=Track(torch.stack(images) if alike else images))
+        where = f"{self.source} holds a sample that cannot be read as {self.kind}"
+        rows = [MEDIA[self.kind].cell(item.value, self.root, where) for item in chosen]
+        return prompts, Media(**{self.kind: track_of(rows)})
 
     def _asked(self, item: Item) -> Media | None:
         return None if item.asked is None else Media(image=Track(self._picture(item.asked)[None]))
@@ -122,7 +113,7 @@ def _kind_of(value: Any) -> Kind:
     """What a plain row's sample is, told by its file name; anything else is text."""
     if not isinstance(value, str):
         return "image"
-    suffix = SUFFIXES.get(Path(value).suffix.lower()) if len(value) < 500 and "\n" not in value else None
+    suffix = MEDIUM_OF.get(Path(value).suffix.lower()) if len(value) < 500 and "\n" not in value else None
     return suffix or "text"  # type: ignore[return-value]
 
 

@@ -55,6 +55,10 @@ class ChainPolicy:
         self.modalities = painter.modalities
 
     @property
+    def guided(self) -> bool:
+        return self.painter.guided
+
+    @property
     def _parts(self) -> dict[str, Policy]:
         return {"writer": self.writer, "painter": self.painter}
 

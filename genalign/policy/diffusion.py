@@ -40,6 +40,7 @@ class DiffusionPolicy:
         self.pipeline, self.settings = pipeline, settings
         self._pipe = Pipe(pipeline, settings)
         self.modalities = self._pipe.tracks.modalities
+        self.guided = self._pipe.calls.takes_guidance
         self._stage = self._pipe.stage
         self.denoiser = self._stage.denoiser
         self.device = next(self.denoiser.parameters()).device

@@ -39,6 +39,7 @@ class LanguagePolicy:
     """
 
     modalities = frozenset({"text"})
+    guided = False
 
     def __init__(self, model: Any, tokenizer: Any, settings: PolicySettings) -> None:
         from transformers import GenerationConfig

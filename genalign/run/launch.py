@@ -250,7 +250,7 @@ def _draw_grid(built: Built, run: Path, step: int) -> None:
 
     prompts, settings = list(built.eval_prompts or built.prompts_to_sample)[:GRID_PROMPTS], built.recipe.eval
     # as many denoising steps as the evaluation takes, not as training does
-    steps = settings.steps if settings and "image" in built.policy.modalities else None
+    steps = settings.steps if settings and built.policy.guided else None
     path = run / "samples" / f"step-{step}" / "grid.png"
     sample_grid(built.policy, prompts, [0], path, steps=steps, tuned=tuned(built.recipe))
 

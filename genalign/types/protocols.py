@@ -98,6 +98,11 @@ class Policy(Protocol):
 
     modalities: frozenset[str]
 
+    @property
+    def guided(self) -> bool:
+        """Whether sampling has a guidance scale that an evaluation can sweep."""
+        ...
+
     def rollout(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> Trajectory:
         """Sample `per_prompt` rows of each prompt, siblings adjacent, without grad, recording what replay needs.
 

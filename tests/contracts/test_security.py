@@ -41,8 +41,9 @@ from genalign.evaluation.card import write_card
 from genalign.evaluation.evaluate import EvalSettings, evaluate
 from genalign.evaluation.report import write_report
 from genalign.files.shipped import shipped
+from genalign.media import audio
 from genalign.media.image import PICTURES, load_png
-from genalign.media.video import load_video
+from genalign.media.video import load_sound, load_video
 from genalign.policy.language import load_language
 from genalign.policy.load import load_diffusion
 from genalign.policy.settings import PolicySettings
@@ -235,6 +236,7 @@ class Grey:
     """Draws one picture, whatever it is asked."""
 
     modalities = frozenset({"image"})
+    guided = True
 
     def weights(self, which: str) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -392,7 +394,7 @@ def test_report(tmp_path: Path) -> None:
     for _, attributes in page.tags:
         for name, value in attributes:
             assert not name.startswith("on")
-            assert name not in ("src", "href", "srcset", "data", "action") or value.startswith("data:")
+            assert name not in ("src", "href", "srcset", "data", "action") or value.startswith(("data:", "#"))
     assert hostile in page.text
 
 
@@ -521,6 +523,32 @@ def test_row_picture_format(tmp_path: Path, marker: Path, monkeypatch: pytest.Mo
         assert load_png(tmp_path / "right.png").shape == (3, 4, 4)
 
 
+def test_row_sound(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    own = tmp_path / "own"
+    own.mkdir()
+    for folder in (own, tmp_path):
+        soundfile.write(folder / "a.wav", torch.zeros(8).numpy(), 8000)
+    assert audio.cell("a.wav", own, "row 1")[1] == 8000.0
+    for name in ("../a.wav", str(tmp_path / "a.wav"), "http://127.0.0.1:9/a.wav"):
+        for value in (name, {"bytes": None, "path": name}):
+            with pytest.raises(UsageError, match=r"row 1: .* is not a file below"):
+                audio.cell(value, own, "row 1")
+
+
+def test_listed_samples(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", "")
+    (tmp_path / "secret.wav").write_bytes(b"secret")
+    folder = run / "samples" / "step-1"
+    folder.mkdir(parents=True)
+    for name in ("../../../secret.wav", str(tmp_path / "secret.wav")):
+        row = {"prompt": "x", "seed": 1, "base": name, "tuned": name, "medium": "audio"}
+        lines(folder / "grid.jsonl", row)
+        for write in (write_report, write_card):
+            with pytest.raises(UsageError, match="is not a file below"):
+                write(run)
+
+
 def test_row_video(tmp_path: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     av = pytest.importorskip("av")
     own = tmp_path / "own"
@@ -549,6 +577,8 @@ def test_row_video(tmp_path: Path, listener: Listener, monkeypatch: pytest.Monke
         (own / name).write_text(text)
         with pytest.raises(UsageError, match="cannot be read as a video"):
             load_video(own / name)
+        with pytest.raises(UsageError, match=r"sound .* cannot be read"):
+            load_sound(own / name)
     monkeypatch.chdir(own)
     for name in ("../secret.mp4", str(tmp_path / "secret.mp4"), f"{listener.url}/x.mp4", "http:/127.0.0.1/x.mp4"):
         row = {"prompt": "p", "path_A": name, "path_B": "a.mp4", "VQ": "A", "MQ": "A", "TA": "A", "Overall": "A"}

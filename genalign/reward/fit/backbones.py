@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genalign.data.judged import Kind
 from genalign.files.untrusted import check_model, check_template
 from genalign.reward.base import digest, resolve_model, tensor_rows, texts, weights_digest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
-from genalign.reward.judge.asking import Reads
 from genalign.types import Media, Prompt, Track, UsageError
 
 PLAIN: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": False}
@@ -58,7 +58,7 @@ class Backbone(Protocol):
     def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]: ...
 
 
-def build_backbone(settings: BackboneSettings, reads: Reads, folder: Path) -> Backbone:
+def build_backbone(settings: BackboneSettings, reads: Kind, folder: Path) -> Backbone:
     """The backbone for samples that are images, videos or texts; it loads when it is first used.
 
     Raises:
@@ -67,6 +67,8 @@ def build_backbone(settings: BackboneSettings, reads: Reads, folder: Path) -> Ba
     if (settings.pool == "token") != (settings.token is not None):
         raise UsageError("backbone.pool: token and backbone.token go together; set both or neither")
     cures = {"video": "clip, which reads their frames", "image": "clip or vlm", "text": "text or vlm"}
+    if reads not in cures:
+        raise UsageError(f"no backbone reads a sample of {reads} yet; known are {', '.join(cures)}")
     if settings.kind not in cures[reads]:
         raise UsageError(
             f"backbone {settings.kind} does not read a sample of {reads}; set backbone.kind: {cures[reads]}"
@@ -85,7 +87,7 @@ class ClipFeatures:
 
     differentiable = True
 
-    def __init__(self, model: str, settings: BackboneSettings, reads: Reads = "image") -> None:
+    def __init__(self, model: str, settings: BackboneSettings, reads: Kind = "image") -> None:
         self.clip = ClipReward(model, batch_size=settings.batch_size)
         self.prompt, self.reads = settings.prompt, reads
         self.needs = frozenset({reads, *(["prompt"] if settings.prompt else [])})
@@ -194,7 +196,7 @@ class VlmFeatures(_Transformer):
     Where samples are images, the picture is the sample; where they are texts, it is the one that the prompt is about.
     """
 
-    def __init__(self, model: str, settings: BackboneSettings, reads: Reads) -> None:
+    def __init__(self, model: str, settings: BackboneSettings, reads: Kind) -> None:
         super().__init__(model, settings, "{prompt}" if reads == "image" else "{prompt}\n{text}")
         self.reads = reads
         self.needs = frozenset({reads, *(["prompt"] if reads == "text" or "{prompt}" in self.template else [])})

@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from genalign.data.judged import Kind
 from genalign.reward.base import Stateless, cut_info, digest, nearest, weights_digest
-from genalign.reward.fit.backbones import Backbone, BackboneSettings, Reads, build_backbone
+from genalign.reward.fit.backbones import Backbone, BackboneSettings, build_backbone
 from genalign.reward.fit.train import PERSONAL, Fit, build_head
 from genalign.types import Media, Prompt, Scores, UsageError
 
@@ -23,7 +24,7 @@ CONFIG, WEIGHTS = "reward.json", "reward.safetensors"
 
 
 def save_fitted(
-    folder: Path, head: Any, fit: Fit, backbone: BackboneSettings, reads: Reads, features: int, users: Sequence[str]
+    folder: Path, head: Any, fit: Fit, backbone: BackboneSettings, reads: Kind, features: int, users: Sequence[str]
 ) -> None:
     """Write a head and what it needs to be used: the backbone by name, the width of its features, its users."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ class FittedReward(Stateless):
             self.fit = Fit.model_validate({key: config[key] for key in ("head", "loss")})
             settings = BackboneSettings.model_validate(config["backbone"])
             self.users, self.features = tuple(map(str, config["users"])), int(config["features"])
-            reads: Reads = config["reads"]
+            reads: Kind = config["reads"]
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise UsageError(
                 f"{self.folder} holds no fitted reward ({error}); make one by genalign fit-reward"

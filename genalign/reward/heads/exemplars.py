@@ -16,14 +16,13 @@ from torch.nn import functional as F
 
 from genalign.files.shipped import shipped
 from genalign.files.untrusted import neighbour
-from genalign.media.image import load_png
+from genalign.media.image import SUFFIXES, load_png
 from genalign.reward.base import ScoringError, Stateless, digest, nearest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.runtime.user_file import find_file, import_file
 from genalign.reward.runtime.worker import ask
 from genalign.types import Media, Prompt, Scores, Track, UsageError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMS = "a folder of pictures, a .txt or .jsonl file, or file.py:function"
 
 
@@ -90,7 +89,7 @@ def read_exemplars(address: str) -> Exemplars:
     if path.endswith(".py"):
         exemplars = _from_function(Path(path), function)
     elif Path(address).is_dir():
-        files = sorted(file for file in Path(address).iterdir() if file.suffix.lower() in PICTURES)
+        files = sorted(file for file in Path(address).iterdir() if file.suffix.lower() in SUFFIXES)
         exemplars = Exemplars(pictures=tuple(files))
     elif Path(address).suffix in (".txt", ".jsonl"):
         exemplars = _from_lines(Path(address))

@@ -12,11 +12,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from genalign.data.judged import Kind
 from genalign.reward.base import ScoringError, nearest
 from genalign.types import Media, Prompt, UsageError
 
-Reads = Kind  # what a judge or a backbone looks at
+Reads = Literal["image", "video", "text"]  # what a judge looks at; `data.judged.Kind` has more
 Piece = str | Tensor  # text, or a picture (3,H,W) in [0,1]
 FRAMES = 4  # of a video, evenly spaced, first and last included
 PLACE = re.compile(r"\{([a-z]+(?:\.\w+)?)\}")

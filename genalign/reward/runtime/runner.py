@@ -11,14 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from genalign.media import MEDIA
 from genalign.reward.base import CUT
 from genalign.reward.guard import guarded
 from genalign.reward.runtime.cache import Cached
 from genalign.reward.scores import cat_scores
 from genalign.reward.wrapper import Wrapper
 from genalign.types import CoreReward, GenalignError, Media, Prompt, Reward, Scores
-
-RANGES = {"image": (-0.01, 1.01), "video": (-0.01, 1.01), "audio": (-1.01, 1.01)}  # with room for rounding
 
 
 class Runner(Wrapper):
@@ -195,10 +194,11 @@ class Scoring:
 
 
 def _check_range(name: str, media: Media) -> None:
-    for modality, (low, high) in RANGES.items():
-        if modality not in media:
+    for modality, track in media.items():
+        span, data = MEDIA[modality].RANGE, track.data
+        if span is None:
             continue
-        data = media[modality].data
+        low, high = span
         for tensor in [data] if isinstance(data, Tensor) else data:
             least, most = (float(edge) for edge in torch.aminmax(tensor.detach()))  # type: ignore[union-attr]
             if not (low <= least and most <= high):

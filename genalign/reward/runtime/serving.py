@@ -10,7 +10,6 @@ POST /score    a frame of runtime/wire.py (content type FRAME): pack_batch in, {
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import secrets
 import threading
@@ -20,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genalign.media.image import from_pil
+from genalign.media import MEDIA
+from genalign.media.files import track_of
+from genalign.media.medium import Budget
 from genalign.reward.guard import guarded
 from genalign.reward.proxy import about
 from genalign.reward.runtime.wire import FRAME, pack_scores, receive, send, unpack_batch
@@ -137,7 +138,7 @@ def _json(body: bytes) -> Batch:
         given = json.loads(body)
         rows: list[dict[str, Any]] = [{"text": row} if isinstance(row, str) else row for row in given["prompts"]]
         prompts = [Prompt(str(row["text"]), facts=row.get("facts") or {}, uid=i) for i, row in enumerate(rows)]
-        tracks, left = {}, [PIXELS]
+        tracks, left = {}, Budget(PIXELS)
         for name, data in given["media"].items():
             if name != "rate":
                 tracks[name] = _track(name, data, given["media"].get("rate"), left)
@@ -154,48 +155,10 @@ def _checked(batch: Batch) -> Batch:
     return batch
 
 
-def _track(name: str, data: Sequence[Any], rate: float | None, left: list[int]) -> Track:
-    if name == "text":
-        return Track([str(row) for row in data])
-    if name == "audio":
-        waves, rates = zip(*(_wave(row, left) for row in data), strict=True)
-        if len(set(rates)) > 1:
-            raise ValueError(f"audio of several sample rates: {sorted(set(rates))}")
-        return Track(_stacked(waves), float(rates[0]))
-    if name == "video":
-        videos = []
-        for row in data:
-            frames = [_picture(frame, left) for frame in row]
-            videos.append(torch.stack(frames))
-        return Track(_stacked(videos), rate)
-    return Track(_stacked([_picture(row, left) for row in data]))
-
-
-def _stacked(rows: Sequence[Tensor]) -> Tensor | list[Tensor]:
-    return torch.stack(list(rows)) if len({row.shape for row in rows}) == 1 else list(rows)
-
-
-def _picture(text: str, left: list[int]) -> Tensor:
-    import PIL.Image
-
-    with PIL.Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG", "JPEG", "WEBP")) as image:
-        left[0] -= image.width * image.height  # known from the header, before a pixel is decoded
-        if left[0] < 0:
-            raise ValueError(f"the pictures of a request have more than {PIXELS} pixels")
-        return from_pil(image)
-
-
-def _wave(text: str, left: list[int]) -> tuple[Tensor, int]:
-    try:
-        import soundfile
-    except ImportError as error:
-        raise UsageError("reading audio from JSON needs soundfile; pip install 'genalign[serve]'") from error
-    with soundfile.SoundFile(io.BytesIO(base64.b64decode(text, validate=True))) as file:
-        left[0] -= file.frames * file.channels
-        if left[0] < 0:
-            raise ValueError(f"the sounds of a request have more than {PIXELS} samples")
-        data = file.read(file.frames, dtype="float32", always_2d=True)
-        return torch.from_numpy(data.T.copy()), file.samplerate  # (C,N)
+def _track(name: str, data: Sequence[Any], rate: float | None, left: Budget) -> Track:
+    if name not in MEDIA:
+        raise ValueError(f"{name!r} is not a medium; known are {', '.join(MEDIA)}")
+    return track_of([MEDIA[name].decode(row, rate, left) for row in data])
 
 
 def _on(media: Media, device: str) -> Media:
