@@ -334,7 +334,8 @@ def a_run(folder: Path, code: str) -> Path:
     write_recipe(folder, eval=None)
     (folder / "rules.py").write_text(code)
     (folder / "adapter").mkdir()
-    save_file({"base_model.model.a.lora_A.weight": torch.ones(1, 1)}, folder / "adapter" / "adapter_model.safetensors")
+    pair = {f"base_model.model.a.lora_{half}.weight": torch.ones(1, 1) for half in "AB"}
+    save_file(pair, folder / "adapter" / "adapter_model.safetensors")
     (folder / "adapter" / "adapter_config.json").write_text(
         '{"lora_alpha": 1, "auto_mapping": {"parent_library": "x"}}'
     )
