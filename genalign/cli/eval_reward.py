@@ -20,6 +20,7 @@ from genalign.files.places import find
 from genalign.media import MEDIA
 from genalign.reward import build_reward, check_needs
 from genalign.reward.fit import measures
+from genalign.reward.wrapper import with_defaults
 from genalign.types import MODALITIES, Reward, UsageError
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -80,9 +81,9 @@ def report(reward: Reward, found: Comparisons, other: Reward | None = None, size
     """
     if not found.pairs and not found.ratings:
         raise UsageError(f"{found.source} holds no verdict; add some")
-    personal = bool(getattr(reward, "users", ()))
+    personal = bool(with_defaults(reward).users)
     samples = samples_of(found, personal)
-    direct = getattr(reward, "pairwise", False)
+    direct = with_defaults(reward).pairwise
     scored = score_all(reward, found, samples, size)
     columns = scored.columns
     rows: list[dict[str, Any]] = []

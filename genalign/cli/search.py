@@ -16,7 +16,6 @@ from genalign.method import MethodSettings
 from genalign.method.search.base import InferenceSettings, Searching
 from genalign.method.search.nrg import Guidance
 from genalign.reward import Runner, build_reward, check_needs
-from genalign.reward.base import lacks
 from genalign.reward.function import FunctionReward
 from genalign.run.build import Built, check_fit, method_of
 from genalign.types import Media, Method, Prompt, Reward, UsageError
@@ -183,7 +182,7 @@ def reward_of(
         reward = Runner(build_reward(str(parts[0]["use"]) if alone else {"sum": parts}, Path()))
     if reward is None:
         raise UsageError("a search needs to know what is good; name a reward with --reward")
-    missing = lacks(reward, _offered(modality, prompts))
+    missing = reward.lacks(_offered(modality, prompts))
     if missing and not rewards and all(isinstance(one, Guidance) for one in searches):
         log.warning(
             "reward %s scores none of these prompts, since some lack %s; guidance needs no score",
@@ -204,7 +203,7 @@ def _unread(prompt: list[str]) -> list[None]:
 def judge_of(built: Built | None, modality: str, prompts: Sequence[Prompt], reward: Reward) -> Reward | None:
     """The recipe's held-out judge, where the prompts have what it reads and it is not what is searched for."""
     judge = built.held_out if built is not None else None
-    if judge is None or judge.version == reward.version or lacks(judge, _offered(modality, prompts)):
+    if judge is None or judge.version == reward.version or judge.lacks(_offered(modality, prompts)):
         return None
     return judge
 

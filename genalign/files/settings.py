@@ -6,14 +6,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from genalign.files.places import portable
+from genalign.files.places import portable, recipe_path
 from genalign.files.text import read_text
 from genalign.types import UsageError, nearest
+
+M = TypeVar("M", bound=BaseModel)
 
 # YAML 1.2, section 10.3.2: the core schema. A plain scalar that fits no line of it is text.
 CORE_SCHEMA = (
@@ -99,6 +101,24 @@ def read_yaml(path: Path) -> Any:
 def write_yaml(plain: Any) -> str:
     """YAML that `parse_yaml`, and every reader of YAML 1.1 or 1.2, reads as `plain` again."""
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_recipe(name: str, overrides: Sequence[str], model: type[M]) -> tuple[M, Path]:
+    """A recipe, by its path or shipped name and with `a.b=value` overrides, as a `model`; and the file it stands in.
+
+    Raises:
+        UsageError: no such file, not YAML, an unknown key (the nearest is named) or a value that does not fit.
+    """
+    path = recipe_path(name)
+    plain = read_yaml(path)
+    if not isinstance(plain, dict):
+        raise UsageError(f"{path} holds no recipe; its top-level keys are {', '.join(model.model_fields)}")
+    for override in overrides:
+        apply_override(plain, override)
+    try:
+        return model.model_validate(plain), path
+    except ValidationError as error:
+        raise UsageError(f"recipe {path}: {sentence(error, model)}") from error
 
 
 def apply_override(plain: dict[str, Any], override: str) -> None:

@@ -7,7 +7,7 @@ S steps, K aspects of a reward, R rows of a micro-batch.
 """
 
 from genalign.types.errors import GenalignError, UsageError, nearest
-from genalign.types.protocols import Differentiable, ForwardProcess, Guide, Method, Policy, Reward, Weights
+from genalign.types.protocols import CoreReward, Differentiable, ForwardProcess, Guide, Method, Policy, Reward, Weights
 from genalign.types.records import Experience, Loss, Scores, Steps, Trajectory
 from genalign.types.samples import (
     MODALITIES,
@@ -23,6 +23,7 @@ from genalign.types.samples import (
 __all__ = [
     "MODALITIES",
     "SIBLING_BITS",
+    "CoreReward",
     "Differentiable",
     "Experience",
     "ForwardProcess",
