@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from genalign.policy.settings import PolicySettings
-from genalign.types import UsageError
+from genalign.types import Prompt, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +66,13 @@ class Chat:
 
     # ---- prompts ----------------------------------------------------------------------------------------------------
 
-    def encode(self, text: str) -> Encoded:
+    def encode(self, prompt: Prompt) -> Encoded:
         """The tokens of a prompt.
 
         Raises:
             UsageError: it has none, or one that the model has no embedding for.
         """
-        turns, opening = self.turns(text), ""
+        turns, opening = self.turns(prompt), ""
         if self.tokenizer.chat_template:
             ids = list(self._apply(turns, add_generation_prompt=True, return_dict=False))
             opening = self._opening(turns)
@@ -82,19 +82,21 @@ class Chat:
         while begin is not None and ids[:2] == [begin, begin]:  # of the template or the text, and of the tokenizer
             ids = ids[1:]
         if not ids:
-            raise UsageError(f"prompt {text!r} has no tokens in this model's vocabulary; write more")
+            raise UsageError(f"prompt {prompt.text!r} has no tokens in this model's vocabulary; write more")
         if max(ids) >= self.vocabulary:
             token = self.tokenizer.convert_ids_to_tokens(max(ids))
             raise UsageError(
-                f"prompt {text[:40]!r} has the token {token!r} (id {max(ids)}), but the model knows {self.vocabulary} "
-                f"tokens only; take the tokenizer that belongs to its weights"
+                f"prompt {prompt.text[:40]!r} has the token {token!r} (id {max(ids)}), but the model knows "
+                f"{self.vocabulary} tokens only; take the tokenizer that belongs to its weights"
             )
         return Encoded(tuple(ids), opening)
 
-    def turns(self, text: str) -> list[dict[str, str]]:
+    def turns(self, prompt: Prompt) -> list[dict[str, str]]:
+        """The prompt as messages: its fact `messages`, a conversation, or one turn; a system turn of its own stays."""
+        given = prompt.facts.get("messages") or [{"role": "user", "content": prompt.text}]
         system = self.settings.system
-        first = [{"role": "system", "content": system}] if system else []
-        return [*first, {"role": "user", "content": text}]
+        own = [{"role": "system", "content": system}] if system and given[0]["role"] != "system" else []
+        return own + [dict(turn) for turn in given]
 
     def _plain(self, text: str) -> list[int]:
         ids = list(self.tokenizer(text).input_ids)
@@ -113,10 +115,9 @@ class Chat:
             reason = " ".join(str(error).split())
             if turns[0]["role"] != "system":
                 raise UsageError(f"the model's chat template writes no prompt ({reason}); mend the template") from error
-            raise UsageError(
-                f"the model's chat template takes no system turn ({reason}); remove policy.system, or write its text "
-                f"into the prompts"
-            ) from error
+            own = self.settings.system is not None
+            cure = "remove policy.system, or write its text into the prompts" if own else "begin messages with another"
+            raise UsageError(f"the model's chat template takes no system turn ({reason}); {cure}") from error
 
     def _write(self, turns: Sequence[dict[str, str]], **options: Any) -> str:
         return str(self._apply(turns, tokenize=False, **options))
@@ -130,7 +131,7 @@ class Chat:
             raise UsageError(f"policy.template.{taken[0]} is genalign's own; name variables of the chat template only")
 
     def _check_template(self) -> None:
-        question, system = self.turns(QUESTION), self.settings.system
+        question, system = self.turns(Prompt(QUESTION)), self.settings.system
         alone = self._write(question[-1:], add_generation_prompt=True)
         if QUESTION not in alone:
             raise UsageError("the model's chat template leaves out the text of a user turn; give it one for texts")
@@ -146,6 +147,25 @@ class Chat:
         """What rewards read of a completion."""
         kept = [token for token in completion if token not in self.cut]
         return encoded.opening + str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+    def answer(self, encoded: Encoded, text: str) -> tuple[int, ...]:
+        """The tokens of a given text as the model would have sampled them, up to and with the one that ends a turn.
+
+        They are encoded apart from the prompt's, as sampling cannot join a completion's first token to the prompt; what
+        the template opened is the prompt's.
+        """
+        mark = encoded.opening.rstrip()
+        own = text.removeprefix(mark).lstrip() if mark and text.startswith(mark) else text
+        ids = self.tokenizer(own, add_special_tokens=False).input_ids
+        return (*(token for token in ids if token not in self.ends), *self._answer_end)
+
+    @property
+    def _answer_end(self) -> list[int]:
+        """The end of an answer: the template's, up to its first end token; without one, the tokenizer's own."""
+        for at, token in enumerate(self.turn_end, 1):
+            if token in self.ends:
+                return self.turn_end[:at]
+        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
     def _opening(self, turns: Sequence[dict[str, str]]) -> str:
         """The end of a written prompt from the first tag on that it leaves open for the answer; "" for none."""
@@ -164,7 +184,7 @@ class Chat:
 
     @cached_property
     def _frame(self) -> Frame:
-        question, answer = self.turns(QUESTION), {"role": "assistant", "content": ANSWER}
+        question, answer = self.turns(Prompt(QUESTION)), {"role": "assistant", "content": ANSWER}
         if not self.tokenizer.chat_template:
             return Frame()
         try:

@@ -74,6 +74,26 @@ class LanguagePolicy:
         for block in self._blocks(len(rows)):
             uniform = torch.stack([self._uniform(seeds[row]) for row in block])
             completions += self._complete([encoded[row].ids for row in block], self.settings.max_new_tokens, uniform)
+        return self._trajectory(rows, encoded, completions, seeds)
+
+    @torch.no_grad()
+    def read(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Trajectory:
+        """Given texts, one a prompt, as a trajectory that `replay` scores; each ends as this model's completions do.
+
+        Raises:
+            UsageError: a prompt and its answer are longer than the model's context.
+        """
+        encoded = [self._encode_one(prompt, 0) for prompt in prompts]
+        completions = [self._answer(*pair) for pair in zip(prompts, answers, strict=True)]
+        return self._trajectory(tuple(prompts), encoded, completions, [0] * len(encoded))
+
+    def _trajectory(
+        self,
+        rows: tuple[Prompt, ...],
+        encoded: Sequence[Encoded],
+        completions: Sequence[tuple[int, ...]],
+        seeds: Sequence[int],
+    ) -> Trajectory:
         tape = Tokens(tuple(one.ids for one in encoded), tuple(completions))
         lengths = torch.tensor([len(completion) for completion in completions])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B,S)
@@ -141,19 +161,39 @@ class LanguagePolicy:
         for prompt in prompts:
             if prompt.media is not None:
                 raise UsageError(f"prompt {prompt.text!r} brings media along, but this language model reads text only")
-        known: dict[str, Encoded] = {}
+        known: dict[Any, Encoded] = {}
         for prompt in prompts:
-            if prompt.text not in known:
-                known[prompt.text] = self._encode_one(prompt.text, longest)
-        return [known[prompt.text] for prompt in prompts]
+            key = (prompt.text, prompt.uid if "messages" in prompt.facts else None)
+            if key not in known:
+                known[key] = self._encode_one(prompt, longest)
+        return [known[prompt.text, prompt.uid if "messages" in prompt.facts else None] for prompt in prompts]
 
-    def _encode_one(self, text: str, longest: int) -> Encoded:
-        encoded = self.chat.encode(text)
+    def check_prompt(self, prompt: Prompt, answer: str | None = None) -> None:
+        """Refuse a prompt that cannot be completed, or, with a given answer, be scored.
+
+        Raises:
+            UsageError: it brings media, has no tokens, or leaves no room in the model's context.
+        """
+        if answer is None:
+            self._encode([prompt], self.settings.max_new_tokens)
+        else:
+            self._answer(prompt, answer)
+
+    def _answer(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+        """The tokens of a given completion, up to and with the one that ends a turn."""
+        ids = self.chat.answer(self.chat.encode(prompt), text)
+        if not ids:
+            raise UsageError(f"an answer to {prompt.text[:40]!r} has no tokens in this model's vocabulary; drop it")
+        self._encode_one(prompt, len(ids))
+        return ids
+
+    def _encode_one(self, prompt: Prompt, longest: int) -> Encoded:
+        encoded = self.chat.encode(prompt)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(encoded.ids) + longest > limit:
             raise UsageError(
-                f"prompt {text[:40]!r} has {len(encoded.ids)} tokens, which leaves no room for {longest} more in "
-                f"the model's {limit}; shorten it or lower policy.max_new_tokens"
+                f"prompt {prompt.text[:40]!r} has {len(encoded.ids)} tokens, which leaves no room for {longest} more "
+                f"in the model's {limit}; shorten it or lower policy.max_new_tokens"
             )
         return encoded
 

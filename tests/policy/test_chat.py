@@ -82,9 +82,9 @@ def ids_of(made: Chat, text: str) -> list[int]:
 def test_tags_stay_and_only_ends_beginnings_and_padding_are_cut(special):
     made = policy(CHATML, special).chat
     sampled = "<think> one </think> <answer> two </answer> <tool_call> star </tool_call> <unk> <|im_end|>"
-    text = made.text(made.encode("hello"), ids_of(made, f"<bos> {sampled.replace('one', '<pad> one')}"))
+    text = made.text(made.encode(Prompt("hello")), ids_of(made, f"<bos> {sampled.replace('one', '<pad> one')}"))
     assert text == "<think> one </think> <answer> two </answer> <tool_call> star </tool_call> <unk>"
-    assert made.text(made.encode("hello"), ids_of(made, "<eos>")) == ""
+    assert made.text(made.encode(Prompt("hello")), ids_of(made, "<eos>")) == ""
 
 
 def test_a_format_rule_scores_completions_by_their_tags():
@@ -92,10 +92,10 @@ def test_a_format_rule_scores_completions_by_their_tags():
     for template, start in ((CHATML, "<think> "), (THINKING, "")):
         made = policy(template).chat
         good, bad = f"{start}one </think> two <|im_end|>", f"{start}one two <|im_end|>"
-        texts = [made.text(made.encode("hello"), ids_of(made, text)) for text in (good, bad)]
+        texts = [made.text(made.encode(Prompt("hello")), ids_of(made, text)) for text in (good, bad)]
         assert rewards.think_format_reward([[{"content": text}] for text in texts]) == [1.0, 0.0]
     made = policy(THINKING).chat
-    text = made.text(made.encode("hello"), ids_of(made, "one </think> <answer> two </answer> <|im_end|>"))
+    text = made.text(made.encode(Prompt("hello")), ids_of(made, "one </think> <answer> two </answer> <|im_end|>"))
     assert text == "<think>\none </think> <answer> two </answer>"
     scores = Format(tags=["think", "answer"])([Prompt("hello")], Media(text=Track([text])))
     assert scores.values.tolist() == [[1.0]]
@@ -156,12 +156,12 @@ OPENED = {
 def test_what_a_template_opened_begins_the_text(name, question):
     template, opening = OPENED[name]
     if question or name != "no generation prompt":  # which would leave nothing to read
-        assert chat(template).encode(question).opening == opening
+        assert chat(template).encode(Prompt(question)).opening == opening
 
 
 def test_an_empty_block_of_thoughts_is_not_part_of_the_text():
     made = policy(QWEN3, template={"enable_thinking": False}).chat
-    encoded = made.encode("hello")
+    encoded = made.encode(Prompt("hello"))
     assert made.tokenizer.convert_ids_to_tokens(list(encoded.ids))[-3:] == ["assistant", "<think>", "</think>"]
     assert made.text(encoded, ids_of(made, "two <|im_end|>")) == "two"
 
@@ -181,10 +181,12 @@ def test_templates_of_published_models(family):
     if not file.is_file():
         pytest.skip("this TRL does not carry that template")
     made = chat(file.read_text())
-    assert made.encode("draw a star").opening == REASONING[family]
+    assert made.encode(Prompt("draw a star")).opening == REASONING[family]
     if family.startswith(("qwen3_5", "qwen3_6", "nemotron")):
         for thinks, opening in ((True, "<think>\n"), (False, "")):
-            assert chat(file.read_text(), template={"enable_thinking": thinks}).encode("hello").opening == opening
+            assert (
+                chat(file.read_text(), template={"enable_thinking": thinks}).encode(Prompt("hello")).opening == opening
+            )
 
 
 # ---- how prompts become tokens --------------------------------------------------------------------------------------
@@ -200,19 +202,19 @@ def test_prompts_are_the_tokens_of_transformers(template):
             [{"role": "user", "content": "draw a star"}], add_generation_prompt=True, return_dict=False
         )
     )
-    assert list(made.encode("draw a star").ids) == expected
+    assert list(made.encode(Prompt("draw a star")).ids) == expected
 
 
 @pytest.mark.parametrize("template", [None, GEMMA, "{{ bos_token }}" + GEMMA])
 def test_a_prompt_has_one_beginning(template):
     made = chat(template)  # its tokenizer puts one before every text
     assert made.tokenizer("hello").input_ids[0] == 1
-    assert made.encode("draw a star").ids.count(1) == 1
+    assert made.encode(Prompt("draw a star")).ids.count(1) == 1
     if template is None:
-        assert made.encode("<bos> draw a star").ids == made.encode("draw a star").ids
+        assert made.encode(Prompt("<bos> draw a star")).ids == made.encode(Prompt("draw a star")).ids
         made.tokenizer.backend_tokenizer.post_processor = None
-        assert made.encode("draw a star").ids.count(1) == 0
-        assert made.encode("<bos> draw a star").ids.count(1) == 1
+        assert made.encode(Prompt("draw a star")).ids.count(1) == 0
+        assert made.encode(Prompt("<bos> draw a star")).ids.count(1) == 1
 
 
 def test_a_tokenizer_that_ends_every_text_does_not_end_a_prompt():
@@ -223,16 +225,20 @@ def test_a_tokenizer_that_ends_every_text_does_not_end_a_prompt():
         single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
     )
     assert made.tokenizer("hello star").input_ids[-1] == 2
-    assert made.tokenizer.convert_ids_to_tokens(list(made.encode("hello star").ids)) == ["<bos>", "hello", "star"]
-    assert made.encode("hello star <eos>").ids[-1] == 2  # written by hand
+    assert made.tokenizer.convert_ids_to_tokens(list(made.encode(Prompt("hello star")).ids)) == [
+        "<bos>",
+        "hello",
+        "star",
+    ]
+    assert made.encode(Prompt("hello star <eos>")).ids[-1] == 2  # written by hand
 
 
 def test_template_arguments_reach_the_template():
     expected = {None: 0, True: 0, False: 1}
     for thinks, blocks in expected.items():
         made = chat(QWEN3, template={} if thinks is None else {"enable_thinking": thinks})
-        assert made.tokenizer.convert_ids_to_tokens(list(made.encode("hello").ids)).count("</think>") == blocks
-    assert chat(QWEN3, template={"unread": 1}).encode("hello") == chat(QWEN3).encode("hello")
+        assert made.tokenizer.convert_ids_to_tokens(list(made.encode(Prompt("hello")).ids)).count("</think>") == blocks
+    assert chat(QWEN3, template={"unread": 1}).encode(Prompt("hello")) == chat(QWEN3).encode(Prompt("hello"))
     off, on = ({"enable_thinking": value} for value in (False, True))
     digests = [policy(QWEN3, template=given).digest()["sampler"] for given in ({}, on, off)]
     assert len(set(digests)) == 3
@@ -264,12 +270,12 @@ def test_a_template_without_a_system_turn_is_one_sentence_before_anything_is_sam
 
 def test_a_system_turn_where_the_template_has_one():
     assert "how many" in chat(CHATML, system="how many").tokenizer.decode(
-        chat(CHATML, system="how many").encode("hello").ids
+        chat(CHATML, system="how many").encode(Prompt("hello")).ids
     )
     default = "{% if messages[0].role != 'system' %}how many{% endif %}" + CHATML
     chat(default, system="how many")  # what it writes anyway
     made = chat(None, system="how many")
-    assert list(made.encode("a star").ids) == made.tokenizer("how many\na star").input_ids
+    assert list(made.encode(Prompt("a star")).ids) == made.tokenizer("how many\na star").input_ids
 
 
 @pytest.mark.parametrize(
@@ -346,3 +352,35 @@ def test_the_cure_ends_completions_at_the_turn(tmp_path):
     completions = made.rollout([Prompt("hello")], 40, 0).tape.completion
     assert any(completion[-1] == end for completion in completions)
     assert not any(end in completion[:-1] for completion in completions)
+
+
+def test_a_given_answer_is_what_sampling_would_have_written():
+    """It reads back as it was given; what the template opened is not scored twice, and it ends as a turn does."""
+    for template, text, tokens in (
+        (CHATML, "one star", "one star <|im_end|>"),
+        (THINKING, "<think> one </think> two", "one </think> two <|im_end|>"),
+        (THINKING, "<think>\none </think> two <|im_end|>", "one </think> two <|im_end|>"),
+        (THINKING, "one </think> two", "one </think> two <|im_end|>"),
+        (CHATML, "<think> one </think> two", "<think> one </think> two <|im_end|>"),
+        (None, "one star", "one star <eos>"),
+    ):
+        made = policy(template).chat
+        encoded = made.encode(Prompt("hello"))
+        ids = made.answer(encoded, text)
+        assert made.tokenizer.convert_ids_to_tokens(list(ids)) == tokens.split()
+        assert made.text(encoded, ids).endswith(tokens.removesuffix(tokens.split()[-1]).strip())
+
+
+def test_the_last_turn_of_a_conversation_is_where_the_template_goes_on():
+    turns = [("user", "draw a star"), ("assistant", "<think> no"), ("user", "yes <think>")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    prompt = Prompt("yes", facts={"messages": messages})
+    for template, opening in ((CHATML, ""), (THINKING, "<think>\n"), (GEMMA, "")):
+        made = chat(template)
+        encoded = made.encode(prompt)
+        assert encoded.opening == opening
+        expected = made.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert list(encoded.ids) == expected
+    own = Prompt("hello", facts={"messages": [{"role": "system", "content": "a"}, *messages]})
+    with pytest.raises(UsageError, match=r"takes no system turn \(System role not supported\); begin messages with"):
+        chat(GEMMA).encode(own)
