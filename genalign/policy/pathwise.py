@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from genalign.policy.hooks import attribute
 from genalign.policy.pipe import Pipe
-from genalign.policy.tape import Denoise, Enough, Stage, attribute
+from genalign.policy.tape import Denoise, Enough, Stage
 from genalign.policy.transition import StepTable, step_table
 from genalign.policy.walk import path_of
 from genalign.types import Guide, Media, Prompt, UsageError

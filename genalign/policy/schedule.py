@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
 
+from genalign.policy.hooks import attribute
 from genalign.policy.settings import Sampler
-from genalign.policy.tape import attribute
 from genalign.policy.transition import Path, Prediction, StepTable, flow_path, kernel_rows, preserving_path
 from genalign.policy.walk import STEPS, is_flow, path_of, walk
 from genalign.types import UsageError, sample_seed

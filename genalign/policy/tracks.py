@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from genalign.media.image import resize, to_pil
-from genalign.policy.tape import attribute
+from genalign.policy.hooks import attribute
 from genalign.types import Media, Prompt, Track, UsageError
 
 DRAWN = frozenset({"image"})  # media whose rollouts are proven; other ones are decoded here, and refused in __init__

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.policy.tape import advance
+from genalign.policy.hooks import advance
 from genalign.policy.transition import Path, StepTable, flow_path, preserving_path, step_table
 from genalign.types import UsageError
 
