@@ -16,7 +16,9 @@ from genalign.evaluation.report import players
 from genalign.evaluation.results import HEADINGS, read_eval, rows
 from genalign.files.atomic import replace_file
 from genalign.files.places import find
+from genalign.files.settings import parse_yaml
 from genalign.files.shipped import shipped
+from genalign.files.text import decode_text
 from genalign.types import GenalignError
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -89,7 +91,7 @@ def read_recipe(run: Path) -> tuple[dict[str, Any], bytes]:
             f"{run} is not a run folder: it has no recipe.yaml; name a folder that `genalign train` wrote"
         )
     blob = path.read_bytes()
-    return yaml.safe_load(blob), blob
+    return parse_yaml(decode_text(blob, path), path), blob
 
 
 def reward_name(spec: Any) -> str:

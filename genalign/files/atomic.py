@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -32,3 +34,11 @@ def sync_path(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The path to write to instead of `path`, which it replaces when the block ends without an error."""
+    draft = path.with_name(f".{path.name}.tmp")
+    yield draft
+    os.replace(draft, path)

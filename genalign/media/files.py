@@ -19,8 +19,11 @@ def read_media(files: Sequence[Path]) -> Media:
     """One Media of all files, which are of one medium; where every video has sound, that is a track beside them.
 
     Raises:
-        UsageError: a file that is missing, damaged, of another medium than the first or of none, or of another rate.
+        UsageError: no file, one that is missing, damaged, of another medium than the first or of none, or of another
+            rate.
     """
+    if not files:
+        raise UsageError("there are no media files to score; name at least one")
     for file in files:
         if not file.is_file():
             raise UsageError(f"there is no media file {file}; check --media")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from genalign.files.atomic import replace_file
+from genalign.files.text import read_text
 from genalign.media.medium import Budget
-from genalign.types import UsageError
 
 SUFFIXES: tuple[str, ...] = (".txt",)
 RANGE: tuple[float, float] | None = None
@@ -18,10 +18,7 @@ RANGE: tuple[float, float] | None = None
 
 def read(path: Path) -> tuple[str, None]:
     """The whole file, which is UTF-8 (a byte-order mark is left out)."""
-    try:
-        return path.read_text(encoding="utf-8-sig"), None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    return read_text(path), None
 
 
 def cell(value: Any, root: Path, where: str) -> tuple[str, None]:

@@ -112,6 +112,10 @@ class ChainPolicy:
         pipe = self.painter._pipe
         return _with_text(generate_centred(pipe, prompts, written, seeds, guidance, steps, self.share), written)
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Refuse a prompt that the writer cannot complete."""
+        self.writer.check_prompt(_bare(prompt))
+
     @contextmanager
     def _both(self, which: Weights) -> Iterator[None]:
         with ExitStack() as stack:

@@ -73,6 +73,10 @@ class DiffusionPolicy:
         assert isinstance(trajectory, Trajectory)
         return trajectory
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Refuse a prompt whose media the pipeline cannot take."""
+        self._pipe.tracks.inputs([prompt])
+
     def replay(
         self,
         trajectory: Trajectory,

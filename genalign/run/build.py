@@ -6,6 +6,7 @@ The only place that sees policies, rewards and methods at once.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -74,20 +75,22 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
         UsageError: a method that needs what the reward cannot give, a reward whose needs nothing offers, no prompts.
     """
     folder, settings = recipe.folder, recipe.eval
-    data = read_prompts(data_path(recipe.data.prompts, folder))
+    modality = modality_of(model_path(recipe.policy.model, folder))
+    data = read_prompts(data_path(recipe.data.prompts, folder), modality)
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
     if recipe.reward is None and data.pairs is not None:
+        if data.pairs.kind != modality:
+            raise UsageError(f"{data.path} prefers {data.pairs.kind}s, but {recipe.policy.model} makes {modality}s")
         method = recipe.method.build_on(replace(data.pairs, rows_together=recipe.policy.batch_size))
     else:
         method = method_of(recipe.method, folder)
-    modality = modality_of(model_path(recipe.policy.model, folder))
     _check_weights(method, recipe, modality)
     _check_noise(method, recipe, modality)
     reward = None if recipe.reward is None else _reward(recipe.reward, folder, modality, data)
     check_fit(method, reward)
     built = Built(recipe, device, data, reward, method)
     if settings is not None:
-        prompts = built.eval_prompts = read_prompts(data_path(settings.prompts, folder))
+        prompts = built.eval_prompts = read_prompts(data_path(settings.prompts, folder), modality)
         training = {prompt.text for prompt in data.rows}
         if shared := sum(prompt.text in training for prompt in prompts.rows):
             what = "%d of %d prompts in %s are also training prompts, so this evaluation is not held out"
@@ -99,6 +102,38 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
             built.held_out = _reward(settings.held_out, folder, modality, prompts)
     built.monitor = _monitor(built, modality)
     return built
+
+
+def check_prompts(built: Built) -> None:
+    """Refuse a prompt that the policy cannot read, of those that it will train on or be evaluated on; its weights load.
+
+    Raises:
+        UsageError: with the file and the line: longer than the model's context, or media that the model cannot take.
+    """
+    check: Callable[..., None] | None = getattr(built.policy, "check_prompt", None)
+    if check is None:
+        return
+    pairs = built.data.pairs if built.reward is None else None
+    if pairs is not None and pairs.kind == "text":
+        for prompt in built.data:
+            for answer in pairs.load([prompt.uid])["text"].data:
+                _placed(built.data.place(prompt.uid), check, prompt, answer)
+    else:
+        for prompt in built.prompts_to_sample:
+            _placed(built.data.place(prompt.uid), check, prompt)
+    held_out = built.eval_prompts
+    if held_out is not None and built.recipe.eval is not None:
+        for prompt in held_out.rows[: built.recipe.eval.count]:
+            _placed(held_out.place(prompt.uid), check, prompt)
+    for prompt in built.monitor.prompts if built.monitor is not None else ():
+        _placed("a prompt of train.monitor", check, prompt)
+
+
+def _placed(place: str, check: Callable[..., None], *given: Any) -> None:
+    try:
+        check(*given)
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from error
 
 
 def _monitor(built: Built, modality: str) -> Monitor | None:

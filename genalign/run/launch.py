@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from genalign.files.atomic import replace_file
-from genalign.files.settings import changed_key
+from genalign.files.settings import changed_key, write_yaml
 from genalign.method.search.base import Searched, Searching
 from genalign.ranks import gather, rank, world
-from genalign.run.build import Built, build
+from genalign.run.build import Built, build, check_prompts
 from genalign.run.recipe import Recipe, load_recipe
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
 from genalign.training.loop import Progress, restore, start, train
@@ -62,9 +61,11 @@ def train_recipe(
     if plan:
         from genalign.run.plan import print_plan
 
+        check_prompts(built)
         print_plan(built)
         return None
     run, resumed = run_folder(recipe, out)
+    check_prompts(built)
     if isinstance(built.method, Searching):
         measure_search(built, built.method, run)
         return run
@@ -131,7 +132,7 @@ def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
         probe.write_text("")
         probe.unlink()
         if rank() == 0:
-            replace_file(run / RECIPE, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), sync=True)
+            replace_file(run / RECIPE, write_yaml(resolved), sync=True)
     except OSError as error:
         raise UsageError(f"cannot write the run folder {run} ({error.strerror}); choose another with --out") from error
     return run, recipe.train.resume is not None
@@ -267,7 +268,7 @@ def _trackers(names: list[str], run: Path, recipe: Recipe) -> Any:
     missing = set(names) - {str(getattr(name, "value", name)) for name in tracker.log_with}
     if missing:
         raise UsageError(f"tracker {missing.pop()!r} is not installed; install it or drop it from train.report_to")
-    tracker.init_trackers("genalign", config={"recipe": yaml.safe_dump(recipe.resolved())})
+    tracker.init_trackers("genalign", config={"recipe": write_yaml(recipe.resolved())})
     return tracker
 
 

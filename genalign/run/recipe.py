@@ -12,16 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, SerializeAsAny, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, SerializeAsAny
 
 from genalign.data.prompts import DataSettings
 from genalign.evaluation.evaluate import EvalSettings
-from genalign.files.places import portable, recipe_path, stable_name
-from genalign.files.settings import apply_override, read_yaml, sentence
+from genalign.files.places import portable, stable_name
+from genalign.files.settings import read_recipe
 from genalign.method.settings import MethodSettings
 from genalign.policy.settings import PolicySettings
 from genalign.training.loop import TrainSettings
-from genalign.types import UsageError
 
 
 class Recipe(BaseModel):
@@ -83,15 +82,6 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: no such recipe, not YAML, an unknown key (the nearest one is named) or a value of the wrong kind.
     """
-    path = recipe_path(str(recipe))
-    plain = read_yaml(path)
-    if not isinstance(plain, dict):
-        raise UsageError(f"{path} holds no recipe; its top-level keys are {', '.join(Recipe.model_fields)}")
-    for override in overrides:
-        apply_override(plain, override)
-    try:
-        parsed = Recipe.model_validate(plain)
-    except ValidationError as error:
-        raise UsageError(f"recipe {path}: {sentence(error, Recipe)}") from error
+    parsed, path = read_recipe(str(recipe), overrides, Recipe)
     parsed._folder, parsed._name = path.resolve().parent, path.stem
     return parsed

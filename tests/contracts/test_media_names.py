@@ -17,11 +17,17 @@ HEAD = "a reward that reads one medium"
 POLICY = "a policy says what it makes"
 COLUMN = "the columns of other people's data files"
 JUDGE = "a judge model is shown pictures and texts"
+PAIRS = "which given pairs a method learns from: those of a forward process, or of a sequence of tokens"
 REASONS = {
     "data/comparisons.py": COLUMN,
+    "data/conversations.py": "the key `text` of a message's parts",
     "data/judged.py": "a value that is not a file is text, and bytes are an image",
+    "data/preferences.py": "texts stand in the row itself, other samples in files",
     "data/prompts.py": "the column `image` of a prompts file",
     "files/places.py": "what a model makes is read from its folder",
+    "method/forward_preference.py": PAIRS,
+    "method/preference.py": PAIRS,
+    "method/settings.py": PAIRS,
     "policy/chain.py": POLICY,
     "policy/language.py": POLICY,
     "policy/tracks.py": "where a pipeline's output becomes tracks, and a prompt's media its arguments",

@@ -35,8 +35,9 @@ from genalign.cli.export import export
 from genalign.cli.main import main
 from genalign.data.comparisons import read_comparisons
 from genalign.data.judged import Comparisons
-from genalign.data.preferences import _from_hub, find_pairs
+from genalign.data.preferences import find_pairs
 from genalign.data.prompts import read_prompts
+from genalign.data.tables import _from_hub
 from genalign.evaluation.card import write_card
 from genalign.evaluation.evaluate import EvalSettings, evaluate
 from genalign.evaluation.report import write_report
@@ -212,12 +213,12 @@ def test_recipe_yaml(tmp_path: Path, marker: Path) -> None:
     plain.write_text(yaml.safe_dump({key: value for key, value in own.items() if key != "reward"}) + f"reward: {tag}\n")
     with pytest.raises(UsageError, match="is not YAML"):
         load_recipe(plain)
-    with pytest.raises(yaml.YAMLError):
+    with pytest.raises(UsageError, match="is not YAML"):
         write_card(tmp_path / "run")
     with pytest.raises(UsageError, match="is not YAML"):
         load_recipe(write_recipe(tmp_path / "other"), [f"train.seed={tag}"])
     (tmp_path / "reward.yaml").write_text(f"use: {tag}\n")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="is not YAML"):
         build_reward("reward.yaml", tmp_path)
     assert not marker.exists()
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from genalign.media import MEDIA
 from genalign.media.files import track_of
 from genalign.media.medium import Budget
-from genalign.reward.base import about
 from genalign.reward.guard import guarded
+from genalign.reward.proxy import about
 from genalign.reward.runtime.wire import FRAME, pack_scores, receive, send, unpack_batch
 from genalign.types import GenalignError, Media, Prompt, Reward, Scores, Track, UsageError
 
@@ -36,8 +36,10 @@ Batch = tuple[list[Prompt], Media, Tensor | None]
 
 
 class _RefusedError(Exception):
-    def __init__(self, status: int, told: str) -> None:
-        super().__init__(told)
+    """A request that is answered with `status` (4xx) and one sentence."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status
 
 
@@ -47,9 +49,9 @@ def application(
     """An ASGI application that scores with `reward`, one request at a time.
 
     token: what a request must carry as `Authorization: Bearer TOKEN`; /health is open. max_body: bytes of a request.
-    waiting: requests that may be in the house; a further one is told 503 and to come back. device: where media go.
+    waiting: requests in flight at most; a further one is answered 503 with Retry-After. device: where media go.
 
-    A reward that fails is answered with a mask, as everywhere. A request that is no batch, or that lacks what the
+    A reward that fails is answered with a mask, as everywhere. A request that is not a batch, or that lacks what the
     reward needs, is refused with 4xx and one sentence.
 
     Raises:
@@ -126,7 +128,7 @@ def _frame(body: bytes) -> Batch:
             raise ValueError("it ends too early")
         return _checked(unpack_batch(message))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError) as error:
-        raise _RefusedError(400, f"the body is no frame of a batch: {type(error).__name__} {error}") from error
+        raise _RefusedError(400, f"the body is not a frame of a batch: {type(error).__name__} {error}") from error
 
 
 def _json(body: bytes) -> Batch:
@@ -143,7 +145,7 @@ def _json(body: bytes) -> Batch:
         group = None if given.get("group") is None else torch.tensor(given["group"], dtype=torch.long)
         return _checked((prompts, Media(**tracks), group))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, RecursionError) as error:
-        raise _RefusedError(400, f"the body is no batch in JSON: {type(error).__name__} {error}") from error
+        raise _RefusedError(400, f"the body is not a batch in JSON: {type(error).__name__} {error}") from error
 
 
 def _checked(batch: Batch) -> Batch:
@@ -172,11 +174,12 @@ def _plain_scores(scores: Scores) -> Mapping[str, Any]:
     """Scores as JSON: null, never a number, where there is nothing to read."""
 
     def shown(values: Tensor, valid: Tensor) -> list[Any]:
-        return torch.where(valid, values, torch.nan).tolist()
+        pairs = zip(values.tolist(), valid.tolist(), strict=True)
+        return [value if known and value == value else None for value, known in pairs]
 
     packed = pack_scores(scores)
-    rows = [[None if x != x else x for x in row] for row in shown(scores.values, scores.valid)]
-    total = [None if x != x else x for x in shown(scores.total, scores.total_valid)]
+    rows = [shown(values, valid) for values, valid in zip(scores.values, scores.valid, strict=True)]
+    total = shown(scores.total, scores.total_valid)
     kept = {key: packed[key].tolist() for key in ("valid", "failed")}
     return {"names": list(scores.names), "values": rows, **kept, "total": total, "info": packed["info"]}
 
