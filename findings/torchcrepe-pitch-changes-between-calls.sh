@@ -13,7 +13,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --no-compile torch==2.13.0 torchcrepe==0.0.24 torchaudio==2.11.1
+"$work/venv/bin/pip" install --quiet --no-compile torch==2.14.1 torchcrepe==0.0.24 torchaudio==2.11.1
 cd "$work"
 "$work/venv/bin/python" - <<'PY'
 import numpy as np
