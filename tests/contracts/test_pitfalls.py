@@ -51,12 +51,13 @@ from tests.helpers.toy_judges import Scripted, said, serving
 
 PAGE = ROOT / "docs" / "pitfalls.md"
 TWO = [Prompt("draw me a star", uid=0), Prompt("hello", uid=1)]
+OLD_ARGPARSE = sys.version_info < (3, 12, 7)  # later ones know operands behind options
 NUMBERS = torch.tensor([[1, 5, 6, 7]])  # token ids of the tiny language model
 
 
-def opens(reason: str) -> pytest.MarkDecorator:
-    """A row of the page that is open."""
-    return pytest.mark.xfail(strict=True, reason=reason)
+def opens(reason: str, condition: bool = True) -> pytest.MarkDecorator:
+    """A row of the page that is open, where `condition` holds."""
+    return pytest.mark.xfail(condition, strict=True, reason=reason)
 
 
 def language(prepare: Callable[[Any, Any], None] | None = None, **settings: Any) -> LanguagePolicy:
@@ -414,7 +415,7 @@ def test_as_many_steps_as_training_had_with_an_offset(tmp_path):
 @opens("row 27: more steps than training had are a raw ValueError where generate is asked for them")
 def test_more_steps_than_training_had():
     policy = pictures()
-    with pytest.raises(UsageError, match="1000"):
+    with pytest.raises(UsageError, match="steps"):
         policy.generate(TWO, [0, 1], steps=2000)
 
 
@@ -552,9 +553,9 @@ def test_scores_as_numpy_and_pandas_make_them():
 
 
 @opens("row 40: train.seed is given to numpy as it is, which takes 32 bits")
-def test_a_seed_of_64_bits():
+def test_a_seed_of_64_bits(tmp_path):
     """ComfyUI's seeds reach 2**64 - 1."""
-    recipe = load_recipe("image-flow-grpo", [f"policy.model={image_model()}", f"train.seed={2**64 - 1}"])
+    recipe = load_recipe(write_recipe(tmp_path), [f"train.seed={2**64 - 1}"])
     assert build(recipe).policy.modalities
 
 
@@ -587,12 +588,20 @@ def test_a_home_in_an_option_is_the_home(tmp_path, monkeypatch):
     assert (tmp_path / "home" / "x" / "00000.png").is_file()
 
 
-@opens("row 44: -- is not the end of options, so a word with a dash cannot be a prompt")
+@opens("row 44: -- is not the end of options, so a word with a dash cannot be a prompt", OLD_ARGPARSE)
 def test_a_prompt_that_begins_with_a_dash(tmp_path):
     """POSIX, 12.2, guideline 10."""
     words = ["sample", str(image_model()), "--steps", "1", "--out", str(tmp_path / "out"), "--", "-star"]
     assert main(words) == 0
     assert json.loads((tmp_path / "out" / "samples.jsonl").read_text())["prompt"] == "-star"
+
+
+@opens("row 45: a prompt behind the options is not seen, because an empty one was taken before them", OLD_ARGPARSE)
+def test_a_prompt_behind_the_options(tmp_path):
+    """POSIX, 12.1: operands follow options."""
+    words = ["sample", str(image_model()), "--steps", "1", "--out", str(tmp_path / "out"), "two"]
+    assert main(words) == 0
+    assert json.loads((tmp_path / "out" / "samples.jsonl").read_text())["prompt"] == "two"
 
 
 def test_a_prompt_with_a_dash_and_blanks_and_one_of_two_lines(tmp_path):
@@ -613,7 +622,7 @@ def full_disk(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@opens("row 46: a full disk is a raw OSError of sample, which leaves half a picture")
+@opens("row 47: a full disk is a raw OSError of sample, which leaves half a picture")
 def test_a_full_disk_leaves_no_half_picture(tmp_path, capsys):
     words = ["sample", str(image_model()), "two", "--steps", "1", "--out", str(tmp_path / "out")]
     with full_disk(300):
@@ -684,7 +693,7 @@ def test_there_need_be_no_home(tmp_path):
     assert (tmp_path / "out" / "00000.png").is_file()
 
 
-@opens("row 53: a reward's process lives on while its function runs, though its run was killed")
+@opens("row 54: a reward's process lives on while its function runs, though its run was killed")
 @pytest.mark.slow
 def test_a_killed_run_takes_its_worker_along(tmp_path):
     rule = "import os, time\nfrom genalign.reward import reward\n\n@reward\ndef sleeps(text):\n"
