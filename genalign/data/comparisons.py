@@ -14,6 +14,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
@@ -64,6 +65,7 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], str]:
 
             rows: Any = pyarrow.parquet.read_table(path).to_pylist()
         elif path.suffix == ".csv":
+            csv.field_size_limit(max(len(blob), csv.field_size_limit()))
             rows = list(csv.DictReader(io.StringIO(blob.decode())))
         elif path.suffix == ".jsonl":
             rows = [json.loads(line) for line in blob.decode().splitlines() if line.strip()]
@@ -167,7 +169,10 @@ def _plain(found: Comparisons, row: Mapping[str, Any]) -> None:
 
 def _rated(found: Comparisons, row: Mapping[str, Any]) -> None:
     number = found.item(row["prompt"], row["image"] if "image" in row else row["text"])
-    found.ratings[number] = float(row["rating"])
+    rating = float(row["rating"])
+    if not math.isfinite(rating):
+        raise ValueError(f"its rating {rating} is not a finite number")
+    found.ratings[number] = rating
 
 
 FORMS = {  # whose last column is a list where LISTED says so

@@ -13,6 +13,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -140,7 +141,13 @@ def _from_folder(folder: Path) -> Pairs | None:
     for state in sorted(folder.glob("**/state.json")) if saved else []:
         _check_state(state)
     table = datasets.load_from_disk(str(folder)) if saved else _parquet(datasets, files)
-    return _from_table(str(folder), table, folder)
+    if saved:
+        return _from_table(str(folder), table, folder)
+    together = hashlib.sha256()
+    for name in files:  # of what they hold, not of their names and times, as the library's fingerprint is
+        with open(name, "rb") as file:
+            together.update(hashlib.file_digest(file, "sha256").digest())
+    return _from_table(str(folder), table, folder, together.hexdigest())
 
 
 def _check_state(file: Path) -> None:
@@ -176,12 +183,15 @@ def _datasets(source: str) -> Any:
     return datasets
 
 
-def _from_table(source: str, table: Any, root: Path) -> Pairs:
+def _from_table(source: str, table: Any, root: Path, digest: str | None = None) -> Pairs:
     if isinstance(table, Mapping):  # a dictionary of splits
         if SPLIT not in table:
             raise UsageError(f"{source} has no split {SPLIT!r}, only {', '.join(table)}; save that one alone")
         table = table[SPLIT]
-    digest, table = table._fingerprint, table.cast(_undecoded(table.features))  # datasets would fetch what rows name
+    digest, table = (
+        digest or str(table._fingerprint),
+        table.cast(_undecoded(table.features)),
+    )  # datasets would fetch what rows name
     kind = _kind(dict.fromkeys(table.column_names))
     if not kind:
         raise UsageError(
@@ -251,7 +261,7 @@ def _preferences(number: int, row: Mapping[str, Any], where: str) -> Iterator[Pa
         if not isinstance(given, list) or not isinstance(marks, list) or not 2 <= len(given) == len(marks):
             raise UsageError(f"{where} has not one {kind[1]} for each picture of its image_path; drop the row")
         spots = [("image_path", i) for i in range(len(given))]
-    if not all(isinstance(mark, int | float) for mark in marks):
+    if not all(isinstance(mark, int | float) and math.isfinite(mark) for mark in marks):
         raise UsageError(f"{where} prefers by {marks}, which are not all numbers; drop the row")
     if kind[1] == "rank":
         marks = [-mark for mark in marks]  # 1 is the best

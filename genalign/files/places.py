@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +19,7 @@ def find(name: str, folder: Path, *rooms: str) -> Path | None:
     """The file or folder `name`: absolute, relative to `folder`, or in one of the shipped rooms."""
     for candidate in (folder / Path(name).expanduser(), *(shipped(room, name) for room in rooms)):
         if candidate.exists():
-            return candidate.resolve()
+            return Path(os.path.abspath(candidate))  # not resolved: a link has its own name and neighbours
     return None
 
 

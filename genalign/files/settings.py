@@ -33,7 +33,7 @@ def read_yaml(path: Path) -> Any:
         UsageError: unreadable, or not YAML (with the line).
     """
     try:
-        return yaml.load(path.read_text(), _Loader)
+        return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
     except yaml.YAMLError as error:
