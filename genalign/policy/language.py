@@ -44,6 +44,12 @@ class LanguagePolicy:
         from transformers import GenerationConfig
 
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        named_templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {"default": ""}
+        if "default" not in named_templates:
+            raise UsageError(
+                f"{settings.model} has the chat templates {', '.join(named_templates)} and none called default; "
+                f"save its tokenizer with one of them as chat_template"
+            )
         self.adapter = Adapter(model, settings.lora)
         named = getattr(model.generation_config, "eos_token_id", None)
         self.ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
