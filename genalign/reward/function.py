@@ -219,6 +219,8 @@ def _is_pair(entry: Any) -> bool:
 def _numbers(column: Any, rows: int, what: str) -> tuple[Tensor, Tensor]:
     if isinstance(column, str) or not hasattr(column, "__len__"):
         raise ScoringError(f"returned {type(column).__name__} where {rows} {what} were expected")
+    if str(getattr(column, "dtype", "")) == "object" or type(column).__name__ == "Series":
+        column = list(column)  # numpy's and pandas', read value by value as TRL does
     if not isinstance(column, list | tuple):
         column = torch.as_tensor(column)
         if column.shape != (rows,):
