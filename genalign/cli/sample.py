@@ -42,7 +42,7 @@ def sample_files(args: Namespace) -> None:
         raise UsageError("--rollout samples as the recipe says; drop --guidance and --steps, or set them in the recipe")
     source = _source(args)
     repeated = [prompt for prompt in prompts for _ in range(args.n)]
-    seeds = [args.seed + k for _ in prompts for k in range(args.n)]
+    seeds = [(args.seed + k) % 2**64 for _ in prompts for k in range(args.n)]
     searches = searches_of(args, source.built)
     if searches:
         reward = reward_of(args, source.built, searches, source.modality, prompts)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from genalign.files.atomic import replace_file
 from genalign.files.untrusted import neighbour
-from genalign.types import UsageError
+from genalign.types import GenalignError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,7 +67,12 @@ def from_pil(image: Image) -> Tensor:
 def save_png(image: Tensor, path: Path | str) -> None:
     """Write (3,H,W) in [0,1]; folders on the way are made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    to_pil(image).save(path, format="PNG")
+    file = io.BytesIO()
+    to_pil(image).save(file, format="PNG")
+    try:
+        replace_file(Path(path), file.getvalue())
+    except OSError as error:
+        raise GenalignError(f"cannot write {path}: {error.strerror}; free space or check its permissions") from error
 
 
 def load_png(path: Path | str) -> Tensor:
