@@ -51,13 +51,12 @@ from tests.helpers.toy_judges import Scripted, said, serving
 
 PAGE = ROOT / "docs" / "pitfalls.md"
 TWO = [Prompt("draw me a star", uid=0), Prompt("hello", uid=1)]
-OLD_ARGPARSE = sys.version_info < (3, 12, 7)  # later ones know operands behind options
 NUMBERS = torch.tensor([[1, 5, 6, 7]])  # token ids of the tiny language model
 
 
-def opens(reason: str, condition: bool = True) -> pytest.MarkDecorator:
-    """A row of the page that is open, where `condition` holds."""
-    return pytest.mark.xfail(condition, strict=True, reason=reason)
+def opens(reason: str) -> pytest.MarkDecorator:
+    """A row of the page that is open."""
+    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 def language(prepare: Callable[[Any, Any], None] | None = None, **settings: Any) -> LanguagePolicy:
@@ -147,7 +146,6 @@ def test_a_picture_of_absurd_size_is_refused(tmp_path):
         read_prompts(tmp_path / "a.jsonl")
 
 
-@opens("row 4: a file that is a link is looked at under the name of what it leads to, as in the hub's cache")
 def test_a_prompt_file_in_the_cache_of_the_hub(tmp_path):
     """huggingface_hub: snapshots/REVISION/NAME is a link to blobs/HASH, which has no suffix."""
     for folder in ("blobs", "snapshots"):
@@ -157,7 +155,6 @@ def test_a_prompt_file_in_the_cache_of_the_hub(tmp_path):
     assert [prompt.text for prompt in read_prompts(data_path("train.jsonl", tmp_path / "snapshots"))] == ["two"]
 
 
-@opens("row 5: NaN is a rating, and the head that is fitted to it is NaN")
 @pytest.mark.parametrize("rating", ["NaN", "Infinity"])
 def test_a_rating_that_is_not_finite_is_refused(tmp_path, rating):
     (tmp_path / "a.jsonl").write_text(f'{{"prompt": "q", "text": "x", "rating": {rating}}}\n')
@@ -165,7 +162,6 @@ def test_a_rating_that_is_not_finite_is_refused(tmp_path, rating):
         read_comparisons(tmp_path / "a.jsonl")
 
 
-@opens("row 6: a mark that is NaN makes one of the two the better one")
 @pytest.mark.parametrize("marks", ['"label_0": NaN, "label_1": 1', '"label_0": 1, "label_1": NaN'])
 def test_a_preference_that_is_not_a_number_is_refused(tmp_path, marks):
     for name, colour in (("a.png", "red"), ("b.png", "blue")):
@@ -175,7 +171,6 @@ def test_a_preference_that_is_not_a_number_is_refused(tmp_path, marks):
         find_pairs(tmp_path / "a.jsonl")
 
 
-@opens("row 7: a cell of more than 131,072 characters is a raw _csv.Error")
 def test_a_long_cell_of_a_csv_file_is_read_or_refused(tmp_path):
     (tmp_path / "a.csv").write_text(f"prompt,chosen,rejected\nq,{'x' * 200_000},y\n")
     try:
@@ -185,7 +180,6 @@ def test_a_long_cell_of_a_csv_file_is_read_or_refused(tmp_path):
     assert len(found.items[0].value) == 200_000
 
 
-@opens("row 8: the digest of a table is the datasets library's fingerprint, which depends on the time of the file")
 def test_a_table_that_was_copied_is_the_same_data(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -200,7 +194,6 @@ def test_a_table_that_was_copied_is_the_same_data(tmp_path, monkeypatch):
     assert find_pairs(tmp_path / "table").digest == before
 
 
-@opens("row 9: recipes are read in the encoding of the locale")
 def test_a_recipe_is_utf_8_whatever_the_locale(tmp_path):
     """YAML 1.2, 5.2: a processor must read UTF-8."""
     (tmp_path / "a.yaml").write_bytes("name: café\n".encode())
@@ -292,7 +285,6 @@ def test_a_prompt_without_a_template_begins_as_its_tokenizer_begins():
     assert [prompt[0] for prompt in drawn.tape.prompt] == [1, 1]
 
 
-@opens("row 15: templates with names of which none is `default` are a raw ValueError of transformers")
 def test_chat_templates_with_names_are_chosen_from_or_refused():
     def named(model: Any, tokenizer: Any) -> None:
         tokenizer.chat_template = {"rag": CHAT, "tool_use": CHAT}
@@ -330,13 +322,11 @@ def as_peft_would(model: Any) -> set[str]:
     return {name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for name in names}
 
 
-@opens("row 17: all-linear takes the output layer, and of GPT-2 that alone")
 @pytest.mark.parametrize("make", [tiny_language, gpt2])
 def test_all_linear_is_what_peft_calls_so(make):
     assert adapted(*make(), "all-linear") == as_peft_would(make()[0])
 
 
-@opens("row 18: only o_proj of Phi-3 is adapted, as its qkv_proj is not a known name")
 def test_every_projection_of_attention_is_adapted_where_they_are_one_layer():
     """transformers' own modules: all linear layers of Phi-3's attention, as those of Llama's are adapted."""
     from transformers import Phi3Config, Phi3ForCausalLM
@@ -349,7 +339,6 @@ def test_every_projection_of_attention_is_adapted_where_they_are_one_layer():
     assert adapted(model, tokenizer, None) == attention
 
 
-@opens("row 19: an adapter is read at the recipe's alpha, not at its own")
 def test_an_adapter_is_loaded_at_its_own_strength_or_refused(tmp_path):
     """LoRA (Hu et al. 2021): the update counts alpha / rank."""
     written, read = language(lora=Lora(rank=4, alpha=32)), language(lora=Lora(rank=4, alpha=4))
@@ -405,21 +394,18 @@ def test_an_argument_that_the_installed_libraries_cannot_serve_is_refused():
         torch.testing.assert_close(policy.replay(drawn, [0, 1]).score, drawn.logp, atol=1e-5, rtol=0)
 
 
-@opens("row 26: the first time of the grid is 1000, one beyond the table: a raw IndexError")
 def test_as_many_steps_as_training_had_with_an_offset(tmp_path):
     policy = pictures(with_scheduler(tmp_path / "model", "DDIMScheduler", steps_offset=1))
     with pytest.raises(UsageError, match="steps"):
         policy.generate(TWO, [0, 1], steps=1000)
 
 
-@opens("row 27: more steps than training had are a raw ValueError where generate is asked for them")
 def test_more_steps_than_training_had():
     policy = pictures()
     with pytest.raises(UsageError, match="steps"):
         policy.generate(TWO, [0, 1], steps=2000)
 
 
-@opens("row 28: a height without a width is ignored by the pipeline, and nobody says so")
 def test_a_height_alone_counts_or_is_refused():
     try:
         made = pictures(call={"height": 32}).generate(TWO[:1], [0])["image"].data
@@ -471,7 +457,6 @@ def test_json_of_a_judge_in_a_fence_after_its_thoughts():
     assert read_scores(told, ["A", "B"], 1, 5) == [4, 2]
 
 
-@opens("row 33: of `4 out of 5` on a scale to 10 the 4 is taken, of `1e-2` the 1")
 @pytest.mark.parametrize(("text", "low", "high"), [("Score: 4 out of 5", 1, 10), ("Score: 1e-2", 0, 1)])
 def test_a_score_out_of_another_maximum_is_refused(text, low, high):
     try:
@@ -505,7 +490,6 @@ def test_an_answer_that_is_thought_alone_is_a_failure():
     assert "empty" in str(answer)
 
 
-@opens("row 36: an answer in parts, of which one is thought, counts as empty")
 def test_an_answer_in_parts_is_its_text():
     parts = [
         {"type": "thinking", "thinking": [{"type": "text", "text": "Score: 2?"}]},
@@ -515,7 +499,6 @@ def test_an_answer_in_parts_is_its_text():
     assert asked(lambda *_: {"choices": [choice]}) == "Score: 4"
 
 
-@opens("row 37: an error that comes with status 200 is not told, and not tried again")
 def test_an_error_with_status_200_is_told():
     answer = asked(lambda *_: {"choices": None, "error": {"code": 429, "message": "Too Many Requests"}})
     assert isinstance(answer, ScoringError)
@@ -535,7 +518,6 @@ def test_an_endpoint_that_has_moved_is_refused():
     assert "308" in str(answer)
 
 
-@opens("row 39: a list is read value by value, an array of objects or a Series is not")
 def test_scores_as_numpy_and_pandas_make_them():
     """TRL reads them one by one: [r if r is not None else nan for r in rewards]."""
     import numpy as np
@@ -552,14 +534,12 @@ def test_scores_as_numpy_and_pandas_make_them():
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
-@opens("row 40: train.seed is given to numpy as it is, which takes 32 bits")
 def test_a_seed_of_64_bits(tmp_path):
     """ComfyUI's seeds reach 2**64 - 1."""
     recipe = load_recipe(write_recipe(tmp_path), [f"train.seed={2**64 - 1}"])
     assert build(recipe).policy.modalities
 
 
-@opens("row 41: the seed of the second sample is one beyond what torch takes")
 def test_samples_of_the_largest_seed(tmp_path, capsys):
     words = ["sample", str(image_model()), "two", "--steps", "2", "--seed", str(2**64 - 1), "--n", "2"]
     code = main([*words, "--out", str(tmp_path / "out")])
@@ -567,7 +547,6 @@ def test_samples_of_the_largest_seed(tmp_path, capsys):
     assert code in (0, 2)
 
 
-@opens("row 42: two runs of one recipe that start within a second share a folder")
 def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
@@ -580,7 +559,6 @@ def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
     assert first != second
 
 
-@opens("row 43: --out ~/x makes a folder called ~")
 def test_a_home_in_an_option_is_the_home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -588,7 +566,6 @@ def test_a_home_in_an_option_is_the_home(tmp_path, monkeypatch):
     assert (tmp_path / "home" / "x" / "00000.png").is_file()
 
 
-@opens("row 44: -- is not the end of options, so a word with a dash cannot be a prompt", OLD_ARGPARSE)
 def test_a_prompt_that_begins_with_a_dash(tmp_path):
     """POSIX, 12.2, guideline 10."""
     words = ["sample", str(image_model()), "--steps", "1", "--out", str(tmp_path / "out"), "--", "-star"]
@@ -596,7 +573,6 @@ def test_a_prompt_that_begins_with_a_dash(tmp_path):
     assert json.loads((tmp_path / "out" / "samples.jsonl").read_text())["prompt"] == "-star"
 
 
-@opens("row 45: a prompt behind the options is not seen, because an empty one was taken before them", OLD_ARGPARSE)
 def test_a_prompt_behind_the_options(tmp_path):
     """POSIX, 12.1: operands follow options."""
     words = ["sample", str(image_model()), "--steps", "1", "--out", str(tmp_path / "out"), "two"]
@@ -622,7 +598,6 @@ def full_disk(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@opens("row 47: a full disk is a raw OSError of sample, which leaves half a picture")
 def test_a_full_disk_leaves_no_half_picture(tmp_path, capsys):
     words = ["sample", str(image_model()), "two", "--steps", "1", "--out", str(tmp_path / "out")]
     with full_disk(300):
@@ -693,7 +668,6 @@ def test_there_need_be_no_home(tmp_path):
     assert (tmp_path / "out" / "00000.png").is_file()
 
 
-@opens("row 54: a reward's process lives on while its function runs, though its run was killed")
 @pytest.mark.slow
 def test_a_killed_run_takes_its_worker_along(tmp_path):
     rule = "import os, time\nfrom genalign.reward import reward\n\n@reward\ndef sleeps(text):\n"
