@@ -4,6 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from genalign.cli.eval_reward import evaluate_reward
+    from genalign.cli.evaluate import evaluate_run
+    from genalign.cli.fit_reward import fit_reward
+    from genalign.cli.sample import sample
+    from genalign.cli.score import score
+    from genalign.cli.search import search
     from genalign.policy import load_policy
     from genalign.reward import build_reward
     from genalign.run.build import build
@@ -23,16 +29,28 @@ __all__ = [
     "UsageError",
     "build",
     "build_reward",
+    "evaluate_reward",
+    "evaluate_run",
+    "fit_reward",
     "load_policy",
     "load_recipe",
+    "sample",
+    "score",
+    "search",
     "start",
     "train",
 ]
 _HOMES = {
     "build": "run.build",
     "build_reward": "reward",
+    "evaluate_reward": "cli.eval_reward",
+    "evaluate_run": "cli.evaluate",
+    "fit_reward": "cli.fit_reward",
     "load_policy": "policy",
     "load_recipe": "run.recipe",
+    "sample": "cli.sample",
+    "score": "cli.score",
+    "search": "cli.search",
     "start": "training.loop",
     "train": "training.loop",
 }

@@ -1,15 +1,18 @@
-"""The four things a method asks of a process group; without one, each is the identity. And how a rank ends."""
+"""What a process group does for methods and the loop; without one, each is the identity. And how a rank ends."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import sys
+from dataclasses import replace
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from genalign.types import Scores
 
 
 def _running() -> bool:
@@ -42,6 +45,26 @@ def gather(tensor: Tensor) -> Tensor:
     dist.all_gather(parts, padded)
     rows = torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
     return rows.to(tensor.device, tensor.dtype)
+
+
+def gather_scores(scores: Scores) -> Scores:
+    """The scores of all ranks' rows, in rank order. `info` stays behind where there are several ranks.
+
+    All ranks must agree on whether there is a confidence and a std.
+    """
+    if world() == 1:
+        return scores
+    return replace(
+        scores,
+        values=gather(scores.values),
+        valid=gather(scores.valid),
+        failed=gather(scores.failed),
+        total=gather(scores.total),
+        total_valid=gather(scores.total_valid),
+        confidence=None if scores.confidence is None else gather(scores.confidence),
+        std=None if scores.std is None else gather(scores.std),
+        info={},
+    )
 
 
 def all_sum(tensor: Tensor) -> Tensor:

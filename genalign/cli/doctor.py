@@ -8,13 +8,12 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Literal, NamedTuple
 
-from genalign.files.shipped import ROOMS, shipped
+from genalign.files.shipped import ROOMS, shipped, shipped_models
 
 PACKAGES = (
     *("torch", "torchvision", "diffusers", "transformers", "open-clip-torch", "accelerate", "peft", "safetensors"),
     *("pydantic", "numpy", "scipy", "pillow"),
 )
-MODEL_FILES = ("model_index.json", "open_clip_config.json", "config.json")
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HOME")
 
 
@@ -84,12 +83,12 @@ def _device() -> Row:
 
 
 def _attempt(trial: Callable[[], str]) -> tuple[Literal["ok", "no"], str]:
-    """A kernel's own complaint is the answer here, so every exception is caught and told."""
+    """A kernel's own message is the answer here, so every exception is caught and shown."""
     try:
         return "ok", trial()
     except Exception as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        return "no", told if len(told) <= 160 else f"{told[:157]}..."
+        message = " ".join(str(error).split()) or type(error).__name__
+        return "no", message if len(message) <= 160 else f"{message[:157]}..."
 
 
 def _xformers() -> str:
@@ -125,7 +124,7 @@ def _room(room: str) -> Row:
     except FileNotFoundError as error:
         return Row(f"shipped {room}", "broken", str(error))
     if room == "assets":
-        names = sorted({path.parent.name for file in MODEL_FILES for path in folder.glob(f"*/{file}")})
+        names = shipped_models()
     else:
         names = sorted(path.name for path in folder.iterdir() if path.suffix in (".yaml", ".py"))
     return Row(f"shipped {room}", "ok" if names else "no", ", ".join(names) or f"nothing in {folder}")

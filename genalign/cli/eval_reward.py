@@ -1,101 +1,109 @@
-"""`genalign eval-reward`: how well a reward agrees with judged samples, and how far it is from another reward."""
+"""How well a reward agrees with judged samples, and how far it is from another reward.
+
+`evaluate_reward` for a program; `print_report` is what `genalign eval-reward` prints.
+"""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from genalign.cli.judged_scores import BIASES, Sample, group_of, samples_of, score_all
 from genalign.data.comparisons import read_comparisons
 from genalign.data.judged import Comparison, Comparisons
 from genalign.files.places import find
-from genalign.reward import Runner, build_reward, check_needs
+from genalign.media import MEDIA
+from genalign.reward import build_reward, check_needs
 from genalign.reward.fit import measures
-from genalign.types import Reward, UsageError
+from genalign.reward.wrapper import with_defaults
+from genalign.types import MODALITIES, Reward, UsageError
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-BIASES = ("position_bias", "order_flips")  # what judges of several samples at once say of their answers
 TIES = "ties"  # the subset of RewardBench 2 with a score of its own
-Sample = tuple[int, str]  # an item, and whose taste it is judged by
 
 
-def evaluate_reward(args: Namespace) -> list[dict[str, Any]]:
-    """Print what `report` says, as a table or as one JSON object a line."""
-    found = read_comparisons(find(str(args.data), Path(), "assets") or args.data)
-    reward = build_reward(args.reward, Path())
-    other = None if args.against is None else build_reward(args.against, Path())
-    for asked in (reward, *([other] if other is not None else [])):
-        check_needs(asked, {found.kind, "prompt", "facts.user"})
-    rows = report(reward, found, other, args.batch_size)
-    if args.json:
-        print("\n".join(json.dumps(row) for row in rows))
-    else:
-        _print(rows, f"{reward.name} on {args.data} ({found.form})")
-    return rows
+def evaluate_reward(
+    reward: str | Mapping[str, Any] | Reward,
+    data: str | Path | Comparisons,
+    against: str | Mapping[str, Any] | Reward | None = None,
+    batch_size: int = 64,
+) -> list[dict[str, Any]]:
+    """Hold a reward against judged samples; the rows that `report` makes.
+
+    Args:
+        reward: a reward, or what `build_reward` takes: a reward file, `file.py:function`, a shipped name, a mapping.
+        data: a file of one of the public forms (see `read_comparisons`), or what that returned.
+        against: another reward: its distance, and what it thinks of the best of n by this one.
+        batch_size: samples at a time.
+
+    Raises:
+        UsageError: no such reward or file, or a reward that reads what the file does not have.
+    """
+    built, other = _built(reward), None if against is None else _built(against)
+    found = data if isinstance(data, Comparisons) else read_judged(data, built)
+    for one in (built, *([other] if other is not None else [])):
+        check_needs(one, {found.kind, "prompt", "facts.user"})
+    return report(built, found, other, batch_size)
+
+
+def read_judged(data: str | Path, reward: Reward) -> Comparisons:
+    """Judged samples from a file, or from a shipped one, as the kind of media that `reward` reads.
+
+    Raises:
+        UsageError: as `read_comparisons`.
+    """
+    kinds = sorted(reward.needs & set(MODALITIES))
+    return read_comparisons(find(str(data), Path(), "assets") or Path(data), kinds[0] if len(kinds) == 1 else None)
+
+
+def _built(reward: str | Mapping[str, Any] | Reward) -> Reward:
+    return build_reward(reward, Path()) if isinstance(reward, str | Mapping) else reward
 
 
 def report(reward: Reward, found: Comparisons, other: Reward | None = None, size: int = 64) -> list[dict[str, Any]]:
-    """Rows of numbers, None where one says nothing.
+    """Rows of numbers, None where there is nothing to measure.
 
     {"aspect"}: agreement with the verdicts, by the reward's aspect of that name or else its total: see `measures`;
     `unscored` pairs, which it abstained from or failed on, count nowhere. {"subset"}: RewardBench 2's scores, and their
     mean. {"best_of"}: what the best of n by this reward is worth to the judges (or to `other`), and its KL in nats.
     {"against"}: the STARC distance to `other`. {"judged"}: of a judge that is shown several samples at once, the mean
-    bias towards the first, and the share of samples on which its two orders disagree.
+    bias towards the first, and the share of samples on which its two orders disagree. {"unscored"}: how many of all
+    samples have no total, and of how many of these the reward abstained or failed. {"error"}: why, and on how many
+    samples. {"truncated"}: a head that saw only the beginning of the text of some samples.
 
     Raises:
         UsageError: the file has nothing that can be compared.
     """
     if not found.pairs and not found.ratings:
         raise UsageError(f"{found.source} holds no verdict; add some")
-    personal = bool(getattr(reward, "users", ()))
-    samples = _samples(found, personal)
-    direct = getattr(reward, "pairwise", False)
-    told = score(reward, found, samples, size)
-    rows = []
+    personal = bool(with_defaults(reward).users)
+    samples = samples_of(found, personal)
+    direct = with_defaults(reward).pairwise
+    scored = score_all(reward, found, samples, size)
+    columns = scored.columns
+    rows: list[dict[str, Any]] = []
     for aspect in dict.fromkeys(pair.aspect for pair in found.pairs):
         pairs = [pair for pair in found.pairs if pair.aspect == aspect]
-        delta = _direct(reward, found, pairs, size) if direct else _leads(told, aspect, samples, pairs, personal)
+        delta = _direct(reward, found, pairs, size) if direct else _leads(columns, aspect, samples, pairs, personal)
         rows.append({"aspect": aspect, **agreement(found, pairs, delta)})
-    biased = {name: told[name][np.isfinite(told[name])] for name in BIASES if name in told}
-    if judged := max((len(values) for values in biased.values()), default=0):
-        rows.append({"judged": judged, **{name: float(values.mean()) for name, values in biased.items()}})
-    total = {place: float(told["total"][k]) for k, (place, _) in enumerate(samples)}
+    rows += _biases(columns)
+    places = [place for place, _ in samples]
+    total = dict(zip(places, columns["total"].tolist(), strict=True))
     rows += _subsets(found, total)
     gold: dict[int, float] = _worth(found)
     if other is not None:
-        others = score(other, found, samples, size)["total"]
-        gold = {place: float(others[k]) for k, (place, _) in enumerate(samples)}
-        groups = np.array([_group(found, place) for place, _ in samples])
-        both = np.isfinite(told["total"]) & np.isfinite(others)
-        distance = measures.starc(told["total"][both], others[both], groups[both])
+        others = score_all(other, found, samples, size).columns["total"]
+        gold = dict(zip(places, others.tolist(), strict=True))
+        groups = np.array([group_of(found, place) for place in places])
+        both = np.isfinite(columns["total"]) & np.isfinite(others)
+        distance = measures.starc(columns["total"][both], others[both], groups[both])
         rows.append({"against": other.name, "starc": distance, "samples": int(both.sum())})
-    return [_plain(row) for row in [*rows, *_curve(found, total, gold)]]
-
-
-def score(reward: Reward, found: Comparisons, samples: Sequence[Sample], size: int) -> dict[str, np.ndarray]:
-    """Column -> (M,) scores, NaN where one may not be read; "total" among them. Siblings are scored together."""
-    runner = Runner(reward, max_failure=1.0)
-    columns = {name: np.full(len(samples), np.nan) for name in (*reward.aspects, "total")}
-    order = sorted(range(len(samples)), key=lambda k: _group(found, samples[k][0]))
-    for rows in _batches(found, samples, order, len(samples) if reward.looks_at == "batch" else size):
-        prompts, media = found.load([samples[k][0] for k in rows], [samples[k][1] for k in rows])
-        group = torch.tensor([_group(found, samples[k][0]) for k in rows])
-        with torch.no_grad():
-            scores = runner(prompts, media, group)
-        for k, name in enumerate(scores.names):
-            columns[name][rows] = np.where(scores.valid[:, k], scores.values[:, k].double(), np.nan)
-        columns["total"][rows] = np.where(scores.total_valid, scores.total.double(), np.nan)
-        for name in BIASES:
-            if name in scores.info:
-                said = [np.nan if value is None else float(value) for value in scores.info[name]]
-                columns.setdefault(name, np.full(len(samples), np.nan))[rows] = said
-    return columns
+    return [_plain(row) for row in [*rows, *_curve(found, total, gold), *scored.faults()]]
 
 
 def agreement(found: Comparisons, pairs: Sequence[Comparison], delta: np.ndarray) -> dict[str, Any]:
@@ -105,7 +113,11 @@ def agreement(found: Comparisons, pairs: Sequence[Comparison], delta: np.ndarray
     kept = [pair for pair, ok in zip(pairs, scored, strict=True) if ok]
     best, eps = measures.accuracy_with_ties(h, lead)
     ece, brier = measures.calibration(h, lead)
-    sizes = {place: _extent(found, place) for place in {place for pair in kept for place in (pair.a, pair.b)}}
+    sizes: dict[int, float] = {}
+    for pair in kept:
+        for place in (pair.a, pair.b):
+            if place not in sizes:  # a video is opened for it
+                sizes[place] = _extent(found, place)
     longer = np.array([sizes[pair.a] - sizes[pair.b] for pair in kept])
     return {
         "pairs": len(pairs),
@@ -123,17 +135,31 @@ def agreement(found: Comparisons, pairs: Sequence[Comparison], delta: np.ndarray
 
 
 def _leads(
-    told: dict[str, np.ndarray], aspect: str, samples: Sequence[Sample], pairs: Sequence[Comparison], personal: bool
+    columns: dict[str, np.ndarray], aspect: str, samples: Sequence[Sample], pairs: Sequence[Comparison], personal: bool
 ) -> np.ndarray:
-    column = told.get(aspect, told["total"])
+    """(N,) by how much a is ahead of b, by the column of that aspect or the total, as the pair's user sees it."""
+    column = columns.get(aspect, columns["total"])
     place = {sample: k for k, sample in enumerate(samples)}
-    whose = [pair.user if personal else "" for pair in pairs]
-    both = [(place[pair.a, user], place[pair.b, user]) for pair, user in zip(pairs, whose, strict=True)]
-    return np.array([column[a] - column[b] for a, b in both])
+    leads = []
+    for pair in pairs:
+        user = pair.user if personal else ""
+        leads.append(column[place[pair.a, user]] - column[place[pair.b, user]])
+    return np.array(leads)
+
+
+def _biases(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The row of a judge that is shown several samples at once; none of others."""
+    row: dict[str, Any] = {"judged": 0}
+    for name in BIASES:
+        if name in columns:
+            values = columns[name][np.isfinite(columns[name])]
+            row["judged"] = max(row["judged"], len(values))
+            row[name] = float(values.mean()) if len(values) else measures.NOTHING
+    return [row] if row["judged"] else []
 
 
 def _direct(reward: Any, found: Comparisons, pairs: Sequence[Comparison], size: int) -> np.ndarray:
-    """What a reward that compares two says of each pair."""
+    """(N,) logits of a reward that compares two samples directly."""
     leads = []
     for at in range(0, len(pairs), size):
         part = pairs[at : at + size]
@@ -147,17 +173,18 @@ def _direct(reward: Any, found: Comparisons, pairs: Sequence[Comparison], size: 
 def _subsets(found: Comparisons, total: dict[int, float]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for subset in dict.fromkeys(listing.subset for listing in found.listings):
-        listed = {
-            x.name: (np.array([total[place] for place in (*x.right, *x.wrong)]), len(x.right))
-            for x in found.listings
-            if x.subset == subset
-        }
-        read = {name: row for name, row in listed.items() if np.isfinite(row[0]).all()}
+        listings = [listing for listing in found.listings if listing.subset == subset]
+        read: dict[str, tuple[np.ndarray, int]] = {}  # prompt -> scores, right ones first, and how many these are
+        for listing in listings:
+            scores = np.array([total[place] for place in (*listing.right, *listing.wrong)])
+            if np.isfinite(scores).all():
+                read[listing.name] = (scores, len(listing.right))
         if subset.lower() == TIES:
             value = measures.ties_score(read)
         else:
             value = float(np.mean([measures.top_one(*row) for row in read.values()])) if read else measures.NOTHING
-        rows.append({"subset": subset, "score": value, "prompts": len(read), "unscored": len(listed) - len(read)})
+        unscored = len({listing.name for listing in listings}) - len(read)
+        rows.append({"subset": subset, "score": value, "prompts": len(read), "unscored": unscored})
     if rows:
         mean = float(np.mean([row["score"] for row in rows]))
         rows.append({"subset": "mean", "score": mean, "prompts": sum(int(row["prompts"]) for row in rows)})
@@ -168,11 +195,12 @@ def _curve(found: Comparisons, total: dict[int, float], gold: dict[int, float]) 
     groups: dict[int, list[int]] = {}
     for place in gold:
         if np.isfinite(total.get(place, np.nan)) and np.isfinite(gold[place]):
-            groups.setdefault(_group(found, place), []).append(place)
-    proxy, worth = ([np.array([of[p] for p in group]) for group in groups.values()] for of in (total, gold))
+            groups.setdefault(group_of(found, place), []).append(place)
+    proxy = [np.array([total[place] for place in group]) for group in groups.values()]
+    worth = [np.array([gold[place] for place in group]) for group in groups.values()]
     for n, value in measures.best_of_n(proxy, worth, SIZES).items():
         mine = measures.best_of_n(proxy, proxy, [n])[n]
-        prompts = len([group for group in groups.values() if len(group) >= n])
+        prompts = sum(len(group) >= n for group in groups.values())
         yield {"best_of": n, "kl": measures.divergence(n), "proxy": mine, "gold": value, "prompts": prompts}
 
 
@@ -188,58 +216,46 @@ def _worth(found: Comparisons) -> dict[int, float]:
     return {place: float(np.mean(won)) for place, won in shares.items()}
 
 
-def _samples(found: Comparisons, personal: bool) -> list[Sample]:
-    """What must be scored: every item, for a personal reward once for each user who judged it."""
-    if not personal:
-        return [(place, "") for place in range(len(found.items))]
-    judged = {(place, pair.user): None for pair in found.pairs for place in (pair.a, pair.b)}
-    return list(judged)
-
-
-def _group(found: Comparisons, place: int) -> int:
-    item = found.items[place]
-    return found.group((item.prompt, "" if item.asked is None else str(item.asked)))
-
-
-def _batches(found: Comparisons, samples: Sequence[Sample], order: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Rows in batches of at least `size`, none of which parts siblings."""
-    rows: list[int] = []
-    for k in order:
-        if len(rows) >= size and _group(found, samples[k][0]) != _group(found, samples[rows[-1]][0]):
-            yield rows
-            rows = []
-        rows.append(k)
-    if rows:
-        yield rows
-
-
 def _extent(found: Comparisons, place: int) -> float:
-    """How long a text is in words, how many bytes an image is as PNG, how many frames a video has."""
-    from io import BytesIO
-
-    from genalign.media.image import to_pil
-
+    """How much there is of a sample: words, bytes as PNG, frames."""
     _, media = found.load([place])
-    data: Any = media[found.kind].data[0]
-    if found.kind == "text":
-        return float(len(data.split()))
-    if found.kind == "video":
-        return float(len(data))
-    file = BytesIO()
-    to_pil(data).save(file, format="PNG")
-    return float(file.tell())
+    track = media[found.kind]
+    return MEDIA[found.kind].extent(track.data[0], track.rate)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
 
 
-def _print(rows: Sequence[dict[str, Any]], title: str) -> None:
+# ---- genalign eval-reward -------------------------------------------------------------------------------------------
+
+
+def evaluate_file(reward: str, data: Path, against: str | None, batch_size: int, as_json: bool) -> int:
+    """Evaluate a reward and print the rows; the exit code."""
+    built = _built(reward)
+    found = read_judged(data, built)
+    rows = evaluate_reward(built, found, against, batch_size)
+    return print_report(rows, f"{reward} on {data} ({found.form})", as_json)
+
+
+def print_report(rows: Sequence[dict[str, Any]], title: str, as_json: bool = False) -> int:
+    """Print rows of `report` as tables, or one JSON object a line; 1 where nothing was scored, else 0."""
+    if as_json:
+        print("\n".join(json.dumps(row) for row in rows))
+    else:
+        _print_tables(rows, title)
+    verdicts = [row for row in rows if "aspect" in row]
+    if verdicts:
+        return int(all(row["unscored"] == row["pairs"] for row in verdicts))
+    return int(any(row["unscored"] == row["samples"] for row in rows if "failed" in row))  # ratings alone
+
+
+def _print_tables(rows: Sequence[dict[str, Any]], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    console.print(title)
+    print(title)
     agreed = [row for row in rows if "aspect" in row]
     if agreed:  # many numbers and few aspects: numbers go down
         table = Table("", *(row["aspect"] for row in agreed))
@@ -253,6 +269,14 @@ def _print(rows: Sequence[dict[str, Any]], title: str) -> None:
             for row in mine:
                 table.add_row(*(_cell(row.get(name)) for name in mine[0]))
             console.print(table)
+    for row in rows:
+        if "failed" in row:
+            counts = f"it abstained from {row['abstained']} and failed on {row['failed']}"
+            print(f"{row['unscored']} of {row['samples']} samples have no score: {counts}")
+        elif "error" in row:
+            print(f"failed on {row['samples']}: {row['error']}")
+        elif "truncated" in row:
+            print(f"{row['truncated']} read only the beginning of the text of {row['samples']} samples")
 
 
 def _cell(value: Any) -> str:

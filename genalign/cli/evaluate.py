@@ -1,10 +1,11 @@
-"""`genalign eval`: measure a finished run anew."""
+"""A finished run measured anew: `evaluate_run` for a program, `print_evaluation` is `genalign eval`."""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from genalign.cli.sample import device
 from genalign.files.places import portable
@@ -12,23 +13,45 @@ from genalign.run.launch import RECIPE, load_run
 from genalign.types import UsageError
 
 
-def evaluate_run(args: Namespace) -> None:
-    """Evaluate a finished run anew, with further rewards if asked for."""
+def evaluate_run(run: str | Path, rewards: Sequence[str] = ()) -> dict[str, Any]:
+    """Evaluate a finished run anew; its eval.json, report.html and model card are written again.
+
+    rewards: further ones to measure; their files are relative to the working directory.
+
+    Returns what eval.json holds: {"metrics": {name: {"before", "after", "delta", "ci95", "held_out"}}, "sweep", ...}.
+
+    Raises:
+        UsageError: not a run folder, or its recipe has no key 'eval'. GenalignError: the run has no adapter yet.
+    """
     from genalign.evaluation.card import write_card
-    from genalign.evaluation.evaluate import evaluate, print_table
+    from genalign.evaluation.evaluate import evaluate
     from genalign.evaluation.report import write_report
 
-    more = [str(portable(name, Path())) for name in args.reward]  # relative to here, not to the run
-    built = load_run(args.run, device(), more)
+    folder = Path(run)
+    more = [str(portable(name, Path())) for name in rewards]  # relative to here, not to the run
+    built = load_run(folder, device(), more)
     settings = built.recipe.eval
     if settings is None or built.eval_prompts is None:
-        raise UsageError(f"{args.run / RECIPE} has no key 'eval'; add one that names eval.prompts")
-    prompts = list(built.eval_prompts)
-    rewards, taught = built.eval_rewards, built.taught
-    result = evaluate(built.policy, prompts, rewards, built.held_out, settings, args.run, training=taught)
-    write_report(args.run)
-    write_card(args.run)
-    if args.json:
+        raise UsageError(f"{folder / RECIPE} has no key 'eval'; add one that names eval.prompts")
+    result = evaluate(
+        built.policy,
+        list(built.eval_prompts),
+        built.eval_rewards,
+        built.held_out,
+        settings,
+        folder,
+        training=built.rewarded_prompts,
+    )
+    write_report(folder)
+    write_card(folder)
+    return result
+
+
+def print_evaluation(result: dict[str, Any], as_json: bool = False) -> None:
+    """The table of an evaluation, or one JSON object a metric."""
+    if as_json:
         print("\n".join(json.dumps({"metric": name, **row}) for name, row in result["metrics"].items()))
-    else:
-        print_table(result)
+        return
+    from genalign.evaluation.evaluate import print_table
+
+    print_table(result)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from genalign.cli.comfyui import comfyui_tensors
 from genalign.evaluation.card import DIFFUSERS_FILE, base_model, pipeline_index, provenance, write_card
+from genalign.files.atomic import replace_file, replacing
 from genalign.types import GenalignError, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def export(run: Path, to: str, dest: Path) -> Path:
                     (dest / part).mkdir(parents=True, exist_ok=True)
                     shutil.copy2(file, dest / part / file.name)
         shutil.copy2(run / "README.md", dest / "README.md")
-        (dest / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        replace_file(dest / "provenance.json", json.dumps(facts, indent=2) + "\n")
         return dest
     renamed = comfyui_tensors(tensors, config, _denoiser(run))
     path = dest if dest.suffix == ".safetensors" else dest / f"{run.resolve().name}.safetensors"
@@ -50,7 +51,8 @@ def export(run: Path, to: str, dest: Path) -> Path:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(renamed, path, metadata={"format": "pt", **facts})
+    with replacing(path) as draft:
+        save_file(renamed, draft, metadata={"format": "pt", **facts})
     return path
 
 

@@ -1,10 +1,10 @@
-"""`genalign fit-reward`: sample, score, and fit a small reward that reads noisy latents (what method nrg guides by)."""
+"""A reward fitted to preferences, or one that reads noisy latents: `fit_reward`; `print_fit` is genalign fit-reward."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from genalign.files.atomic import replace_file, replacing
 from genalign.method.search.nrg import GuidanceSettings
 from genalign.reward.fit.noisy import Bank, NoisyNet, measure, noisy_loss, reader, save_noisy
 from genalign.reward.fit.recipe import fit_to_preferences, is_fit_recipe
@@ -26,34 +27,47 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 HELD_OUT = 0.1  # of the prompts
 
 
-def fit_reward(args: Namespace) -> None:
-    """Write DIR/noisy.safetensors and DIR/fit.json. A killed fit goes on where it was: samples and checkpoints stay.
+def fit_reward(recipe: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None) -> dict[str, Any]:
+    """Fit what a recipe describes, write it into a folder with fit.json, and return what fit.json holds.
 
-    A recipe with a backbone instead of a policy fits a head to preferences: see fit_recipe.py.
+    A recipe with a backbone instead of a policy fits a head to preferences or ratings (see reward/fit/recipe.py); one
+    of method nrg samples its policy, scores the samples, and fits a reward that reads noisy latents. A killed fit goes
+    on where it was: samples and checkpoints stay.
+
+    Args:
+        recipe: a file, or a shipped name. overrides: `a.b=c` of it.
+        out: where to (None: see `fit_folder`).
+
+    Raises:
+        UsageError: a recipe of another method, or without a reward, preferences that it cannot read, or a folder that
+            cannot be written.
     """
-    if is_fit_recipe(args.recipe):
-        fit_to_preferences(args.recipe, args.overrides, args.out)
-        return
-    recipe = load_recipe(args.recipe, args.overrides)
-    settings = recipe.method
+    name, folder = str(recipe), fit_folder(recipe, out)
+    if is_fit_recipe(name):
+        return fit_to_preferences(name, overrides, folder)
+    loaded = load_recipe(name, overrides)
+    settings = loaded.method
     if not isinstance(settings, GuidanceSettings):
         raise UsageError(
             f"fit-reward fits what method nrg guides by, not {settings.name}; take a recipe like image-nrg, or "
             f"one with a backbone"
         )
-    built = build(recipe, join_ranks())
+    built = build(loaded, join_ranks())
     if built.reward is None:
         raise UsageError("fit-reward learns to foresee a reward; add the key 'reward' to the recipe")
-    out = args.out or Path("runs") / f"fit-{recipe.name}"
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write {out} ({error.strerror}); choose another folder with --out") from error
-    bank = _bank(built, settings, out)
-    told = _fit(built, bank, settings, out)
-    (out / "fit.json").write_text(json.dumps(told, indent=2) + "\n")
-    _print(told)
-    print(f"{out}: sample with it by genalign sample {args.recipe} PROMPT method.noisy={out}")
+        raise UsageError(f"cannot write {folder} ({error.strerror}); choose another folder with --out") from error
+    bank = _bank(built, settings, folder)
+    result = _fit(built, bank, settings, folder)
+    replace_file(folder / "fit.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def fit_folder(recipe: str | Path, out: str | Path | None = None) -> Path:
+    """Where a fit is written: `out`, or runs/fit-RECIPE."""
+    return Path(out) if out is not None else Path("runs") / f"fit-{Path(recipe).stem}"
 
 
 def _bank(built: Built, settings: GuidanceSettings, out: Path) -> Bank:
@@ -72,7 +86,8 @@ def _bank(built: Built, settings: GuidanceSettings, out: Path) -> Bank:
                 return Bank(prompts=tuple(json.loads(kept["prompts"])), **tensors)
     bank = _draw(built, settings)
     tensors = {name: getattr(bank, name).contiguous() for name in ("latents", "group", "values", "valid", "weights")}
-    save_file(tensors, path, metadata={"digest": digest, "prompts": json.dumps(bank.prompts)})
+    with replacing(path) as draft:
+        save_file(tensors, draft, metadata={"digest": digest, "prompts": json.dumps(bank.prompts)})
     for stale in out.glob("fit.safetensors*"):
         stale.unlink()
     return bank
@@ -114,7 +129,7 @@ def _fit(built: Built, bank: Bank, settings: GuidanceSettings, out: Path) -> dic
     names = torch.unique(bank.group)
     order = names[torch.from_numpy(np.random.default_rng(seed).permutation(len(names)))]
     kept = max(1, round(HELD_OUT * len(names)))
-    exam, train = order[:kept], order[kept:]
+    examined, train = order[:kept], order[kept:]
     if not len(train):
         raise UsageError("method.fit.prompts leaves nothing to train on; raise it")
     torch.manual_seed(seed)
@@ -126,26 +141,47 @@ def _fit(built: Built, bank: Bank, settings: GuidanceSettings, out: Path) -> dic
         return noisy_loss(net, bank, text, rows, seed * 1_000_003 + step, how.noise_aware)
 
     fit(net, loss_of, steps=how.steps, learning_rate=how.learning_rate, state=out / "fit.safetensors")
-    rows = torch.isin(bank.group, exam).nonzero()[:, 0]
+    rows = torch.isin(bank.group, examined).nonzero()[:, 0]
     accuracy = measure(net, bank, text, rows, LEVELS, how.noise_aware)  # (levels, K)
     save_noisy(net, out, bank, text, reward.aspects, how.text, how.noise_aware)
-    return {
-        "samples": len(bank.group),
-        "held_out_prompts": kept,
-        "levels": list(LEVELS),
-        "accuracy": {
-            name: [None if value != value else value for value in accuracy[:, k].tolist()]
-            for k, name in enumerate(reward.aspects)
-        },
-    }
+    by_level: dict[str, list[float | None]] = {}
+    for name, column in zip(reward.aspects, accuracy.T.tolist(), strict=True):
+        by_level[name] = [None if value != value else value for value in column]  # NaN: no pair to order
+    result = {"samples": len(bank.group), "held_out_prompts": kept, "levels": list(LEVELS)}
+    return {**result, "accuracy": by_level}
 
 
-def _print(told: dict[str, Any]) -> None:
+# ---- genalign fit-reward --------------------------------------------------------------------------------------------
+
+
+def print_fit(result: dict[str, Any], recipe: str, out: Path) -> None:
+    """The table of a fit's measures, and how to use what was fitted."""
+    if "levels" in result:
+        _print_levels(result)
+        print(f"{out}: sample with it by genalign sample {recipe} PROMPT method.noisy={out}")
+    else:
+        _print_measures(result)
+        print(f"{out}: name it in a reward file by 'use: {out}', or score by genalign score {out} --media FILE")
+
+
+def _print_levels(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"pairs of {told['held_out_prompts']} held-out prompts told apart, by noise level"
-    table = Table("objective", *(f"t = {level:g}" for level in told["levels"]), title=title)
-    for name, row in told["accuracy"].items():
+    title = f"pairs of {result['held_out_prompts']} held-out prompts ordered rightly, by noise level"
+    table = Table("objective", *(f"t = {level:g}" for level in result["levels"]), title=title)
+    for name, row in result["accuracy"].items():
         table.add_row(name, *("-" if value is None else f"{value:.1%}" for value in row))
+    Console().print(table)
+
+
+def _print_measures(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("measure", "value", title=f"{result['held_out']} held-out of {result['source']}")
+    for name, value in result.items():
+        if name in ("source", "held_out"):
+            continue
+        table.add_row(name, "-" if value is None else f"{value:g}" if isinstance(value, int) else f"{value:.4f}")
     Console().print(table)

@@ -8,7 +8,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,11 +26,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns 0, 1 after a run error, 2 after a usage error, 130 after Ctrl-C."""
+    """Run one verb. Returns 0, 1 (run error, or nothing was scored), 2 (usage error) or 130 (Ctrl-C)."""
     words = list(sys.argv[1:] if argv is None else argv)
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):  # the bars of libraries; ours are asked for by name
         os.environ.setdefault(name, "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries will change is no news to a user
+    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries will change does not concern a user
     try:
         args = parse(words)
         code: int | None = args.verb(args)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; what was written stays, and --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a reader such as head has left: no complaint
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a reader such as head has left
         return 0
     except Exception as error:
         if "--debug" in words:
@@ -175,21 +175,21 @@ def ls(args: argparse.Namespace) -> None:
 
 
 def _shipped(kind: str) -> list[tuple[str, str]]:
-    from genalign.files.shipped import shipped
+    from genalign.files.shipped import shipped, shipped_models
 
     if kind == "methods":
         from genalign.method import PRESETS
 
-        return [
-            (name, ", ".join(f"{key}={value}" for key, value in preset.items())) for name, preset in PRESETS.items()
-        ]
+        return [(name, _settings(preset)) for name, preset in PRESETS.items()]
     if kind == "models":
-        marks = ("model_index.json", "open_clip_config.json", "config.json")
-        folders = sorted({path.parent for mark in marks for path in shipped("assets").glob(f"*/{mark}")})
-        return [(path.name, _size(path)) for path in folders]
+        return [(name, _size(shipped("assets", name))) for name in shipped_models()]
     room = shipped("pipelines" if kind == "recipes" else "rewards")
     files = sorted(path for path in room.iterdir() if path.suffix in (".yaml", ".py"))
     return [(path.stem if kind == "recipes" else path.name, _first_comment(path)) for path in files]
+
+
+def _settings(preset: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in preset.items())
 
 
 def _size(folder: Path) -> str:
@@ -202,12 +202,12 @@ def _first_comment(path: Path) -> str:
 
 
 def cp(args: argparse.Namespace) -> None:
-    from genalign.files.places import nearest
     from genalign.files.shipped import shipped
-    from genalign.types import UsageError
+    from genalign.types import UsageError, nearest
 
-    known = {name: room for kind, room in zip(KINDS[:2], ("pipelines", "rewards"), strict=True)
-             for name, _ in _shipped(kind)} | {name: "assets" for name, _ in _shipped("models")}  # fmt: skip
+    known: dict[str, str] = {}
+    for kind, room in (("recipes", "pipelines"), ("rewards", "rewards"), ("models", "assets")):
+        known |= {name: room for name, _ in _shipped(kind)}
     if args.name not in known:
         raise UsageError(f"genalign ships nothing called {args.name!r}{nearest(args.name, known)}")
     room = known[args.name]
@@ -230,26 +230,49 @@ def train(args: argparse.Namespace) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     from genalign.cli.sample import sample_files
+    from genalign.types import UsageError
 
-    sample_files(args)
+    if (args.prompt is None) == (args.prompts is None):
+        raise UsageError("give genalign sample either a PROMPT or --prompts FILE")
+    sample_files(
+        args.source,
+        args.prompts or args.prompt,
+        args.out,
+        overrides=args.overrides,
+        n=args.n,
+        seed=args.seed,
+        guidance=args.guidance,
+        steps=args.steps,
+        base=args.base,
+        rollout=args.rollout,
+        searches=args.search,
+        rewards=args.reward,
+        budget=args.budget,
+    )
 
 
-def score(args: argparse.Namespace) -> None:
-    from genalign.cli.score import score_files
+def score(args: argparse.Namespace) -> int:
+    from genalign.cli.score import print_scores
+    from genalign.cli.score import score as score_media
+    from genalign.types import UsageError
 
-    score_files(args)
+    if args.prompt and args.prompts:
+        raise UsageError("give genalign score either --prompt or --prompts FILE")
+    return print_scores(score_media(args.reward, args.media, args.prompts or args.prompt), args.json)
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from genalign.cli.evaluate import evaluate_run
+    from genalign.cli.evaluate import evaluate_run, print_evaluation
 
-    evaluate_run(args)
+    print_evaluation(evaluate_run(args.run, args.reward), args.json)
 
 
 def fit_reward(args: argparse.Namespace) -> None:
+    from genalign.cli.fit_reward import fit_folder, print_fit
     from genalign.cli.fit_reward import fit_reward as fit
 
-    fit(args)
+    out = fit_folder(args.recipe, args.out)
+    print_fit(fit(args.recipe, args.overrides, out), args.recipe, out)
 
 
 def serve_reward(args: argparse.Namespace) -> None:
@@ -265,10 +288,10 @@ def serve_reward(args: argparse.Namespace) -> None:
     serve(reward, args.host, args.port, token=token, max_body=args.max_body << 20, device=args.device)
 
 
-def eval_reward(args: argparse.Namespace) -> None:
-    from genalign.cli.eval_reward import evaluate_reward
+def eval_reward(args: argparse.Namespace) -> int:
+    from genalign.cli.eval_reward import evaluate_file
 
-    evaluate_reward(args)
+    return evaluate_file(args.reward, args.data, args.against, args.batch_size, args.json)
 
 
 def doctor(args: argparse.Namespace) -> int:

@@ -1,102 +1,52 @@
-"""`genalign sample`: draw samples from a model, a recipe or a run."""
+"""Samples from a model, a recipe or a run: `sample` draws them one by one, `sample_files` is `genalign sample`."""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from genalign.cli.search import judge_of, reward_of, search_files, searches_of, write_sample
 from genalign.data.prompts import read_prompts
 from genalign.files.places import fetch_model, modality_of, model_path, shipped_recipes
-from genalign.policy.diffusion import DiffusionPolicy
+from genalign.media.files import write_sample, written_for
 from genalign.run.build import Built, build
 from genalign.run.launch import RECIPE, load_run
 from genalign.run.recipe import load_recipe
-from genalign.types import Media, Policy, Prompt, UsageError, Weights
+from genalign.types import Media, Policy, Prompt, Trajectory, UsageError
 
 
 def device() -> str:
+    """Where models load: on a GPU if torch sees one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def sample_files(args: Namespace) -> None:
-    """Write DIR/00000.png ... and DIR/samples.jsonl; sample k of every prompt is drawn from seed + k. `told` is what a
-    writer (policy.writer) made of the prompt.
-
-    A rollout also writes DIR/trajectories/, and in samples.jsonl the digests that labelled pairs carry. A search writes
-    its best samples, with their scores.
-    """
-    prompts = _prompts(args)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "samples.jsonl").write_text("")
-    except OSError as error:
-        raise UsageError(f"cannot write {args.out} ({error.strerror}); choose another folder with --out") from error
-    if args.rollout and (args.guidance is not None or args.steps is not None):
-        raise UsageError("--rollout samples as the recipe says; drop --guidance and --steps, or set them in the recipe")
-    source = _source(args)
-    repeated = [prompt for prompt in prompts for _ in range(args.n)]
-    seeds = [args.seed + k for _ in prompts for k in range(args.n)]
-    searches = searches_of(args, source.built)
-    if searches:
-        reward = reward_of(args, source.built, searches, source.modality, prompts)
-        judge = judge_of(source.built, source.modality, prompts, reward)
-        with source.policy.weights(source.weights):
-            count = search_files(args, source.policy, searches, reward, repeated, seeds, source.batch, judge)
-    else:
-        count = _draw(args, source, repeated, seeds)
-    print(f"{count} samples in {args.out}")
+PLAIN = "plain"  # the search that is none: what the others are compared with
 
 
-def _draw(args: Namespace, source: _Source, prompts: list[Prompt], seeds: list[int]) -> int:
-    policy = source.policy
-    with policy.weights(source.weights), (args.out / "samples.jsonl").open("w") as index:
-        for first in range(0, len(prompts), source.batch):
-            part = prompts[first : first + source.batch]
-            own = seeds[first : first + source.batch]
-            if args.rollout:
-                media, digests = _roll_out(policy, part, own, args.out / "trajectories" / f"{first:05d}.safetensors")
-            else:
-                media, digests = policy.generate(part, own, guidance=args.guidance, steps=args.steps), {}
-            for k, prompt in enumerate(part):
-                file = write_sample(media, k, args.out / f"{first + k:05d}")
-                row = {"file": file.name, "prompt": prompt.text, "facts": dict(prompt.facts), "seed": own[k]}
-                if "text" in media and len(media) > 1:  # of policy.writer
-                    row["told"] = media["text"].data[k]
-                row |= digests
-                index.write(json.dumps(row) + "\n")
-    return len(prompts)
+@runtime_checkable
+class Storing(Protocol):
+    """A policy whose trajectories can be written, and that names by digests what drew them."""
 
+    def save_trajectory(self, trajectory: Trajectory, path: Path) -> None: ...
 
-def _roll_out(policy: Policy, prompts: list[Prompt], seeds: list[int], path: Path) -> tuple[Media, dict[str, str]]:
-    """Samples as training draws them, their trajectory in `path`, and the digests of model and sampler."""
-    if not isinstance(policy, DiffusionPolicy):
-        raise UsageError("--rollout stores the trajectories of diffusion models only; drop it")
-    trajectory = policy.rollout(prompts, 1, seeds)
-    policy.save_trajectory(trajectory, path)
-    return trajectory.media, policy.digest()
-
-
-def _prompts(args: Namespace) -> list[Prompt]:
-    if (args.prompt is None) == (args.prompts is None):
-        raise UsageError("give genalign sample either a PROMPT or --prompts FILE")
-    if args.n < 1:
-        raise UsageError(f"--n is {args.n}; it must be at least 1")
-    return [Prompt(args.prompt)] if args.prompts is None else list(read_prompts(args.prompts))
+    def digest(self) -> Mapping[str, str]: ...
 
 
 @dataclass
-class _Source:
-    """Where samples come from: a policy that loads when it is first read, the weights to draw with, the batch size."""
+class Source:
+    """Where samples come from; `open_source` makes one, and it can be drawn from again and again.
+
+    load: makes the policy when it is first drawn from. tuned: it has an adapter that can be switched off. batch:
+    samples in one forward pass. modality: what the model makes. built: the recipe, where there is one.
+    """
 
     load: Callable[[], Policy]
-    weights: Weights
+    tuned: bool
     batch: int
     modality: str
     built: Built | None = None
@@ -106,23 +56,244 @@ class _Source:
         return self.load()
 
 
-def _source(args: Namespace) -> _Source:
-    folder = Path(args.source)
-    run, recipe_file = (folder / RECIPE).is_file(), folder.suffix == ".yaml" or args.source in shipped_recipes()
-    if args.overrides and not recipe_file:
-        raise UsageError(f"{args.overrides[0]!r} would change a recipe, but {args.source} is none; drop it")
+@dataclass(frozen=True)
+class Sample:
+    """One sample: media of one row, its prompt, and the seed that draws it again.
+
+    search: the search that found it, None of a plain draw. score: the reward that it was searched by, None where that
+    abstained. units: what it cost in network passes of one sample. digests: of model and sampler, of a stored rollout.
+    """
+
+    media: Media
+    prompt: Prompt
+    seed: int
+    search: str | None = None
+    score: float | None = None
+    units: float = 0.0
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_source(source: str | Path, overrides: Sequence[str] = ()) -> Source:
+    """A run folder, a recipe (a file, or a shipped name), a model's folder, a shipped model or a hub id, to draw from.
+
+    overrides: `a.b=c` of a recipe. Weights load when the first sample is drawn.
+
+    Raises:
+        UsageError: none of these, or overrides of something that is not a recipe.
+        GenalignError: the run has no adapter yet, or the hub cannot be reached.
+    """
+    name, folder = str(source), Path(source)
+    run, recipe_file = (folder / RECIPE).is_file(), folder.suffix == ".yaml" or name in shipped_recipes()
+    if overrides and not recipe_file:
+        raise UsageError(f"{overrides[0]!r} would change a recipe, but {name} is not one; drop it")
     if run or recipe_file:
-        built = load_run(folder, device()) if run else build(load_recipe(args.source, args.overrides), device())
-        settings, tuned = built.recipe.policy, run and not (args.base or args.rollout)
+        built = load_run(folder, device()) if run else build(load_recipe(name, overrides), device())
+        settings = built.recipe.policy
         modality = modality_of(model_path(settings.model, built.recipe.folder))
-        return _Source(lambda: built.policy, "policy" if tuned else "reference", settings.batch_size, modality, built)
+        return Source(lambda: built.policy, run, settings.batch_size, modality, built)
     from genalign.policy import load_policy
     from genalign.policy.settings import PolicySettings, Sampler
 
-    if args.rollout:
-        raise UsageError(f"--rollout needs a sampler; give it a recipe or a run instead of the model {args.source}")
-    plain = PolicySettings(model=args.source, sampler=Sampler(kernel="ode"))
-    found = model_path(args.source, Path())
-    return _Source(
-        lambda: load_policy(plain, fetch_model(found), device()), "reference", plain.batch_size, modality_of(found)
-    )
+    plain = PolicySettings(model=name, sampler=Sampler(kernel="ode"))
+    found = model_path(name, Path())
+    return Source(lambda: load_policy(plain, fetch_model(found), device()), False, plain.batch_size, modality_of(found))
+
+
+def sample(
+    source: str | Path | Source,
+    prompts: str | Path | Iterable[str | Prompt],
+    *,
+    n: int = 1,
+    seed: int = 0,
+    guidance: float | None = None,
+    steps: int | None = None,
+    base: bool = False,
+    overrides: Sequence[str] = (),
+    trajectories: Path | None = None,
+) -> Iterator[Sample]:
+    """Draw `n` samples of every prompt, one micro-batch at a time, and yield them in the order of the prompts.
+
+    Args:
+        source: see `open_source`; or what it returned, whose model stays loaded between calls.
+        prompts: one text, a Path of a prompts file, or texts and Prompts.
+        seed: of a prompt's first sample; its next one has the next seed.
+        guidance: guidance scale (None: the pipeline's own). steps: denoising steps, or tokens (None: the recipe's).
+        base: with the adapter of a run switched off.
+        overrides: `a.b=c` of a recipe.
+        trajectories: a folder. Samples are then rollouts of the base as training draws them, and their trajectories
+            are written there, to be labelled.
+
+    Raises:
+        UsageError: at the call, before any weight of a recipe or model loads: no such source, no prompts, n below 1,
+            guidance or steps beside trajectories.
+    """
+    if trajectories is not None and (guidance is not None or steps is not None):
+        raise UsageError("a rollout samples as the recipe says; drop guidance and steps, or set them in the recipe")
+    rows, seeds = rows_of(listed(prompts), n, seed)
+    opened = opened_source(source, overrides)
+    if trajectories is not None and opened.built is None:
+        raise UsageError(f"a rollout needs a sampler; take a recipe or a run instead of the model {source}")
+    return _draw(opened, rows, seeds, guidance, steps, base, trajectories)
+
+
+def _draw(
+    source: Source,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    guidance: float | None,
+    steps: int | None,
+    base: bool,
+    trajectories: Path | None,
+) -> Iterator[Sample]:
+    policy = source.policy
+    check_prompts(policy, prompts)
+    tuned = source.tuned and not base and trajectories is None
+    for first in range(0, len(prompts), source.batch):
+        part, own = prompts[first : first + source.batch], seeds[first : first + source.batch]
+        digests: Mapping[str, str] = {}
+        with policy.weights("policy" if tuned else "reference"):
+            if trajectories is None:
+                media = policy.generate(part, own, guidance=guidance, steps=steps)
+            else:
+                media, digests = _roll_out(policy, part, own, trajectories / f"{first:05d}.safetensors")
+        for k, prompt in enumerate(part):
+            yield Sample(media.select([k]), prompt, own[k], digests=digests)
+
+
+def _roll_out(
+    policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[int], path: Path
+) -> tuple[Media, Mapping[str, str]]:
+    """Samples as training draws them, their trajectory in `path`, and the digests of model and sampler."""
+    if not isinstance(policy, Storing):
+        raise UsageError("only the trajectories of diffusion models are stored; drop --rollout")
+    trajectory = policy.rollout(prompts, 1, seeds)
+    policy.save_trajectory(trajectory, path)
+    return trajectory.media, policy.digest()
+
+
+def opened_source(source: str | Path | Source, overrides: Sequence[str] = ()) -> Source:
+    """`source` opened, where it is not yet."""
+    if not isinstance(source, Source):
+        return open_source(source, overrides)
+    if overrides:
+        raise UsageError("overrides belong to open_source, which read the recipe; this source is open already")
+    return source
+
+
+def listed(prompts: str | Path | Iterable[str | Prompt]) -> list[Prompt]:
+    """Prompts from one text, the Path of a prompts file, or texts and Prompts; a text's uid is its place.
+
+    Raises:
+        UsageError: there are none, or the file cannot be read.
+    """
+    if isinstance(prompts, Path):
+        return list(read_prompts(prompts))
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    given = [Prompt(one, uid=uid) if isinstance(one, str) else one for uid, one in enumerate(texts)]
+    if not given:
+        raise UsageError("there are no prompts; give at least one")
+    return given
+
+
+def rows_of(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt], list[int]]:
+    """Every prompt `n` times, and a seed for each row: sample k of a prompt has seed + k."""
+    if n < 1:
+        raise UsageError(f"n is {n}; it must be at least 1")
+    rows: list[Prompt] = []
+    seeds: list[int] = []
+    for prompt in prompts:
+        rows += [prompt] * n
+        seeds += range(seed, seed + n)
+    return rows, seeds
+
+
+def check_prompts(policy: Policy, prompts: Sequence[Prompt]) -> None:
+    """Refuse a prompt that the policy cannot read, before the first is drawn."""
+    check: Callable[[Prompt], None] | None = getattr(policy, "check_prompt", None)
+    if check is not None:
+        for prompt in prompts:
+            check(prompt)
+
+
+# ---- genalign sample ------------------------------------------------------------------------------------------------
+
+
+def sample_files(
+    source: str,
+    prompts: str | Path,
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    n: int = 1,
+    seed: int = 0,
+    guidance: float | None = None,
+    steps: int | None = None,
+    base: bool = False,
+    rollout: bool = False,
+    searches: Sequence[str] = (),
+    rewards: Sequence[str] = (),
+    budget: float | None = None,
+) -> None:
+    """Write `out`/00000.png ... and `out`/samples.jsonl, and print how many, and the table of a search.
+
+    A rollout also writes `out`/trajectories/, and in samples.jsonl the digests that labelled pairs carry. A search
+    writes its best samples, with their scores; a recipe whose method is a search is one, whatever `searches` names.
+    """
+    from genalign.cli.search import print_searches, search, searches_of
+
+    given = listed(prompts)
+    rows_of(given, n, seed)  # refuses a wrong n before anything is written
+    if rollout and (guidance is not None or steps is not None):
+        raise UsageError("--rollout samples as the recipe says; drop --guidance and --steps, or set them in the recipe")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "samples.jsonl").write_text("")
+    except OSError as error:
+        raise UsageError(f"cannot write {out} ({error.strerror}); choose another folder with --out") from error
+    opened = open_source(source, overrides)
+    if found := searches_of(opened.built, searches, rewards, budget):
+        if rollout:
+            raise UsageError(
+                "--rollout draws as training does, and training does not search; drop --search or --rollout"
+            )
+        run = search(
+            opened,
+            given,
+            searches=searches,
+            rewards=rewards,
+            budget=budget,
+            n=n,
+            seed=seed,
+            guidance=guidance,
+            steps=steps,
+            base=base,
+        )
+        count = _write(run, out, named=len(found) > 1)
+        print_searches(run.table(), run.reward.name, len(given) * n)
+    else:
+        stored = out / "trajectories" if rollout else None
+        drawn = sample(opened, given, n=n, seed=seed, guidance=guidance, steps=steps, base=base, trajectories=stored)
+        count = _write(drawn, out)
+    print(f"{count} samples in {out}")
+
+
+def _write(samples: Iterable[Sample], out: Path, named: bool = False) -> int:
+    """Write samples and their index as they come; the plain ones that a search is compared with are left out.
+
+    named: files are called after their search.
+    """
+    counts: dict[str | None, int] = {}
+    with (out / "samples.jsonl").open("w") as index:
+        for one in samples:
+            if one.search == PLAIN:
+                continue
+            number = counts[one.search] = counts.get(one.search, -1) + 1
+            file = write_sample(one.media, 0, out / (f"{one.search}-{number:05d}" if named else f"{number:05d}"))
+            row: dict[str, Any] = {"file": file.name, "prompt": one.prompt.text, "facts": dict(one.prompt.facts)}
+            row["seed"] = one.seed
+            if one.search is not None:
+                row |= {"search": one.search, "score": one.score}
+            elif (written := written_for(one.media, 0)) is not None:  # by policy.writer
+                row["told"] = written
+            index.write(json.dumps(row | dict(one.digests)) + "\n")
+    return sum(number + 1 for number in counts.values())

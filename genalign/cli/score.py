@@ -1,84 +1,122 @@
-"""`genalign score`: score files with a reward."""
+"""Files scored by a reward: `score` for a program, `print_scores` is `genalign score`."""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from genalign.data.prompts import read_prompts
-from genalign.types import Media, Prompt, Track, UsageError
+from genalign.media.files import read_media
+from genalign.reward import Runner, build_reward, check_needs
+from genalign.reward.base import CUT
+from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+BESIDE = ("file", "reward", "failed", "error", "truncated")  # keys of a row that are not scores
 
 
-def score_files(args: Namespace) -> None:
-    """Print every aspect and the total of each file."""
-    from genalign.reward import Runner, build_reward, check_needs
+def score(
+    reward: str | Mapping[str, Any] | Reward,
+    media: Media | Sequence[str | Path],
+    prompts: str | Path | Sequence[str | Prompt] = (),
+) -> list[dict[str, Any]]:
+    """Score media with a reward, all of them in one call; a failure is a row that says why, not an error.
 
-    prompts = _prompts_of_files(args)
-    media = _read_media(args.media)
-    reward = Runner(build_reward(args.reward, Path()), max_failure=1.0)
-    facts = set.intersection(*(set(prompt.facts) for prompt in prompts)) if prompts else set()
-    check_needs(reward, {*media, *(["prompt"] if args.prompt or args.prompts else []), *(f"facts.{f}" for f in facts)})
+    Args:
+        reward: a reward, or what `build_reward` takes: a reward file, `file.py:function`, a shipped name, a mapping.
+        media: files, all of one medium; or Media of B rows, images (B,3,H,W) in [0,1].
+        prompts: one text for all, one each (texts or Prompts), or the Path of a prompts file; none, where the reward
+            reads none.
+
+    Returns a row for each: {"file": str | None, "reward": its name, aspect: float | None ..., "total": float | None,
+    "failed": aspects that went wrong, "error": why | None, "truncated": heads that saw only the beginning of a text}.
+    A score is None where the reward abstained or failed.
+
+    Raises:
+        UsageError: no such reward or file, media of several kinds, another number of prompts, or what the reward
+            reads is not there.
+    """
+    given = media if isinstance(media, Media) else read_media([Path(file) for file in media])
+    per_row = _prompts_of(prompts, given.rows)
+    built = build_reward(reward, Path()) if isinstance(reward, str | Mapping) else reward
+    runner = Runner(built, max_failure=1.0)
+    offered = {*given}
+    if per_row is not None:
+        facts = set.intersection(*(set(prompt.facts) for prompt in per_row))
+        offered |= {"prompt", *(f"facts.{name}" for name in facts)}
+    check_needs(runner, offered)
     with torch.no_grad():
-        scores = reward(prompts, media, None)
-    columns = [*scores.names, "total"]
-    rows = []
-    for k, file in enumerate(args.media):
-        values = [*scores.values[k].tolist(), scores.total[k].item()]
-        valid = [*scores.valid[k].tolist(), bool(scores.total_valid[k])]
-        named = {name: value if ok else None for name, value, ok in zip(columns, values, valid, strict=True)}
-        failed = [name for name, wrong in zip(scores.names, scores.failed[k].tolist(), strict=True) if wrong]
-        rows.append({"file": str(file), "reward": reward.name, **named, "failed": failed})
-    if args.json:
-        print("\n".join(json.dumps(row) for row in rows))
+        scores = runner(per_row or [Prompt("")] * given.rows, given, None)
+    files = [None] * given.rows if isinstance(media, Media) else [str(file) for file in media]
+    return [{"file": file, "reward": built.name, **_row(scores, k)} for k, file in enumerate(files)]
+
+
+def _row(scores: Scores, k: int) -> dict[str, Any]:
+    values = [*scores.values[k].tolist(), scores.total[k].item()]
+    valid = [*scores.valid[k].tolist(), bool(scores.total_valid[k])]
+    row: dict[str, Any] = {}
+    for name, value, ok in zip([*scores.names, "total"], values, valid, strict=True):
+        row[name] = value if ok else None
+    row["failed"] = [name for name, wrong in zip(scores.names, scores.failed[k].tolist(), strict=True) if wrong]
+    errors = scores.info.get("error")
+    row["error"] = None if errors is None else errors[k]
+    row["truncated"] = [key.removeprefix(CUT) for key, cut in scores.info.items() if key.startswith(CUT) and cut[k]]
+    return row
+
+
+def _prompts_of(prompts: str | Path | Sequence[str | Prompt], rows: int) -> list[Prompt] | None:
+    """A prompt for each row; None where there are none."""
+    if isinstance(prompts, Path):
+        given: list[Prompt] = list(read_prompts(prompts))
     else:
-        _print_scores(rows, columns)
-
-
-def _print_scores(rows: list[dict[str, object]], columns: list[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("file", *columns)
-    for row in rows:
-        failed = row["failed"]
-        assert isinstance(failed, list)
-        cells = ["failed" if name in failed else "-" if row[name] is None else f"{row[name]:.4f}" for name in columns]
-        table.add_row(str(row["file"]), *cells)
-    Console().print(table)
-
-
-def _prompts_of_files(args: Namespace) -> list[Prompt]:
-    if args.prompt and args.prompts:
-        raise UsageError("give genalign score either --prompt or --prompts FILE")
-    given = list(read_prompts(args.prompts)) if args.prompts else [Prompt(t, uid=k) for k, t in enumerate(args.prompt)]
-    if len(given) <= 1:
-        given = (given or [Prompt("")]) * len(args.media)
-    if len(given) != len(args.media):
-        raise UsageError(
-            f"there are {len(given)} prompts for {len(args.media)} media files; give one for all, or one each"
-        )
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        given = [Prompt(one, uid=uid) if isinstance(one, str) else one for uid, one in enumerate(texts)]
+    if not given:
+        return None
+    if len(given) == 1:
+        given = given * rows
+    if len(given) != rows:
+        raise UsageError(f"there are {len(given)} prompts for {rows} media files; give one for all, or one each")
     return given
 
 
-def _read_media(files: list[Path]) -> Media:
-    """One Media of all files; images must agree in size."""
-    for file in files:
-        if not file.is_file():
-            raise UsageError(f"there is no media file {file}; check --media")
-    suffixes = {file.suffix.lower() for file in files}
-    if suffixes <= {".txt"}:
-        return Media(text=Track([file.read_text() for file in files]))
-    if not suffixes <= set(IMAGES):
-        raise UsageError(
-            f"genalign score reads {', '.join(IMAGES)} or .txt, all of one kind, not {', '.join(sorted(suffixes))}"
-        )
-    from genalign.media.image import load_png
+# ---- genalign score -------------------------------------------------------------------------------------------------
 
-    images = [load_png(file) for file in files]
-    same = len({image.shape for image in images}) == 1
-    return Media(image=Track(torch.stack(images) if same else images))
+
+def print_scores(rows: Sequence[dict[str, Any]], as_json: bool = False) -> int:
+    """Print rows of `score` as a table, or one JSON object a line; 1 where not one of them has a total, else 0.
+
+    Under the table stands why rows have no score, and where a text was cut.
+    """
+    if as_json:
+        print("\n".join(json.dumps(row) for row in rows))
+    else:
+        _print_table(rows)
+    return int(all(row["total"] is None for row in rows))
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    columns = [name for name in rows[0] if name not in BESIDE]
+    table = Table("file", *columns)
+    for row in rows:
+        cells = []
+        for name in columns:
+            value = row[name]
+            cells.append("failed" if name in row["failed"] else "-" if value is None else f"{value:.4f}")
+        table.add_row(escape(str(row["file"])), *cells)
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if row["error"]:
+            print(f"{row['file']}: {', '.join(row['failed']) or row['reward']} failed: {row['error']}")
+        elif row["total"] is None:
+            print(f"{row['file']}: {row['reward']} abstained; no total can be read")
+        for head in row["truncated"]:
+            print(f"{row['file']}: {head} read only the beginning of its text, which is longer than its model takes")

@@ -1,55 +1,174 @@
-"""Searches from the command line: several at equal budgets, their best samples, and one table."""
+"""Searches for better samples, several at equal budgets, and the table that compares them with plain sampling."""
 
 from __future__ import annotations
 
-import json
 import logging
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from genalign.cli.sample import PLAIN, Sample, Source, check_prompts, listed, opened_source, rows_of
 from genalign.evaluation.evaluate import compare
 from genalign.evaluation.trial import by_prompt
-from genalign.method import MethodSettings, build_method
-from genalign.method.search.base import Found, InferenceSettings, Searching, find_in_batches
+from genalign.method import MethodSettings
+from genalign.method.search.base import InferenceSettings, Searching
 from genalign.method.search.nrg import Guidance
 from genalign.reward import Runner, build_reward, check_needs
-from genalign.reward.base import lacks
 from genalign.reward.function import FunctionReward
-from genalign.run.build import Built, check_fit, with_latent_reward
-from genalign.types import Media, Method, Policy, Prompt, Reward, UsageError
+from genalign.run.build import Built, check_fit, method_of
+from genalign.types import Media, Method, Prompt, Reward, UsageError
 
 log = logging.getLogger(__name__)
 
 
-def searches_of(args: Namespace, built: Built | None) -> list[Method]:
-    """The searches that --search names, or the recipe's own method where it is one; all with the same budget."""
+def search(
+    source: str | Path | Source,
+    prompts: str | Path | Iterable[str | Prompt],
+    *,
+    searches: Sequence[str] = (),
+    rewards: Sequence[str] = (),
+    budget: float | None = None,
+    n: int = 1,
+    seed: int = 0,
+    guidance: float | None = None,
+    steps: int | None = None,
+    base: bool = False,
+    overrides: Sequence[str] = (),
+) -> Search:
+    """Search for better samples; iterate over what is returned to draw them, then ask it for its `table()`.
+
+    Args:
+        source: see `open_source`; or what it returned, whose model stays loaded between calls.
+        prompts: one text, a Path of a prompts file, or texts and Prompts.
+        searches: names of methods such as best-of-n, random, reno, fk; none: the recipe's own method.
+        rewards: what is searched for, each `NAME` or `NAME=WEIGHT`; none: the recipe's reward.
+        budget: what one sample may cost, in plain samplings (None: the first search's own); the same for all.
+        n: samples a prompt. seed: of a prompt's first sample; its next one has the next seed.
+        guidance, steps, base, overrides: as of `sample`.
+
+    Raises:
+        UsageError: at the call, before any weight of a recipe or model loads: nothing to search by or for, a budget
+            below 1, a reward that reads what the prompts lack, or one without gradients for a search that needs them.
+    """
+    given = listed(prompts)
+    rows, seeds = rows_of(given, n, seed)
+    opened = opened_source(source, overrides)
+    methods = searches_of(opened.built, searches, rewards, budget)
+    if not methods:
+        raise UsageError("there is no search; name one, or take a recipe whose method is a search")
+    reward = reward_of(opened.built, rewards, methods, opened.modality, given)
+    return Search(opened, rows, seeds, methods, reward, guidance, steps, base)
+
+
+class Search:
+    """Iterating draws plain samples first, then those of each search, and yields each `Sample` as its batch is done.
+
+    reward: what is searched for. judge: the recipe's held-out judge, which no search sees, where it can read the
+    prompts.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        searches: Sequence[Method],
+        reward: Reward,
+        guidance: float | None = None,
+        steps: int | None = None,
+        base: bool = False,
+    ) -> None:
+        self.source, self.prompts, self.seeds, self.searches = source, prompts, seeds, searches
+        self.reward, self.guidance, self.steps, self.base = reward, guidance, steps, base
+        self.judge = judge_of(source.built, source.modality, prompts, reward)
+        self._drawn: dict[str, list[Sample]] = {}
+
+    def __iter__(self) -> Iterator[Sample]:
+        self._drawn = {}
+        policy = self.source.policy
+        check_prompts(policy, self.prompts)
+        tuned = self.source.tuned and not self.base
+        plain = MethodSettings.model_validate({"name": "best-of-n", "budget": 1.0}).build(Path())
+        for method in (plain, *self.searches):
+            assert isinstance(method, Searching)
+            name = PLAIN if method is plain else method.name
+            drawn = self._drawn[name] = []
+            size = max(1, self.source.batch // method.settings.group)  # candidates of a batch lie in one micro-batch
+            for at in range(0, len(self.prompts), size):
+                part, seeds = self.prompts[at : at + size], self.seeds[at : at + size]
+                with policy.weights("policy" if tuned else "reference"):
+                    found = method.find(policy, part, seeds, self.reward, self.guidance, self.steps)
+                for k, prompt in enumerate(part):
+                    score = float(found.total[k]) if found.readable[k] else None
+                    units = found.spent.units / len(part)
+                    drawn.append(Sample(found.media.select([k]), prompt, found.seeds[k], name, score, units))
+                yield from drawn[at:]
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for plain sampling and for each search that was drawn.
+
+        {"search", "reward", "gain", "half_width", "evaluations"}, and with a judge "judge", "judge_gain" and
+        "judge_half_width". reward, judge: means over the samples that could be scored. gain: over plain sampling, by
+        prompt; half_width: of its bootstrap interval of 95% over prompts, None of one prompt. evaluations: what a
+        sample cost, in plain samplings. None where nothing could be compared.
+        """
+        first = self._drawn[PLAIN]
+        prompts = len({prompt.uid for prompt in self.prompts})
+        totals = {name: _scores(drawn) for name, drawn in self._drawn.items()}
+        judged = {} if self.judge is None else {name: _judged(self.judge, drawn) for name, drawn in self._drawn.items()}
+        rows = []
+        for name, drawn in self._drawn.items():
+            mean, gain, half_width = gain_over(totals[PLAIN], totals[name], prompts)
+            cost = sum(one.units for one in drawn) / sum(one.units for one in first)
+            row = {"search": name, "reward": mean, "gain": gain, "half_width": half_width, "evaluations": cost}
+            if judged:
+                mean, gain, half_width = gain_over(judged[PLAIN], judged[name], prompts)
+                row |= {"judge": mean, "judge_gain": gain, "judge_half_width": half_width}
+            rows.append(row)
+        return rows
+
+
+def searches_of(
+    built: Built | None, searches: Sequence[str], rewards: Sequence[str], budget: float | None
+) -> list[Method]:
+    """The searches of these names, or the recipe's own method where it is one; all with the same budget.
+
+    Raises:
+        UsageError: a reward or a budget without a search, or a budget below 1.
+    """
     own = built.recipe.method if built is not None and isinstance(built.method, Searching) else None
-    names = args.search or ([own.name] if own is not None else [])
+    names = list(searches) or ([own.name] if own is not None else [])
     if not names:
-        if args.reward or args.budget is not None:
+        if rewards or budget is not None:
             raise UsageError("--reward and --budget belong to a search; name one with --search")
         return []
-    if args.rollout:
-        raise UsageError("--rollout draws as training does, and training does not search; drop --search or --rollout")
-    settings = [
-        own if own is not None and name == own.name else MethodSettings.model_validate({"name": name}) for name in names
-    ]
-    budget = args.budget if args.budget is not None else getattr(settings[0], "budget", None)
+    settings = []
+    for name in names:
+        theirs = own is not None and name == own.name
+        settings.append(own if theirs and own is not None else MethodSettings.model_validate({"name": name}))
+    if budget is None:
+        budget = getattr(settings[0], "budget", None)
     if budget is not None and budget < 1:
         raise UsageError(f"--budget is {budget:g}; it must be at least 1, which is plain sampling")
     folder = Path() if built is None else built.recipe.folder
-    equal = {} if budget is None else {"budget": budget}
-    fair = [one.model_copy(update=equal) if isinstance(one, InferenceSettings) else one for one in settings]
-    return [with_latent_reward(build_method(one, folder), folder) for one in fair]
+    methods = []
+    for one in settings:
+        if budget is not None and isinstance(one, InferenceSettings):
+            one = one.model_copy(update={"budget": budget})
+        methods.append(method_of(one, folder))
+    return methods
 
 
 def reward_of(
-    args: Namespace, built: Built | None, searches: Sequence[Method], modality: str, prompts: Sequence[Prompt]
+    built: Built | None,
+    rewards: Sequence[str],
+    searches: Sequence[Method],
+    modality: str,
+    prompts: Sequence[Prompt],
 ) -> Reward:
-    """The weighted sum of what --reward names, or the recipe's reward; it must suit every search.
+    """The weighted sum of `rewards`, or the recipe's reward; it must suit every search.
 
     Where all searches are guided by a reward of their own, and the recipe's cannot read the prompts, nothing is scored.
 
@@ -57,22 +176,23 @@ def reward_of(
         UsageError: there is none, it reads what the prompts lack, or a search needs gradients that it does not have.
     """
     reward = built.reward if built is not None else None
-    if args.reward:
-        parts = [_part(word) for word in args.reward]
+    if rewards:
+        parts = [_part(word) for word in rewards]
         alone = len(parts) == 1 and parts[0]["weight"] == 1.0
         reward = Runner(build_reward(str(parts[0]["use"]) if alone else {"sum": parts}, Path()))
     if reward is None:
         raise UsageError("a search needs to know what is good; name a reward with --reward")
-    missing = lacks(reward, _offered(modality, prompts))
-    if missing and not args.reward and all(isinstance(search, Guidance) for search in searches):
-        told = ", ".join(sorted(missing))
+    missing = reward.lacks(_offered(modality, prompts))
+    if missing and not rewards and all(isinstance(one, Guidance) for one in searches):
         log.warning(
-            "reward %s scores none of these prompts, since some lack %s; guidance needs no score", reward.name, told
+            "reward %s scores none of these prompts, since some lack %s; guidance needs no score",
+            reward.name,
+            ", ".join(sorted(missing)),
         )
         return Runner(FunctionReward(_unread, name=reward.name))
     check_needs(reward, _offered(modality, prompts))
-    for search in searches:
-        check_fit(search, reward)
+    for one in searches:
+        check_fit(one, reward)
     return reward
 
 
@@ -83,7 +203,7 @@ def _unread(prompt: list[str]) -> list[None]:
 def judge_of(built: Built | None, modality: str, prompts: Sequence[Prompt], reward: Reward) -> Reward | None:
     """The recipe's held-out judge, where the prompts have what it reads and it is not what is searched for."""
     judge = built.held_out if built is not None else None
-    if judge is None or judge.version == reward.version or lacks(judge, _offered(modality, prompts)):
+    if judge is None or judge.version == reward.version or judge.lacks(_offered(modality, prompts)):
         return None
     return judge
 
@@ -98,95 +218,64 @@ def _part(word: str) -> dict[str, str | float]:
     try:
         return {"use": name, "weight": float(tail)} if equals else {"use": word, "weight": 1.0}
     except ValueError as error:
-        raise UsageError(f"--reward {word}: {tail!r} is no number; write NAME or NAME=WEIGHT") from error
+        raise UsageError(f"--reward {word}: {tail!r} is not a number; write NAME or NAME=WEIGHT") from error
 
 
-def search_files(
-    args: Namespace,
-    policy: Policy,
-    searches: Sequence[Method],
-    reward: Reward,
-    prompts: Sequence[Prompt],
-    seeds: Sequence[int],
-    batch: int,
-    judge: Reward | None = None,
-) -> int:
-    """Write each search's best samples and samples.jsonl, and print the table; the number of samples.
-
-    judge: a reward that no search sees; the table says what it thinks of the samples that were found.
-    """
-    plain = MethodSettings.model_validate({"name": "best-of-n", "budget": 1.0}).build(Path())
-    rows: list[tuple[str, Found]] = []
-    with (args.out / "samples.jsonl").open("w") as index:
-        for search in (plain, *searches):
-            assert isinstance(search, Searching)
-            found = find_in_batches(search, policy, prompts, seeds, reward, batch, args.guidance, args.steps)
-            name = "plain" if search is plain else search.name
-            rows.append((name, found))
-            if search is plain:
-                continue
-            for k, prompt in enumerate(prompts):
-                stem = f"{name}-{k:05d}" if len(searches) > 1 else f"{k:05d}"
-                file = write_sample(found.media, k, args.out / stem)
-                score = float(found.total[k]) if found.readable[k] else None
-                row = {"file": file.name, "prompt": prompt.text, "facts": dict(prompt.facts), "seed": found.seeds[k]}
-                index.write(json.dumps({**row, "search": name, "score": score}) + "\n")
-    judged = [] if judge is None else [_judged(judge, prompts, found) for _, found in rows]
-    _print(rows, reward.name, judged, len({prompt.uid for prompt in prompts}))
-    return len(prompts) * len(searches)
+def _scores(samples: Sequence[Sample]) -> torch.Tensor:
+    """(R,) what the samples were searched by, NaN where that abstained."""
+    return torch.tensor([torch.nan if one.score is None else one.score for one in samples])
 
 
-def _judged(judge: Reward, prompts: Sequence[Prompt], found: Found) -> torch.Tensor:
-    """(R,) of the samples that were found, NaN where the judge says nothing."""
+def _judged(judge: Reward, samples: Sequence[Sample]) -> torch.Tensor:
+    """(R,) the judge's scores of the samples that were found, NaN where it abstains."""
     with torch.no_grad():
-        scores = judge(prompts, found.media)
+        scores = judge([one.prompt for one in samples], Media.cat([one.media for one in samples]))
     return torch.where(scores.valid[:, 0], scores.values[:, 0].float(), torch.nan)
 
 
-def _print(rows: Sequence[tuple[str, Found]], reward: str, judged: Sequence[torch.Tensor], prompts: int) -> None:
+def gain_over(
+    plain: torch.Tensor, found: torch.Tensor, prompts: int
+) -> tuple[float | None, float | None, float | None]:
+    """The mean of rows (prompts * n,) that can be read, its gain over plain sampling, and half the width of a
+    bootstrap's interval of 95% over prompts; None where there is nothing to compare."""
+    readable = found[torch.isfinite(found)]
+    mean = float(readable.mean()) if len(readable) else None
+    if found is plain:
+        return mean, None, None
+    before, after = (by_prompt(rows.double().view(prompts, -1).numpy()) for rows in (plain, found))
+    compared = compare(before, after)
+    if compared is None:
+        return mean, None, None
+    low, high = compared["ci95"]
+    return mean, float(compared["delta"]), (high - low) / 2 if prompts > 1 else None
+
+
+# ---- genalign sample --search ---------------------------------------------------------------------------------------
+
+
+def print_searches(rows: Sequence[dict[str, Any]], reward: str, samples: int) -> None:
     """Costs are per sample; one evaluation is what plain sampling, decoding and scoring cost."""
     from rich.console import Console
     from rich.table import Table
 
-    first = rows[0][1]
-    count = len(first.total)
-    table = Table("search", title=f"reward {reward}, mean of the best of {count} sample{'s' if count > 1 else ''}")
-    for heading in ("reward", "gain, 95%", "evaluations", *(("judge", "gain, 95%") if judged else ())):
+    table = Table("search", title=f"reward {reward}, mean of the best of {samples} sample{'s' if samples > 1 else ''}")
+    columns = ["reward", "gain, 95%", "evaluations", *(["judge", "gain, 95%"] if "judge" in rows[0] else [])]
+    for heading in columns:
         table.add_column(heading, justify="right")
-    totals = [torch.where(found.readable, found.total, torch.nan) for _, found in rows]
-    for k, (name, found) in enumerate(rows):
-        told, *more = [_against(column[0], column[k], prompts) for column in (totals, judged) if column]
-        table.add_row(name, *told, f"{found.spent.units / first.spent.units:.1f}", *(more[0] if more else ()))
+    for row in rows:
+        cells = [_number(row["reward"]), _gain(row, ""), f"{row['evaluations']:.1f}"]
+        if "judge" in row:
+            cells += [_number(row["judge"]), _gain(row, "judge_")]
+        table.add_row(row["search"], *cells)
     Console().print(table)
 
 
-def _against(plain: torch.Tensor, found: torch.Tensor, prompts: int) -> tuple[str, str]:
-    """The mean of rows (prompts * n,) that can be read, and its gain over plain sampling, with half the width of a
-    bootstrap's interval over prompts."""
-    mean = _number(found[torch.isfinite(found)].mean())
-    if found is plain:
-        return mean, ""
-    before, after = (by_prompt(rows.double().view(prompts, -1).numpy()) for rows in (plain, found))
-    compared = compare(before, after)
-    if compared is None:
-        return mean, "-"
-    low, high = compared["ci95"]
-    spread = f" ±{(high - low) / 2:.3f}" if prompts > 1 else ""
-    return mean, f"{compared['delta']:+.4f}{spread}"
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
-def _number(value: torch.Tensor) -> str:
-    return "-" if torch.isnan(value) else f"{float(value):.4f}"
-
-
-def write_sample(media: Media, row: int, stem: Path) -> Path:
-    if "image" in media:
-        from genalign.media.image import save_png
-
-        path, image = stem.with_suffix(".png"), media["image"].data[row]
-        assert isinstance(image, torch.Tensor)
-        save_png(image, path)
-    else:
-        path = stem.with_suffix(".txt")
-        path.write_text(str(media["text"].data[row]))
-    return path
+def _gain(row: dict[str, Any], prefix: str) -> str:
+    gain, half_width = row[f"{prefix}gain"], row[f"{prefix}half_width"]
+    if gain is None:
+        return "" if row["search"] == PLAIN else "-"
+    return f"{gain:+.4f}" if half_width is None else f"{gain:+.4f} ±{half_width:.3f}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from genalign.evaluation.report import read_eval, read_metrics
+from genalign.files.atomic import replace_file
 from genalign.files.settings import read_yaml
 from genalign.files.shipped import shipped
 from genalign.run.build import build
@@ -69,16 +69,15 @@ class Cell:
         """Of all that the result depends on: recipe, prompts, rewards, judge, and the model's weights."""
         recipe = load_recipe(self.recipe, [f"train.seed={self.seed}", *self._rewarded()])
         built = build(recipe)
-        asked = [built.data, built.eval_prompts]
+        files = [built.data, built.eval_prompts]
         rewards = [built.reward, built.held_out, *built.eval_rewards]
-        told = [self.name, json.dumps(read_yaml(shipped("pipelines", f"{self.recipe}.yaml")), sort_keys=True)]
-        told += [prompts.digest for prompts in asked if prompts] + [reward.version for reward in rewards if reward]
-        told += [file_digest(path) for path in sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))]
+        hashed = [self.name, json.dumps(read_yaml(shipped("pipelines", f"{self.recipe}.yaml")), sort_keys=True)]
+        hashed += [prompts.digest for prompts in files if prompts] + [reward.version for reward in rewards if reward]
+        hashed += [file_digest(path) for path in sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))]
         for model in (recipe.policy.writer, getattr(recipe.method, "noisy", None)):  # of Parrot, of Flow-NRG
-            told += (
-                [file_digest(path) for path in sorted(shipped("assets", model).glob("*.safetensors"))] if model else []
-            )
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+            weights = sorted(shipped("assets", model).glob("*.safetensors")) if model else []
+            hashed += [file_digest(path) for path in weights]
+        return hashlib.sha256(json.dumps(hashed).encode()).hexdigest()[:16]
 
     def _rewarded(self) -> list[str]:
         return [] if self.reward is None else [f"reward=image-{self.reward}.yaml"]
@@ -93,9 +92,12 @@ def cells() -> list[Cell]:
     """The runs with several seeds first, seed by seed, so that an early stop leaves one of everything that matters."""
     names = sorted(path.stem for path in shipped("pipelines").glob("image-*.yaml"))
     short = {name: name.removeprefix("image-") for name in names}
-    several = [Cell(name, seed) for seed in range(3) for name in names if seed < SEEDS.get(short[name], 0)]
-    others = [Cell(name, 0, reward) for name in names for reward in REWARDS.get(short[name], ())]
-    return several + others + [Cell(name) for name in names if short[name] not in SEEDS]
+    found = []
+    for seed in range(max(SEEDS.values())):
+        found += [Cell(name, seed) for name in names if seed < SEEDS.get(short[name], 0)]
+    for name in names:
+        found += [Cell(name, 0, reward) for reward in REWARDS.get(short[name], ())]
+    return found + [Cell(name) for name in names if short[name] not in SEEDS]
 
 
 def measure(cell: Cell, work: Path) -> dict[str, Any]:
@@ -135,9 +137,7 @@ def locked(path: Path) -> Any:
         fcntl.flock(file, fcntl.LOCK_EX)
         held: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         yield held
-        draft = path.with_name(f".{path.name}.tmp")
-        draft.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
-        os.replace(draft, path)
+        replace_file(path, json.dumps(held, indent=1, sort_keys=True) + "\n")
     guard.unlink(missing_ok=True)
 
 
@@ -195,10 +195,10 @@ def _measured(rows: Mapping[str, Sequence[Row]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in rows.items():
-        shown = [
-            _compared([one["metrics"][what] for one in found if what in one["metrics"]], what.startswith("judge"))
-            for what in ("reward_learnt", "reward", "judge_learnt", "judge", "vendi")
-        ]
+        shown = []
+        for what in ("reward_learnt", "reward", "judge_learnt", "judge", "vendi"):
+            measured = [one["metrics"][what] for one in found if what in one["metrics"]]
+            shown.append(_compared(measured, percent=what.startswith("judge")))
         lines.append(f"| {name.removeprefix('image-')} | {len(found)} | {' | '.join(shown)} | {_minutes(found)} |")
     return lines
 
@@ -208,9 +208,13 @@ def _minutes(found: Sequence[Row]) -> str:
 
 
 def _swept(rows: Mapping[str, Sequence[Row]]) -> list[str]:
-    """What the judge says at every guidance scale, before -> after, seeds together."""
-    judged = {name: [one["sweep"] for one in found if one["sweep"]["after"]] for name, found in rows.items()}
-    scales = sorted({scale for sweeps in judged.values() for sweep in sweeps for scale in sweep["guidance"]})
+    """The judge's score at every guidance scale, before -> after, seeds together."""
+    judged: dict[str, list[Mapping[str, Any]]] = {}
+    known: set[float] = set()
+    for name, found in rows.items():
+        judged[name] = [one["sweep"] for one in found if one["sweep"]["after"]]
+        known.update(*(sweep["guidance"] for sweep in judged[name]))
+    scales = sorted(known)
     lines = [
         "| held-out judge at guidance | " + " | ".join(f"{scale:g}" for scale in scales) + " |",
         "|---" * (len(scales) + 1) + "|",
@@ -219,8 +223,9 @@ def _swept(rows: Mapping[str, Sequence[Row]]) -> list[str]:
         shown = []
         for scale in scales:
             at = [(sweep, sweep["guidance"].index(scale)) for sweep in sweeps if scale in sweep["guidance"]]
-            pair = [mean(sweep[when][i] for sweep, i in at) for when in ("before", "after")] if at else []
-            shown.append(" -> ".join(f"{value:.1%}" for value in pair) or "-")
+            before = [sweep["before"][i] for sweep, i in at]
+            after = [sweep["after"][i] for sweep, i in at]
+            shown.append(f"{mean(before):.1%} -> {mean(after):.1%}" if at else "-")
         lines.append(f"| {name.removeprefix('image-')} | {' | '.join(shown)} |")
     return lines
 
@@ -231,8 +236,9 @@ def _difference(rows: Sequence[Row]) -> tuple[float, float, float, float]:
     Of several seeds the means; their prompts are the same, so the half-width of one bootstrap stays, and Student's
     interval of the seeds' mean joins it, as independent errors add.
     """
-    before, after, delta = (mean(row[key] for row in rows) for key in ("before", "after", "delta"))
-    low, high = (mean(row["ci95"][end] for row in rows) for end in (0, 1))
+    before, after = mean(row["before"] for row in rows), mean(row["after"] for row in rows)
+    delta = mean(row["delta"] for row in rows)
+    low, high = mean(row["ci95"][0] for row in rows), mean(row["ci95"][1] for row in rows)
     if len(rows) > 1:
         between = T_975[len(rows)] * stdev(row["delta"] for row in rows) / len(rows) ** 0.5
         low, high = delta - ((delta - low) ** 2 + between**2) ** 0.5, delta + ((high - delta) ** 2 + between**2) ** 0.5
@@ -290,9 +296,7 @@ def write_pages(done: Mapping[str, Row]) -> None:
         text = page.read_text()
         new = filled(text, done)
         if new != text:
-            draft = page.with_name(f".{page.name}.tmp")
-            draft.write_text(new)
-            os.replace(draft, page)
+            replace_file(page, new)
 
 
 def main(wanted: Sequence[str]) -> None:

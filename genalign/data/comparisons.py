@@ -3,128 +3,148 @@
 Understood by their columns: Pick-a-Pic (caption, jpg_0, jpg_1, label_0, label_1), HPDv2 (train: file_path or
 image_path, human_preference; test: image_path, rank), ImageRewardDB (generations, ranking; or a row a picture:
 prompt_id, rank), VideoGen-RewardBench (path_A, path_B, VQ, MQ, TA, Overall), RewardBench 2 (chosen and rejected lists,
-subset), VL-RewardBench (query, response, image, human_ranking), and plain rows: {"prompt", "chosen", "rejected"},
-{"prompt", "a", "b", "p"} with p in [0,1] that a is better, {"prompt", "text" or "image", "rating"}. A plain row may
-name its "user". In half of the sets the best has rank 1, in the others label 1: here p says it for all.
+subset), VL-RewardBench (query, response, image, human_ranking), conversations (chosen and rejected lists of messages,
+with a prompt or without, as UltraFeedback and Skywork have them, or transcripts as HH-RLHF has them), and plain rows:
+{"prompt", "chosen", "rejected"}, {"prompt", "a", "b", "p"} with p in [0,1] that a is better, {"prompt", "text" or
+"image" or "video", "rating"}. A plain row may name its "user". In half of the sets the best has rank 1, in the others
+label 1: here p is the same for all.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast, get_args
 
-from genalign.data.judged import OVERALL, Comparison, Comparisons, Listing, key_of
+from genalign.data.conversations import answers_of, is_conversation, is_messages
+from genalign.data.judged import OVERALL, Comparisons, Kind, Listing, key_of
+from genalign.data.tables import Table, read_table
+from genalign.media.files import MEDIUM_OF
 from genalign.types import UsageError
 
+LONGEST_NAME = 500  # characters; a longer value is not the name of a file
 
-def read_comparisons(path: Path) -> Comparisons:
-    """What a .json, .jsonl, .csv or .parquet file of one of the known forms says.
+
+def read_comparisons(path: Path | str, kind: str | None = None) -> Comparisons:
+    """What a file, a folder or a dataset of the hub of one of the known forms holds.
+
+    kind: what plain rows compare, where that is known (by the reward or the model that will read them); None: what
+    every value of the columns is named like, else texts.
 
     Raises:
         UsageError: missing, unreadable, of no known form, or a row that does not fit its form (named by its number).
     """
-    rows, digest = _rows(path)
-    form = form_of(rows[0]) if rows else None
+    table = read_table(path)
+    form = form_of(table.rows[0]) if table.rows else None
     if form is None:
-        columns = ", ".join(rows[0]) if rows else "nothing in it"
-        raise UsageError(f"{path} is of no form that genalign knows ({columns}); known: {', '.join(FORMS)}")
-    found = Comparisons(str(path), form, path.parent, digest)
-    rows = _by_prompt(rows) if form == "ImageRewardDB by picture" else rows
-    for number, row in enumerate(rows, 1):
+        columns = ", ".join(table.rows[0]) if table.rows else ""
+        holds = f"has the columns {columns}" if columns else "has nothing in it"
+        known = ", ".join(one.name for one in FORMS)
+        raise UsageError(f"{table.source} {holds}, of no form that genalign knows; known: {known}")
+    found = Comparisons(table.source, form.name, table.root, table.digest)
+    found.plain_kind = cast(Kind, kind) if kind in get_args(Kind) else _kind_of_columns(table.rows, form)
+    rows = _by_prompt(table) if form.name == "ImageRewardDB by picture" else zip(table.places, table.rows, strict=True)
+    for place, row in rows:
+        found.place = place
         try:
-            READERS[form](found, row)
+            form.read(found, row)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise UsageError(f"row {number} of {path} is no row of {form} ({told}); mend or drop it") from error
+            fault = {KeyError: f"lacks {error}", ValueError: str(error)}.get(type(error), f"does not fit it ({error})")
+            unit = place.partition(" ")[0]  # line, or row
+            raise UsageError(f"{place} {fault}; mend or drop the {unit} (its form is {form.name!r})") from error
     kinds = {item.kind for item in found.items}
-    if len(kinds) != 1:
-        raise UsageError(f"{path} compares {' and '.join(sorted(kinds)) or 'nothing'}; keep one kind of media a file")
+    if len(kinds) > 1:
+        raise UsageError(f"{table.source} compares {' and '.join(sorted(kinds))}; keep one kind of media a file")
+    if not found.items:
+        raise UsageError(f"{table.source} prefers nothing: none of its {len(table.rows)} rows has a verdict; add some")
     return found
 
 
-def form_of(row: Mapping[str, Any]) -> str | None:
+def form_of(row: Mapping[str, Any]) -> Form | None:
     """The form whose columns a row has."""
-    for form, columns in FORMS.items():
-        if set(columns) <= set(row) and isinstance(row[columns[-1]], list) == (form in LISTED):
+    for form in FORMS:
+        if not set(form.columns) <= set(row):
+            continue
+        value = row[form.columns[-1]]
+        plain_list = isinstance(value, list) and not is_messages(value)
+        if form.listed == plain_list and (form.name != "conversations" or is_conversation(row)):
             return form
     return None
 
 
-def _rows(path: Path) -> tuple[list[dict[str, Any]], str]:
-    try:
-        blob = path.read_bytes()
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            rows: Any = pyarrow.parquet.read_table(path).to_pylist()
-        elif path.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(blob.decode())))
-        elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in blob.decode().splitlines() if line.strip()]
-        elif path.suffix == ".json":
-            rows = json.loads(blob)
-        else:
-            raise UsageError(f"{path} must end in .json, .jsonl, .csv or .parquet; convert it")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}; check the path") from error
-    except ImportError as error:
-        raise UsageError(f"{path} is read by pyarrow; pip install 'genalign[datasets]'") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is no {path.suffix[1:]} file: {' '.join(str(error).split())}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UsageError(f"{path} is no list of rows; write a list of JSON objects, or one a line")
-    return rows, hashlib.sha256(blob).hexdigest()
+def _kind_of_columns(rows: Sequence[Mapping[str, Any]], form: Form) -> Kind:
+    """What the samples of plain rows are: of all values together, never of one."""
+    values: list[Any] = []
+    for row in rows:
+        values += (row[name] for name in form.samples if row.get(name) is not None)
+    if any(not isinstance(value, str) for value in values):
+        return "image"  # bytes, or a picture of the datasets library
+    named = {MEDIUM_OF.get(Path(value).suffix.lower(), "") if len(value) < LONGEST_NAME else "" for value in values}
+    alone = named.pop() if len(named) == 1 else ""
+    return cast(Kind, alone or "text")
 
 
 # ---- forms ----------------------------------------------------------------------------------------------------------
 
 
+def _numbers(marks: Sequence[Any]) -> list[float]:
+    try:
+        numbers = [float(mark) for mark in marks]  # a .csv file has them as texts
+    except (TypeError, ValueError):
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"prefers by {list(marks)}, which are not all numbers")
+    return numbers
+
+
 def _pick_a_pic(found: Comparisons, row: Mapping[str, Any]) -> None:
     if row.get("has_label") is False:
+        found.undecided += 1
+        return
+    first, second = _numbers([row["label_0"], row["label_1"]])
+    if row.get("are_different") is False or first + second == 0:  # nobody preferred either
+        found.undecided += 1
         return
     a, b = (found.item(row["caption"], row[name], "image") for name in ("jpg_0", "jpg_1"))
-    share = float(row["label_0"]) / (float(row["label_0"]) + float(row["label_1"]))
     user = str(row.get("user_id") or "")
-    found.pairs.append(Comparison(a, b, share, found.group(row["caption"]), user=user))
+    found.compare(a, b, first / (first + second), found.group(row["caption"]), user=user)
 
 
-def _ranked(found: Comparisons, prompt: str, values: Sequence[Any], marks: Sequence[Any], sign: int) -> None:
+def _ranked(found: Comparisons, row: Mapping[str, Any], files: str, marks: str, sign: int) -> None:
     """Every two of a list; sign: +1 where the better one has the higher mark, -1 where it has the lower."""
-    if len(values) != len(marks) or len(values) < 2:
-        raise ValueError("it has not one mark for each of two or more samples")
-    numbers = [found.item(prompt, value, "image") for value in values]
+    values, given = row[files], row[marks]
+    if not isinstance(values, list) or not isinstance(given, list) or not 2 <= len(values) == len(given):
+        raise ValueError(f"has not one {marks} for each picture of its {files}, of two or more")
+    scores = [sign * mark for mark in _numbers(given)]
+    numbers = [found.item(row["prompt"], value, "image") for value in values]
     for i, j in combinations(range(len(values)), 2):
-        lead = sign * (float(marks[i]) - float(marks[j]))
-        p = 0.5 if lead == 0 else float(lead > 0)
-        found.pairs.append(Comparison(numbers[i], numbers[j], p, found.group(prompt)))
+        p = 0.5 if scores[i] == scores[j] else float(scores[i] > scores[j])
+        found.compare(numbers[i], numbers[j], p, found.group(row["prompt"]))
 
 
 def _hpd_train(found: Comparisons, row: Mapping[str, Any]) -> None:
-    _ranked(found, row["prompt"], row.get("file_path") or row["image_path"], row["human_preference"], 1)
+    _ranked(found, row, "file_path" if row.get("file_path") else "image_path", "human_preference", 1)
 
 
 def _hpd_test(found: Comparisons, row: Mapping[str, Any]) -> None:
-    _ranked(found, row["prompt"], row["image_path"], row["rank"], -1)
+    _ranked(found, row, "image_path", "rank", -1)
 
 
 def _image_reward(found: Comparisons, row: Mapping[str, Any]) -> None:
-    _ranked(found, row["prompt"], row["generations"], row["ranking"], -1)
+    _ranked(found, row, "generations", "ranking", -1)
 
 
-def _by_prompt(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """ImageRewardDB's rows of one picture each, as rows of one prompt each."""
-    merged: dict[Any, dict[str, Any]] = {}
-    for row in rows:
-        into = merged.setdefault(row["prompt_id"], {"prompt": row["prompt"], "generations": [], "ranking": []})
+def _by_prompt(table: Table) -> list[tuple[str, dict[str, Any]]]:
+    """ImageRewardDB's rows of one picture each, as rows of one prompt each, with the place of the first."""
+    merged: dict[Any, tuple[str, dict[str, Any]]] = {}
+    for place, row in zip(table.places, table.rows, strict=True):
+        empty: dict[str, Any] = {"prompt": row["prompt"], "generations": [], "ranking": []}
+        _, into = merged.setdefault(row["prompt_id"], (place, empty))
         into["generations"].append(row.get("image") or row["image_path"])
         into["ranking"].append(row["rank"])
-    return [row for row in merged.values() if len(row["ranking"]) > 1]
+    return [(place, row) for place, row in merged.values() if len(row["ranking"]) > 1]
 
 
 def _videogen(found: Comparisons, row: Mapping[str, Any]) -> None:
@@ -133,7 +153,7 @@ def _videogen(found: Comparisons, row: Mapping[str, Any]) -> None:
         p = {"A": 1.0, "B": 0.0, "same": 0.5}.get(row[aspect])
         if p is not None:  # the training file marks what nobody judged
             name = OVERALL if aspect == "Overall" else aspect
-            found.pairs.append(Comparison(a, b, p, found.group(row["prompt"]), name))
+            found.compare(a, b, p, found.group(row["prompt"]), name)
 
 
 def _vl_reward_bench(found: Comparisons, row: Mapping[str, Any]) -> None:
@@ -141,56 +161,84 @@ def _vl_reward_bench(found: Comparisons, row: Mapping[str, Any]) -> None:
     a, b = (found.item(row["query"], text, "text", row["image"]) for text in (first, second))
     ranks = row["human_ranking"]
     p = 0.5 if ranks[0] == ranks[1] else float(ranks[0] < ranks[1])
-    found.pairs.append(Comparison(a, b, p, found.group((row["query"], key_of(row["image"])))))
+    found.compare(a, b, p, found.group((row["query"], key_of(row["image"]))))
 
 
 def _reward_bench_2(found: Comparisons, row: Mapping[str, Any]) -> None:
-    right, wrong = ([found.item(row["prompt"], text, "text") for text in row[key]] for key in ("chosen", "rejected"))
+    right = [found.item(row["prompt"], text, "text") for text in row["chosen"]]
+    wrong = [found.item(row["prompt"], text, "text") for text in row["rejected"]]
     group = found.group(row["prompt"])
-    found.pairs += [Comparison(a, b, 1.0, group) for a, b in product(right, wrong)]
+    for a, b in product(right, wrong):
+        found.compare(a, b, 1.0, group)
     name, subset = str(row.get("id", group)), str(row["subset"])
     found.listings.append(Listing(name, subset, tuple(right), tuple(wrong)))
 
 
+def _conversation(found: Comparisons, row: Mapping[str, Any]) -> None:
+    if not is_conversation(row):
+        raise ValueError("has no messages or transcripts as chosen and rejected")
+    answers = answers_of(row)
+    if answers.chosen == answers.rejected:  # public sets have some
+        found.undecided += 1
+        return
+    a, b = (found.answer(answers.turns, text) for text in (answers.chosen, answers.rejected))
+    user = str(row.get("user", ""))
+    found.compare(a, b, 1.0, found.group(found.items[a].prompt), user=user)
+
+
 def _chosen(found: Comparisons, row: Mapping[str, Any]) -> None:
+    for side in ("chosen", "rejected"):
+        if row[side] is None or isinstance(row[side], list):
+            kind = "text" if found.plain_kind == "text" else "path of a picture"
+            raise ValueError(f"has no {kind} under {side!r}")
     _plain(found, {**row, "a": row["chosen"], "b": row["rejected"], "p": 1.0})
 
 
 def _plain(found: Comparisons, row: Mapping[str, Any]) -> None:
+    (p,) = _numbers([row["p"]])
+    if not 0 <= p <= 1:
+        raise ValueError(f"has a p of {p}, which is not in [0,1]")
     a, b = (found.item(row["prompt"], row[key]) for key in ("a", "b"))
-    p = float(row["p"])
-    if not 0 <= p <= 1 or a == b:
-        raise ValueError("two different samples and a p in [0,1] are wanted")
+    if a == b and found.plain_kind == "text":
+        found.undecided += 1
+        return
+    if a == b:
+        raise ValueError(f"prefers a picture to an equal one ({row['a']})")
     aspect, user = str(row.get("aspect", OVERALL)), str(row.get("user", ""))
-    found.pairs.append(Comparison(a, b, p, found.group(row["prompt"]), aspect, user))
+    found.compare(a, b, p, found.group(row["prompt"]), aspect, user)
 
 
 def _rated(found: Comparisons, row: Mapping[str, Any]) -> None:
-    number = found.item(row["prompt"], row["image"] if "image" in row else row["text"])
-    found.ratings[number] = float(row["rating"])
+    kind = next((one for one in get_args(Kind) if one in row), None)
+    if kind is None:
+        raise ValueError(f"lacks one of {', '.join(get_args(Kind))}")
+    found.ratings[found.item(row["prompt"], row[kind], kind)] = float(row["rating"])
 
 
-FORMS = {  # whose last column is a list where LISTED says so
-    "Pick-a-Pic": ("caption", "jpg_0", "jpg_1", "label_0", "label_1"),
-    "HPDv2 train": ("prompt", "human_preference"),
-    "HPDv2 test": ("prompt", "image_path", "rank"),
-    "ImageRewardDB": ("prompt", "generations", "ranking"),
-    "ImageRewardDB by picture": ("prompt", "prompt_id", "rank"),
-    "VideoGen-RewardBench": ("prompt", "path_A", "path_B", "VQ", "MQ", "TA", "Overall"),
-    "VL-RewardBench": ("query", "image", "response", "human_ranking"),
-    "RewardBench 2": ("prompt", "subset", "chosen", "rejected"),
-    "chosen and rejected": ("prompt", "chosen", "rejected"),
-    "a, b and p": ("prompt", "a", "b", "p"),
-    "ratings": ("prompt", "rating"),
-}
-LISTED = ("HPDv2 train", "HPDv2 test", "ImageRewardDB", "VL-RewardBench", "RewardBench 2")
-READERS = dict(
-    zip(
-        FORMS,
-        (
-            *(_pick_a_pic, _hpd_train, _hpd_test, _image_reward, _image_reward, _videogen, _vl_reward_bench),
-            *(_reward_bench_2, _chosen, _plain, _rated),
-        ),
-        strict=True,
-    )
+class Form(NamedTuple):
+    """The columns by which a public form is known, whether the last of them is a plain list, and what reads a row.
+
+    samples: the columns of samples whose kind the form leaves open.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    read: Callable[[Comparisons, Mapping[str, Any]], None]
+    listed: bool = False
+    samples: tuple[str, ...] = ()
+
+
+FORMS = (
+    Form("Pick-a-Pic", ("caption", "jpg_0", "jpg_1", "label_0", "label_1"), _pick_a_pic),
+    Form("HPDv2 train", ("prompt", "human_preference"), _hpd_train, listed=True),
+    Form("HPDv2 test", ("prompt", "image_path", "rank"), _hpd_test, listed=True),
+    Form("ImageRewardDB", ("prompt", "generations", "ranking"), _image_reward, listed=True),
+    Form("ImageRewardDB by picture", ("prompt", "prompt_id", "rank"), _image_reward),
+    Form("VideoGen-RewardBench", ("prompt", "path_A", "path_B", "VQ", "MQ", "TA", "Overall"), _videogen),
+    Form("VL-RewardBench", ("query", "image", "response", "human_ranking"), _vl_reward_bench, listed=True),
+    Form("RewardBench 2", ("prompt", "subset", "chosen", "rejected"), _reward_bench_2, listed=True),
+    Form("conversations", ("chosen", "rejected"), _conversation),
+    Form("chosen and rejected", ("prompt", "chosen", "rejected"), _chosen, samples=("chosen", "rejected")),
+    Form("a, b and p", ("prompt", "a", "b", "p"), _plain, samples=("a", "b")),
+    Form("ratings", ("prompt", "rating"), _rated),
 )

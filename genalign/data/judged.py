@@ -8,36 +8,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from genalign.files.untrusted import neighbour
-from genalign.media.image import cell_picture
-from genalign.media.video import load_video
+from genalign.data.conversations import Turn, prompt_text
+from genalign.data.tables import Cell
+from genalign.media import MEDIA
+from genalign.media.files import track_of
 from genalign.types import Media, Prompt, Track
 
-Kind = Literal["image", "video", "text"]
+Kind = Literal["image", "video", "audio", "text"]
 OVERALL = "overall"
-SUFFIXES = {".png": "image", ".jpg": "image", ".jpeg": "image", ".webp": "image", ".bmp": "image"} | dict.fromkeys(
-    (".mp4", ".webm", ".mov", ".mkv", ".gif"), "video"
-)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One sample: a prompt (with a picture, where one was asked about) and what answered it: path, bytes or text."""
+    """One sample: a prompt (with a picture, where the question is about one) and its answer: a path, bytes or a text.
+
+    turns: the prompt's messages, where it is more than one turn of a user. place: where the sample is named.
+    """
 
     prompt: str
     kind: Kind
     value: Any
-    asked: Any = None
+    picture: Any = None
+    turns: tuple[Turn, ...] = ()
+    place: str = ""
+
+    def asking(self, uid: int, root: Path, user: str = "") -> Prompt:
+        """The prompt, with its picture; its facts name the user, where there is one, and longer conversations."""
+        facts: dict[str, Any] = {"user": user} if user else {}
+        if self.turns:
+            facts["messages"] = list(self.turns)
+        media = None if self.picture is None else Media(image=Track(_picture(self.picture, root, self.place)[None]))
+        return Prompt(self.prompt, media, facts, uid)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Items a and b of one prompt; p: 1 where a is better, 0 where b is, 1/2 for a tie, or between.
 
-    aspect: what was judged. group: the prompt. user: who judged, "" for nobody in particular.
+    aspect: what was judged. group: the prompt. user: who judged, "" for nobody in particular. place: where it stands.
     """
 
     a: int
@@ -46,6 +56,7 @@ class Comparison:
     group: int
     aspect: str = OVERALL
     user: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,10 @@ class Listing:
 
 @dataclass
 class Comparisons:
-    """All that a file says. Items are listed once each, however often they are compared."""
+    """All that a file holds. Items are listed once each, however often they are compared.
+
+    undecided: rows that prefer nothing and are no pair: unlabelled ones, and two equal answers.
+    """
 
     source: str
     form: str
@@ -71,20 +85,42 @@ class Comparisons:
     listings: list[Listing] = field(default_factory=list)
     ratings: dict[int, float] = field(default_factory=dict)  # item -> rating
     groups: dict[Any, int] = field(default_factory=dict)
+    undecided: int = 0
+    plain_kind: Kind = "text"  # of samples whose form does not say what they are
+    place: str = ""  # of the row that is being read
     _places: dict[Any, int] = field(default_factory=dict)
 
     def group(self, name: Any) -> int:
         """The number of a prompt, new or known."""
         return self.groups.setdefault(name, len(self.groups))
 
-    def item(self, prompt: str, value: Any, kind: Kind | None = None, asked: Any = None) -> int:
-        """The number of a sample, new or known."""
-        told = kind or _kind_of(value)
-        key = (prompt, told, key_of(value), key_of(asked))
+    def item(
+        self, prompt: str, value: Any, kind: Kind | None = None, picture: Any = None, turns: Sequence[Turn] = ()
+    ) -> int:
+        """The number of a sample, new or known.
+
+        Raises:
+            ValueError: an empty prompt, or no sample.
+        """
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError("has no text as its prompt")
+        kind = kind or self.plain_kind
+        if value is None or (kind == "text" and not isinstance(value, str)):
+            raise ValueError(f"has no {'text' if kind == 'text' else 'path of a picture or video'} for a sample")
+        key = (prompt, kind, key_of(value), key_of(picture))
         if key not in self._places:
             self._places[key] = len(self.items)
-            self.items.append(Item(prompt, told, value, asked))
+            self.items.append(Item(prompt, kind, value, picture, tuple(turns), self.place))
         return self._places[key]
+
+    def compare(self, a: int, b: int, p: float, group: int, aspect: str = OVERALL, user: str = "") -> None:
+        """Add the verdict about two items that the present row holds."""
+        self.pairs.append(Comparison(a, b, p, group, aspect, user, self.place))
+
+    def answer(self, turns: Sequence[Turn], text: str) -> int:
+        """The number of a text that answers a conversation."""
+        whole = () if len(turns) == 1 and turns[0]["role"] == "user" else turns
+        return self.item(prompt_text(turns), text, "text", turns=whole)
 
     @property
     def kind(self) -> Kind:
@@ -94,36 +130,31 @@ class Comparisons:
         """Prompts and media of some items; a prompt's facts name its user, where there is one.
 
         Raises:
-            UsageError: a picture or video is missing, not below the file's folder, or no such thing.
+            UsageError: a picture, video or sound is missing, not below the file's folder, or cannot be read.
         """
         chosen = [self.items[number] for number in numbers]
         whose = users or [""] * len(chosen)
-        prompts = [
-            Prompt(item.prompt, self._asked(item), {"user": user} if user else {}, uid)
-            for uid, (item, user) in enumerate(zip(chosen, whose, strict=True))
-        ]
-        if self.kind == "text":
-            return prompts, Media(text=Track([str(item.value) for item in chosen]))
-        if self.kind == "video":
-            films = [load_video(neighbour(self.root, str(item.value), self.source)) for item in chosen]
-            return prompts, Media(video=Track([frames for frames, _ in films], films[0][1]))
-        images = [self._picture(item.value) for item in chosen]
-        alike = len({image.shape for image in images}) == 1
-        return prompts, Media(image=Track(torch.stack(images) if alike else images))
+        prompts = []
+        for uid, (item, user) in enumerate(zip(chosen, whose, strict=True)):
+            prompts.append(item.asking(uid, self.root, user))
+        rows = [_row(self.kind, item.value, self.root, item.place) for item in chosen]
+        return prompts, Media(**{self.kind: track_of(rows)})
 
-    def _asked(self, item: Item) -> Media | None:
-        return None if item.asked is None else Media(image=Track(self._picture(item.asked)[None]))
-
-    def _picture(self, value: Any) -> Tensor:
-        return cell_picture(value, self.root, f"{self.source} holds something that is no picture")
+    def pictures(self, numbers: Sequence[int]) -> list[Tensor]:
+        """(3,H,W) in [0,1] each, of items that are images."""
+        return [_picture(self.items[number].value, self.root, self.items[number].place) for number in numbers]
 
 
-def _kind_of(value: Any) -> Kind:
-    """What a plain row's sample is, told by its file name; anything else is text."""
-    if not isinstance(value, str):
-        return "image"
-    suffix = SUFFIXES.get(Path(value).suffix.lower()) if len(value) < 500 and "\n" not in value else None
-    return suffix or "text"  # type: ignore[return-value]
+def _picture(value: Any, root: Path, place: str) -> Tensor:
+    return _row("image", value, root, place)[0]
+
+
+def _row(kind: Kind, value: Any, root: Path, place: str) -> tuple[Any, float | None]:
+    """One sample and its rate, as its medium reads it."""
+    noun = "picture" if kind == "image" else kind
+    if isinstance(value, Cell):
+        return MEDIA[kind].cell(value.read(), root, f"{place} has no {noun} under {value.column!r}")
+    return MEDIA[kind].cell(value, root, f"{place} names something that is not of kind {noun}")
 
 
 def key_of(value: Any) -> Any:
@@ -132,4 +163,6 @@ def key_of(value: Any) -> Any:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
+    if isinstance(value, Cell):
+        return value.row, value.column
     return value if isinstance(value, str | None) else id(value)

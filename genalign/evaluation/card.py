@@ -3,41 +3,62 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from genalign.evaluation.report import read_eval
+from genalign.evaluation.report import players
+from genalign.evaluation.results import HEADINGS, read_eval, rows
 from genalign.files.atomic import replace_file
+from genalign.files.places import find
+from genalign.files.settings import parse_yaml
+from genalign.files.shipped import shipped
+from genalign.files.text import decode_text
 from genalign.types import GenalignError
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+PLAYED = 2 << 20  # bytes of sounds and videos that a card carries
+CACHED = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\]?$")
 
 
 def write_card(run: Path) -> Path:
-    """Write `run`/README.md from its recipe, adapter and evaluation.
+    """Write `run`/README.md from its recipe, adapter, evaluation and samples; no path of this machine is in it.
 
     Raises:
-        GenalignError: the folder has no recipe.yaml, so it is no run.
+        GenalignError: the folder has no recipe.yaml, so it is not a run.
     """
     facts, result = provenance(run), read_eval(run)
     front = {"base_model": facts["base_model"], "tags": ["genalign", "lora", facts["method"]]}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {run.resolve().name}",
-        f"A LoRA adapter for `{facts['base_model']}`, aligned with [genalign](https://pypi.org/project/genalign/) "
-        f"{facts['genalign']} by {facts['method']} on the reward `{facts['reward']}`. "
+        f"A LoRA adapter for `{facts['base_model']}`, aligned with genalign {facts['genalign']} "
+        f"by {facts['method']} on the reward `{facts['reward']}`. "
         f"`recipe.yaml` (SHA-256 {facts['recipe_sha256'][:16]}) repeats it: `genalign train recipe.yaml`.",
         f"## Use\n\n```python\n{loading(run)}\n```",
         f"## Before and after\n\n{table(result)}" if result else "Not evaluated yet: `genalign eval` does that.",
+        _samples(run),
         f"## Licence\n\nThe adapter follows the licence of its base model, `{facts['base_model']}`.",
     ]
     path = run / "README.md"
-    replace_file(path, ("\n\n".join(parts) + "\n").encode())
+    replace_file(path, ("\n\n".join(filter(None, parts)) + "\n").encode())
     return path
+
+
+def _samples(run: Path) -> str:
+    """Players of sounds and videos; texts stand in the report."""
+    lines = [
+        f"<tr><td>{html.escape(prompt)}</td><td>{base}</td><td>{tuned}</td></tr>"
+        for prompt, base, tuned in players(run, PLAYED)
+        if "<" in base + tuned
+    ]
+    head = "<tr><th>prompt</th><th>base</th><th>tuned</th></tr>"
+    return "\n".join(["## Samples\n", f"<table>{head}", *lines, "</table>"]) if lines else ""
 
 
 def provenance(run: Path) -> dict[str, str]:
@@ -49,13 +70,12 @@ def provenance(run: Path) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     recipe, blob = read_recipe(run)
-    model = Path(str(recipe["policy"]["model"]))
     try:
         own = version("genalign")
     except PackageNotFoundError:
         own = "from a checkout"
     return {
-        "base_model": model.name if model.is_absolute() else str(model),
+        "base_model": model_name(base_model(run)),
         "method": str(recipe["method"]["name"]),
         "reward": reward_name(recipe.get("reward")),
         "recipe_sha256": hashlib.sha256(blob).hexdigest(),
@@ -67,9 +87,11 @@ def provenance(run: Path) -> dict[str, str]:
 def read_recipe(run: Path) -> tuple[dict[str, Any], bytes]:
     path = run / "recipe.yaml"
     if not path.is_file():
-        raise GenalignError(f"{run} is no run folder: it has no recipe.yaml; name a folder that `genalign train` wrote")
+        raise GenalignError(
+            f"{run} is not a run folder: it has no recipe.yaml; name a folder that `genalign train` wrote"
+        )
     blob = path.read_bytes()
-    return yaml.safe_load(blob), blob
+    return parse_yaml(decode_text(blob, path), path), blob
 
 
 def reward_name(spec: Any) -> str:
@@ -92,26 +114,49 @@ def _heads(spec: Any) -> list[str]:
     return [head for part in spec for head in _heads(part)]
 
 
+def model_name(model: str) -> str:
+    """What others know a model by: its hub id, also of a folder in the hub's cache, or the name of its folder."""
+    cached = CACHED.search(model)
+    if cached:
+        return f"{cached['owner']}/{cached['name']}"
+    return Path(model).name if Path(model).is_absolute() or Path(model).is_dir() else model
+
+
 def loading(run: Path) -> str:
-    """The lines of Python that load this adapter without genalign."""
-    model = base_model(run)
-    index = pipeline_index(model)
+    """The lines of Python that load this adapter: a hub model without genalign, a shipped one from its assets."""
+    index = pipeline_index(base_model(run))
+    imports, source = _origin(base_model(run))
     absent = sorted(name for name, kind in (index or {}).items() if kind == [None, None])
-    arguments = ", ".join([f'"{model}"', *(f"{name}=None" for name in absent)])  # diffusers insists on hearing of some
-    pipeline = f"from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained({arguments})\n"
-    if (run / "adapter" / DIFFUSERS_FILE).is_file():
-        return f'{pipeline}pipe.load_lora_weights("adapter")'
+    arguments = ", ".join(["base", *(f"{name}=None" for name in absent)])  # diffusers wants absent parts to be named
+    diffusers = (run / "adapter" / DIFFUSERS_FILE).is_file()
+    if diffusers or index is not None:
+        imports = ["from diffusers import DiffusionPipeline", *imports]
+        lines = [source, f"pipe = DiffusionPipeline.from_pretrained({arguments})"]
+    else:
+        imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer", *imports]
+        lines = [
+            source,
+            'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), "adapter")',
+            "tokenizer = AutoTokenizer.from_pretrained(base)",
+        ]
+    if diffusers:
+        lines.append('pipe.load_lora_weights("adapter")')
+        return "\n".join([*imports, "", *lines])
     if index is not None:
         denoiser = "unet" if "unet" in index else "transformer"
-        return (
-            f"from peft import PeftModel\n{pipeline}"
-            f'pipe.{denoiser} = PeftModel.from_pretrained(pipe.{denoiser}, "adapter")'
-        )
-    return (
-        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{model}"), "adapter")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{model}")'
-    )
+        lines.append(f'pipe.{denoiser} = PeftModel.from_pretrained(pipe.{denoiser}, "adapter")')
+    return "\n".join(["from peft import PeftModel", *imports, "", *lines])
+
+
+def _origin(model: str) -> tuple[list[str], str]:
+    """Imports, and the line that sets `base`: how a reader gets the model."""
+    name = model_name(model)
+    if find(model, Path(), "assets") == shipped("assets", name).resolve():
+        place = ["from genalign.files.shipped import shipped"]
+        return place, f'base = shipped("assets", "{name}")  # a small model that comes with genalign'
+    if Path(model).is_dir() and not CACHED.search(model):
+        return [], f'base = "{name}"  # a local folder when this was trained: give the path of yours'
+    return [], f'base = "{name}"'
 
 
 def base_model(run: Path) -> str:
@@ -120,9 +165,11 @@ def base_model(run: Path) -> str:
 
 
 def pipeline_index(model: str) -> dict[str, Any] | None:
-    """model_index.json of a diffusers pipeline, from its folder or the hub's cache; None for any other model."""
-    path = Path(model) / "model_index.json"
-    if not Path(model).exists() and model.count("/") == 1:
+    """model_index.json of a diffusers pipeline, from its folder, a shipped one or the hub's cache; None for any other
+    model."""
+    folder = find(model, Path(), "assets")
+    path = (folder or Path(model)) / "model_index.json"
+    if folder is None and model.count("/") == 1:
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(model, "model_index.json")
@@ -132,15 +179,11 @@ def pipeline_index(model: str) -> dict[str, Any] | None:
 
 def table(result: Mapping[str, Any]) -> str:
     """eval.json as Markdown: the table, and how it was measured."""
-    lines = ["| metric | before | after | delta | 95% interval |", "|---|---:|---:|---:|---:|"]
-    for name, row in sorted(result["metrics"].items(), key=lambda item: not item[1]["held_out"]):
-        low, high = row["ci95"]
-        label = f"{name} (held-out)" if row["held_out"] else name
-        numbers = f"{row['before']:.4f} | {row['after']:.4f} | {row['delta']:+.4f} | {low:+.4f} to {high:+.4f}"
-        lines.append(f"| {label} | {numbers} |")
+    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---:|---:|---:|---:|"]
+    lines += [f"| {' | '.join(row.cells)} |" for row in rows(result)]
     sweep = result["sweep"]
-    told = f"{result['prompts']} prompts, sampling seeds {', '.join(map(str, result['seeds']))}"
+    measured = f"{result['prompts']} prompts, sampling seeds {', '.join(map(str, result['seeds']))}"
     if sweep["guidance"] != [None]:
-        told += f"; guidance {sweep['before']['best']:g} before and {sweep['after']['best']:g} after, the best of "
-        told += f"{', '.join(f'{scale:g}' for scale in sweep['guidance'])} for each, {sweep['steps']} steps"
-    return "\n".join(lines) + f"\n\n{told}. Held-out rewards were never optimised."
+        measured += f"; guidance {sweep['before']['best']:g} before and {sweep['after']['best']:g} after, the best of "
+        measured += f"{', '.join(f'{scale:g}' for scale in sweep['guidance'])} for each, {sweep['steps']} steps"
+    return "\n".join(lines) + f"\n\n{measured}. Held-out rewards were never optimised."

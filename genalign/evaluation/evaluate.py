@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from genalign.evaluation.results import HEADINGS, rows
 from genalign.evaluation.trial import Drawing, Trial, by_prompt, means_of, metric_name
 from genalign.files.atomic import replace_file
 from genalign.ranks import rank
@@ -20,7 +21,7 @@ BOOTSTRAP_DRAWS = 2000
 
 
 class EvalSettings(BaseModel):
-    """What `eval:` of a recipe may say."""
+    """What `eval:` of a recipe may set."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -31,9 +32,10 @@ class EvalSettings(BaseModel):
     seeds: list[int] = Field(default=[0], min_length=1)
     """Sampling seeds: each prompt is drawn once a seed, with the same noise before and after."""
     guidance: list[float] = Field(default=[1.0, 2.0, 3.0, 5.0], min_length=1)
-    """Guidance scales; base and tuned model are each reported at their best one. Ignored for language models."""
+    """Guidance scales; base and tuned model are each reported at their best one. Ignored where sampling
+    has no guidance scale, as a language model's."""
     steps: int = Field(default=10, gt=0)
-    """Denoising steps, equal before and after. Ignored for language models."""
+    """Denoising steps, equal before and after. Ignored where guidance is."""
     held_out: str | dict[str, Any] | None = None
     """The judge that is never optimised: a reward spec. Its first aspect chooses the best guidance scale."""
     rewards: list[str | dict[str, Any]] = []
@@ -77,18 +79,17 @@ def evaluate(
     chosen = tuple(prompts)[: settings.count]
     if not chosen:
         raise UsageError("there is nothing to evaluate: the eval prompts file holds no prompt")
-    named = [[metric_name(reward, aspect) for aspect in (*reward.aspects, *_total(reward))] for reward in rewards]
-    held = [metric_name(held_out, aspect) for aspect in held_out.aspects] if held_out is not None else []
+    named = [_names(reward, (*reward.aspects, *_total(reward))) for reward in rewards]
+    held = _names(held_out, held_out.aspects) if held_out is not None else []
     names = _distinct([name for of_reward in named for name in of_reward] + held)
     headline = names.index(held[0] if held else named[0][-1])
-    sampled = "image" in policy.modalities
     trial = Trial(
         policy=policy,
         prompts=chosen,
         rewards=(*rewards, *([held_out] if held_out is not None else [])),
         names=tuple(names),
-        scales=tuple(settings.guidance) if sampled else (None,),
-        steps=settings.steps if sampled else None,
+        scales=tuple(settings.guidance) if policy.guided else (None,),
+        steps=settings.steps if policy.guided else None,
         seeds=tuple(settings.seeds),
         batch_size=settings.batch_size,
     )
@@ -99,15 +100,17 @@ def evaluate(
     headlines = {named[0][-1]: rewards[0]} if rewards else {}
     if held_out is not None:
         headlines[held[0]] = held_out
+    metrics: dict[str, Any] = {}
+    for k, name in enumerate(names):
+        compared = compare(by_prompt(before[low, ..., k]), by_prompt(after[high, ..., k]))
+        if compared is not None:  # a metric that is never valid is left out
+            metrics[name] = {**compared, "held_out": name in held}
+    if seen and rewards:
+        metrics |= _on_training(trial, seen, headlines, tuned, cache)
     result = {
         "prompts": len(chosen),
         "seeds": list(settings.seeds),
-        "metrics": {
-            name: {**compared, "held_out": name in held}
-            for k, name in enumerate(names)
-            if (compared := compare(by_prompt(before[low, ..., k]), by_prompt(after[high, ..., k])))
-        }
-        | (_on_training(trial, seen, headlines, tuned, cache) if seen and rewards else {}),
+        "metrics": metrics,
         "sweep": {
             "guidance": list(trial.scales),
             "steps": trial.steps,
@@ -126,22 +129,23 @@ def evaluate(
 def _on_training(
     trial: Trial, prompts: tuple[Prompt, ...], headlines: dict[str, Reward], tuned: Weights, cache: Path | None
 ) -> dict[str, Any]:
-    """Of each headline and the reward that tells it: before and after on `prompts`, at the first guidance scale."""
+    """Before and after on `prompts` of each headline, by the reward it is a metric of, at the first guidance scale."""
     names, rewards = tuple(headlines), tuple(headlines.values())
     trial = replace(trial, prompts=prompts, rewards=rewards, names=names, scales=trial.scales[:1])
     base = trial.base(cache and cache.with_stem(f"{cache.stem}-training"))[0]
     values = trial.sweep(tuned)[0]  # (N, J, K)
-    return {
-        f"{name} on {len(prompts)} training prompts": {**compared, "held_out": k > 0}
-        for k, name in enumerate(names)
-        if (compared := compare(by_prompt(base[..., k]), by_prompt(values[..., k])))
-    }
+    found: dict[str, Any] = {}
+    for k, name in enumerate(names):
+        compared = compare(by_prompt(base[..., k]), by_prompt(values[..., k]))
+        if compared is not None:
+            found[f"{name} on {len(prompts)} training prompts"] = {**compared, "held_out": k > 0}
+    return found
 
 
 def compare(before: np.ndarray, after: np.ndarray, draws: int = BOOTSTRAP_DRAWS) -> dict[str, Any] | None:
     """Means of paired per-prompt values (N,), their difference and its 95% percentile interval; None without a pair.
 
-    NaN marks a prompt that a metric says nothing of. The bootstrap resamples prompts, so that a prompt's luck before
+    NaN marks a prompt for which a metric has no value. The bootstrap resamples prompts, so that a prompt's luck before
     and after stays together; its random state is fixed, so that one result has one interval.
     """
     both = np.isfinite(before) & np.isfinite(after)
@@ -159,7 +163,7 @@ def compare(before: np.ndarray, after: np.ndarray, draws: int = BOOTSTRAP_DRAWS)
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """The before/after table on the console, the judge's rows first."""
+    """The table of before and after on the console, held-out rewards first."""
     from rich.console import Console
     from rich.table import Table
 
@@ -167,18 +171,16 @@ def print_table(result: dict[str, Any]) -> None:
     title = f"{result['prompts']} prompts, seeds {', '.join(map(str, result['seeds']))}"
     if sweep["guidance"] != [None]:
         title += f"; best guidance {sweep['before']['best']:g} before, {sweep['after']['best']:g} after"
-    table = Table("metric", title=title)
-    for heading in ("before", "after", "delta", "95% interval"):
+    table = Table(HEADINGS[0], title=title)
+    for heading in HEADINGS[1:]:
         table.add_column(heading, justify="right")
-    for name, row in sorted(result["metrics"].items(), key=lambda item: not item[1]["held_out"]):
-        table.add_row(
-            f"{name} (held-out)" if row["held_out"] else name,
-            f"{row['before']:.4f}",
-            f"{row['after']:.4f}",
-            f"{row['delta']:+.4f}",
-            "{:+.4f} to {:+.4f}".format(*row["ci95"]),
-        )
+    for row in rows(result):
+        table.add_row(*row.cells)
     Console().print(table)
+
+
+def _names(reward: Reward, aspects: Sequence[str]) -> list[str]:
+    return [metric_name(reward, aspect) for aspect in aspects]
 
 
 def _total(reward: Reward) -> tuple[str, ...]:

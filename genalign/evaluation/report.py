@@ -1,28 +1,44 @@
-"""What a run tells: one console line a step, and report.html, one file without a single outside request."""
+"""What a run shows: one console line a step, and report.html, one file without a single outside request."""
 
 from __future__ import annotations
 
-import base64
 import html
 import json
-import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from genalign.evaluation.charts import SMOOTH_FROM, chart, inline, window
+from genalign.evaluation.results import HEADINGS, headline, read_eval, rows, shown
 from genalign.files.atomic import replace_file
+from genalign.files.untrusted import neighbour
+from genalign.media import MEDIA, image
+from genalign.media.sheet import read_pairs
 from genalign.types import GenalignError
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 460, 220, 58, 34, 26, 12  # of one chart, in px
-COLOURS = ("#1f6feb", "#d1570a", "#1a7f37", "#8250df", "#bf3989", "#57606a")
-Curve = list[tuple[float, float]]
+PLAYED = 24 << 20  # bytes of sounds and videos that a report carries
+CHARTS = {  # title: the log keys that are its curves; a group in brackets is what the legend shows of them
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "rewards/<name>/mean": "rewards/(.+)/mean",
+    "kl": "kl",
+    "clip_ratio": "clip_ratio/(.+)",
+    "loss": "loss",
+    "chosen and rejected": "rewards/(chosen|rejected|margins)",
+    "rewards/accuracies": "rewards/accuracies",
+}
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #1f2328; }
 table { border-collapse: collapse; margin: 1em 0; } th, td { padding: .25em .8em; border-bottom: 1px solid #d1d9e0; }
 td:not(:first-child), th:not(:first-child) { text-align: right; font-variant-numeric: tabular-nums; }
-tr.held td:first-child { font-weight: 600; } .best { font-weight: 700; } figure { display: inline-block; margin: .5em; }
-pre { background: #f6f8fa; padding: 1em; overflow-x: auto; } img { max-width: 100%; } .note { color: #57606a; }
+tr.held td:first-child { font-weight: 600; } .best { font-weight: 700; }
+figure { display: inline-block; margin: .5em; vertical-align: top; }
+pre { background: #f6f8fa; padding: 1em; overflow-x: auto; } img, svg, video { max-width: 100%; }
+.note { color: #57606a; }
+figcaption { color: #57606a; } table.samples td { text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+audio { width: 16em; }
 """
 
 
@@ -67,10 +83,9 @@ def write_report(run: Path) -> Path:
     )
     path = run / "report.html"
     replace_file(path, page.encode())
-    if any("reward" in row for row in metrics):
-        curve = chart("reward", {"reward": _curve(metrics, "reward")})
-        alone = curve.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)  # a file of its own needs it
-        replace_file(run / "reward.svg", alone.encode())
+    curve = chart("reward", {"reward": _curve(metrics, "reward")}, smooth=True)
+    if curve:
+        replace_file(run / "reward.svg", curve.encode())
     return path
 
 
@@ -79,133 +94,61 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     path = run / "metrics.jsonl"
     if not path.is_file():
         return []
-    lines, rows = path.read_text(encoding="utf-8").splitlines(), []
+    lines, metrics = path.read_text(encoding="utf-8").splitlines(), []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            metrics.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise GenalignError(f"{path}, line {number} is not JSON ({error}); mend or delete that line") from error
-    return rows
+    return metrics
 
 
-def read_eval(run: Path) -> dict[str, Any] | None:
-    path = run / "eval.json"
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise GenalignError(f"{path} is not JSON ({error}); run `genalign eval` again to rewrite it") from error
+def _charts(metrics: Sequence[Mapping[str, float]]) -> str:
+    keys = list(dict.fromkeys(key for row in metrics for key in row))
+    drawn = []
+    for title, pattern in CHARTS.items():
+        curves = {}
+        for key in keys:
+            match = re.fullmatch(pattern, key)
+            if match:
+                curves[next(iter(match.groups()), key)] = _curve(metrics, key)
+        drawn.append(chart(title, curves, smooth=True))
+    looks = [key for key in keys if key.startswith("monitor/") and key != "monitor/alarm"]
+    drawn += [chart(key, {key: _curve(metrics, key)}) for key in looks]
+    figures = [f"<figure>{inline(svg, number)}</figure>" for number, svg in enumerate(filter(None, drawn))]
+    note = ""
+    if len(metrics) >= SMOOTH_FROM:
+        note = (
+            '<p class="note">Pale: each step, whose prompts are new. Dark: the mean of the '
+            f"{window(len(metrics))} steps around it.</p>"
+        )
+    return f"<h2>Training</h2>{note}{''.join(figures)}"
 
 
-def chart(title: str, curves: Mapping[str, Curve]) -> str:
-    """An SVG line chart with axes; points that are not finite break the line."""
-    points = [point for curve in curves.values() for point in curve if math.isfinite(point[1])]
-    if not points:
-        return ""
-    xs, ys = ticks(*_span([x for x, _ in points])), ticks(*_span([y for _, y in points]))
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - xs[0]) / (xs[-1] - xs[0]) * (WIDTH - LEFT - RIGHT)
-        up = (y - ys[0]) / (ys[-1] - ys[0]) * (HEIGHT - TOP - BOTTOM)
-        return LEFT + across, HEIGHT - BOTTOM - up
-
-    parts = [f'<text x="{LEFT}" y="16" font-weight="600">{html.escape(title)}</text>']
-    for y in ys:
-        height = place(xs[0], y)[1]
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}" stroke="#e5e8eb"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for x in xs:
-        left = place(x, ys[0])[0]
-        parts.append(f'<text x="{left:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:g}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end" fill="#57606a">step</text>')
-    for index, (name, curve) in enumerate(curves.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        for piece in _pieces(curve):
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in piece))
-            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-            if len(piece) == 1:
-                x, y = place(*piece[0])
-                parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colour}"/>')
-        if len(curves) > 1:
-            height = TOP + 12 + 14 * index
-            parts.append(f'<text x="{LEFT + 8}" y="{height}" fill="{colour}">{html.escape(name)}</text>')
-    return (
-        f'<svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'font-size="11" font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
-    )
-
-
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers, evenly spaced, that enclose [low, high]: at least two of them, steps of 1, 2 or 5 times 10^n."""
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [float(f"{i * step:.12g}") for i in range(first, max(last, first + 1) + 1)]
-
-
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    pad = 0.5 * (abs(low) or 1.0)
-    return (low, high) if high > low else (low - pad, high + pad)
-
-
-def _pieces(curve: Curve) -> list[Curve]:
-    pieces: list[Curve] = [[]]
-    for point in curve:
-        if math.isfinite(point[1]):
-            pieces[-1].append(point)
-        elif pieces[-1]:
-            pieces.append([])
-    return [piece for piece in pieces if piece]
-
-
-def _charts(rows: Sequence[Mapping[str, float]]) -> str:
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    parts = [key for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
-    groups: dict[str, list[str]] = {
-        "reward": ["reward"],
-        "reward_std": ["reward_std"],
-        "rewards/<name>/mean": parts,
-        "kl": ["kl"],
-        "clip_ratio": [key for key in keys if key.startswith("clip_ratio/")],
-        "loss": ["loss"],
-        "chosen and rejected": [
-            key for key in ("rewards/chosen", "rewards/rejected", "rewards/margins") if key in keys
-        ],
-        "rewards/accuracies": ["rewards/accuracies"],
-    }
-    groups |= {key: [key] for key in keys if key.startswith("monitor/") and key != "monitor/alarm"}
-    drawn = [chart(title, {key: _curve(rows, key) for key in group}) for title, group in groups.items()]
-    return f"<h2>Training</h2>{''.join(f'<figure>{svg}</figure>' for svg in drawn if svg)}"
-
-
-def _curve(rows: Sequence[Mapping[str, float]], key: str) -> Curve:
+def _curve(metrics: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
     return [
         (float(row.get("step", number)), float("nan") if row[key] is None else float(row[key]))
-        for number, row in enumerate(rows)
+        for number, row in enumerate(metrics)
         if key in row
     ]
 
 
 def _table(result: Mapping[str, Any]) -> str:
-    rows = []
-    for name, row in sorted(result["metrics"].items(), key=lambda item: not item[1]["held_out"]):
-        mark = (' class="held"', " (held-out)") if row["held_out"] else ("", "")
-        low, high = row["ci95"]
-        rows.append(
-            f"<tr{mark[0]}><td>{html.escape(name)}{mark[1]}</td><td>{row['before']:.4f}</td><td>{row['after']:.4f}</td>"
-            f"<td>{row['delta']:+.4f}</td><td>{low:+.4f} to {high:+.4f}</td></tr>"
-        )
+    lines = [_row("th", HEADINGS)]
+    lines += [_row("td", row.cells, ' class="held"' if row.held_out else "") for row in rows(result)]
     prompts, seeds = html.escape(str(result["prompts"])), html.escape(", ".join(str(seed) for seed in result["seeds"]))
+    swept = len(result["sweep"]["guidance"]) > 1
     return (
-        "<h2>Before and after</h2><table><tr><th>metric</th><th>before</th><th>after</th><th>delta</th>"
-        f"<th>95% interval</th></tr>{''.join(rows)}</table>"
-        f'<p class="note">{prompts} prompts, sampling seeds {seeds}; base and tuned model each at its best '
-        "guidance scale; paired bootstrap over prompts; held-out rewards were never optimised.</p>"
+        f"<h2>Before and after</h2><table>{''.join(lines)}</table>"
+        f'<p class="note">{prompts} prompts, sampling seeds {seeds}; '
+        f"{'base and tuned model each at its best guidance scale; ' if swept else ''}"
+        "paired bootstrap over prompts; held-out rewards were never optimised.</p>"
     )
+
+
+def _row(tag: str, cells: Iterable[str], marks: str = "") -> str:
+    return f"<tr{marks}>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def _sweep(result: Mapping[str, Any]) -> str:
@@ -213,41 +156,60 @@ def _sweep(result: Mapping[str, Any]) -> str:
     if len(sweep["guidance"]) < 2:
         return ""
     head = "".join(f"<th>guidance {scale:g}</th>" for scale in sweep["guidance"])
-    rows = []
+    lines = []
     for name in sweep["before"]["metrics"]:
+        if name in result["metrics"] and name not in shown(result):
+            continue
         for moment in ("before", "after"):
             best = sweep["guidance"].index(sweep[moment]["best"])
-            cells = "".join(
-                f"<td{' class=best' if i == best else ''}>{'-' if value is None else f'{value:.4f}'}</td>"
-                for i, value in enumerate(sweep[moment]["metrics"][name])
-            )
-            rows.append(f"<tr><td>{html.escape(name)}, {moment}</td>{cells}</tr>")
-    note = f'<p class="note">The best scale (bold) is chosen by {html.escape(sweep["headline"])}.</p>'
-    return f"<h2>Guidance sweep</h2><table><tr><th>metric</th>{head}</tr>{''.join(rows)}</table>{note}"
+            cells = ""
+            for place, value in enumerate(sweep[moment]["metrics"][name]):
+                cells += f"<td{' class=best' if place == best else ''}>{'-' if value is None else f'{value:.4f}'}</td>"
+            lines.append(f"<tr><td>{html.escape(name)}, {moment}</td>{cells}</tr>")
+    note = f'<p class="note">The best scale (bold) is chosen by {html.escape(headline(result))}.</p>'
+    return f"<h2>Guidance sweep</h2><table><tr><th>metric</th>{head}</tr>{''.join(lines)}</table>{note}"
 
 
 def _samples(run: Path) -> str:
-    """The first and the last grid; text samples of the last step as a table."""
+    """The first and the last grid, and the samples that are listed beside the last: texts, sounds, videos."""
     grids = sorted(run.glob("samples/step-*/grid.png"), key=_step)
-    shown = [grids[i] for i in sorted({0, len(grids) - 1})] if grids else []
-    pictures = "".join(
-        f'<figure><img alt="base beside tuned" src="data:image/png;base64,{_inline(path)}">'
-        f"<figcaption>{html.escape(path.parent.name)}: base beside tuned, same seeds</figcaption></figure>"
-        for path in shown
-    )
-    texts = sorted(run.glob("samples/step-*/grid.jsonl"), key=_step)
-    if texts:
-        rows = [json.loads(line) for line in texts[-1].read_text(encoding="utf-8").splitlines()]
-        cells = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(str(row[key]))}</td>' for key in ('prompt', 'base', 'tuned'))}</tr>"
-            for row in rows
-        )
-        pictures += f"<table><tr><th>prompt</th><th>base</th><th>tuned</th></tr>{cells}</table>"
-    return f"<h2>Samples</h2>{pictures}" if pictures else ""
+    parts = []
+    for path in dict.fromkeys([*grids[:1], *grids[-1:]]):
+        caption = f"{html.escape(path.parent.name)}: base beside tuned, same seeds"
+        picture = image.element(path.parent, path.name, "base beside tuned")
+        parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
+    listed = players(run, PLAYED)
+    if listed:
+        lines = [
+            f"<tr><td>{html.escape(prompt)}</td><td>{base}</td><td>{tuned}</td></tr>" for prompt, base, tuned in listed
+        ]
+        head = _row("th", ("prompt", "base", "tuned"))
+        parts.append(f'<table class="samples">{head}{"".join(lines)}</table>')
+    return f"<h2>Samples</h2>{''.join(parts)}" if parts else ""
 
 
-def _inline(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+def players(run: Path, limit: int) -> list[tuple[str, str, str]]:
+    """(prompt, base, tuned) of the last step's listed samples, the latter two as HTML that shows or plays them.
+
+    Files are carried inside, up to `limit` bytes of them together; what is beyond is named.
+    """
+    lists = sorted(run.glob("samples/step-*/grid.jsonl"), key=_step)
+    found = []
+    for row in read_pairs(lists[-1]) if lists else []:
+        medium, cells = MEDIA[row["medium"]], []
+        for which in ("base", "tuned"):
+            file = neighbour(lists[-1].parent, str(row[which]), str(lists[-1])) if row["is_file"] else None
+            if file is not None and not file.is_file():
+                cells.append(html.escape(f"{row[which]} is missing"))
+                continue
+            size = 0 if file is None else file.stat().st_size
+            if size > limit:
+                cells.append(html.escape(f"{row[which]} ({size / 2**20:.1f} MiB), too large to be carried here"))
+                continue
+            limit -= size
+            cells.append(medium.element(lists[-1].parent, str(row[which]), f"{which}: {row['prompt']}"))
+        found.append((str(row["prompt"]), cells[0], cells[1]))
+    return found
 
 
 def _step(path: Path) -> int:

@@ -20,9 +20,10 @@ from genalign.types import Media, Prompt, Reward, UsageError, Weights, sample_se
 
 
 class Drawing(Protocol):
-    """What an evaluation asks of a policy: plain samples, under either weights."""
+    """What an evaluation needs of a policy: plain samples, under either weights."""
 
-    modalities: frozenset[str]
+    @property
+    def guided(self) -> bool: ...
 
     def generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], guidance: float | None = None, steps: int | None = None
@@ -33,7 +34,7 @@ class Drawing(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """What base and tuned policy are both put through. Values are (G, N, J, K): scale, prompt, seed, metric.
+    """How base and tuned policy are both sampled and scored. Values are (G, N, J, K): scale, prompt, seed, metric.
 
     They are float64; NaN where a reward abstains and inf where it failed, so that neither can pass for a number.
     """
@@ -81,7 +82,7 @@ class Trial:
         from tqdm import tqdm
 
         mine = list(range(rank(), len(self.prompts), world()))
-        whole = any(reward.looks_at == "batch" for reward in self.rewards)  # a measure of the set: asked once a scale
+        whole = any(reward.looks_at == "batch" for reward in self.rewards)  # one call a scale
         size = max(1, len(mine)) if whole else self.batch_size
         order = gather(torch.tensor(mine, dtype=torch.long)).argsort()
         table = []
@@ -124,22 +125,21 @@ class Trial:
         return table.reshape(len(prompts), len(self.seeds), len(self.names))
 
     def _digest(self) -> str:
-        """Names all that the base's values depend on; the model is known by what it draws for the first prompt."""
+        """A hash of all that the base's values depend on; the model is known by what it draws for the first prompt."""
         first = self.prompts[0]
         with self.policy.weights("reference"):
             seed = sample_seed(self.seeds[0], first.uid, 0)
             media = self.policy.generate([first], [seed], guidance=self.scales[0], steps=self.steps)
-        told = {
+        drawn: list[Any] = []
+        for _, track in sorted(media.items()):
+            drawn += [row if isinstance(row, str) else (row.float() * 255).round().int().tolist() for row in track.data]
+        identity = {
             "prompts": [[p.uid, p.text, json.dumps(dict(p.facts), sort_keys=True, default=str)] for p in self.prompts],
             "rewards": [[reward.name, reward.version] for reward in self.rewards],
             "cells": [self.names, self.scales, self.steps, self.seeds],
-            "drawn": [
-                row if isinstance(row, str) else (row.float() * 255).round().int().tolist()
-                for _, track in sorted(media.items())
-                for row in track.data
-            ],
+            "drawn": drawn,
         }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def metric_name(reward: Reward, aspect: str) -> str:

@@ -1,29 +1,34 @@
-"""Where the things are that a recipe names, and what to say when they are nowhere."""
+"""Where the things are that a recipe names: in its folder, in the shipped rooms, on the hub."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from genalign.files.shipped import shipped
-from genalign.types import GenalignError, UsageError
+from genalign.files.shipped import shipped, shipped_models, shipped_recipes
+from genalign.types import GenalignError, UsageError, nearest
 
-PATH_LENGTH = 256  # a longer text is no path
+PATH_LENGTH = 256  # a longer text is not a path
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def find(name: str, folder: Path, *rooms: str) -> Path | None:
-    """The file or folder `name`: absolute, relative to `folder`, or in one of the shipped rooms."""
+    """The file or folder `name`: absolute, relative to `folder`, or in one of the shipped rooms; None where it is not.
+
+    All that a recipe or a reward file names is looked for here, in this order.
+    """
     for candidate in (folder / Path(name).expanduser(), *(shipped(room, name) for room in rooms)):
-        if candidate.exists():
-            return candidate.resolve()
+        try:
+            if candidate.exists():
+                return candidate.resolve()
+        except (OSError, ValueError):  # a text too long for a path, or with a NUL
+            return None
     return None
 
 
 def model_path(name: str, folder: Path) -> Path | str:
-    """A model's folder, or the name itself where it can be a hub id (`owner/name`).
+    """A model's folder (or its one file of weights), or the name itself where it can be a hub id (`owner/name`).
 
     Raises:
         UsageError: neither a folder, nor a shipped model, nor the form of a hub id.
@@ -31,17 +36,32 @@ def model_path(name: str, folder: Path) -> Path | str:
     found = find(name, folder, "assets")
     if found is not None:
         return found
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if HUB_ID.fullmatch(name):
         return name
-    hint = nearest(name, shipped_models())
     raise UsageError(
-        f"there is no model folder {name!r} in {folder} or among genalign's own models{hint}; one in the working "
-        f"directory is written ./{name}"
+        f"there is no model folder {name!r} in {folder} or among genalign's own models"
+        f"{nearest(name, shipped_models())}; one in the working directory is written ./{name}"
+    )
+
+
+def file_path(name: str, folder: Path) -> Path:
+    """A reward file or a file of functions, relative to `folder`, then among the shipped rewards.
+
+    Raises:
+        UsageError: in neither place; the nearest name is given.
+    """
+    found = find(name, folder, "rewards")
+    if found is not None and found.is_file():
+        return found
+    pattern = f"*{Path(name).suffix}"
+    known = [file.name for file in (*folder.glob(pattern), *shipped("rewards").glob(pattern))]
+    raise UsageError(
+        f"there is no reward file {name!r} in {folder.resolve()} or among the shipped rewards{nearest(name, known)}"
     )
 
 
 def modality_of(model: Path | str) -> str:
-    """What a model makes, told by its folder (of a hub id: by its index file) before any weight loads.
+    """What a model makes, by its folder (of a hub id: by its index file) before any weight loads.
 
     Raises:
         UsageError: the folder holds no model. GenalignError: the hub cannot be reached.
@@ -53,7 +73,7 @@ def modality_of(model: Path | str) -> str:
     if (model / "config.json").is_file():
         return "text"
     raise UsageError(
-        f"{model} is no model: it has neither model_index.json (diffusers pipeline) nor config.json (language model)"
+        f"{model} is not a model: it has neither model_index.json (diffusers pipeline) nor config.json (language model)"
     )
 
 
@@ -74,7 +94,7 @@ def _hub_file(name: str, file: str) -> bool:
 
 def _unreachable(name: str) -> GenalignError:
     return GenalignError(
-        f"model {name!r} is no folder here and cannot be fetched from the hub (check name and network)"
+        f"model {name!r} is not a folder here and cannot be fetched from the hub (check name and network)"
     )
 
 
@@ -94,16 +114,12 @@ def fetch_model(model: Path | str) -> Path:
         raise _unreachable(model) from error
 
 
-def shipped_models() -> list[str]:
-    marks = ("model_index.json", "config.json", "open_clip_config.json")
-    return sorted({path.parent.name for mark in marks for path in shipped("assets").glob(f"*/{mark}")})
-
-
-def shipped_recipes() -> list[str]:
-    return sorted(path.stem for path in shipped("pipelines").glob("*.yaml"))
-
-
 def recipe_path(name: str) -> Path:
+    """A recipe's file: a path, or a shipped recipe by its name.
+
+    Raises:
+        UsageError: neither; the nearest shipped name is given.
+    """
     if Path(name).is_file():
         return Path(name)
     for candidate in (shipped("pipelines", f"{name}.yaml"), shipped("pipelines", Path(name).name)):
@@ -115,16 +131,21 @@ def recipe_path(name: str) -> Path:
 def data_path(name: str, folder: Path) -> Path | str:
     """A prompts file or folder, or the name itself where it can only be a dataset's id (`owner/name`)."""
     found = find(name, folder, "assets")
-    if found is None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith((".jsonl", ".txt", ".json")):
+    if found is None and HUB_ID.fullmatch(name) and not name.endswith((".jsonl", ".txt", ".json")):
         return name
     return found or folder / name
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(names) or 'none'}"
+def stable_name(name: str, folder: Path, *rooms: str) -> str:
+    """What `find` finds, named so that any folder and machine finds it again: what is shipped by its name in its room,
+    what is local by its full path; `name` itself (a hub id) where nothing is found."""
+    found = find(name, folder, *rooms)
+    if found is None:
+        return name
+    for room in rooms:
+        if found.is_relative_to(shipped(room).resolve()):
+            return found.relative_to(shipped(room).resolve()).as_posix()
+    return str(found)
 
 
 def portable(value: Any, folder: Path, folders: bool = False) -> Any:

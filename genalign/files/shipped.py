@@ -1,7 +1,8 @@
-"""Where the data rooms are: in a checkout at the top level, in a wheel inside the package."""
+"""What comes with genalign, and where: in a checkout at the top level, in a wheel inside the package."""
 
 from pathlib import Path
 
+MODEL_MARKS = ("model_index.json", "config.json", "open_clip_config.json")  # a folder with one of them is a model
 ROOMS = ("rewards", "pipelines", "assets")
 
 
@@ -19,3 +20,18 @@ def shipped(room: str, *parts: str) -> Path:
         f"genalign's data folder {room!r} is missing beside {package}; reinstall genalign "
         f"(the wheel carries it) or run from a full checkout"
     )
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a folder has one of the files by which a model is known."""
+    return any((folder / mark).is_file() for mark in MODEL_MARKS)
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with genalign, as `genalign ls models` prints them."""
+    return sorted(path.name for path in shipped("assets").iterdir() if holds_model(path))
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with genalign."""
+    return sorted(path.stem for path in shipped("pipelines").glob("*.yaml"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genalign.method.losses import k3
-from genalign.ranks import all_sum, gather, rank
+from genalign.ranks import all_sum, gather, gather_scores, rank
 from genalign.types import (
     Experience,
     Loss,
@@ -95,20 +95,11 @@ def check_noise(trajectory: Trajectory, method: str) -> None:
 
 
 def over_ranks(scores: Scores, group: Tensor) -> tuple[Scores, Tensor, slice]:
-    """Scores and group of all ranks' rows, and where this rank's rows are among them; `info` stays behind."""
+    """Scores and group of all ranks' rows, and where this rank's rows are among them; what no method reads (`info`,
+    `confidence`, `std`) stays behind."""
     lengths = gather(torch.tensor([len(group)]))
     start = int(lengths[: rank()].sum())
-    everyone = replace(
-        scores,
-        values=gather(scores.values),
-        valid=gather(scores.valid),
-        failed=gather(scores.failed),
-        total=gather(scores.total),
-        total_valid=gather(scores.total_valid),
-        confidence=None,
-        std=None,
-        info={},
-    )
+    everyone = gather_scores(replace(scores, confidence=None, std=None, info={}))
     return everyone, gather(group.cpu()), slice(start, start + len(group))
 
 

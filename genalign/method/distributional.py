@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.fronts import RELATIVE_FLOOR
+from genalign.fronts import spans, tied
 from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums, to_cpu
 from genalign.method.forward import ForwardSettings, Reduction, fitting, stratified_times, without_steps
 from genalign.method.forward_preference import ForwardPreference, ForwardPreferenceSettings, PairExperience, Unit
@@ -50,6 +50,10 @@ class DistributionalSettings(ForwardSettings):
 
     def build(self, folder: Path) -> Method:
         return Dragon(self)
+
+    @property
+    def pictures_are_answers(self) -> bool:
+        return self.positives == "pictures"
 
 
 class Dragon(ForwardPreference):
@@ -197,8 +201,8 @@ def halves(scores: Scores, group: Tensor) -> Tensor:
     joined = torch.cat(pairs)
     if not len(joined):
         return joined
-    both = total[joined]  # (P,2)
-    return joined[both[:, 0] - both[:, 1] > RELATIVE_FLOOR * both.abs().amax(1)]
+    both, span = total[joined], spans(total, scores.total_valid, group)[joined[:, 0]]
+    return joined[~tied(both[:, 0] - both[:, 1], both.abs().amax(1), span)]
 
 
 def _labelled(pairs: Tensor, total: Tensor, noise: Sequence[int], temperature: float) -> Tensor:

@@ -35,6 +35,7 @@ KEPT_BYTES = 2**30  # of encoded pictures
 class ForwardPreferenceSettings(ForwardSettings):
     """Diffusion-DPO and Flow-DPO: how steep the preference is, and in what units."""
 
+    learns_from: ClassVar = frozenset({"image"})
     presets: ClassVar = {
         "diffusion-dpo": {"group": 4, "beta": 5000.0, "reduction": "mean"},
         "flow-dpo": {"group": 4, "beta": 500.0, "reduction": "mean"},
@@ -72,7 +73,7 @@ class ForwardPreferenceSettings(ForwardSettings):
         return ForwardPreference(self)
 
     def build_on(self, pairs: PairSource) -> Method:
-        return ForwardPreference(self, pairs)
+        return ForwardPreference(self, pairs) if pairs.kind in self.learns_from else super().build_on(pairs)
 
 
 @dataclass(frozen=True, kw_only=True)

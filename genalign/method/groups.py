@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genalign.fronts import RELATIVE_FLOOR
+from genalign.fronts import RELATIVE_FLOOR, tied
 from genalign.types import Scores
 
 OUTLIER = 3.0  # std from the mean
@@ -41,10 +41,11 @@ def consistency_blend(
         own = total[(index == g) & readable].sort().values
         if len(own):
             mean[g], known[g] = own.mean(), 1.0
-            outcome = torch.cumsum(own.diff() > RELATIVE_FLOOR * own.abs().max(), 0)
+            same = tied(own.diff(), own.abs().max(), own[-1] - own[0])  # own is sorted
+            outcome = torch.cumsum(~same, 0)
             share = torch.bincount(torch.cat([outcome.new_zeros(1), outcome])).double() / len(own)
             entropy[g] = -(share * share.log()).sum() / math.log(max(len(own), 2))
-    z = _standing(mean, known.bool())
+    z = _standing(mean, known.bool(), _peak(scores))
     local = torch.sigmoid(sharpness * (entropy - threshold))[index]
     moved = readable & bool(z.any())
     blend = local * advantage.double() + (1 - local) * torch.where(moved, z[index], 0.0)
@@ -67,8 +68,8 @@ def difficulty_scale(scores: Scores, group: Tensor, towards: Literal["hard", "ea
         own = scores.total[(index == g) & scores.total_valid].double()
         if len(own):
             mean[g], gap[g], known[g] = own.mean(), own.max() - own.min(), 1.0
-    hardness = _standing(-mean if towards == "hard" else mean, known.bool())
-    spread = _standing(gap, known.bool())
+    hardness = _standing(-mean if towards == "hard" else mean, known.bool(), _peak(scores))
+    spread = _standing(gap, known.bool(), _peak(scores))  # a gap is as exact as the scores that it is between
     by_gap = torch.where(spread.abs() > OUTLIER, 1.0, 2 * torch.sigmoid(spread))
     return (2 * torch.sigmoid(hardness) * by_gap)[index].float()  # the mean of a z-score is 0, its sigmoid 1/2
 
@@ -90,10 +91,19 @@ def budget_lead(scores: Scores, group: Tensor, budget: Tensor, longest: float, h
     return lead.float()
 
 
-def _standing(x: Tensor, known: Tensor) -> Tensor:
-    """z-scores of the known entries of x (G,), unbiased std; 0 elsewhere, and everywhere if they do not differ."""
+def _peak(scores: Scores) -> float:
+    """The largest |total| that can be read, 0 where there is none."""
+    readable = scores.total[scores.total_valid]
+    return float(readable.abs().max()) if len(readable) else 0.0
+
+
+def _standing(x: Tensor, known: Tensor, peak: float) -> Tensor:
+    """z-scores of the known entries of x (G,), unbiased std; 0 elsewhere, and everywhere if they do not differ.
+
+    peak: the largest |score| that x was computed from, whose rounding is not a difference.
+    """
     own = x[known]
     deviation = own.std() if len(own) > 1 else x.new_zeros(())
-    if not deviation > RELATIVE_FLOOR * (own.abs().max() if len(own) else 0.0):
+    if not deviation > RELATIVE_FLOOR * peak:
         return torch.zeros_like(x)
     return torch.where(known, (x - own.mean()) / deviation, 0.0)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genalign.fronts import RELATIVE_FLOOR, front_ranks
+from genalign.fronts import RELATIVE_FLOOR, front_ranks, spans, tied
 from genalign.types import Scores, UsageError
 
 AdvantageRule = Literal["sum_then_normalise", "normalise_then_sum", "lagrangian", "pareto"]
@@ -44,8 +44,9 @@ def advantages(
     counted is False, and the advantage 0, where a row was masked (its total cannot be read; one of its weighted aspects
     failed) or no aspect of it has spread; such rows leave the statistics of the others alone.
 
-    Departs from the papers: (1) no epsilon is added to a healthy std; a column of a group whose std is at most 1e-4 of
-    its largest |score| counts as constant instead. (2) The test is made per aspect, not on the sum.
+    Departs from the papers: (1) no epsilon is added to a healthy std; a column of a group whose std is at most eight
+    units in the last place (fp32) of its largest |score| counts as constant instead. (2) The test is made per aspect,
+    not on the sum.
 
     Raises:
         UsageError: rule "lagrangian", but the reward has no constraint, or nothing else.
@@ -242,5 +243,5 @@ def _untied(pairs: list[Tensor], scores: Scores, group: Tensor, min_gap: float) 
         return torch.empty(0, 2, dtype=torch.long)
     stacked = torch.stack(pairs)  # (P,2)
     total = scores.total.double()[stacked]
-    floor = RELATIVE_FLOOR * total.abs().amax(1)
-    return stacked[total[:, 0] - total[:, 1] > floor.clamp(min=min_gap)]
+    gap, span = total[:, 0] - total[:, 1], spans(scores.total, scores.total_valid, group)[stacked[:, 0]]
+    return stacked[~tied(gap, total.abs().amax(1), span) & (gap > min_gap)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from genalign.files.text import Line, parse_row, read_lines
 from genalign.types import Prompt, Trajectory, UsageError
 
 SHAPE = '{"prompt": str, "chosen_seed": int, "rejected_seed": int, "model": str, "sampler": str}'
@@ -42,33 +42,36 @@ class Recalling(Protocol):
         ...
 
 
+@runtime_checkable
+class Reading(Protocol):
+    """A policy that can score samples which it did not draw."""
+
+    def read(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Trajectory:
+        """Given texts, one a prompt, as a trajectory that can be replayed."""
+        ...
+
+
 def read_pairs(path: Path) -> dict[str, list[LabelledPair]]:
     """The labelled pairs of a .jsonl file by prompt.
 
     Raises:
         UsageError: missing, unreadable, empty, or a line that is not a labelled pair (named by its number).
     """
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the labelled pairs {path} ({error}); check method.pairs") from error
+    if not path.is_file():
+        raise UsageError(f"cannot read the labelled pairs {path}, which is not a file; check method.pairs")
     pairs: dict[str, list[LabelledPair]] = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            pair = _parse(line, f"line {number} of {path}")
-            pairs.setdefault(pair.prompt, []).append(pair)
+    for line in read_lines(path):
+        pair = _parse(line, path)
+        pairs.setdefault(pair.prompt, []).append(pair)
     if not pairs:
         raise UsageError(f"{path} holds no labelled pairs; write one {SHAPE} a line")
     return pairs
 
 
-def _parse(line: str, where: str) -> LabelledPair:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{where} is not JSON ({error.msg}); write one {SHAPE} a line") from error
+def _parse(line: Line, path: Path) -> LabelledPair:
+    where, row = f"line {line.number} of {path}", parse_row(line, path, f"write one {SHAPE} a line")
     for key, kind in LabelledPair.__annotations__.items():
-        value = row.get(key) if isinstance(row, dict) else None
+        value = row.get(key)
         if type(value).__name__ != kind:
             raise UsageError(f"{where} has no {kind} under {key!r}; write one {SHAPE} a line")
     if row["chosen_seed"] == row["rejected_seed"]:

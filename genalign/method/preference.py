@@ -24,8 +24,8 @@ from genalign.method.common import (
     sums,
 )
 from genalign.method.losses import PreferenceLoss, all_pairs, best_worst_pairs, dpo_loss
-from genalign.method.pairs import LabelledPair, Recalling, check_digest, read_pairs
-from genalign.method.settings import MethodSettings
+from genalign.method.pairs import LabelledPair, Reading, Recalling, check_digest, read_pairs
+from genalign.method.settings import MethodSettings, PairSource
 from genalign.ranks import all_sum
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores, Trajectory, UsageError
 
@@ -35,10 +35,12 @@ Unit = tuple[Tensor, list[int]]  # pairs (P,2), steps
 class PreferenceSettings(MethodSettings):
     """D3PO and DPO: where pairs come from, and the loss that they enter."""
 
+    learns_from: ClassVar = frozenset({"text"})
     presets: ClassVar = {
         "d3po": {"group": 4, "loss": "sigmoid", "beta": 0.1},
         "dpo": {"group": 4, "loss": "sigmoid", "beta": 0.1},
     }
+    folders: ClassVar = {"trajectories": ()}
 
     loss: PreferenceLoss = "sigmoid"
     """The preference loss."""
@@ -70,6 +72,14 @@ class PreferenceSettings(MethodSettings):
     def build(self, folder: Path) -> Method:
         return Preference(self, folder)
 
+    def build_on(self, pairs: PairSource) -> Method:
+        if pairs.kind not in self.learns_from:
+            return super().build_on(pairs)
+        if self.pairs is not None or self.objective is not None:
+            name = "pairs" if self.pairs is not None else "objective"
+            raise UsageError(f"method.{name} is for pairs of own samples, but data.prompts holds given ones; drop it")
+        return Preference(self, given=pairs)
+
 
 @dataclass(frozen=True)
 class Objectives(Experience):
@@ -85,7 +95,8 @@ class Preference:
     One example is what one replay yields of a pair: a denoising step (D3PO, arXiv 2311.13231, eq. 14), or all tokens of
     a completion (DPO, arXiv 2305.18290, eq. 7). Its score is the SUM of log-densities over latent dims and steps of the
     example, so beta is per nat of the summed log-ratio. Pairs come from a reward (`pair_rule` within each group, ties
-    dropped) or from a labelled file, whose samples are drawn again from their seeds under the reference weights.
+    dropped), from a labelled file, whose samples are drawn again from their seeds under the reference weights, or they
+    are given as texts (data.prompts), as in the paper.
 
     objective: pairs by one aspect of a reward whose weights w add up to 1, -log s((z - sum_others w_k (r_k,w - r_k,l))
     / w_objective): MODPO (arXiv 2310.03708, eq. 7), whose optimum is that of the weighted sum.
@@ -97,8 +108,8 @@ class Preference:
     log 2.
     """
 
-    def __init__(self, settings: PreferenceSettings, folder: Path = Path()) -> None:
-        self.settings = settings
+    def __init__(self, settings: PreferenceSettings, folder: Path = Path(), given: PairSource | None = None) -> None:
+        self.settings, self.given = settings, given
         self.name = settings.name
         self.path = None if settings.pairs is None else folder / settings.pairs
         self.stored = None if settings.trajectories is None else folder / settings.trajectories
@@ -106,7 +117,7 @@ class Preference:
         self.needs = frozenset(
             {
                 "rollout",
-                "pairs" if self.labelled else "reward",
+                "pairs" if self.labelled or given is not None else "reward",
                 *([] if settings.loss == "simpo" else ["reference"]),
             }
         )
@@ -116,6 +127,8 @@ class Preference:
     ) -> Experience:
         if self.labelled is not None:
             return self._draw_again(policy, prompts, step)
+        if self.given is not None:
+            return self._score_given(policy, self.given, prompts)
         s = self.settings
         trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
         check_noise(trajectory, self.name)
@@ -127,7 +140,7 @@ class Preference:
         return Objectives(trajectory, scores, pairs=pairs, global_rows=count, log=log, others=others, share=share)
 
     def _draw_again(self, policy: Policy, prompts: Sequence[Prompt], step: int) -> Experience:
-        """One labelled pair for each prompt that has any, another one each time the prompt is drawn."""
+        """One labelled pair for each prompt that has any, another one each time that the prompt is drawn."""
         assert self.labelled is not None
         assert self.path is not None
         chosen: list[tuple[Prompt, LabelledPair]] = []
@@ -153,6 +166,17 @@ class Preference:
             raise UsageError(f"{type(policy).__name__} stores no trajectories; drop method.trajectories")
         check_noise(trajectory, self.name)
         pairs = torch.arange(2 * len(chosen)).reshape(-1, 2)
+        return Experience(trajectory, None, pairs=pairs, global_rows=_global(len(pairs)))
+
+    def _score_given(self, policy: Policy, given: PairSource, prompts: Sequence[Prompt]) -> Experience:
+        """The given texts of these prompts' pairs, the preferred one of each before the other."""
+        if not isinstance(policy, Reading):
+            raise UsageError(f"{type(policy).__name__} cannot score given texts; take a language model")
+        rows = [prompt for prompt in prompts for _ in range(2)]
+        texts = given.load([prompt.uid for prompt in prompts])["text"].data
+        with policy.weights("reference"):  # as nobody drew them, what is recorded is the reference's
+            trajectory = policy.read(rows, [str(text) for text in texts])
+        pairs = torch.arange(len(rows)).reshape(-1, 2)
         return Experience(trajectory, None, pairs=pairs, global_rows=_global(len(pairs)))
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:

@@ -6,18 +6,23 @@ class with presets joins the table of families when it is defined; genalign/meth
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
+from torch import Tensor
 
-from genalign.types import Media, Method, UsageError
+from genalign.types import Media, Method, Prompt, UsageError, nearest
 
 
 class PairSource(Protocol):
-    """Given pictures of which one was preferred; a pair's number is the uid of its prompt."""
+    """Given pictures or texts of which one was preferred; a pair's number is the uid of its prompt."""
+
+    @property
+    def kind(self) -> str:
+        """What is compared: "image" or "text"."""
+        ...
 
     @property
     def rows_together(self) -> int:
@@ -25,8 +30,22 @@ class PairSource(Protocol):
         ...
 
     def load(self, pairs: Sequence[int]) -> Media:
-        """Images in [0,1], two rows a pair: the preferred one first."""
+        """Images in [0,1], or texts, two rows a pair: the preferred one first."""
         ...
+
+
+class LatentReward(Protocol):
+    """A reward that reads latents on their way: (prompts, x (R,*L), a, s) -> (R,K) with grad, for x = a x0 + s eps."""
+
+    @property
+    def aspects(self) -> tuple[str, ...]: ...
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """What each aspect counts unless a user says otherwise."""
+        ...
+
+    def __call__(self, prompts: Sequence[Prompt], x: Tensor, a: float, s: float) -> Tensor: ...
 
 
 class MethodSettings(BaseModel):
@@ -39,7 +58,9 @@ class MethodSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     families: ClassVar[list[type[MethodSettings]]] = []  # in the order of their import
+    learns_from: ClassVar[frozenset[str]] = frozenset()  # kinds of given pairs: "image", "text"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # name -> what it replaces among the family's defaults
+    folders: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # field that names a folder -> shipped rooms that may hold it
 
     name: str
     """One of the names that `genalign ls methods` prints."""
@@ -83,16 +104,29 @@ class MethodSettings(BaseModel):
         raise NotImplementedError
 
     def build_on(self, pairs: PairSource) -> Method:
-        """The method of these settings, learning from given pictures.
+        """The method of these settings, learning from given pairs.
 
         Raises:
-            UsageError: it learns from its own samples only.
+            UsageError: it learns from its own samples only, or not from pairs of this kind.
         """
-        able = [kind for kind in MethodSettings.families if kind.build_on is not MethodSettings.build_on]
-        raise UsageError(
-            f"method {self.name} does not learn from given pictures; add the key 'reward', or take one of "
-            f"{', '.join(_names(able))}"
-        )
+        able = [kind for kind in MethodSettings.families if pairs.kind in kind.learns_from]
+        given = {"image": "pictures", "text": "texts"}.get(pairs.kind, f"{pairs.kind}s")
+        cure = f", or take one of {', '.join(_names(able))}" if able else ""
+        raise UsageError(f"method {self.name} does not learn from given {given}; add the key 'reward'{cure}")
+
+    @property
+    def guided_by(self) -> str | None:
+        """The folder of a fitted reward that guides sampling; who builds the method loads it. None: none guides."""
+        return None
+
+    def build_guided(self, latent: Callable[[], LatentReward]) -> Method:
+        """The method of these settings, where `guided_by` names a reward; `latent` loads that one."""
+        raise NotImplementedError
+
+    @property
+    def pictures_are_answers(self) -> bool:
+        """Whether the pictures of training prompts are to be learnt from, so that sampling does not see them."""
+        return False
 
 
 def family(name: str) -> type[MethodSettings]:
@@ -104,7 +138,7 @@ def family(name: str) -> type[MethodSettings]:
     for kind in MethodSettings.families:
         if name in kind.presets:
             return kind
-    raise UsageError(f"there is no method {name!r}; {_nearest(name, _names(MethodSettings.families))}")
+    raise UsageError(f"there is no method {name!r}{nearest(name, _names(MethodSettings.families))}")
 
 
 def _names(families: Iterable[type[MethodSettings]]) -> list[str]:
@@ -115,10 +149,4 @@ def _unread(name: str, key: str, kind: type[MethodSettings]) -> str:
     readers = _names(one for one in MethodSettings.families if key in one.model_fields)
     if readers:
         return f"method {name} does not read method.{key}; drop it or take one of {', '.join(readers)}"
-    return f"there is no key 'method.{key}'; {_nearest(key, kind.model_fields)}"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+    return f"there is no key 'method.{key}'{nearest(key, kind.model_fields)}"

@@ -69,7 +69,11 @@ class Calls:
     @property
     def scaled(self) -> bool:
         """Whether branches are mixed by a scale that __call__ takes."""
-        return not self.embedded and bool({"guidance_scale", "true_cfg_scale"} & set(self.parameters))
+        return not self.embedded and self.takes_guidance
+
+    @property
+    def takes_guidance(self) -> bool:
+        return bool({"guidance_scale", "true_cfg_scale"} & set(self.parameters))
 
     def _guidance_argument(self) -> str:
         names = ("guidance_scale", "true_cfg_scale") if self.embedded else ("true_cfg_scale", "guidance_scale")

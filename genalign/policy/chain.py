@@ -55,6 +55,10 @@ class ChainPolicy:
         self.modalities = painter.modalities
 
     @property
+    def guided(self) -> bool:
+        return self.painter.guided
+
+    @property
     def _parts(self) -> dict[str, Policy]:
         return {"writer": self.writer, "painter": self.painter}
 
@@ -107,6 +111,10 @@ class ChainPolicy:
         written = _written(prompts, self.writer.generate([_bare(prompt) for prompt in prompts], seeds)["text"].data)
         pipe = self.painter._pipe
         return _with_text(generate_centred(pipe, prompts, written, seeds, guidance, steps, self.share), written)
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Refuse a prompt that the writer cannot complete."""
+        self.writer.check_prompt(_bare(prompt))
 
     @contextmanager
     def _both(self, which: Weights) -> Iterator[None]:

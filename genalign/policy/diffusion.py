@@ -40,6 +40,7 @@ class DiffusionPolicy:
         self.pipeline, self.settings = pipeline, settings
         self._pipe = Pipe(pipeline, settings)
         self.modalities = self._pipe.tracks.modalities
+        self.guided = self._pipe.calls.takes_guidance
         self._stage = self._pipe.stage
         self.denoiser = self._stage.denoiser
         self.device = next(self.denoiser.parameters()).device
@@ -71,6 +72,10 @@ class DiffusionPolicy:
         *_, trajectory = self._rollouts.rolling(rows, seeds, seed)
         assert isinstance(trajectory, Trajectory)
         return trajectory
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Refuse a prompt whose media the pipeline cannot take."""
+        self._pipe.tracks.inputs([prompt])
 
     def replay(
         self,

@@ -39,6 +39,7 @@ class LanguagePolicy:
     """
 
     modalities = frozenset({"text"})
+    guided = False
 
     def __init__(self, model: Any, tokenizer: Any, settings: PolicySettings) -> None:
         from transformers import GenerationConfig
@@ -69,6 +70,26 @@ class LanguagePolicy:
         for block in self._blocks(len(rows)):
             uniform = torch.stack([self._uniform(seeds[row]) for row in block])
             completions += self._complete([encoded[row] for row in block], self.settings.max_new_tokens, uniform)
+        return self._trajectory(rows, encoded, completions, seeds)
+
+    @torch.no_grad()
+    def read(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Trajectory:
+        """Given texts, one a prompt, as a trajectory that `replay` scores; each ends as this model's completions do.
+
+        Raises:
+            UsageError: a prompt and its answer are longer than the model's context.
+        """
+        encoded = [self._encode_one(prompt, 0) for prompt in prompts]
+        completions = [self._answer(*pair) for pair in zip(prompts, answers, strict=True)]
+        return self._trajectory(tuple(prompts), encoded, completions, [0] * len(encoded))
+
+    def _trajectory(
+        self,
+        rows: tuple[Prompt, ...],
+        encoded: Sequence[tuple[int, ...]],
+        completions: Sequence[tuple[int, ...]],
+        seeds: Sequence[int],
+    ) -> Trajectory:
         tape = Tokens(tuple(encoded), tuple(completions))
         lengths = torch.tensor([len(completion) for completion in completions])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B,S)
@@ -136,20 +157,60 @@ class LanguagePolicy:
         for prompt in prompts:
             if prompt.media is not None:
                 raise UsageError(f"prompt {prompt.text!r} brings media along, but this language model reads text only")
-        known: dict[str, tuple[int, ...]] = {}
+        known: dict[Any, tuple[int, ...]] = {}
         for prompt in prompts:
-            if prompt.text not in known:
-                known[prompt.text] = self._encode_one(prompt.text, longest)
-        return [known[prompt.text] for prompt in prompts]
+            key = (prompt.text, prompt.uid if "messages" in prompt.facts else None)
+            if key not in known:
+                known[key] = self._encode_one(prompt, longest)
+        return [known[prompt.text, prompt.uid if "messages" in prompt.facts else None] for prompt in prompts]
 
-    def _encode_one(self, text: str, longest: int) -> tuple[int, ...]:
+    def check_prompt(self, prompt: Prompt, answer: str | None = None) -> None:
+        """Refuse a prompt that cannot be completed, or, with a given answer, be scored.
+
+        Raises:
+            UsageError: it brings media, has no tokens, or leaves no room in the model's context.
+        """
+        if answer is None:
+            self._encode([prompt], self.settings.max_new_tokens)
+        else:
+            self._answer(prompt, answer)
+
+    def _turns(self, prompt: Prompt) -> list[dict[str, str]]:
+        """The prompt as messages: its fact `messages`, a conversation, or one turn; a system turn of its own stays."""
+        given = prompt.facts.get("messages") or [{"role": "user", "content": prompt.text}]
         system = self.settings.system
+        own = [{"role": "system", "content": system}] if system and given[0]["role"] != "system" else []
+        return own + [dict(turn) for turn in given]
+
+    def _answer(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+        """The tokens of a given completion, up to and with the one that ends a turn.
+
+        They are encoded apart from the prompt's, as sampling cannot join a completion's first token to the prompt.
+        """
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = [token for token in ids if token not in self.ends] + self._turn_end
+        if not ids:
+            raise UsageError(f"an answer to {prompt.text[:40]!r} has no tokens in this model's vocabulary; drop it")
+        self._encode_one(prompt, len(ids))
+        return tuple(ids)
+
+    @cached_property
+    def _turn_end(self) -> list[int]:
+        """The token that ends an answer: where the chat template writes one, that; else the tokenizer's own."""
         if self.tokenizer.chat_template:
-            turns = [{"role": "system", "content": system}] if system else []
-            turns.append({"role": "user", "content": text})
+            turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+            written = self.tokenizer.apply_chat_template(turns, return_dict=False)
+            last = next((token for token in reversed(written) if token in self.ends), None)
+            if last is not None:
+                return [last]
+        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+
+    def _encode_one(self, prompt: Prompt, longest: int) -> tuple[int, ...]:
+        text, turns = prompt.text, self._turns(prompt)
+        if self.tokenizer.chat_template:
             ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         else:
-            ids = self.tokenizer(f"{system}\n{text}" if system else text).input_ids
+            ids = self.tokenizer("\n".join(turn["content"] for turn in turns)).input_ids
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if not ids:
             raise UsageError(f"prompt {text!r} has no tokens in this model's vocabulary; write more")

@@ -1,6 +1,5 @@
 """Rewards: heads, plain functions, and an algebra that makes rewards of rewards. One protocol for every modality."""
 
-from genalign.reward.base import check_needs
 from genalign.reward.build import build_reward, shipped_rewards
 from genalign.reward.combine.algebra import Hybrid, Pick, Sum
 from genalign.reward.combine.ensemble import Ensemble, Repeat
@@ -21,6 +20,7 @@ from genalign.reward.heads.sharpness import Sharpness
 from genalign.reward.heads.structured import StructuredMatch
 from genalign.reward.judge.comparing import CompareJudge, RankJudge
 from genalign.reward.judge.judges import ScoreJudge, YesNoJudge
+from genalign.reward.needs import check_needs
 from genalign.reward.runtime.cache import Cached
 from genalign.reward.runtime.process import ProcessReward
 from genalign.reward.runtime.remote import RemoteReward
@@ -28,60 +28,71 @@ from genalign.reward.runtime.runner import Runner
 from genalign.reward.runtime.worker import FileReward
 from genalign.reward.sets.reward import SetReward
 
-__all__ = [
-    "KRC",
-    "PRESETS",
-    "BothOrders",
-    "Budget",
-    "Cached",
-    "Calibrated",
-    "Cascade",
-    "ClipReward",
-    "CompareJudge",
-    "Conditioned",
-    "Constraint",
-    "Difference",
-    "DynamicWeights",
-    "Ensemble",
-    "Exemplars",
-    "FileReward",
-    "Format",
-    "FunctionReward",
-    "Gate",
-    "Geometric",
-    "Gpm",
-    "Harmonic",
-    "HeadReward",
-    "Hybrid",
-    "Length",
-    "MarginalGain",
-    "Min",
-    "Pareto",
-    "Pick",
-    "Preference",
-    "ProcessReward",
-    "Product",
-    "RankJudge",
-    "RemoteReward",
-    "Repeat",
-    "Repetition",
-    "Runner",
-    "Schedule",
-    "ScoreJudge",
-    "SetReward",
-    "Shape",
-    "Sharpness",
-    "Similarity",
-    "StructuredMatch",
-    "Sum",
-    "Versus",
-    "WinRate",
-    "YesNoJudge",
+__all__ = [  # noqa: RUF022  # by kind
+    # a reward from a reward file, from a function, from a user's file
     "build_reward",
-    "check_needs",
-    "guarded",
-    "proxy_point",
-    "reward",
-    "save_head",
     "shipped_rewards",
+    "check_needs",
+    "reward",
+    "FunctionReward",
+    "FileReward",
+    # how it is called: failures masked, in batches, cached, in a process, behind a server
+    "guarded",
+    "Runner",
+    "Cached",
+    "ProcessReward",
+    "RemoteReward",
+    # heads: each sample by itself, with weights or without
+    "ClipReward",
+    "HeadReward",
+    "save_head",
+    "Similarity",
+    "Exemplars",
+    "Sharpness",
+    "PRESETS",
+    "Calibrated",
+    "Length",
+    "Budget",
+    "Format",
+    "Repetition",
+    "StructuredMatch",
+    # judges: questions to a vision-language or language model
+    "YesNoJudge",
+    "ScoreJudge",
+    "CompareJudge",
+    "RankJudge",
+    # a measure of the whole set of samples
+    "SetReward",
+    # combinations: sums and means
+    "Sum",
+    "Hybrid",
+    "Pick",
+    "Geometric",
+    "Harmonic",
+    "KRC",
+    "Min",
+    # combinations: gates and factors
+    "Cascade",
+    "Gate",
+    "Product",
+    # combinations: opinions, and how far they differ
+    "Ensemble",
+    "Repeat",
+    # combinations: units, bounds, and weights that move while training
+    "Shape",
+    "Schedule",
+    "Constraint",
+    "proxy_point",
+    # combinations: several objectives
+    "Pareto",
+    "Conditioned",
+    "MarginalGain",
+    "DynamicWeights",
+    # preferences between two samples, and rewards made of them
+    "Preference",
+    "Difference",
+    "Gpm",
+    "BothOrders",
+    "WinRate",
+    "Versus",
 ]

@@ -1,41 +1,47 @@
-"""What every reward shares: a state of nothing, hashes, column names, and how aspects become one number."""
+"""What every reward shares: defaults of the members it may leave out, a state of nothing, hashes and column names."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from genalign.files.shipped import shipped
-from genalign.types import MODALITIES, Media, Prompt, Reward, Scores, UsageError
+from genalign.files.places import model_path
+from genalign.types import Media, Prompt, Reward, Scores, Track, UsageError
 
-Missing = Literal["zero_advantage", "renormalise", "invalid"]
 Scope = Literal["sample", "group", "batch"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 CUT = "truncated/"  # in Scores.info, before a head's name: whether it had to cut what it read of a row
 
 
 class ScoringError(Exception):
-    """A scoring that went wrong, told in words a user can act on; becomes a mask, never a stop."""
+    """A scoring that went wrong, in words a user can act on; it becomes a mask and never ends the run."""
 
 
-class Reads(Protocol):
-    """A reward, or a preference."""
+class RewardDefaults:
+    """The members of `types.Reward` that a reward may leave out, each with its default. Every reward of ours has it.
 
-    @property
-    def needs(self) -> frozenset[str]: ...
+    A class of a user's that has only the members of `types.CoreReward` gets them by `wrapper.with_defaults`.
+    """
+
+    needs: Any
+    weights: tuple[float, ...] = ()
+    waits: bool = False
+    users: tuple[str, ...] = ()
+    pairwise: bool = False
+    parts: tuple[Reward, ...] = ()
+
+    def lacks(self, offered: AbstractSet[str]) -> frozenset[str]:
+        return frozenset(self.needs - offered)
 
 
-class Stateless:
+class Stateless(RewardDefaults):
     """The three verbs of a reward that has no state of its own."""
 
     def update(self, scores: Scores, step: int) -> None:
@@ -45,63 +51,15 @@ class Stateless:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Accepts an empty state.
+
+        Raises:
+            UsageError: any other.
+        """
         if state:
             raise UsageError(
                 f"{type(self).__name__} has no state, but was given {', '.join(state)}; check the checkpoint"
             )
-
-
-def about(reward: Reward) -> dict[str, Any]:
-    """What one must know of a reward to stand in for it, as plain data.
-
-    Raises:
-        UsageError: it has a state, which training could not move from where the stand-in is.
-    """
-    if reward.state_dict():
-        raise UsageError(f"reward {reward.name!r} has a state that training moves; use its parts elsewhere, not it")
-    return {
-        "name": reward.name,
-        "needs": sorted(reward.needs),
-        "lacks": {kind: sorted(lacks(reward, {kind})) for kind in MODALITIES},
-        "aspects": list(reward.aspects),
-        "weights": aspect_weights(reward).tolist(),
-        "looks_at": reward.looks_at,
-        "version": reward.version,
-    }
-
-
-class RemoteProxy(Stateless):
-    """A reward that is elsewhere: `_about`, what `about` says of it there, is asked for when first needed."""
-
-    differentiable = False
-    waits = True  # a call waits for somebody else, so it may go on beside sampling
-    name: str
-    _about: Mapping[str, Any]
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset(self._about["needs"])
-
-    def lacks(self, offered: AbstractSet[str]) -> frozenset[str]:
-        kinds = [kind for kind in MODALITIES if kind in offered]
-        wanted = self._about.get("lacks", {}).get(kinds[0]) if len(kinds) == 1 else None
-        return frozenset(self.needs if wanted is None else wanted) - offered
-
-    @property
-    def aspects(self) -> tuple[str, ...]:
-        return tuple(self._about["aspects"])
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return tuple(self._about["weights"])
-
-    @property
-    def looks_at(self) -> Scope:
-        return self._about["looks_at"]
-
-    @property
-    def version(self) -> str:
-        return self._about["version"]
 
 
 def digest(*parts: Any) -> str:
@@ -119,31 +77,19 @@ def weights_digest(module: nn.Module) -> str:
     return sha.hexdigest()[:16]
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown `word`: the known name nearest to it, else all of them."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(names)}" if names else ""
+def first_missing(names: Iterable[str], known: Container[str]) -> str | None:
+    """The first of `names` that is not `known`; None where all are."""
+    return next((name for name in names if name not in known), None)
+
+
+def first_repeated(names: Sequence[str]) -> str | None:
+    """The first of `names` that stands there twice; None where none does."""
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def resolve_model(model: str | Path, folder: Path | None = None) -> str:
-    """A model's folder (relative to `folder`, then among the shipped assets), or a hub id as it is.
-
-    Raises:
-        UsageError: neither a folder nor of the form owner/name.
-    """
-    asset = shipped("assets", str(model))
-    for candidate in ((folder or Path()) / Path(model).expanduser(), asset):
-        if candidate.is_dir():
-            return str(candidate.resolve())
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-        return str(model)
-    known = [path.name for path in shipped("assets").iterdir() if path.is_dir()]
-    raise UsageError(
-        f"no model folder {str(model)!r} beside the recipe or among the assets{nearest(str(model), known)}"
-    )
+    """A model's folder, relative to `folder` or a shipped one, or a hub id as it is: see `model_path`."""
+    return str(model_path(str(model), folder or Path()))
 
 
 def column(part: Reward, aspect: str) -> str:
@@ -152,135 +98,22 @@ def column(part: Reward, aspect: str) -> str:
 
 
 def aspect_weights(reward: Reward) -> Tensor:
-    """(K,) what each aspect adds to the reward's total; 1 for each unless the reward has `weights`."""
-    return torch.tensor(getattr(reward, "weights", None) or [1.0] * len(reward.aspects))
+    """(K,) fp32, what each aspect adds to the reward's total; 1 for each where `weights` is empty."""
+    return torch.tensor(reward.weights or [1.0] * len(reward.aspects))
 
 
 def widest(scopes: Iterable[Scope]) -> Scope:
+    """The scope that holds all others: sample < group < batch."""
     return max(scopes, key=SCOPES.index)
-
-
-def combine(
-    values: Tensor, valid: Tensor, failed: Tensor, weights: Tensor, group: Tensor | None, missing: Missing
-) -> tuple[Tensor, Tensor]:
-    """Weighted sum over columns, (B,) and where it may be read, (B,): the abstain rule.
-
-    values, valid, failed: (B,P); weights (P,). Columns of weight 0 play no part. A row is unreadable where a column
-    failed or where all abstain. Where only some abstain: "zero_advantage" puts the mean of the row's valid siblings in
-    their place (without any: 0, the same for all siblings), so that they move no advantage; "renormalise" gives their
-    weight to the others; "invalid" makes the row unreadable.
-    """
-    used = weights != 0
-    values, valid, failed, weights = values[:, used], valid[:, used], failed[:, used], weights[used].to(values)
-    readable = valid.any(1) & ~failed.any(1)
-    values = torch.where(valid, values, 0.0)
-    if missing == "invalid":
-        readable = valid.all(1)
-    elif missing == "zero_advantage":
-        values = torch.where(valid, values, _siblings_mean(values, valid, group))
-    total = values @ weights
-    if missing == "renormalise":
-        told = valid.to(values) @ weights.abs()
-        total = total * weights.abs().sum() / torch.where(told > 0, told, 1.0)
-    return torch.where(readable, total, 0.0), readable
-
-
-def _siblings_mean(values: Tensor, valid: Tensor, group: Tensor | None) -> Tensor:
-    if group is None:
-        return torch.zeros_like(values)
-    _, index = torch.unique(group.to(values.device), return_inverse=True)
-    zeros = values.new_zeros(int(index.max()) + 1 if len(index) else 0, values.shape[1])
-    sums = zeros.index_add(0, index, values)
-    counts = zeros.index_add(0, index, valid.to(values))
-    return (sums / counts.clamp(min=1))[index]
-
-
-def total_confidence(scores: Scores) -> Tensor:
-    """(B,) confidence in the total: the mean over its valid columns, by absolute weight; 0 where it cannot be read."""
-    if scores.confidence is None:
-        return scores.total_valid.to(scores.values.dtype)
-    share = scores.valid.to(scores.values.dtype) * scores.weights.abs()
-    mean = (scores.confidence * share).sum(1) / share.sum(1).clamp(min=1e-12)
-    return torch.where(scores.total_valid, mean, 0.0)
-
-
-def sure(
-    aspects: tuple[str, ...], values: Tensor, std: Tensor | None = None, info: Mapping[str, list[Any]] | None = None
-) -> Scores:
-    """Scores (B,K) of a reward that speaks of every row: the total is the sum of the aspects."""
-    valid = torch.ones_like(values, dtype=torch.bool)
-    ones = torch.ones(len(aspects))
-    return Scores(aspects, values, valid, ~valid, values.sum(1), valid.all(1), ones, std=std, info=info or {})
-
-
-def all_silent(reward: Reward, rows: int) -> Scores:
-    """What a reward says that has nothing to say of any row."""
-    values = torch.zeros(rows, len(reward.aspects))
-    none = torch.zeros_like(values, dtype=torch.bool)
-    return Scores(reward.aspects, values, none, none, torch.zeros(rows), none.any(1), aspect_weights(reward))
-
-
-def all_failed(reward: Reward, rows: int, error: str) -> Scores:
-    """What a reward says that could not be asked at all."""
-    silent = all_silent(reward, rows)
-    return replace(silent, failed=torch.ones_like(silent.failed), info={"error": [error] * rows})
-
-
-def cat_scores(parts: Sequence[Scores]) -> Scores:
-    """Join batches of one reward's scores; confidence and std are kept where any batch has them."""
-    first = parts[0]
-    keys = {key: None for part in parts for key in part.info}
-    return Scores(
-        names=first.names,
-        values=torch.cat([part.values for part in parts]),
-        valid=torch.cat([part.valid for part in parts]),
-        failed=torch.cat([part.failed for part in parts]),
-        total=torch.cat([part.total for part in parts]),
-        total_valid=torch.cat([part.total_valid for part in parts]),
-        weights=first.weights,
-        confidence=_cat_optional([part.confidence for part in parts], [part.valid for part in parts]),
-        std=_cat_optional([part.std for part in parts], [torch.zeros_like(part.values) for part in parts]),
-        info={key: [row for part in parts for row in part.info.get(key, [None] * len(part.total))] for key in keys},
-    )
-
-
-def _cat_optional(given: Sequence[Tensor | None], otherwise: Sequence[Tensor]) -> Tensor | None:
-    if all(tensor is None for tensor in given):
-        return None
-    return torch.cat([b.float() if a is None else a for a, b in zip(given, otherwise, strict=True)])
-
-
-def lacks(reward: Reads, offered: AbstractSet[str]) -> frozenset[str]:
-    """What is not `offered` and keeps the reward from saying anything; nothing where it can speak.
-
-    offered: modalities, "prompt", and keys as "facts.answer". A reward made of rewards does not lack a modality for a
-    part that the others can do without: that part abstains, and its facts are not asked for.
-    """
-    own = getattr(reward, "lacks", None)
-    return reward.needs - offered if own is None else own(offered)
-
-
-def unheard(reward: Reward, offered: AbstractSet[str]) -> bool:
-    """Whether the reward abstains from all such data, since it reads another modality."""
-    return not lacks(reward, offered).isdisjoint(MODALITIES)
-
-
-def check_needs(reward: Reward, available: Iterable[str]) -> None:
-    """Refuse a reward that reads what the data lacks; see `lacks`.
-
-    Raises:
-        UsageError: naming the reward, what it needs, and the nearest name on offer.
-    """
-    offered = set(available)
-    lacking = sorted(lacks(reward, offered))
-    if lacking:
-        absent = [need for need in lacking if need in MODALITIES] or lacking[:1]
-        told = f"{'needs' if len(absent) == 1 else 'reads'} {', '.join(map(repr, absent))}"
-        raise UsageError(f"reward {reward.name!r} {told}, which the data does not offer{nearest(absent[0], offered)}")
 
 
 def texts(prompts: Sequence[Prompt]) -> list[str]:
     return [prompt.text for prompt in prompts]
+
+
+def tensor_rows(track: Track) -> list[Tensor]:
+    """The rows of a track of pictures, videos or sounds, one tensor each."""
+    return [row for row in track.data if isinstance(row, Tensor)]
 
 
 def image_batches(media: Media, size: int) -> list[Tensor]:
@@ -288,9 +121,9 @@ def image_batches(media: Media, size: int) -> list[Tensor]:
     data = media["image"].data
     if isinstance(data, Tensor):
         return list(data.float().split(size))
-    return [row[None].float() for row in data if isinstance(row, Tensor)]
+    return [row[None].float() for row in tensor_rows(media["image"])]
 
 
-def told_cut(name: str, cut: Sequence[bool]) -> dict[str, list[bool]]:
-    """What a head that reads texts says beside its scores; `Runner.log` has the share of rows."""
+def cut_info(name: str, cut: Sequence[bool]) -> dict[str, list[bool]]:
+    """`Scores.info` of a head called `name` that reads texts: which rows it cut; `Runner.log` has their share."""
     return {CUT + name: list(cut)}

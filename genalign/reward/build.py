@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from genalign.reward.base import nearest
+from genalign.files.places import file_path
+from genalign.files.settings import read_yaml
+from genalign.reward.base import first_missing
 from genalign.reward.combine.algebra import Hybrid, Sum
 from genalign.reward.combine.means import Harmonic
 from genalign.reward.combine.pairwise import Difference, Gpm, Preference, Versus, WinRate
@@ -20,11 +20,10 @@ from genalign.reward.fit.fitted import fitted_folder
 from genalign.reward.grammar import FORMS, build_form, entries, run_as, short
 from genalign.reward.grammar import check_keys as _check_keys
 from genalign.reward.heads.exemplars import find_exemplars
-from genalign.reward.heads.published import PRESETS, calibrated, how_to_get, tell_licence
+from genalign.reward.heads.published import PRESETS, calibrated, how_to_get, warn_of_licence
 from genalign.reward.heads.weights import find_weights
-from genalign.reward.runtime.user_file import find_file
 from genalign.reward.runtime.worker import FileReward
-from genalign.types import Reward, UsageError
+from genalign.types import Reward, UsageError, nearest
 
 HEADS = {
     "clip": "genalign.reward.heads.clip:ClipReward",
@@ -32,7 +31,8 @@ HEADS = {
     "head": "genalign.reward.heads.head:HeadReward",
     "set": "genalign.reward.sets.reward:SetReward",
     "similarity": "genalign.reward.heads.exemplars:Similarity",
-    "judge": "genalign.lab.judge:Judge",
+    "emojiworld-judge": "genalign.lab.judge:Judge",
+    "judge": "genalign.lab.judge:Judge",  # its name in older recipes
     "judge-yes-no": "genalign.reward.judge.judges:YesNoJudge",
     "judge-score": "genalign.reward.judge.judges:ScoreJudge",
     "judge-compare": "genalign.reward.judge.comparing:CompareJudge",
@@ -45,13 +45,6 @@ HEADS = {
 }
 PAIRWISE = {"winrate": WinRate, "versus": Versus}
 KINDS = ("use", "sum", "hybrid", "harmonic", *PAIRWISE, *FORMS)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text; here it is a number, as in a recipe."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[\d.]+[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
 def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
@@ -72,10 +65,10 @@ def build_reward(spec: str | Mapping[str, Any], folder: Path) -> Reward:
         return run_as({key: value for key, value in spec.items() if key != "run"}, spec["run"], folder, build_reward)
     kinds = [key for key in spec if key in KINDS]
     if len(kinds) != 1:
-        unknown = next((str(key) for key in spec if key not in KINDS), "")
-        told = f"has {' and '.join(kinds)}" if kinds else "has none"
+        unknown = first_missing(map(str, spec), KINDS) or ""
+        found = f"has {' and '.join(kinds)}" if kinds else "has none"
         raise UsageError(
-            f"a reward mapping needs exactly one of the keys {', '.join(KINDS)}, but {short(spec)} {told}"
+            f"a reward mapping needs exactly one of the keys {', '.join(KINDS)}, but {short(spec)} {found}"
             f"{nearest(unknown, KINDS) if not kinds else ''}"
         )
     rest = {str(key): value for key, value in spec.items() if key != kinds[0]}
@@ -132,7 +125,7 @@ def _hybrid(settings: Any, rest: dict[str, Any], folder: Path) -> Reward:
     _check_keys("hybrid", options, {"rule", "model", "mode", "alpha", "threshold"})
     for key in ("alpha", "threshold"):
         _check_number(key, options.get(key, 0.0), settings)
-    rule, model = (build_reward(settings[key], folder) for key in ("rule", "model"))
+    rule, model = build_reward(settings["rule"], folder), build_reward(settings["model"], folder)
     return Hybrid(rule, model, **options, **rest)
 
 
@@ -152,7 +145,7 @@ def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
         return _head(_registered(name), name, settings, folder)
     file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
     try:
-        found = find_file(file, folder)
+        found = file_path(file, folder)
     except UsageError as error:
         if file == name:
             raise
@@ -160,7 +153,7 @@ def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
             f"there is no reward {name!r}{nearest(name, [*HEADS, *PRESETS, *shipped_rewards()])}"
         ) from error
     _check_keys(name, settings, {"name"})
-    spec = _read(found)
+    spec = read_yaml(found)
     renamed = {**spec, **settings} if isinstance(spec, Mapping) else spec
     return build_reward(renamed, found.parent)
 
@@ -188,17 +181,10 @@ def shipped_rewards() -> list[str]:
     return sorted(path.stem for path in shipped("rewards").glob("*.yaml"))
 
 
-def _read(path: Path) -> Any:
-    try:
-        return yaml.load(path.read_text(), _Loader)  # a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"reward file {path} cannot be read: {' '.join(str(error).split())}") from error
-
-
 def _preset(name: str, settings: dict[str, Any], folder: Path) -> Reward:
     settings = {**PRESETS[name].settings, **settings}
     calibrate = settings.pop("calibrate", None)
-    absent = next((key for key in PRESETS[name].given if key not in settings), None)
+    absent = first_missing(PRESETS[name].given, settings)
     if absent:
         raise UsageError(f"reward {name!r} needs the setting {absent!r}; to get its weights: {how_to_get(name)}")
     for key in ("processor", "weights", "base", "tokenizer"):
@@ -207,20 +193,22 @@ def _preset(name: str, settings: dict[str, Any], folder: Path) -> Reward:
     if "template" in settings:
         settings["template"] = str(folder / str(settings["template"]))
     head = _head(PRESETS[name].address, name, settings, folder)
-    tell_licence(name)
+    warn_of_licence(name)
     return head if calibrate is None else calibrated(head, name, calibrate)
 
 
 def _head(address: str, name: str, settings: dict[str, Any], folder: Path) -> Reward:
+    """The reward of the class at `address`; settings that name a model or exemplars are resolved first."""
     module, _, attribute = address.partition(":")
     try:
         kind: Callable[..., Reward] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"reward {name!r} cannot be imported: {error}; check the package and class names") from error
     parameters = inspect.signature(kind).parameters
-    _check_keys(name, settings, set(parameters))
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # such a class checks them itself
+        _check_keys(name, settings, set(parameters))
     required = [p.name for p in parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    absent = next((parameter for parameter in required if parameter not in settings), None)
+    absent = first_missing(required, settings)
     if absent:
         raise UsageError(f"reward {name!r} needs the setting {absent!r}; write it beside 'use: {name}'")
     if "model" in settings:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from genalign.reward.base import about
 from genalign.reward.build import build_reward
 from genalign.reward.function import describe
 from genalign.reward.heads.exemplars import made_by
+from genalign.reward.proxy import about
 from genalign.reward.runtime.user_file import load_function
 from genalign.reward.runtime.wire import pack_scores, receive, send, unpack_batch
 from genalign.reward.runtime.worker import carry_by
@@ -24,7 +24,7 @@ _loaded: dict[str, Reward] = {}
 def serve(lock: Callable[[], None] | None = None) -> None:
     """Answer frames until the pipe closes. What user code prints goes to stderr, so that it cannot garble a frame.
 
-    lock: what must have been done before any user code is loaded; where it fails, that is the answer to all frames.
+    lock: called before any user code is loaded; where it raises, its message is the answer to every frame.
     """
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -40,7 +40,7 @@ def serve(lock: Callable[[], None] | None = None) -> None:
         except Exception as error:
             usage = isinstance(error, UsageError)
             reply = {"error": str(error) if usage else describe(error), "usage": usage}
-        with contextlib.suppress(BrokenPipeError):  # the asker is gone, and so is the next frame
+        with contextlib.suppress(BrokenPipeError):  # the other side is gone, and so is the next frame
             send(sink, reply)
 
 
@@ -50,6 +50,7 @@ def answer(message: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if message["ask"] == "exemplars":
         return made_by(message["path"], message["function"])
+    # Everything but the verb and the batch names the reward: the same address is the reward that is loaded already.
     address = {key: value for key, value in message.items() if key not in ("ask", "batch")}
     key = json.dumps(address, sort_keys=True)
     if key not in _loaded:

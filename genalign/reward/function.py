@@ -1,4 +1,4 @@
-"""Plain functions as rewards: parameter names pick what they read, and what they return says how they went.
+"""Plain functions as rewards: parameter names pick what they read; what they return is scores, abstentions, failures.
 
 A function is called once a batch of B rows. Its parameters, by name:
     prompt, prompts             list of B strings
@@ -27,8 +27,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Scope, ScoringError, Stateless, all_failed, cat_scores, combine, digest, nearest, texts
-from genalign.types import MODALITIES, Media, Prompt, Scores, UsageError
+from genalign.reward.base import Scope, ScoringError, Stateless, digest, texts
+from genalign.reward.scores import all_failed, cat_scores, combine
+from genalign.types import MODALITIES, Media, Prompt, Scores, UsageError, nearest
 
 ALIASES = {
     "prompts": "prompt",
@@ -69,16 +70,19 @@ class FunctionReward(Stateless):
         self.settings = dict(settings or {})
         self.extra_needs = tuple(needs)
         parameters = inspect.signature(function).parameters.values()
-        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self.takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self.optional = {p.name for p in named if p.default is not p.empty}
-        self.parameters = tuple(p.name for p in named)
+        named, self.optional = [], set[str]()
+        for p in parameters:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                named.append(p.name)
+                if p.default is not p.empty:
+                    self.optional.add(p.name)
+        self.parameters = tuple(named)
         unknown = sorted(set(self.settings) - self.optional)
         if unknown:
             raise UsageError(f"reward {self.name!r} has no setting {unknown[0]!r}{nearest(unknown[0], self.optional)}")
-        self.needs = frozenset(needs) | {
-            need for p in self.parameters if p not in self.optional and (need := _need(p)) is not None
-        }
+        required = {_need(parameter) for parameter in self.parameters if parameter not in self.optional}
+        self.needs = frozenset(need for need in {*needs, *required} if need is not None)
         summed = sum(weight != 0 for weight in self.weights)
         self.looks_at: Scope = looks_at or ("group" if "group" in self.parameters or summed > 1 else "sample")
         self.differentiable = differentiable
@@ -103,31 +107,36 @@ class FunctionReward(Stateless):
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             try:
-                result = self._ask(prompts, media, group)
-            except Exception:
+                result = self._call(prompts, media, group)
+            except Exception:  # of whatever kind: it is user code
                 if self.looks_at != "sample" or len(prompts) < 2:
                     raise
             else:
                 return self._read(result, len(prompts), group)
             return self._row_by_row(prompts, media, group)
 
-    def _ask(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Any:
+    def _call(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Any:
         return self.function(**self._arguments(prompts, media, group))
 
     def _arguments(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> dict[str, Any]:
         facts = [prompt.facts for prompt in prompts]
-        offered: dict[str, Any] = {key: [fact.get(key) for fact in facts] for fact in facts for key in fact}
+        offered: dict[str, Any] = {}
+        for row in facts:
+            for key in row:
+                if key not in offered:
+                    offered[key] = [other.get(key) for other in facts]
+        # The modalities and the words below take precedence over facts of the same name.
         offered |= {name: track.data for name, track in media.items()}
-        offered |= {"prompt": texts(prompts), "facts": [dict(fact) for fact in facts], "media": media}
+        offered |= {"prompt": texts(prompts), "facts": [dict(row) for row in facts], "media": media}
         offered["group"] = list(range(len(prompts))) if group is None else group.tolist()
         chosen: dict[str, Any] = {}
         for name in self.parameters:
             source = ALIASES.get(name, name)
             if source in offered and name not in self.settings:
                 chosen[name] = offered[source]
-            elif name not in self.optional:
+            elif name not in self.optional:  # a fact that no row has
                 chosen[name] = [None] * len(prompts)
-        if self.takes_all:
+        if self.takes_all:  # **columns, by TRL's plural names; what is named above stands as it is
             rest = {"prompts": offered["prompt"], **({"completions": offered["text"]} if "text" in media else {})}
             rest |= {key: value for key, value in offered.items() if key not in ("media", "facts", "prompt", "text")}
             chosen = {**rest, **chosen}
@@ -137,7 +146,7 @@ class FunctionReward(Stateless):
         rows = []
         for i, prompt in enumerate(prompts):
             try:
-                alone = self._ask([prompt], media.select([i]), None if group is None else group[i : i + 1])
+                alone = self._call([prompt], media.select([i]), None if group is None else group[i : i + 1])
                 rows.append(self._read(alone, 1, None))
             except Exception as error:
                 rows.append(all_failed(self, 1, describe(error)))
@@ -184,7 +193,7 @@ def reward(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """One line: kind, message, and where it happened; a ScoringError speaks for itself."""
+    """One line: kind, message, and where it happened; of a ScoringError its message alone."""
     if isinstance(error, ScoringError):
         return str(error)
     where = error.__traceback__
@@ -200,16 +209,17 @@ def read_column(column: Any, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
     Raises:
         ScoringError: wrong length or shape, or no column at all.
     """
-    sure: Any = None
+    confidences: Any = None
+    # A *tuple* of two columns is scores and confidences; a list of two entries is two rows.
     if isinstance(column, tuple) and len(column) == 2 and hasattr(column[0], "__len__"):
-        column, sure = column
-    scores, said = _numbers(column, rows, "scores")
-    if sure is None and isinstance(column, list | tuple):
-        sure = [entry[1] if _is_pair(entry) else 1.0 for entry in column]
-    confidence = torch.ones(rows) if sure is None else _numbers(sure, rows, "confidences")[0]
+        column, confidences = column
+    scores, given = _numbers(column, rows, "scores")
+    if confidences is None and isinstance(column, list | tuple):
+        confidences = [entry[1] if _is_pair(entry) else 1.0 for entry in column]
+    confidence = torch.ones(rows) if confidences is None else _numbers(confidences, rows, "confidences")[0]
     sound = torch.isfinite(scores) & (confidence >= 0) & (confidence <= 1)
-    valid = said & sound
-    return torch.where(valid, scores, 0.0), valid, said & ~sound, torch.where(valid, confidence, 0.0)
+    valid = given & sound
+    return torch.where(valid, scores, 0.0), valid, given & ~sound, torch.where(valid, confidence, 0.0)
 
 
 def _is_pair(entry: Any) -> bool:
@@ -217,6 +227,7 @@ def _is_pair(entry: Any) -> bool:
 
 
 def _numbers(column: Any, rows: int, what: str) -> tuple[Tensor, Tensor]:
+    """(B,) fp32 numbers, and where there is one (B,); 0 for None."""
     if isinstance(column, str) or not hasattr(column, "__len__"):
         raise ScoringError(f"returned {type(column).__name__} where {rows} {what} were expected")
     if not isinstance(column, list | tuple):
@@ -230,11 +241,12 @@ def _numbers(column: Any, rows: int, what: str) -> tuple[Tensor, Tensor]:
     numbers = [
         torch.as_tensor(0.0 if entry is None else entry, dtype=torch.float32).cpu().reshape(()) for entry in plain
     ]
-    said = torch.tensor([entry is not None for entry in plain], dtype=torch.bool)
-    return torch.stack(numbers) if numbers else torch.zeros(0), said
+    given = torch.tensor([entry is not None for entry in plain], dtype=torch.bool)
+    return torch.stack(numbers) if numbers else torch.zeros(0), given
 
 
 def _need(parameter: str) -> str | None:
+    """What a parameter reads, as in `Reward.needs`; None of what every batch has."""
     name = ALIASES.get(parameter, parameter)
     if name in EVERY_BATCH:
         return None

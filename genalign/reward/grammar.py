@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from genalign.reward.base import nearest
+from genalign.reward.base import first_missing
 from genalign.reward.combine.algebra import Pick
 from genalign.reward.combine.ensemble import Ensemble, Repeat
 from genalign.reward.combine.gates import Cascade, Gate, Product
@@ -19,7 +19,7 @@ from genalign.reward.combine.shaping import Shape
 from genalign.reward.runtime.cache import Cached
 from genalign.reward.runtime.process import ProcessReward
 from genalign.reward.runtime.runner import Runner
-from genalign.types import Reward, UsageError
+from genalign.types import Reward, UsageError, nearest
 
 Build = Callable[[Any], Reward]
 
@@ -75,10 +75,10 @@ def build_form(key: str, content: Any, beside: Mapping[str, Any], build: Build) 
     check_keys(key, settings, known)
     inside: list[Any]
     if form.slots:
-        inside = [
-            [build(one) for one in content[slot]] if isinstance(content[slot], list) else build(content[slot])
-            for slot in form.slots
-        ]
+        inside = []
+        for slot in form.slots:
+            given = content[slot]
+            inside.append([build(one) for one in given] if isinstance(given, list) else build(given))
     elif form.many:
         inside = [entries(key, content, build, form.each)]
     else:
@@ -107,17 +107,23 @@ def entries(key: str, items: Any, build: Build, each: tuple[str, float | None] |
 
 
 def short(spec: Any) -> str:
+    """Of a part of a reward file, what fits into a sentence."""
     text = repr(spec)
     return text if len(text) < 80 else f"{text[:77]}..."
 
 
 def check_keys(what: str, given: Mapping[str, Any], known: set[str]) -> None:
-    unknown = next((key for key in given if key not in known), None)
+    """Refuse a setting that is not `known`.
+
+    Raises:
+        UsageError: naming the nearest.
+    """
+    unknown = first_missing(given, known)
     if unknown is not None:
         raise UsageError(f"reward {what!r} has no setting {unknown!r}{nearest(unknown, known)}")
 
 
-# ---- the key `run`: how a reward is asked, whatever it is ---
+# ---- the key `run`: where and how a reward is called, whatever it is ---
 
 On = Literal["inline", "thread", "process", "sandbox"]
 RUN_KEYS = ("on", "batch_size", "cache", "timeout", "memory", "max_failure")
@@ -126,19 +132,19 @@ RUN_KEYS = ("on", "batch_size", "cache", "timeout", "memory", "max_failure")
 def run_as(
     spec: Mapping[str, Any], settings: Any, folder: Path, build: Callable[[Mapping[str, Any], Path], Reward]
 ) -> Runner:
-    """The reward that `spec` describes, asked as `settings` say:
+    """The reward that `spec` describes, called as `settings` prescribe:
 
     on: inline; thread (beside sampling, in this process); process (one of its own, killed when its time is over);
-    sandbox (the same, for code that nobody has read). Unsaid: thread for a served reward, else inline. timeout: seconds
-    a call may take, and memory: GiB, in a process or sandbox. batch_size: rows a call. cache: true, or an SQLite file
-    relative to `folder`. max_failure: share of failed rows that ends the run.
+    sandbox (the same, for code that nobody has read). Default: thread for a served reward, else inline. timeout:
+    seconds a call may take, and memory: GiB, in a process or sandbox. batch_size: rows a call. cache: true, or an
+    SQLite file relative to `folder`. max_failure: share of failed rows that ends the run.
 
     Raises:
         UsageError: an unknown setting, or one that does not fit the others.
     """
     if not isinstance(settings, Mapping):
         raise UsageError(f"'run' takes a mapping with any of the keys {', '.join(RUN_KEYS)}, not {settings!r}")
-    unknown = next((str(key) for key in settings if key not in RUN_KEYS), None)
+    unknown = first_missing(map(str, settings), RUN_KEYS)
     if unknown:
         raise UsageError(f"'run' has no setting {unknown!r}{nearest(unknown, RUN_KEYS)}")
     on, cache = settings.get("on"), settings.get("cache", False)
@@ -155,11 +161,10 @@ def run_as(
         reward = build(spec, folder)
     if not isinstance(cache, bool | str):
         raise UsageError(f"run.cache is {cache!r}; write true, false or the name of a file")
-    waits = bool(getattr(reward, "waits", False))
     if cache:
         reward = Cached(reward, folder / cache if isinstance(cache, str) else None)
     options = {key: settings[key] for key in ("batch_size", "max_failure") if key in settings}
-    return Runner(reward, overlaps=on == "thread" or (waits and on != "inline"), **options)
+    return Runner(reward, overlaps=on == "thread" or (reward.waits and on != "inline"), **options)
 
 
 def _check_number(what: str, value: Any, least: float) -> None:

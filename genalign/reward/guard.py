@@ -8,12 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from genalign.reward.base import ScoringError, all_failed
+from genalign.reward.base import ScoringError
 from genalign.reward.function import describe
-from genalign.types import GenalignError, Media, Prompt, Reward, Scores
+from genalign.reward.scores import all_failed
+from genalign.reward.wrapper import with_defaults
+from genalign.types import CoreReward, GenalignError, Media, Prompt, Scores
 
 
-def guarded(reward: Reward, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:
+def guarded(reward: CoreReward, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:
     """Scores of `reward` on the CPU in fp32, whatever it does: rows it cannot be trusted on are marked as failed.
 
     An exception, another number of rows, other aspects or values that are not floating point fail every row; NaN, inf
@@ -29,11 +31,12 @@ def guarded(reward: Reward, prompts: Sequence[Prompt], media: Media, group: Tens
     except GenalignError:
         raise
     except Exception as error:
-        return all_failed(reward, rows, describe(error))
+        return all_failed(with_defaults(reward), rows, describe(error))
     return _checked(scores)
 
 
 def _checked(scores: Scores) -> Scores:
+    """The same, with every entry that cannot be trusted turned into a failure, and every masked number into 0."""
     values, total = scores.values.float().cpu(), scores.total.float().cpu()
     valid, failed, readable = scores.valid.cpu(), scores.failed.cpu(), scores.total_valid.cpu()
     confidence = None if scores.confidence is None else scores.confidence.float().cpu()
@@ -43,13 +46,13 @@ def _checked(scores: Scores) -> Scores:
     broken = valid & ~sound
     valid, failed = valid & sound, failed | broken
     weights = scores.weights.float().cpu()
-    used = weights != 0
+    used = weights != 0  # a broken column that only logs leaves the total as it is
     readable = readable & torch.isfinite(total) & ~broken[:, used].any(1)
     info = dict(scores.info)
     if broken.any():
-        said = info.get("error", [None] * len(total))
+        messages = info.get("error", [None] * len(total))
         wrong = "returned a number that is not finite, or a confidence outside [0,1]"
-        info["error"] = [wrong if bad else old for old, bad in zip(said, broken.any(1).tolist(), strict=True)]
+        info["error"] = [wrong if bad else old for old, bad in zip(messages, broken.any(1).tolist(), strict=True)]
     return replace(
         scores,
         values=torch.where(valid, values, 0.0),

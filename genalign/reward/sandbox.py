@@ -46,7 +46,7 @@ SECCOMP = (317, 277)
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH_*
 WRITING = 0x1 | 0x2 | 0x40 | 0x200 | 0x400000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, __O_TMPFILE
 CLONE_THREAD = 0x10000
-OF_IOCTL = (0x5401, 0x5413)  # TCGETS, TIOCGWINSZ: what a stream asks when it is opened
+OF_IOCTL = (0x5401, 0x5413)  # TCGETS, TIOCGWINSZ: what a stream does when it is opened
 OF_FCNTL = (0, 1, 2, 3, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC; F_SETOWN could signal others
 
 LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JSET|K, BPF_RET|K
@@ -98,8 +98,8 @@ def lock() -> None:
     no_new_privs, set_filter, all_threads = 38, 1, 1
     failed = libc.prctl(no_new_privs, 1, 0, 0, 0) != 0
     if failed or libc.syscall(SECCOMP[column], set_filter, all_threads, header) != 0:
-        told = errno.errorcode.get(ctypes.get_errno(), "another thread")
-        raise UsageError(f"this system offers no seccomp ({told}), so code in a sandbox cannot run here")
+        cause = errno.errorcode.get(ctypes.get_errno(), "another thread")
+        raise UsageError(f"this system offers no seccomp ({cause}), so code in a sandbox cannot run here")
 
 
 def _program(column: int, architecture: int) -> list[tuple[int, int, int, int]]:
@@ -107,6 +107,7 @@ def _program(column: int, architecture: int) -> list[tuple[int, int, int, int]]:
     refuse = (RETURN, 0, 0, REFUSE | errno.EPERM)
     program = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL), (LOAD, 0, 0, NUMBER)]
 
+    # A rule is a comparison with the call's number, and what follows if it is equal; else it jumps over that.
     def rule(numbers: tuple[int | None, int | None], then: list[tuple[int, int, int, int]]) -> None:
         number = numbers[column]
         if number is not None:
@@ -125,6 +126,6 @@ def _program(column: int, architecture: int) -> list[tuple[int, int, int, int]]:
     for numbers, commands in ((IOCTL, OF_IOCTL), (FCNTL, OF_FCNTL)):
         chosen = [(EQUAL, len(commands) - k, 0, command) for k, command in enumerate(commands)]
         rule(numbers, [argument(1), *chosen, refuse, allow])
-    low, high = (LOAD, 0, 0, 32), (LOAD, 0, 0, 36)  # of prlimit's new limit: none, so that it only asks
+    low, high = (LOAD, 0, 0, 32), (LOAD, 0, 0, 36)  # of prlimit's new limit: none, so that it only reads
     rule(PRLIMIT, [low, (EQUAL, 0, 3, 0), high, (EQUAL, 0, 1, 0), allow, refuse])
     return [*program, refuse]

@@ -6,6 +6,7 @@ The only place that sees policies, rewards and methods at once.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -13,8 +14,7 @@ from typing import Any
 
 from genalign.data.prompts import Prompts, read_prompts
 from genalign.files.places import data_path, fetch_model, find, modality_of, model_path
-from genalign.method import build_method
-from genalign.method.search.nrg import Guidance
+from genalign.method import MethodSettings, build_method
 from genalign.policy import load_policy
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit.noisy import NoisyReward
@@ -27,9 +27,10 @@ log = logging.getLogger("genalign")
 
 @dataclass
 class Built:
-    """What a recipe stands for. Rewards load their weights at their first call, the policy when it is first read.
+    """What a recipe stands for. Rewards load their weights at their first call, the policy when it is first used.
 
-    eval_rewards: the training reward and those of `eval.rewards`; held_out: the judge; both for eval_prompts.
+    data: the training prompts. eval_rewards: the training reward and those of `eval.rewards`; held_out: the judge,
+    which is never optimised; both score eval_prompts.
     """
 
     recipe: Recipe
@@ -43,22 +44,22 @@ class Built:
     monitor: Monitor | None = None
 
     @property
-    def asked(self) -> Prompts:
-        """The training prompts as the policy is asked: without their pictures, where these are the answers."""
-        if getattr(self.recipe.method, "positives", None) != "pictures":
+    def prompts_to_sample(self) -> Prompts:
+        """The training prompts as sampling sees them: without their pictures, where these are the answers."""
+        if not self.recipe.method.pictures_are_answers:
             return self.data
         return replace(self.data, rows=tuple(replace(prompt, media=None) for prompt in self.data))
 
     @property
-    def taught(self) -> tuple[Prompt, ...]:
-        """The prompts that the training reward was followed on; none where pairs were given instead."""
-        return self.asked.rows if self.reward is not None else ()
+    def rewarded_prompts(self) -> tuple[Prompt, ...]:
+        """The prompts whose samples the training reward scored; none where pairs were given instead."""
+        return self.prompts_to_sample.rows if self.reward is not None else ()
 
     @cached_property
     def policy(self) -> Policy:
         from accelerate.utils import set_seed
 
-        set_seed(self.recipe.train.seed)  # of all global generators, so that adapters start equal on every rank
+        set_seed(self.recipe.train.seed)  # all global generators, so that adapters start equal on every rank
         settings = self.recipe.policy
         folder = fetch_model(model_path(settings.model, self.recipe.folder))
         if settings.writer is not None:
@@ -74,23 +75,26 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
         UsageError: a method that needs what the reward cannot give, a reward whose needs nothing offers, no prompts.
     """
     folder, settings = recipe.folder, recipe.eval
-    data = read_prompts(data_path(recipe.data.prompts, folder))
+    modality = modality_of(model_path(recipe.policy.model, folder))
+    data = read_prompts(data_path(recipe.data.prompts, folder), modality)
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
     if recipe.reward is None and data.pairs is not None:
+        if data.pairs.kind != modality:
+            raise UsageError(f"{data.path} prefers {data.pairs.kind}s, but {recipe.policy.model} makes {modality}s")
         method = recipe.method.build_on(replace(data.pairs, rows_together=recipe.policy.batch_size))
     else:
-        method = with_latent_reward(build_method(recipe.method, folder), folder)
-    modality = modality_of(model_path(recipe.policy.model, folder))
+        method = method_of(recipe.method, folder)
     _check_weights(method, recipe, modality)
     _check_noise(method, recipe, modality)
     reward = None if recipe.reward is None else _reward(recipe.reward, folder, modality, data)
     check_fit(method, reward)
     built = Built(recipe, device, data, reward, method)
     if settings is not None:
-        prompts = built.eval_prompts = read_prompts(data_path(settings.prompts, folder))
-        known = {prompt.text for prompt in data.rows}
-        if shown := sum(prompt.text in known for prompt in prompts.rows):
-            log.warning("%d of %d prompts in %s are trained on: no exam", shown, len(prompts), settings.prompts)
+        prompts = built.eval_prompts = read_prompts(data_path(settings.prompts, folder), modality)
+        training = {prompt.text for prompt in data.rows}
+        if shared := sum(prompt.text in training for prompt in prompts.rows):
+            what = "%d of %d prompts in %s are also training prompts, so this evaluation is not held out"
+            log.warning(what, shared, len(prompts), settings.prompts)
         built.eval_rewards = [_reward(spec, folder, modality, prompts) for spec in settings.rewards]
         if reward is not None:
             built.eval_rewards.insert(0, reward)
@@ -100,11 +104,43 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     return built
 
 
+def check_prompts(built: Built) -> None:
+    """Refuse a prompt that the policy cannot read, of those that it will train on or be evaluated on; its weights load.
+
+    Raises:
+        UsageError: with the file and the line: longer than the model's context, or media that the model cannot take.
+    """
+    check: Callable[..., None] | None = getattr(built.policy, "check_prompt", None)
+    if check is None:
+        return
+    pairs = built.data.pairs if built.reward is None else None
+    if pairs is not None and pairs.kind == "text":
+        for prompt in built.data:
+            for answer in pairs.load([prompt.uid])["text"].data:
+                _placed(built.data.place(prompt.uid), check, prompt, answer)
+    else:
+        for prompt in built.prompts_to_sample:
+            _placed(built.data.place(prompt.uid), check, prompt)
+    held_out = built.eval_prompts
+    if held_out is not None and built.recipe.eval is not None:
+        for prompt in held_out.rows[: built.recipe.eval.count]:
+            _placed(held_out.place(prompt.uid), check, prompt)
+    for prompt in built.monitor.prompts if built.monitor is not None else ():
+        _placed("a prompt of train.monitor", check, prompt)
+
+
+def _placed(place: str, check: Callable[..., None], *given: Any) -> None:
+    try:
+        check(*given)
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from error
+
+
 def _monitor(built: Built, modality: str) -> Monitor | None:
     settings, folder = built.recipe.train.monitor, built.recipe.folder
     if settings is None:
         return None
-    prompts = built.eval_prompts or built.asked
+    prompts = built.eval_prompts or built.prompts_to_sample
     if settings.prompts is not None:
         prompts = read_prompts(data_path(settings.prompts, folder))
     held_out = [_reward(spec, folder, modality, prompts) for spec in settings.held_out]
@@ -141,36 +177,40 @@ def _check_noise(method: Method, recipe: Recipe, modality: str) -> None:
     reads_steps = "rollout" in method.needs and "forward" not in method.needs
     if not reads_steps or modality == "text" or recipe.policy.writer is not None:
         return
-    silent = {
+    faults = {
         "steps is 1, and a last step adds none; take more steps": sampler.steps == 1,
         "kernel is ode; take flow-sde, cps or ddim": sampler.kernel == "ode",
         "noise is 0; raise it": sampler.noise == 0,
     }
-    for fault, so in silent.items():
-        if so:
+    for fault, present in faults.items():
+        if present:
             raise UsageError(
                 f"method {method.name} learns from the noise that sampling steps add, but policy.sampler.{fault}, or a "
                 f"method that reads no steps, such as nft or draft"
             )
 
 
-def with_latent_reward(method: Method, folder: Path) -> Method:
-    """`method`, told where the reward is that guides it, if one does; that loads when it is first asked."""
-    if isinstance(method, Guidance):
-        name = method.settings.noisy
+def method_of(settings: MethodSettings, folder: Path) -> Method:
+    """The method of these settings, with the fitted reward that guides it, if one does; that loads when first called.
 
-        @cache
-        def latent() -> NoisyReward:
-            found = find(name, folder, "assets") or find(name, Path())
-            if found is None:
-                raise UsageError(
-                    f"there is no fitted reward {name!r}; make one by genalign fit-reward RECIPE --out DIR, "
-                    f"and set method.noisy=DIR"
-                )
-            return NoisyReward(found)
+    Raises:
+        UsageError: what the method cannot read, such as a malformed file of labelled pairs.
+    """
+    name = settings.guided_by
+    if name is None:
+        return build_method(settings, folder)
 
-        method.latent = latent
-    return method
+    @cache
+    def latent() -> NoisyReward:
+        found = find(name, folder, "assets") or find(name, Path())
+        if found is None:
+            raise UsageError(
+                f"there is no fitted reward {name!r}; make one by genalign fit-reward RECIPE --out DIR, "
+                f"and set method.noisy=DIR"
+            )
+        return NoisyReward(found)
+
+    return settings.build_guided(latent)
 
 
 def check_fit(method: Method, reward: Reward | None) -> None:
@@ -193,6 +233,6 @@ def check_fit(method: Method, reward: Reward | None) -> None:
         )
     if reward is not None and "pairs" in method.needs and "reward" not in method.needs:
         raise UsageError(
-            f"method {method.name} learns from labelled pairs and would never ask reward {reward.name}; "
+            f"method {method.name} learns from labelled pairs and would never call reward {reward.name}; "
             f"drop the key 'reward' or method.pairs"
         )

@@ -1,4 +1,4 @@
-"""`genalign train`, from the launcher's environment to the report: the order in which a run comes about."""
+"""`genalign train`, from the launcher's environment to the report: what a run does, in its order."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from genalign.files.settings import changed_key, read_yaml
+from genalign.files.atomic import replace_file
+from genalign.files.settings import changed_key, write_yaml
 from genalign.method.search.base import Searched, Searching
 from genalign.ranks import gather, rank, world
-from genalign.run.build import Built, build
+from genalign.run.build import Built, build, check_prompts
 from genalign.run.recipe import Recipe, load_recipe
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
 from genalign.training.loop import Progress, restore, start, train
 from genalign.training.metrics import METRICS
 from genalign.training.monitor import ALARM
+from genalign.training.signal import lack_of_signal, warn_without_signal
 from genalign.training.stopping import until_no_better, watched
 from genalign.types import GenalignError, UsageError, Weights
 
@@ -30,7 +31,11 @@ TWO_RANKS = (
     "--mixed_precision no --dynamo_backend no -m genalign train RECIPE"
 )
 MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step
-    *(f"train.{name}" for name in ("steps", "resume", "report_to", "checkpoint_every", "keep_checkpoints")),
+    "train.steps",
+    "train.resume",
+    "train.report_to",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
     "train.sample_every",
     "train.monitor",
     "eval",
@@ -56,18 +61,19 @@ def train_recipe(
     if plan:
         from genalign.run.plan import print_plan
 
+        check_prompts(built)
         print_plan(built)
         return None
     run, resumed = run_folder(recipe, out)
+    check_prompts(built)
     if isinstance(built.method, Searching):
         measure_search(built, built.method, run)
         return run
-    progress = start(
-        built.policy,
-        built.reward,
-        recipe.train,
-        {"data.prompts": built.data.digest} | ({"reward": built.reward.version} if built.reward else {}),
-    )
+    # The policy first: it seeds the global generators, from which the loading of a reward may draw.
+    policy, digests = built.policy, {"data.prompts": built.data.digest}
+    if built.reward is not None:
+        digests["reward"] = built.reward.version
+    progress = start(policy, built.reward, recipe.train, digests)
     if resumed:
         resume_from(progress, run)
     run_steps(built, progress, run)
@@ -79,7 +85,7 @@ def check_launcher(environ: Mapping[str, str], processes: int | None = None) -> 
     """Refuse a launcher that promised several processes and started one.
 
     `processes`: how many there are, once known. `accelerate launch --num_processes 2 --cpu` sets MASTER_PORT and no
-    WORLD_SIZE: it would train alone while its user believes in two ranks.
+    WORLD_SIZE: it would train alone, where its user expects two ranks.
 
     Raises:
         UsageError: with the command that does start them.
@@ -110,7 +116,8 @@ def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
     resolved = recipe.resolved()
     if recipe.train.resume is not None:
         run = _run_to_resume(recipe, out)
-        changed = changed_key(read_yaml(run / RECIPE), resolved, MAY_CHANGE)
+        # Both as this version resolves them: older ones wrote shipped models by their full path.
+        changed = changed_key(load_recipe(run / RECIPE).resolved(), resolved, MAY_CHANGE)
         if changed is not None:
             raise UsageError(f"cannot resume {run}: the recipe changed at {changed}; restore it or start a new run")
     else:
@@ -118,16 +125,14 @@ def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
         run = out or Path("runs") / f"{recipe.name}-{stamp}"
         if (run / METRICS).exists():
             raise UsageError(f"{run} already holds a run; choose another --out, or go on with it by --resume {run}")
-    _from_rank_0("")  # all ranks have looked before rank 0 writes
+    _from_rank_0("")  # a barrier: all ranks have looked before rank 0 writes
     try:
         run.mkdir(parents=True, exist_ok=True)
         probe = run / f".writable-{rank()}"
         probe.write_text("")
         probe.unlink()
         if rank() == 0:
-            draft = run / f".{RECIPE}.tmp"
-            draft.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-            os.replace(draft, run / RECIPE)
+            replace_file(run / RECIPE, write_yaml(resolved), sync=True)
     except OSError as error:
         raise UsageError(f"cannot write the run folder {run} ({error.strerror}); choose another with --out") from error
     return run, recipe.train.resume is not None
@@ -145,7 +150,7 @@ def _run_to_resume(recipe: Recipe, out: Path | None) -> Path:
             raise UsageError(f"{Path('runs').resolve()} holds no run of {recipe.name} to resume; start one first")
         run = runs[-1]
     if not (run / RECIPE).is_file():
-        raise UsageError(f"{run} is no run folder (it has no {RECIPE}); give the folder that genalign train wrote")
+        raise UsageError(f"{run} is not a run folder (it has no {RECIPE}); give the folder that genalign train wrote")
     return run
 
 
@@ -172,7 +177,8 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
     with tqdm(total=settings.steps, initial=first, unit="step", disable=rank() != 0 or None) as bar:
         logs = train(progress, built.method, lambda step: built.data.draw(step, count, seed), run)
         alarmed = False
-        for log in watched(progress, until_no_better(progress, logs, run), run, built.monitor):
+        logs = until_no_better(progress, warn_without_signal(logs, run), run)
+        for log in watched(progress, logs, run, built.monitor):
             alarmed = ALARM in log and settings.monitor is not None and settings.monitor.stop
             step = int(log["step"])
             bar.update()
@@ -220,8 +226,8 @@ def finish(built: Built, run: Path) -> None:
         from genalign.evaluation.evaluate import evaluate, print_table
 
         prompts, settings = list(built.eval_prompts), built.recipe.eval
-        rewards, taught = built.eval_rewards, built.taught
-        result = evaluate(built.policy, prompts, rewards, built.held_out, settings, run, tuned(built.recipe), taught)
+        rewards, training = built.eval_rewards, built.rewarded_prompts
+        result = evaluate(built.policy, prompts, rewards, built.held_out, settings, run, tuned(built.recipe), training)
         if rank() == 0:
             print_table(result)
     if rank() == 0:
@@ -230,7 +236,8 @@ def finish(built: Built, run: Path) -> None:
 
         write_report(run)
         write_card(run)
-        print(f"{run}: report.html, README.md and adapter/ are written")
+        lack = lack_of_signal(run)
+        print(f"{run}: report.html, README.md and adapter/ are written{f', but {lack}' if lack else ''}")
 
 
 def tuned(recipe: Recipe) -> Weights:
@@ -242,9 +249,9 @@ def _draw_grid(built: Built, run: Path, step: int) -> None:
         return
     from genalign.media.sheet import sample_grid
 
-    prompts, settings = list(built.eval_prompts or built.asked)[:GRID_PROMPTS], built.recipe.eval
-    # as many steps as are judged, not as are trained
-    steps = settings.steps if settings and "image" in built.policy.modalities else None
+    prompts, settings = list(built.eval_prompts or built.prompts_to_sample)[:GRID_PROMPTS], built.recipe.eval
+    # as many denoising steps as the evaluation takes, not as training does
+    steps = settings.steps if settings and built.policy.guided else None
     path = run / "samples" / f"step-{step}" / "grid.png"
     sample_grid(built.policy, prompts, [0], path, steps=steps, tuned=tuned(built.recipe))
 
@@ -261,7 +268,7 @@ def _trackers(names: list[str], run: Path, recipe: Recipe) -> Any:
     missing = set(names) - {str(getattr(name, "value", name)) for name in tracker.log_with}
     if missing:
         raise UsageError(f"tracker {missing.pop()!r} is not installed; install it or drop it from train.report_to")
-    tracker.init_trackers("genalign", config={"recipe": yaml.safe_dump(recipe.resolved())})
+    tracker.init_trackers("genalign", config={"recipe": write_yaml(recipe.resolved())})
     return tracker
 
 
@@ -275,10 +282,10 @@ def load_run(run: Path, device: str = "cpu", more_rewards: Sequence[str] = ()) -
     """A finished run: its recipe built (with further rewards to evaluate by), its adapter in the policy.
 
     Raises:
-        UsageError: no run folder. GenalignError: no adapter in it yet, or a damaged one.
+        UsageError: not a run folder. GenalignError: no adapter in it yet, or a damaged one.
     """
     if not (run / RECIPE).is_file():
-        raise UsageError(f"{run} is no run folder (it has no {RECIPE}); give the folder that genalign train wrote")
+        raise UsageError(f"{run} is not a run folder (it has no {RECIPE}); give the folder that genalign train wrote")
     if not (run / "adapter").is_dir():
         raise GenalignError(f"{run} has no adapter yet; finish it by genalign train {run / RECIPE} --resume {run}")
     recipe = load_recipe(run / RECIPE)

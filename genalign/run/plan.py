@@ -7,8 +7,8 @@ import sys
 import time
 
 import torch
-import yaml
 
+from genalign.files.settings import write_yaml
 from genalign.ranks import all_sum, rank, world
 from genalign.run.build import Built
 from genalign.training.loop import start, update
@@ -35,7 +35,7 @@ def print_plan(built: Built) -> None:
     trained = sum(p.numel() * p.element_size() for p in policy.named_trainable().values())
     copies = 4 if settings.ema is None else 5  # value, gradient, two moments, average
     minutes, rest = divmod(round(seconds * settings.steps), 60)
-    print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
+    print(write_yaml(recipe.resolved()))
     for what, is_so in (
         ("samples", f"{samples} a step, of {recipe.data.prompts_per_step} prompts, on {world()} rank(s)"),
         ("optimizer steps", f"{settings.steps * recipe.method.updates_per_rollout} in {settings.steps} steps"),

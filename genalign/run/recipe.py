@@ -3,28 +3,24 @@
     policy: {...}   data: {...}   reward: file.yaml | {...}   method: {name: ...}   train: {...}   eval: {...}
 
 A relative path in a recipe is relative to the recipe's folder, then to the shipped rooms; a model is a folder, a name
-in the shipped assets, or a hub id. The only place that sees policies, rewards and methods at once.
+in the shipped assets, or a hub id.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, SerializeAsAny, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, SerializeAsAny
 
 from genalign.data.prompts import DataSettings
 from genalign.evaluation.evaluate import EvalSettings
-from genalign.files.places import find, portable, recipe_path
-from genalign.files.settings import apply_override, read_yaml, sentence
+from genalign.files.places import portable, stable_name
+from genalign.files.settings import read_recipe
 from genalign.method.settings import MethodSettings
 from genalign.policy.settings import PolicySettings
 from genalign.training.loop import TrainSettings
-from genalign.types import UsageError
-
-log = logging.getLogger("genalign")
 
 
 class Recipe(BaseModel):
@@ -37,7 +33,7 @@ class Recipe(BaseModel):
     data: DataSettings
     """The prompts."""
     reward: str | dict[str, Any] | None = None
-    """What is good: a reward file, `file.py:function`, or a reward file's mapping. None: pairs say it."""
+    """What is good: a reward file, `file.py:function`, or a reward file's mapping. None: given pairs show it."""
     method: SerializeAsAny[MethodSettings]
     """How the policy learns from it."""
     train: TrainSettings = TrainSettings()
@@ -57,14 +53,24 @@ class Recipe(BaseModel):
         return self._name
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data with every default written out, and paths that hold from any folder (shipped names stay names)."""
-        plain = self.model_dump(mode="json")
-        for key in ("model", "writer"):
-            if name := plain["policy"][key]:
-                plain["policy"][key] = str(find(name, self.folder, "assets") or name)
-        if (pictures := self.folder / self.data.prompts).is_dir():
-            plain["data"]["prompts"] = str(pictures.resolve())
-        return portable(plain, self.folder)
+        """Plain data with every default written out, which means the same from any folder: what is shipped goes by its
+        name, so that a run folder can move between machines; what is local goes by its full path."""
+        plain = portable(self.model_dump(mode="json"), self.folder, folders=True)
+        places: list[tuple[dict[str, Any] | None, str, tuple[str, ...]]] = [
+            (plain["policy"], "model", ("assets",)),
+            (plain["policy"], "writer", ("assets",)),
+            (plain["data"], "prompts", ("assets",)),
+            (plain["eval"], "prompts", ("assets",)),
+            (plain["train"]["monitor"], "prompts", ("assets",)),
+            *((plain["method"], key, rooms) for key, rooms in self.method.folders.items()),
+        ]
+        for section, key, rooms in places:
+            if section is not None and section[key]:
+                section[key] = stable_name(section[key], self.folder, *rooms)
+        reward = plain["reward"]
+        if isinstance(reward, str) and Path(reward).is_absolute():  # else it is a name, which is found from anywhere
+            plain["reward"] = stable_name(reward, self.folder, "rewards")
+        return plain
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -76,15 +82,6 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: no such recipe, not YAML, an unknown key (the nearest one is named) or a value of the wrong kind.
     """
-    path = recipe_path(str(recipe))
-    plain = read_yaml(path)
-    if not isinstance(plain, dict):
-        raise UsageError(f"{path} holds no recipe; its top-level keys are {', '.join(Recipe.model_fields)}")
-    for override in overrides:
-        apply_override(plain, override)
-    try:
-        parsed = Recipe.model_validate(plain)
-    except ValidationError as error:
-        raise UsageError(f"recipe {path}: {sentence(error, Recipe)}") from error
+    parsed, path = read_recipe(str(recipe), overrides, Recipe)
     parsed._folder, parsed._name = path.resolve().parent, path.stem
     return parsed

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from genalign.files.atomic import sync_path
 from genalign.types import GenalignError
 
 MANIFEST = "manifest.json"
@@ -56,12 +57,13 @@ def save_checkpoint(
         (draft / "state.json").write_text(json.dumps({**state, "step": step}))
         sums = {path.name: _sum(path) for path in sorted(draft.iterdir())}
         (draft / MANIFEST).write_text(json.dumps({"step": step, "sha256": sums}, indent=1))
+        # On the disk before it gets its name: a power cut leaves the draft, or a whole checkpoint.
         for path in [*draft.iterdir(), draft]:
-            _sync(path)
+            sync_path(path)
         if final.exists():
             shutil.rmtree(final)
         os.replace(draft, final)
-        _sync(run)
+        sync_path(run)
     except (OSError, SafetensorError) as error:
         raise GenalignError(f"cannot write {final}: {error}; free space or check the folder's permissions") from error
     for old in _folders(run)[:-keep]:
@@ -122,35 +124,6 @@ def _fault(folder: Path) -> str | None:
 def _sum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Moments and counters as `parameter name/entry` -> tensor."""
-    return {
-        f"{name}/{entry}": torch.as_tensor(value)
-        for name, parameter in named.items()
-        for entry, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]
-) -> None:
-    """Undo `optimizer_state`, in place; moments go to their parameter's device, counters stay on the CPU."""
-    optimizer.state.clear()
-    for key, value in state.items():
-        name, _, entry = key.rpartition("/")
-        parameter = named[name]
-        on_device = value.to(parameter.device) if value.shape == parameter.shape else value.clone()
-        optimizer.state.setdefault(parameter, {})[entry] = on_device
 
 
 def random_state() -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
+
+from genalign.files.atomic import replace_file
 
 log = logging.getLogger("genalign.lab")
 
@@ -84,8 +85,7 @@ def _save(
             if parameter in optimizer.state:
                 tensors[f"{key}.{name}"] = optimizer.state[parameter][key].contiguous()
     state.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, state.with_suffix(".tmp"))
-    os.replace(state.with_suffix(".tmp"), state)
+    replace_file(state, save(tensors))
 
 
 def _restore(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from genalign.files.atomic import replace_file
 from genalign.ranks import gather
 from genalign.types import GenalignError
 
@@ -29,6 +29,11 @@ def mean_over_ranks(sums: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def append_metrics(path: Path, log: Mapping[str, float]) -> None:
+    """Add a line.
+
+    Raises:
+        GenalignError: the file cannot be written.
+    """
     try:
         with path.open("a") as file:
             file.write(json.dumps(log) + "\n")
@@ -38,13 +43,11 @@ def append_metrics(path: Path, log: Mapping[str, float]) -> None:
 
 def amend_metrics(path: Path, log: Mapping[str, float]) -> None:
     """Put `log` in the place of the line of its step."""
-    lines = path.read_text().splitlines()
-    lines = [
-        json.dumps(log) if line.endswith("}") and json.loads(line)["step"] == log["step"] else line for line in lines
-    ]
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text("".join(f"{line}\n" for line in lines))
-    os.replace(draft, path)
+    lines = []
+    for line in path.read_text().splitlines():
+        is_its_line = line.endswith("}") and json.loads(line)["step"] == log["step"]
+        lines.append(json.dumps(log) if is_its_line else line)
+    replace_file(path, "".join(f"{line}\n" for line in lines))
 
 
 def truncate_metrics(path: Path, step: int) -> None:
@@ -58,6 +61,10 @@ def truncate_metrics(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text("".join(kept))
-    os.replace(draft, path)
+    replace_file(path, "".join(kept), sync=True)
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics file, none where there is no file; a torn last line is not a row."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from genalign.media.image import to_pil
+from genalign.media import MEDIA, source
 from genalign.ranks import all_sum, rank, world
 from genalign.training import checkpoint as ck
 from genalign.types import Media, Policy, Prompt, Reward, Weights, sample_seed
@@ -67,18 +66,18 @@ class Monitor:
         group = torch.tensor([prompt.uid for prompt in rows])
         with policy.weights(self.weights):
             media = self._draw(policy, chosen, rows)
-        told: dict[str, tuple[float, float]] = {}
+        measured: dict[str, tuple[float, float]] = {}  # name -> sum over this rank's samples, and how many count
         for reward in [*([self.proxy] if self.proxy is not None else []), *self.held_out]:
             scores = reward(rows, media, group)
             valid = scores.total_valid
-            told[reward.name] = (float(scores.total[valid].sum()), float(valid.sum()))
-        told |= {name: (value * len(rows), float(len(rows))) for name, value in symptoms(media, group).items()}
+            measured[reward.name] = (float(scores.total[valid].sum()), float(valid.sum()))
+        measured |= {name: (value * len(rows), float(len(rows))) for name, value in symptoms(media, group).items()}
         ck.set_random_state(kept)
-        sums = all_sum(torch.tensor(list(told.values()), dtype=torch.float64))
-        return {f"{PREFIX}{name}": a / n for name, (a, n) in zip(told, sums.tolist(), strict=True) if n}
+        sums = all_sum(torch.tensor(list(measured.values()), dtype=torch.float64))
+        return {f"{PREFIX}{name}": a / n for name, (a, n) in zip(measured, sums.tolist(), strict=True) if n}
 
     def _draw(self, policy: Policy, chosen: Sequence[Prompt], rows: Sequence[Prompt]) -> Media:
-        if "text" in policy.modalities:  # greedy completions would all be alike
+        if not policy.guided:  # a language model: its plain sampling is greedy, so siblings would all be alike
             return policy.rollout(chosen, self.settings.per_prompt, 0).media
         seeds = [sample_seed(0, p.uid, k) for p in chosen for k in range(self.settings.per_prompt)]
         return policy.generate(rows, seeds, self.settings.guidance, self.settings.steps)
@@ -116,11 +115,11 @@ def proxy_point(looks: Sequence[tuple[int, float, float]], patience: int) -> int
 def warning(proxy: str, held_out: str, step: int, looks: Sequence[Mapping[str, float]]) -> str:
     """One sentence about an alarm."""
     best = next(log for log in looks if int(log["step"]) == step)
-    said = ", ".join(
+    moved = ", ".join(
         f"{name} {best[f'{PREFIX}{name}']:.4f} -> {looks[-1][f'{PREFIX}{name}']:.4f}" for name in (proxy, held_out)
     )
     return (
-        f"the reward is being hacked: since step {step} {proxy} rises while the held-out {held_out} falls ({said}); "
+        f"the reward is being hacked: since step {step} {proxy} rises while the held-out {held_out} falls ({moved}); "
         f"stop there, or raise method.kl_beta where the method has one"
     )
 
@@ -129,35 +128,16 @@ def warning(proxy: str, held_out: str, step: int, looks: Sequence[Mapping[str, f
 
 
 def symptoms(media: Media, group: Tensor) -> dict[str, float]:
-    """What hacked samples often show, means over rows: little diversity, odd saturation or detail, odd lengths."""
-    if "text" in media:
-        words = [str(text).split() for text in media["text"].data]
-        told = {"words": sum(map(len, words)) / max(len(words), 1)}
-        return told | _spread(group, lambda i, j: _unlike(words[i], words[j]))
-    if "image" not in media:
-        return {}
-    images = [image.detach().float().cpu() for image in media["image"].data if isinstance(image, Tensor)]
-    count = max(len(images), 1)
-    told = {
-        "saturation": sum(float((image.amax(0) - image.amin(0)).mean()) for image in images) / count,
-        "jpeg_kib": sum(map(_jpeg_kib, images)) / count,
-    }
-    return told | _spread(group, lambda i, j: float((images[i] - images[j]).square().mean().sqrt()))
+    """What hacked samples often show, means over rows: the symptoms of each medium, and `diversity`.
 
-
-def _spread(group: Tensor, apart: Callable[[int, int], float]) -> dict[str, float]:
-    """Mean distance of two siblings: root mean squared for pixels, the share of words not in common for texts."""
-    names = group.tolist()
-    couples = [(i, j) for j in range(len(names)) for i in range(j) if names[i] == names[j]]
-    return {"diversity": sum(apart(i, j) for i, j in couples) / len(couples)} if couples else {}
-
-
-def _unlike(first: list[str], second: list[str]) -> float:
-    both = set(first) | set(second)
-    return 1 - len(set(first) & set(second)) / len(both) if both else 0.0
-
-
-def _jpeg_kib(image: Tensor) -> float:
-    file = BytesIO()
-    to_pil(image).save(file, format="JPEG", quality=95)
-    return file.tell() / 1024
+    diversity: mean distance of two siblings, by the measure of the medium in which they begin to differ.
+    """
+    found: dict[str, float] = {}
+    for name, track in media.items():
+        found |= MEDIA[name].symptoms(list(track.data))
+    first, siblings = source(media), group.tolist()
+    rows, distance = media[first].data, MEDIA[first].distance
+    pairs = [(i, j) for j in range(len(siblings)) for i in range(j) if siblings[i] == siblings[j]]
+    if pairs:
+        found["diversity"] = sum(distance(rows[i], rows[j]) for i, j in pairs) / len(pairs)
+    return found

@@ -14,7 +14,7 @@ from genalign.types import Experience, ForwardProcess, GenalignError, Policy, Tr
 
 @torch.no_grad()
 def check_replay(policy: Policy, experience: Experience, fresh: bool, blocks: int = 4) -> None:
-    """Before anything is learnt: ratio exactly 1, reference == adapters off, and (`fresh` adapters) KL exactly 0.
+    """Before the first update: ratio exactly 1, reference == adapters off, and (`fresh` adapters) KL exactly 0.
 
     Looks at `blocks` replay units spread over the trajectory, in the rollout's own micro-batches; a method on the
     forward process replays nothing, and its errors under policy and reference are looked at instead.
@@ -23,11 +23,11 @@ def check_replay(policy: Policy, experience: Experience, fresh: bool, blocks: in
         GenalignError: naming which of the three does not hold, and by how much.
     """
     trajectory = experience.trajectory
-    check_equal(list(policy.named_trainable().values()), "adapters at the start")
     clean = getattr(experience, "clean", None)  # of methods on the forward process
     if isinstance(clean, Tensor) and isinstance(policy, ForwardProcess):
         _check_forward(policy, policy, trajectory, clean, fresh)
     units = trajectory.units()
+    # The same calls that the losses will make: other micro-batches may round otherwise, and would show nothing.
     for rows, steps in units[:: max(1, len(units) // blocks)][:blocks]:
         cell = torch.tensor(rows)[:, None], torch.tensor(steps)[None, :]
         mask = trajectory.mask[cell]
@@ -35,7 +35,7 @@ def check_replay(policy: Policy, experience: Experience, fresh: bool, blocks: in
         with policy.weights("reference"):
             off = policy.replay(trajectory, rows, steps)
         assert replayed.versus_score is not None
-        # Labelled samples come from the reference, and stored ones perhaps from other micro-batches.
+        # Labelled samples come from the reference, and stored ones perhaps from micro-batches of another size.
         drew, slack = (off, 1e-3) if experience.scores is None else (replayed, 0.0)
         _must_be_zero(drew.score.cpu() - trajectory.logp[cell].cpu(), mask, "the log-ratio of the first replay", slack)
         _must_be_zero((replayed.versus_score - off.score).cpu(), mask, "the reference against adapters off")
@@ -44,6 +44,7 @@ def check_replay(policy: Policy, experience: Experience, fresh: bool, blocks: in
 
 
 def _check_forward(policy: Policy, forward: ForwardProcess, trajectory: Trajectory, clean: Tensor, fresh: bool) -> None:
+    """fit() instead of replay(), on the first micro-batch, at an early, a middle and a late time."""
     rows = range(min(len(clean), trajectory.rows_together))
     prompts, seeds = [trajectory.prompts[row] for row in rows], [trajectory.seeds[row] for row in rows]
     for at in (0.1, 0.5, 0.9) if rows else ():
@@ -79,13 +80,12 @@ def check_equal(tensors: Sequence[Tensor | None], what: str) -> None:
         return
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(
-            b"none" if tensor is None else tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(b"none" if tensor is None else _bytes(tensor))
     mine = torch.tensor([int.from_bytes(digest.digest()[:7], "big")], dtype=torch.int64)
     if len(set(gather(mine).tolist())) > 1:
         raise GenalignError(f"self-check failed: {what} differ between ranks; check that all ranks run the same recipe")
 
 
 def _bytes(tensor: Tensor) -> bytes:
+    # One dimension first: torch lets no tensor of none be viewed as another type.
     return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
+from math import isnan, nan
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from genalign.ranks import gather, rank
 from genalign.training.checkpoint import load_checkpoint
 from genalign.training.loop import Progress, restore
-from genalign.training.metrics import METRICS, amend_metrics
+from genalign.training.metrics import METRICS, amend_metrics, read_rows
 from genalign.training.monitor import ALARM, PREFIX, Monitor, warning
 from genalign.types import UsageError
 
@@ -46,22 +46,20 @@ def _stopped(progress: Progress, run: Path) -> bool:
     if settings.patience is None or progress.step == 0 or progress.step % settings.checkpoint_every:
         return False
     found = best_step(run / METRICS, settings.checkpoint_every, settings.patience, progress.step)
-    best = int(gather(torch.tensor([found or 0]))[0])  # rank 0 wrote the metrics, so its word counts
-    if best:
+    best = int(gather(torch.tensor([found or 0]))[0])  # rank 0 wrote the metrics, so its answer counts
+    if best:  # by all ranks, in place
         restore(progress, load_checkpoint(run / f"checkpoint-{best}"))
     return best > 0
 
 
 def best_step(metrics: Path, every: int, patience: int, now: int) -> int | None:
     """The step of the best checkpoint, where the last `patience` ones up to `now` were no better; else None."""
-    rewards: dict[int, float] = {}
-    for line in metrics.read_text().splitlines() if metrics.is_file() else ():
-        row = json.loads(line)
-        rewards[int(row["step"])] = row.get("reward", float("nan"))
+    # A step whose samples could not be scored has no reward, or NaN; it counts for no checkpoint.
+    rewards = {int(row["step"]): row["reward"] for row in read_rows(metrics) if not isnan(row.get("reward", nan))}
     values = []
     for end in range(every, now + 1, every):
-        told = [rewards[step] for step in range(end - every + 1, end + 1) if rewards.get(step) == rewards.get(step)]
-        values.append(sum(told) / len(told) if told else float("-inf"))
+        scored = [rewards[step] for step in range(end - every + 1, end + 1) if step in rewards]
+        values.append(sum(scored) / len(scored) if scored else float("-inf"))
     if len(values) <= patience:
         return None
     best = values.index(max(values))
@@ -73,7 +71,7 @@ def watched(
 ) -> Iterator[dict[str, float]]:
     """The logs of `train`, each `every` steps with a look at held-out rewards, which also goes into the run's metrics.
 
-    A log with `monitor/alarm` is one where the training reward has been hacked for `patience` looks; rank 0 says so on
+    A log with `monitor/alarm` is one where the training reward has been hacked for `patience` looks; rank 0 warns on
     stderr, once. With `stop` the run then ends, with the newest checkpoint on disk that is not past the proxy point (if
     none is left, with the last weights). The run's metrics are the only memory, as in `until_no_better`.
     """
@@ -81,8 +79,8 @@ def watched(
         yield from logs
         return
     every, stop = monitor.settings.every, monitor.settings.stop
-    told = _looks(run)
-    if progress.step and progress.step % every == 0 and all(log["step"] != progress.step for log in told):
+    looked_at = {log["step"] for log in _looks(run)}
+    if progress.step and progress.step % every == 0 and progress.step not in looked_at:
         _look(progress, monitor, run, {"step": progress.step})  # killed between the checkpoint and the look
     if stop and _back(progress, monitor, run):
         return
@@ -98,11 +96,11 @@ def _look(progress: Progress, monitor: Monitor, run: Path, log: dict[str, float]
     seen = monitor.look(progress.policy)
     earlier = [row for row in _looks(run) if row["step"] < log["step"]]
     looks = [*earlier, {**log, **seen}]
-    found = _agreed(monitor.alarm(looks))
+    found = _agreed(monitor.alarm(looks))  # of rank 0, the one that has read all looks
     if found:
         seen[ALARM] = 1.0
     if rank() == 0:
-        written = next((row for row in _rows(run) if row["step"] == log["step"]), {})
+        written = next((row for row in read_rows(run / METRICS) if row["step"] == log["step"]), {})
         amend_metrics(run / METRICS, {**written, **log, **seen})
         hacked = monitor.alarm(looks)
         if hacked is not None and monitor.proxy is not None and not any(ALARM in row for row in earlier):
@@ -123,14 +121,9 @@ def _back(progress: Progress, monitor: Monitor, run: Path) -> bool:
 
 
 def _agreed(found: tuple[int, str] | None) -> int:
-    """The step of an alarm, 0 for none: rank 0 wrote the metrics, so its word counts."""
+    """The step of an alarm, 0 for none: rank 0 wrote the metrics, so its answer counts."""
     return int(gather(torch.tensor([found[0] if found else 0]))[0])
 
 
 def _looks(run: Path) -> list[dict[str, float]]:
-    return [row for row in _rows(run) if any(name.startswith(PREFIX) for name in row)]
-
-
-def _rows(run: Path) -> list[dict[str, float]]:
-    lines = (run / METRICS).read_text().splitlines() if (run / METRICS).is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]  # a torn last line is no row
+    return [row for row in read_rows(run / METRICS) if any(name.startswith(PREFIX) for name in row)]

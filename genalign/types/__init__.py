@@ -6,8 +6,8 @@ A *step* is a denoising step or a token: whatever one row of log-probabilities i
 S steps, K aspects of a reward, R rows of a micro-batch.
 """
 
-from genalign.types.errors import GenalignError, UsageError
-from genalign.types.protocols import Differentiable, ForwardProcess, Guide, Method, Policy, Reward, Weights
+from genalign.types.errors import GenalignError, UsageError, nearest
+from genalign.types.protocols import CoreReward, Differentiable, ForwardProcess, Guide, Method, Policy, Reward, Weights
 from genalign.types.records import Experience, Loss, Scores, Steps, Trajectory
 from genalign.types.samples import (
     MODALITIES,
@@ -23,6 +23,7 @@ from genalign.types.samples import (
 __all__ = [
     "MODALITIES",
     "SIBLING_BITS",
+    "CoreReward",
     "Differentiable",
     "Experience",
     "ForwardProcess",
@@ -41,6 +42,7 @@ __all__ = [
     "UsageError",
     "Weights",
     "family_seed",
+    "nearest",
     "sample_seed",
     "sibling_seed",
 ]

@@ -1,4 +1,10 @@
-"""What goes wrong, in one sentence each."""
+"""What goes wrong, as one sentence, and how such a sentence about an unknown name ends.
+
+`nearest` stands here because every room refuses unknown names and no room may import upwards.
+"""
+
+import difflib
+from collections.abc import Iterable, Set
 
 
 class GenalignError(Exception):
@@ -7,3 +13,12 @@ class GenalignError(Exception):
 
 class UsageError(GenalignError):
     """A wrong recipe, argument or file: one sentence. The CLI prints it and exits with 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown `name`: the known one nearest to it, else all of them, in their order."""
+    names = sorted(known) if isinstance(known, Set) else list(dict.fromkeys(known))
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known are {', '.join(names)}" if names else ""

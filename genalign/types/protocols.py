@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -16,8 +16,10 @@ Guide = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (step, x, out, x0_hat
 
 
 @runtime_checkable
-class Reward(Protocol):
+class CoreReward(Protocol):
     """Turns media into named scores. The same object trains, guides sampling, evaluates and serves.
+
+    A class of your own needs these members; those of `Reward` beyond them have defaults.
 
     name: for logs. needs: names it reads: modalities ("image", "text", ...), "prompt", or keys of Prompt.facts as
     "facts.answer". aspects: the K names it returns. looks_at: "sample", or "group"/"batch" when siblings matter.
@@ -56,10 +58,50 @@ class Reward(Protocol):
 
 
 @runtime_checkable
+class Reward(CoreReward, Protocol):
+    """A reward with every member, also those that a user's class may leave out (`reward.wrapper.with_defaults`).
+
+    weights: what each of the K aspects adds to the total; () stands for 1 each (the default). waits: a call spends its
+    time waiting for a server or another process, so that it may go on beside sampling (False). users: whose taste a
+    personal reward knows, by the name that stands in facts.user (()). pairwise: the reward only compares; beside its
+    win rates among siblings it has `compare(prompts, a, b)`, the (B,) logits that a is better than b (False). parts:
+    the rewards that it is made of (()).
+    """
+
+    @property
+    def weights(self) -> tuple[float, ...]: ...
+
+    @property
+    def waits(self) -> bool: ...
+
+    @property
+    def users(self) -> tuple[str, ...]: ...
+
+    @property
+    def pairwise(self) -> bool: ...
+
+    @property
+    def parts(self) -> tuple[Reward, ...]: ...
+
+    def lacks(self, offered: Set[str]) -> frozenset[str]:
+        """What is not `offered` and keeps the reward from scoring anything; empty where it can (needs - offered).
+
+        offered: modalities, "prompt", and keys as "facts.answer". A reward made of rewards does not lack a modality
+        for a part that the others can do without: that part abstains, and its facts are not needed.
+        """
+        ...
+
+
+@runtime_checkable
 class Policy(Protocol):
     """A generator whose sampling can be replayed with gradients. Diffusion pipelines and language models alike."""
 
     modalities: frozenset[str]
+
+    @property
+    def guided(self) -> bool:
+        """Whether sampling has a guidance scale that an evaluation can sweep."""
+        ...
 
     def rollout(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> Trajectory:
         """Sample `per_prompt` rows of each prompt, siblings adjacent, without grad, recording what replay needs.

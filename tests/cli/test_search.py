@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from genalign.cli.main import main
-from genalign.cli.search import _against
+from genalign.cli.search import gain_over
 from genalign.method import MethodSettings, build_method
 from genalign.policy import load_policy
 from genalign.policy.settings import PolicySettings, Sampler
@@ -139,12 +139,13 @@ def test_the_held_out_judge_stands_beside_the_searches(
 def test_a_gain_is_over_prompts_that_can_be_read_before_and_after() -> None:
     nan = float("nan")
     plain, found = torch.tensor([1.0, 3.0, nan, 0.0]), torch.tensor([2.0, 5.0, 7.0, nan])
-    assert _against(plain, plain, 2) == ("1.3333", "")
-    assert _against(plain, found, 1) == ("4.6667", "+3.3333")  # of one prompt: 14/3 - 4/3
-    mean, gain = _against(plain, found, 2)  # by prompts: 3.5 - 2, 7 - 0
-    assert (mean, gain.split(" ")[0]) == ("4.6667", "+4.2500")
-    assert _against(torch.tensor([nan]), torch.tensor([1.0]), 1) == ("1.0000", "-")
-    assert _against(torch.tensor([1.0]), torch.tensor([nan]), 1) == ("-", "-")
+    assert gain_over(plain, plain, 2) == (pytest.approx(4 / 3), None, None)
+    assert gain_over(plain, found, 1) == (pytest.approx(14 / 3), pytest.approx(14 / 3 - 4 / 3), None)
+    mean, gain, half_width = gain_over(plain, found, 2)  # by prompts: 3.5 - 2, 7 - 0
+    assert (mean, gain) == (pytest.approx(14 / 3), pytest.approx(4.25))
+    assert half_width == pytest.approx((7 - 1.5) / 2)  # of two prompts the interval reaches from one to the other
+    assert gain_over(torch.tensor([nan]), torch.tensor([1.0]), 1) == (1.0, None, None)
+    assert gain_over(torch.tensor([1.0]), torch.tensor([nan]), 1) == (None, None, None)
 
 
 def test_a_recipe_of_a_search_samples_and_is_measured(
@@ -279,7 +280,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         (["--reward", "sharpness"], "belong to a search"),
         (["--budget", "3"], "belong to a search"),
         (["--search", "reno", "--reward", "sharpness", "--budget", "0"], "--budget is 0; it must be at least 1"),
-        (["--search", "reno", "--reward", "sharpness=heavy"], "'heavy' is no number"),
+        (["--search", "reno", "--reward", "sharpness=heavy"], "'heavy' is not a number"),
         (["--search", "reno", "--reward", "image-rule"], "needs 'facts.objects'"),
         (["--search", "climb", "--reward", "sharpness"], "invalid choice"),
         (["method.budget=3"], "would change a recipe"),

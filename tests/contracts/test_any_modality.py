@@ -29,7 +29,6 @@ from genalign.reward import (
     check_needs,
     shipped_rewards,
 )
-from genalign.reward.base import lacks
 from genalign.reward.heads.head import HeadReward
 from genalign.run.build import build
 from genalign.run.recipe import load_recipe
@@ -148,9 +147,9 @@ EMPTY: frozenset[str] = frozenset()
 def test_each_combination_knows_whom_it_can_do_without(
     reward: Reward, picture: set[str], text: set[str], totals: list[float | None]
 ) -> None:
-    assert lacks(reward, {"image", "prompt"}) == picture
-    assert lacks(reward, {"text", "prompt"}) == text
-    assert not lacks(reward, {"image", "text", "facts.scene"})
+    assert reward.lacks({"image", "prompt"}) == picture
+    assert reward.lacks({"text", "prompt"}) == text
+    assert not reward.lacks({"image", "text", "facts.scene"})
     group = torch.zeros(2, dtype=torch.long) if reward.looks_at == "group" else None
     scores = reward(prompts(2), texts("x", "y"), group)
     told = [t if ok else None for t, ok in zip(scores.total.tolist(), scores.total_valid.tolist(), strict=True)]

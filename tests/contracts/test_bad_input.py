@@ -192,7 +192,7 @@ def test_empty_prompts_file(refused: Any, tmp_path: Path, content: str) -> None:
         ('{"prompt": "two stars"', "line 2 of"),
         ('{"text": "two stars"}', "no text under 'prompt'"),
         ('{"prompt": "x", "facts": 3}', "'facts'"),
-        ('"two stars"', "no text under 'prompt'"),
+        ('"two stars"', "line 2 of"),
     ],
 )
 def test_garbled_prompts_file(refused: Any, tmp_path: Path, line: str, words: str) -> None:
@@ -232,9 +232,9 @@ def test_unknown_model_recipe_and_run(refused: Any, tmp_path: Path) -> None:
     path = recipe_without_weights(tmp_path)
     expect(refused("train", path, "policy.model=tiny-flo"), 2, "no model folder 'tiny-flo'")
     expect(refused("train", "image-d3p"), 2, "'image-d3p'", "did you mean 'image-d3po'?")
-    expect(refused("train", path, "--resume", tmp_path / "none"), 2, "is no run folder")
-    expect(refused("eval", tmp_path / "empty-model"), 2, "is no run folder")
-    expect(refused("train", path, f"policy.model={tmp_path}"), 2, "is no model", "model_index.json")
+    expect(refused("train", path, "--resume", tmp_path / "none"), 2, "is not a run folder")
+    expect(refused("eval", tmp_path / "empty-model"), 2, "is not a run folder")
+    expect(refused("train", path, f"policy.model={tmp_path}"), 2, "is not a model", "model_index.json")
 
 
 @pytest.mark.parametrize(

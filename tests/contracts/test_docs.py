@@ -344,9 +344,9 @@ def test_every_key_and_name_of_reward_files_is_on_the_page():
 
 def test_every_form_of_judged_samples_is_on_the_page():
     rows = text_of("docs/data.md").split("## Judged samples")[1]
-    for form, columns in FORMS.items():
-        (row,) = [line for line in rows.splitlines() if line.startswith(f"| {form} |")]
-        assert all(f"`{column}`" in row for column in columns), form
+    for form in FORMS:
+        (row,) = [line for line in rows.splitlines() if line.startswith(f"| {form.name} |")]
+        assert all(f"`{column}`" in row for column in form.columns), form.name
 
 
 def test_method_pages_are_all_in_the_index():

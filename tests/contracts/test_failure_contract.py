@@ -129,7 +129,7 @@ def test_none_for_all_rows_of_a_call_is_an_opinion_and_no_failure() -> None:
 @pytest.mark.parametrize(
     ("kind", "answer", "told"),
     [
-        ("yes-no", lambda: {"choices": []}, "no chat completion"),
+        ("yes-no", lambda: {"choices": []}, "not a chat completion"),
         ("score", lambda: said("Score: 4", "length"), "cut off"),
         ("score", lambda: said("Score: 40"), "score"),
         ("score", lambda: said("I would rather not say."), "score"),
@@ -195,9 +195,9 @@ def test_a_second_try_is_one_score_and_a_failure_is_not_remembered() -> None:
         cached = Cached(YesNoJudge(endpoint=endpoint, question="{prompt}?"))
         runner, first = ask(cached, list(range(8)))
         assert first.failed[:, 0].tolist() == [row == BAD for row in range(8)]
-        assert (cached.asked, cached.hits) == (8, 0)
+        assert (cached.rows_seen, cached.hits) == (8, 0)
         second = runner(prompts(8, row=list(range(8)), value=VALUES), images(8), GROUP)
-        assert (cached.asked, cached.hits) == (16, 7)  # the failed one was asked again, and no other
+        assert (cached.rows_seen, cached.hits) == (16, 7)  # the failed one was asked again, and no other
     assert second.valid.all()
     assert torch.equal(second.total[:3], first.total[:3])
     assert calls.count(BAD) == 3

@@ -29,6 +29,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from genalign import ranks
 from genalign.cli.eval_reward import report
 from genalign.data.comparisons import read_comparisons
 from genalign.method import common
@@ -150,7 +151,9 @@ def test_a_group_split_over_ranks_is_one_group(rule: Any, monkeypatch: pytest.Mo
         everyone, whole, here = common.over_ranks(scores.select(split[rank]), group[split[rank]])
         found[rank] = advantages(everyone, whole, rule)[0][here]
 
-    monkeypatch.setattr(common, "gather", gather)
+    for module in (ranks, common):
+        monkeypatch.setattr(module, "gather", gather)
+    monkeypatch.setattr(ranks, "world", lambda: 2)
     monkeypatch.setattr(common, "rank", lambda: local.rank)
     threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
     for thread in threads:
@@ -234,4 +237,6 @@ def test_an_exam_on_prompts_that_are_trained_on_is_told_of(tmp_path: Path, caplo
         assert caplog.messages == []
         (tmp_path / "exam.txt").write_text("exam a\nprompt c\nprompt d\n")
         build(recipe)
-    assert caplog.messages == ["2 of 3 prompts in exam.txt are trained on: no exam"]
+    assert caplog.messages == [
+        "2 of 3 prompts in exam.txt are also training prompts, so this evaluation is not held out"
+    ]

@@ -35,14 +35,16 @@ from genalign.cli.export import export
 from genalign.cli.main import main
 from genalign.data.comparisons import read_comparisons
 from genalign.data.judged import Comparisons
-from genalign.data.preferences import _from_hub, find_pairs
+from genalign.data.preferences import find_pairs
 from genalign.data.prompts import read_prompts
+from genalign.data.tables import _from_hub
 from genalign.evaluation.card import write_card
 from genalign.evaluation.evaluate import EvalSettings, evaluate
 from genalign.evaluation.report import write_report
 from genalign.files.shipped import shipped
+from genalign.media import audio
 from genalign.media.image import PICTURES, load_png
-from genalign.media.video import load_video
+from genalign.media.video import load_sound, load_video
 from genalign.policy.language import load_language
 from genalign.policy.load import load_diffusion
 from genalign.policy.settings import PolicySettings
@@ -211,12 +213,12 @@ def test_recipe_yaml(tmp_path: Path, marker: Path) -> None:
     plain.write_text(yaml.safe_dump({key: value for key, value in own.items() if key != "reward"}) + f"reward: {tag}\n")
     with pytest.raises(UsageError, match="is not YAML"):
         load_recipe(plain)
-    with pytest.raises(yaml.YAMLError):
+    with pytest.raises(UsageError, match="is not YAML"):
         write_card(tmp_path / "run")
     with pytest.raises(UsageError, match="is not YAML"):
         load_recipe(write_recipe(tmp_path / "other"), [f"train.seed={tag}"])
     (tmp_path / "reward.yaml").write_text(f"use: {tag}\n")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="is not YAML"):
         build_reward("reward.yaml", tmp_path)
     assert not marker.exists()
 
@@ -235,6 +237,7 @@ class Grey:
     """Draws one picture, whatever it is asked."""
 
     modalities = frozenset({"image"})
+    guided = True
 
     def weights(self, which: str) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -332,7 +335,8 @@ def a_run(folder: Path, code: str) -> Path:
     write_recipe(folder, eval=None)
     (folder / "rules.py").write_text(code)
     (folder / "adapter").mkdir()
-    save_file({"base_model.model.a.lora_A.weight": torch.ones(1, 1)}, folder / "adapter" / "adapter_model.safetensors")
+    pair = {f"base_model.model.a.lora_{half}.weight": torch.ones(1, 1) for half in "AB"}
+    save_file(pair, folder / "adapter" / "adapter_model.safetensors")
     (folder / "adapter" / "adapter_config.json").write_text(
         '{"lora_alpha": 1, "auto_mapping": {"parent_library": "x"}}'
     )
@@ -392,7 +396,7 @@ def test_report(tmp_path: Path) -> None:
     for _, attributes in page.tags:
         for name, value in attributes:
             assert not name.startswith("on")
-            assert name not in ("src", "href", "srcset", "data", "action") or value.startswith("data:")
+            assert name not in ("src", "href", "srcset", "data", "action") or value.startswith(("data:", "#"))
     assert hostile in page.text
 
 
@@ -521,6 +525,32 @@ def test_row_picture_format(tmp_path: Path, marker: Path, monkeypatch: pytest.Mo
         assert load_png(tmp_path / "right.png").shape == (3, 4, 4)
 
 
+def test_row_sound(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    own = tmp_path / "own"
+    own.mkdir()
+    for folder in (own, tmp_path):
+        soundfile.write(folder / "a.wav", torch.zeros(8).numpy(), 8000)
+    assert audio.cell("a.wav", own, "row 1")[1] == 8000.0
+    for name in ("../a.wav", str(tmp_path / "a.wav"), "http://127.0.0.1:9/a.wav"):
+        for value in (name, {"bytes": None, "path": name}):
+            with pytest.raises(UsageError, match=r"row 1: .* is not a file below"):
+                audio.cell(value, own, "row 1")
+
+
+def test_listed_samples(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", "")
+    (tmp_path / "secret.wav").write_bytes(b"secret")
+    folder = run / "samples" / "step-1"
+    folder.mkdir(parents=True)
+    for name in ("../../../secret.wav", str(tmp_path / "secret.wav")):
+        row = {"prompt": "x", "seed": 1, "base": name, "tuned": name, "medium": "audio"}
+        lines(folder / "grid.jsonl", row)
+        for write in (write_report, write_card):
+            with pytest.raises(UsageError, match="is not a file below"):
+                write(run)
+
+
 def test_row_video(tmp_path: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     av = pytest.importorskip("av")
     own = tmp_path / "own"
@@ -549,6 +579,8 @@ def test_row_video(tmp_path: Path, listener: Listener, monkeypatch: pytest.Monke
         (own / name).write_text(text)
         with pytest.raises(UsageError, match="cannot be read as a video"):
             load_video(own / name)
+        with pytest.raises(UsageError, match=r"sound .* cannot be read"):
+            load_sound(own / name)
     monkeypatch.chdir(own)
     for name in ("../secret.mp4", str(tmp_path / "secret.mp4"), f"{listener.url}/x.mp4", "http:/127.0.0.1/x.mp4"):
         row = {"prompt": "p", "path_A": name, "path_B": "a.mp4", "VQ": "A", "MQ": "A", "TA": "A", "Overall": "A"}

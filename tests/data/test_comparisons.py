@@ -97,10 +97,20 @@ def test_plain_rows(tmp_path):
     ("rows", "said"),
     [
         ([{"prompt": "x", "picture": "a.png"}], "of no form that genalign knows"),
-        ([{"prompt": "x", "a": "y", "b": "y", "p": 1}], r"row 1 of .*two different samples"),
-        ([{"prompt": "x", "a": "y", "b": "z", "p": 1}, {"prompt": "x", "a": "y", "p": 1}], r"row 2 of .* lacks 'b'"),
-        ([{"prompt": "x", "a": "y", "b": "z.png", "p": 1}], "image and text; keep one kind"),
-        ([{"prompt": "x", "generations": ["a"], "ranking": [1]}], "one mark for each of two"),
+        (
+            [{"prompt": "x", "a": "y.png", "b": "y.png", "p": 1}],
+            r"line 1 of .*to an equal one \(y\.png\)",
+        ),
+        ([{"prompt": "x", "a": "y", "b": "z", "p": 1}, {"prompt": "x", "a": "y", "p": 1}], r"line 2 of .* lacks 'b'"),
+        (
+            [{"prompt": "x", "image": "y.png", "rating": 1}, {"prompt": "x", "text": "y", "rating": 1}],
+            "image and text; ",
+        ),
+        ([{"prompt": "x", "a": "y", "b": "z", "p": 1.5}], r"line 1 of .* has a p of 1\.5"),
+        (
+            [{"prompt": "x", "generations": ["a"], "ranking": [1]}],
+            "one ranking for each picture of its",
+        ),
         ([], "nothing in it"),
     ],
 )

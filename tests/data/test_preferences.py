@@ -154,14 +154,14 @@ def test_prompts_without_pictures_stay_prompts(tmp_path):
         ([GOOD, {**GOOD, "rejected": "z.png"}], "line 2 of .* names the picture 'z.png', which is not in"),
         (
             [GOOD, {**GOOD, "rejected": "a.png"}],
-            r"line 2 of .* prefers a picture to an equal one \(a.png\); drop the line",
+            r"line 2 of .* prefers a picture to an equal one \(a.png\); mend or drop the line",
         ),
         ([GOOD, {**GOOD, "chosen": "a2.png", "rejected": "a.png"}], "line 2 of .* prefers a picture to an equal one"),
         ([GOOD, {**GOOD, "chosen": None}], "line 2 of .* has no path of a picture under 'chosen'"),
         ([GOOD, "{not json"], "line 2 of .* is not JSON"),
-        ([GOOD, "[1]"], "line 2 of .* is no JSON object"),
-        ([GOOD, {"prompt": "p", "chosen": "a.png"}], "line 2 of .* is no pair with a prompt"),
-        ([GOOD, {**GOOD, "prompt": " "}], "line 2 of .* is no pair with a prompt"),
+        ([GOOD, "[1]"], "line 2 of .* is not a JSON object"),
+        ([GOOD, {"prompt": "p", "chosen": "a.png"}], "line 2 of .* lacks 'rejected'; mend or drop the line"),
+        ([GOOD, {**GOOD, "prompt": " "}], "line 2 of .* has no text as its prompt"),
         ([{**PICK, "label_0": 0.5, "label_1": 0.5}], "prefers nothing: 1 of its 1 rows are ties"),
         ([{**PICK, "label_0": None}], r"line 1 of .* prefers by \[None, 0.0\], which are not all numbers"),
         ([{**HPD, "human_preference": [1]}], "line 1 of .* has not one human_preference for each picture"),
@@ -199,7 +199,7 @@ def test_folders_without_pairs(tmp_path, pictures):
     with pytest.raises(UsageError, match=r"holds no \.jsonl files and no table"):
         read_prompts(empty)
     write(empty, {"prompt": "only words"})
-    with pytest.raises(UsageError, match="holds no pairs of pictures"):
+    with pytest.raises(UsageError, match="has the columns prompt, of no form that genalign knows"):
         read_prompts(empty)
     write(empty, GOOD, name="second.jsonl")
     with pytest.raises(UsageError, match=r"holds 2 \.jsonl files"):
@@ -209,7 +209,7 @@ def test_folders_without_pairs(tmp_path, pictures):
 def test_columns_that_nobody_knows(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"prompt": ["x"], "winner": ["a"]}).save_to_disk(str(tmp_path / "table"))
-    with pytest.raises(UsageError, match="has the columns prompt, winner, none of the pairs that genalign knows"):
+    with pytest.raises(UsageError, match="has the columns prompt, winner, of no form that genalign knows"):
         read_prompts(tmp_path / "table")
 
 
@@ -227,7 +227,7 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
     assert data_path("somebody/pairs", tmp_path) == "somebody/pairs"
     assert data_path("emojiworld/trian.jsonl", tmp_path) == tmp_path / "emojiworld/trian.jsonl"
     assert levels(read_prompts("somebody/pairs").pairs, 0) == [0.9, 0.2]
-    with pytest.raises(GenalignError, match=r"'nobody/nothing' is no file or folder here .* \(no network\)"):
+    with pytest.raises(GenalignError, match=r"'nobody/nothing' is not a file or folder here .* \(no network\)"):
         read_prompts("nobody/nothing")
     assert asked == [("somebody/pairs", "train"), ("nobody/nothing", "train")]
 

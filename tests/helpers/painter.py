@@ -20,6 +20,10 @@ class Painter:
     which: str = "policy"
     asked: list = field(default_factory=list)
 
+    @property
+    def guided(self):
+        return self.modalities != {"text"}
+
     @contextmanager
     def weights(self, which):
         before, self.which = self.which, which

@@ -22,6 +22,7 @@ class ToyPolicy:
     """
 
     modalities = frozenset({"image"})
+    guided = True
 
     def __init__(self, steps: int = 3, rows_together: int = 2, sigma: float = 0.5, token_like: bool = False) -> None:
         self.steps, self.rows_together, self.sigma, self.token_like = steps, rows_together, sigma, token_like

@@ -26,6 +26,7 @@ class ToySampler:
     """
 
     modalities = frozenset({"image"})
+    guided = True
 
     def __init__(self, steps: int = 5, sigmas: Sequence[float] | None = None) -> None:
         draw = torch.Generator().manual_seed(7)

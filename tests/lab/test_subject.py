@@ -47,10 +47,10 @@ def test_what_is_shipped_is_what_is_built_and_the_exam_is_not_shown(tmp_path: Pa
 
 def test_its_pictures_are_answers_and_are_not_asked_with():
     built = build(load_recipe("image-subject"))
-    assert [prompt.text for prompt in built.taught] == [prompt.text for prompt in built.data.rows]
+    assert [prompt.text for prompt in built.rewarded_prompts] == [prompt.text for prompt in built.data.rows]
     assert all(prompt.media is not None for prompt in built.data.rows)
-    assert all(prompt.media is None for prompt in built.taught)
-    assert built.asked.rows == built.taught
+    assert all(prompt.media is None for prompt in built.rewarded_prompts)
+    assert built.prompts_to_sample.rows == built.rewarded_prompts
 
 
 @pytest.mark.parametrize("name", ["pipelines/image-subject.yaml", "rewards/image-likeness.yaml"])

@@ -5,7 +5,8 @@ import json
 import numpy as np
 from PIL import Image
 
-from genalign.media.sheet import CELL, sample_grid
+from genalign.media.grid import CELL
+from genalign.media.sheet import sample_grid
 from tests.helpers.painter import GAIN, PROMPTS, Painter
 
 

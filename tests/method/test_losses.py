@@ -47,7 +47,7 @@ def expected_sum_then_normalise(totals: list[float | None], group: list[int], st
         siblings = [t for t, g in zip(totals, group, strict=True) if g == group[i] and t is not None]
         if baseline == "batch":
             siblings = readable
-        if total is None or len(siblings) < 2 or unbiased(siblings) <= 1e-4 * max(abs(s) for s in siblings):
+        if total is None or len(siblings) < 2 or unbiased(siblings) <= 2**-20 * max(abs(s) for s in siblings):
             out.append(0.0)
             continue
         others = list(siblings)
@@ -80,7 +80,7 @@ def test_normalise_then_sum_is_the_loop():
     for k in range(3):
         for i in range(8):
             siblings = [float(table[j, k]) for j in range(8) if GROUP[j] == GROUP[i] and not table[j, k].isnan()]
-            if not table[i, k].isnan() and unbiased(siblings) > 1e-4 * max(siblings):
+            if not table[i, k].isnan() and unbiased(siblings) > 2**-20 * max(siblings):
                 sums[i] += weights[k] * (float(table[i, k]) - sum(siblings) / len(siblings)) / unbiased(siblings)
     expected = torch.tensor(sums, dtype=torch.float64) / unbiased(sums)
     advantage, counted, _ = advantages(scored(table, weights), GROUP, "normalise_then_sum")

@@ -74,7 +74,7 @@ GOOD = '{"prompt": "a", "chosen_seed": 1, "rejected_seed": 2, "model": "m", "sam
         (None, "cannot read the labelled pairs"),
         ("\n", "holds no labelled pairs"),
         (GOOD + "\n{not json", "line 2 of .* is not JSON"),
-        ("[1]", "line 1 of .* has no str under 'prompt'"),
+        ("[1]", "line 1 of .* is not a JSON object"),
         (GOOD.replace("1", '"1"'), "line 1 of .* has no int under 'chosen_seed'"),
         (GOOD.replace("1", "true"), "line 1 of .* has no int under 'chosen_seed'"),
         (GOOD.replace("2", "1"), "prefers seed 1 to itself"),

@@ -183,7 +183,7 @@ def test_files_are_found_beside_the_file_that_names_them(tmp_path: Path) -> None
     (tmp_path / "small.yaml").write_text("{use: sharpness, half: 1e-3}")
     assert build_reward("small", tmp_path).version == Sharpness(half=0.001).version
     (tmp_path / "bad.yaml").write_text("use: [unclosed")
-    with pytest.raises(UsageError, match=r"bad\.yaml cannot be read"):
+    with pytest.raises(UsageError, match=r"bad\.yaml is not YAML, line 1"):
         build_reward("bad.yaml", tmp_path)
 
 
@@ -215,3 +215,17 @@ def test_exemplars_of_a_function_are_made_in_the_worker(tmp_path: Path) -> None:
     assert int(text) not in (os.getpid(), os.getppid())
     with pytest.raises(UsageError, match=r"fails of .* gives no exemplars: ZeroDivisionError"):
         read_exemplars(f"{tmp_path / 'made.py'}:fails")
+
+
+def test_the_labs_judge_has_a_name_of_its_own_and_keeps_the_older_one(tmp_path: Path) -> None:
+    named, older = build_reward("emojiworld-judge", tmp_path), build_reward("judge", tmp_path)
+    by_address = build_reward("genalign.lab.judge:Judge", tmp_path)
+    assert named.version == older.version == by_address.version
+    assert named.name == older.name == "judge"  # log keys and eval.json stay as they were
+
+
+def test_settings_of_a_served_reward_are_those_of_a_web_request(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no setting 'timeuot'; did you mean 'timeout'"):
+        build_reward({"use": "http://127.0.0.1:9", "timeuot": 3}, tmp_path)
+    with pytest.raises(UsageError, match=r"timeout of http://127\.0\.0\.1:9 is 0"):
+        build_reward({"use": "http://127.0.0.1:9", "timeout": 0}, tmp_path)

@@ -105,7 +105,7 @@ def test_scientific_notation_is_a_number_even_where_no_type_says_so() -> None:
         ("eval.heldout=x", r"no key 'eval.heldout'; did you mean 'held_out'\?"),
         ("polices={}", r"no key 'polices'; did you mean 'policy'\?"),
         ("train.steps=few", r"train.steps: input should be a valid integer.*'few'"),
-        ("train.steps", r"'train.steps' is no override; write key.subkey=value"),
+        ("train.steps", r"'train.steps' is not an override; write key.subkey=value"),
         ("train.steps=[1", r"not YAML"),
         ("reward.x=1", r"reaches into reward, which has no keys"),
         ("method.name=grop", r"no method 'grop'; did you mean 'grpo'\?"),

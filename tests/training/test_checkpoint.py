@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from genalign.training.backend import load_optimizer_state, optimizer_state
 from genalign.training.checkpoint import (
     load_checkpoint,
-    load_optimizer_state,
     newest_checkpoint,
-    optimizer_state,
     random_state,
     save_checkpoint,
     set_random_state,

@@ -220,7 +220,7 @@ class Searched:
 
     def __init__(self, policy: Policy, method: Searching, reward: Reward | None, batch: int) -> None:
         self.policy, self.method, self.reward, self.batch = policy, method, reward, batch
-        self.modalities = policy.modalities
+        self.modalities, self.guided = policy.modalities, policy.guided
         self._searches = True
 
     @contextmanager

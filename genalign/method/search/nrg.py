@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,22 +12,8 @@ from torch import Tensor
 
 from genalign.method.search.base import Inference, SearchState
 from genalign.method.search.levels import Reader
-from genalign.method.settings import MethodSettings
+from genalign.method.settings import LatentReward, MethodSettings
 from genalign.types import Method, Prompt, UsageError
-
-
-class LatentReward(Protocol):
-    """A reward that reads latents on their way: (prompts, x (R,*L), a, s) -> (R,K) with grad, for x = a x0 + s eps."""
-
-    @property
-    def aspects(self) -> tuple[str, ...]: ...
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """What each aspect counts by default."""
-        ...
-
-    def __call__(self, prompts: Sequence[Prompt], x: Tensor, a: float, s: float) -> Tensor: ...
 
 
 class FitSettings(BaseModel):
@@ -55,6 +41,7 @@ class GuidanceSettings(MethodSettings):
     """Flow-NRG: which reward guides, and how hard."""
 
     presets: ClassVar = {"nrg": {}}
+    folders: ClassVar = {"noisy": ("assets",)}
 
     group: int = Field(1, ge=1, le=1)
     """One sample at a time: guidance compares nothing."""
@@ -72,6 +59,13 @@ class GuidanceSettings(MethodSettings):
     def build(self, folder: Path) -> Method:
         return Guidance(self)
 
+    @property
+    def guided_by(self) -> str:
+        return self.noisy
+
+    def build_guided(self, latent: Callable[[], LatentReward]) -> Method:
+        return Guidance(self, latent)
+
 
 class Guidance(Inference):
     """Reward guidance by a noise-aware latent reward (Flow-NRG, arXiv 2501.13918): score += w grad r.
@@ -81,13 +75,11 @@ class Guidance(Inference):
     Departs from the paper: (1) s / a is capped instead of left out at t = 1 alone. (2) Each objective is divided by its
     spread over the samples it was fitted on, so that one strength serves all.
 
-    latent: what loads the fitted reward, put here by whoever knows where it is.
+    latent: what loads the fitted reward, given by whoever knows where it is.
     """
 
-    latent: Callable[[], LatentReward] | None = None
-
-    def __init__(self, settings: GuidanceSettings) -> None:
-        self.settings, self.name = settings, settings.name
+    def __init__(self, settings: GuidanceSettings, latent: Callable[[], LatentReward] | None = None) -> None:
+        self.settings, self.name, self.latent = settings, settings.name, latent
         self.needs = frozenset({"reward"})
 
     def _search(self, state: SearchState) -> None:

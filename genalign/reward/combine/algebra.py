@@ -1,6 +1,6 @@
 """Rewards out of rewards. A combination keeps its parts' scores as columns, named `part` or `part/aspect`.
 
-Each part is asked under guard: a part that breaks masks rows, it does not end the run.
+Each part is called through `guarded`: a part that breaks masks rows, it does not end the run.
 """
 
 from __future__ import annotations
@@ -12,9 +12,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Missing, Scope, aspect_weights, combine, digest, nearest, total_confidence, widest
-from genalign.reward.combine.combination import Combination, Summary, lost_rows, side_by_side, silent_rows
-from genalign.types import Media, Prompt, Reward, Scores, UsageError
+from genalign.reward.base import Scope, aspect_weights, digest, widest
+from genalign.reward.combine.combination import (
+    Combination,
+    Summary,
+    abstained_rows,
+    failed_rows,
+    side_by_side,
+    totals,
+    weighted,
+)
+from genalign.reward.scores import Missing, combine, total_confidence
+from genalign.types import Media, Prompt, Reward, Scores, UsageError, nearest
 
 Mode = Literal["confidence", "fallback", "stratified"]
 
@@ -30,26 +39,27 @@ class Sum(Combination):
     def __init__(
         self, parts: Sequence[Reward | tuple[Reward, float]], missing: Missing = "zero_advantage", name: str = "sum"
     ) -> None:
-        pairs = [part if isinstance(part, tuple) else (part, 1.0) for part in parts]
-        if not pairs:
+        rewards, self.part_weights = weighted(parts)
+        if not rewards:
             raise UsageError(f"reward {name!r} is a sum of nothing; give it at least one part")
         if missing not in get_args(Missing):
             raise UsageError(f"a sum has no missing rule {missing!r}{nearest(missing, get_args(Missing))}")
-        super().__init__([part for part, _ in pairs])
+        super().__init__(rewards)
         self.name, self.missing = name, missing
-        self.part_weights = tuple(float(weight) for _, weight in pairs)
 
     @property
     def aspects(self) -> tuple[str, ...]:
         return self.columns
 
     @property
-    def weights(self) -> tuple[float, ...]:
-        scaled = zip(self.parts, self.part_weights, strict=True)
-        return tuple(float(w) * weight for part, weight in scaled for w in aspect_weights(part))
+    def weights(self) -> tuple[float, ...]:  # type: ignore[override]
+        weights: list[float] = []
+        for part, weight in zip(self.parts, self.part_weights, strict=True):
+            weights += [float(inner) * weight for inner in aspect_weights(part)]
+        return tuple(weights)
 
-    def speaks(self, heard: Sequence[bool]) -> bool:
-        counted = [part for part, weight in zip(heard, self.part_weights, strict=True) if weight]
+    def can_score(self, usable: Sequence[bool]) -> bool:
+        counted = [part for part, weight in zip(usable, self.part_weights, strict=True) if weight]
         return all(counted) if self.missing == "invalid" else any(counted)
 
     @property
@@ -62,23 +72,22 @@ class Sum(Combination):
         return digest("sum", self.name, self.missing, self.part_weights, [part.version for part in self.parts])
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        told = self._ask(prompts, media, group)
+        scores = self._score_parts(prompts, media, group)
         total, total_valid = combine(
-            torch.stack([scores.total for scores in told], 1),
-            torch.stack([scores.total_valid for scores in told], 1),
-            torch.stack([lost_rows(scores) for scores in told], 1),
+            *totals(scores),
             torch.tensor(self.part_weights),
             group,
             self.missing,
         )
-        weights = torch.cat([s.weights * weight for s, weight in zip(told, self.part_weights, strict=True)])
-        return replace(side_by_side(self.columns, told), total=total, total_valid=total_valid, weights=weights)
+        scaled = [part.weights * weight for part, weight in zip(scores, self.part_weights, strict=True)]
+        weights = torch.cat(scaled)
+        return replace(side_by_side(self.columns, scores), total=total, total_valid=total_valid, weights=weights)
 
 
 class Hybrid(Summary):
     """A rule that knows how sure it is, and a learned reward for what it does not know; images and text alike.
 
-    With rule r, its confidence c in [0,1] (0 where it abstains; 1 where a rule does not say) and model m:
+    With rule r, its confidence c in [0,1] (0 where it abstains; 1 where a rule gives none) and model m:
     "confidence": c r + (1 - c) m (in the spirit of HARMO, arXiv 2510.05283). "fallback": r where it applies, else m.
     "stratified": 1[r >= threshold] + alpha s, with s in [-1,1] the model's score min-max scaled among the siblings of
     the same class (HERO, arXiv 2510.07242), so that with alpha < 1/2 no model can lift a wrong sample over a right one.
@@ -112,25 +121,27 @@ class Hybrid(Summary):
         self.siblings = mode == "stratified"
         self.settings = (mode, (alpha, threshold) if mode == "stratified" else None)
 
-    def speaks(self, heard: Sequence[bool]) -> bool:
-        return heard[0] if self.mode == "stratified" else any(heard)
+    def can_score(self, usable: Sequence[bool]) -> bool:
+        return usable[0] if self.mode == "stratified" else any(usable)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        rule, model = self._ask(prompts, media, group)
-        sure = total_confidence(rule)  # (B,)
+        rule, model = self._score_parts(prompts, media, group)
+        rule_confidence = total_confidence(rule)  # (B,)
         if self.mode == "stratified":
-            total, readable, lost = self._stratified(rule, model, group)
+            total, readable, failed = self._stratified(rule, model, group)
         else:
-            share = sure if self.mode == "confidence" else rule.total_valid.to(sure)
-            share = torch.where(silent_rows(model) & rule.total_valid, 1.0, share)
-            share = torch.where(silent_rows(rule), 0.0, share)
-            lost = (lost_rows(rule) & ~silent_rows(rule)) | (lost_rows(model) & (share < 1))
-            readable = ~lost & ((rule.total_valid & (share > 0)) | (model.total_valid & (share < 1)))
+            share = rule_confidence if self.mode == "confidence" else rule.total_valid.to(rule_confidence)
+            # Where one abstains the other stands alone; a part whose share is 0 may fail without masking the row.
+            share = torch.where(abstained_rows(model) & rule.total_valid, 1.0, share)
+            share = torch.where(abstained_rows(rule), 0.0, share)
+            failed = (failed_rows(rule) & ~abstained_rows(rule)) | (failed_rows(model) & (share < 1))
+            readable = ~failed & ((rule.total_valid & (share > 0)) | (model.total_valid & (share < 1)))
             total = share * rule.total + (1 - share) * model.total
-        confidence = torch.where(rule.total_valid, sure, total_confidence(model))
-        return self.say([rule, model], total, readable, lost, confidence=confidence)
+        confidence = torch.where(rule.total_valid, rule_confidence, total_confidence(model))
+        return self.summarise([rule, model], total, readable, failed, confidence=confidence)
 
     def _stratified(self, rule: Scores, model: Scores, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Total, valid, failed, each (B,)."""
         right = rule.total >= self.threshold
         siblings = torch.arange(len(right)) if group is None else group.cpu()
         scaled = torch.zeros_like(model.total)
@@ -139,8 +150,8 @@ class Hybrid(Summary):
                 rows = (siblings == name) & kind & rule.total_valid & model.total_valid
                 if rows.any():
                     scaled = torch.where(rows, _min_max(model.total, rows), scaled)
-        lost = lost_rows(rule) | (lost_rows(model) & rule.total_valid)
-        return right.to(scaled) + self.alpha * scaled, rule.total_valid & ~lost, lost
+        failed = failed_rows(rule) | (failed_rows(model) & rule.total_valid)
+        return right.to(scaled) + self.alpha * scaled, rule.total_valid & ~failed, failed
 
 
 class Pick(Summary):
@@ -158,11 +169,12 @@ class Pick(Summary):
         self.index = part.aspects.index(aspect)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        (told,) = self._ask(prompts, media, group)
+        (scores,) = self._score_parts(prompts, media, group)
         k = self.index
-        sure, spread = (None if column is None else column[:, k] for column in (told.confidence, told.std))
-        failed, valid = told.failed[:, k], told.valid[:, k]
-        return self.say([told], told.values[:, k], valid, failed, confidence=sure, std=spread)
+        confidence = None if scores.confidence is None else scores.confidence[:, k]
+        std = None if scores.std is None else scores.std[:, k]
+        failed, valid = scores.failed[:, k], scores.valid[:, k]
+        return self.summarise([scores], scores.values[:, k], valid, failed, confidence=confidence, std=std)
 
 
 def _min_max(values: Tensor, rows: Tensor) -> Tensor:

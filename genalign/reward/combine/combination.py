@@ -12,44 +12,47 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import (
+    RewardDefaults,
     Scope,
-    all_silent,
     aspect_weights,
     column,
-    combine,
     digest,
-    lacks,
-    nearest,
-    total_confidence,
-    unheard,
+    first_missing,
+    first_repeated,
     widest,
 )
 from genalign.reward.guard import guarded
-from genalign.types import Media, Prompt, Reward, Scores, UsageError
+from genalign.reward.needs import reads_another_modality
+from genalign.reward.scores import all_abstained, combine, total_confidence
+from genalign.reward.wrapper import with_defaults
+from genalign.types import CoreReward, Media, Prompt, Reward, Scores, UsageError, nearest
 
 
-class Combination:
+class Combination(RewardDefaults):
     """Names, needs and state of several rewards taken together; a part that reads another modality abstains."""
 
     name: str
 
-    def __init__(self, parts: Sequence[Reward]) -> None:
-        self.parts = tuple(parts)
+    def __init__(self, parts: Sequence[CoreReward]) -> None:
+        self.parts = tuple(with_defaults(part) for part in parts)
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset().union(*(part.needs for part in self.parts))
 
     def lacks(self, offered: AbstractSet[str]) -> frozenset[str]:
-        heard = [not unheard(part, offered) for part in self.parts]
-        asked = heard if self.speaks(heard) else [True] * len(heard)
-        of_parts = [lacks(part, offered) for part, counts in zip(self.parts, asked, strict=True) if counts]
-        own = self.needs.difference(*(part.needs for part in self.parts)) - offered
-        return own.union(*of_parts)
+        usable = [not reads_another_modality(part, offered) for part in self.parts]
+        # Where the others can do without a part of another modality, that part abstains: nothing of it is lacking.
+        counted = usable if self.can_score(usable) else [True] * len(usable)
+        lacking = self.needs.difference(*(part.needs for part in self.parts)) - offered  # of the combination's own
+        for part, counts in zip(self.parts, counted, strict=True):
+            if counts:
+                lacking |= part.lacks(offered)
+        return lacking
 
-    def speaks(self, heard: Sequence[bool]) -> bool:
-        """Whether it can say anything where only the parts that are `heard` do, (P,)."""
-        return all(heard)
+    def can_score(self, usable: Sequence[bool]) -> bool:
+        """Whether it gives any score where the parts that are not `usable`, (P,), abstain from every row."""
+        return all(usable)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -58,9 +61,11 @@ class Combination:
         Raises:
             UsageError: two of them have the same name.
         """
-        names = [column(part, aspect) for part in self.parts for aspect in part.aspects]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
+        names: list[str] = []
+        for part in self.parts:
+            names += [column(part, aspect) for aspect in part.aspects]
+        twice = first_repeated(names)
+        if twice is not None:
             raise UsageError(f"two parts of reward {self.name!r} are called {twice!r}; give one of them another name")
         return tuple(names)
 
@@ -79,27 +84,34 @@ class Combination:
             part.update(Scores(part.aspects, values, valid, failed, total, readable, weights, confidence), step)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {f"{part.name}.{key}": value for part in self.parts for key, value in part.state_dict().items()}
+        state: dict[str, Tensor] = {}
+        for part in self.parts:
+            state |= {f"{part.name}.{key}": value for key, value in part.state_dict().items()}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for part in self.parts:
             prefix = f"{part.name}."
             part.load_state_dict({key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)})
 
-    def _ask(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> list[Scores]:
-        kinds = frozenset(media)
-        return [
-            all_silent(part, len(prompts)) if unheard(part, kinds) else guarded(part, prompts, media, group)
-            for part in self.parts
-        ]
+    def _score_parts(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> list[Scores]:
+        """The scores of each part, on the CPU; a part that reads another modality is not called."""
+        modalities = frozenset(media)
+        scores = []
+        for part in self.parts:
+            if reads_another_modality(part, modalities):
+                scores.append(all_abstained(part, len(prompts)))
+            else:
+                scores.append(guarded(part, prompts, media, group))
+        return scores
 
 
 class Summary(Combination):
-    """A combination that says one number: its first column, called as it is; the other columns are kept for the log.
+    """A combination with one number as its result: its first column, which has its name. The rest is for the log.
 
-    own: columns of its own between the two, which its `update` may read (a part's total, a multiplier). settings: what
-    tells two rewards of one class apart, beside name and parts. siblings: True where rows are compared in groups.
-    state: its own tensors, which `update` alone may replace.
+    own: columns of its own between the first and the parts', which its `update` may read (a part's total, a
+    multiplier). settings: what distinguishes two rewards of one class, beside name and parts; hashed into `version`.
+    siblings: True where rows are compared in groups. state: its own tensors, which `update` alone may replace.
     """
 
     own: tuple[str, ...] = ()
@@ -114,13 +126,13 @@ class Summary(Combination):
     @property
     def aspects(self) -> tuple[str, ...]:
         names = (self.name, *self.own, *self.columns)
-        twice = next((name for name in names if names.count(name) > 1), None)
+        twice = first_repeated(names)
         if twice is not None:
             raise UsageError(f"reward {self.name!r} has two columns called {twice!r}; give it or its part another name")
         return names
 
     @property
-    def weights(self) -> tuple[float, ...]:
+    def weights(self) -> tuple[float, ...]:  # type: ignore[override]
         return (1.0, *(0.0 for _ in (*self.own, *self.columns)))
 
     @property
@@ -135,15 +147,15 @@ class Summary(Combination):
         return {**self.state, **super().state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        absent = next((key for key in self.state if key not in state), None)
+        absent = first_missing(self.state, state)
         if absent is not None:
             raise UsageError(f"the state of reward {self.name!r} lacks {absent!r}; the checkpoint is of another reward")
         self.state = {key: state[key] for key in self.state}
         super().load_state_dict(state)
 
-    def say(
+    def summarise(
         self,
-        told: Sequence[Scores],
+        scores: Sequence[Scores],
         total: Tensor,
         readable: Tensor,
         failed: Tensor,
@@ -151,25 +163,29 @@ class Summary(Combination):
         confidence: Tensor | None = None,
         std: Tensor | None = None,
     ) -> Scores:
-        """The scores of a summary: total, readable, failed, confidence and std are (B,), as is each column of `own`.
+        """Total, own columns and the parts' columns as one table, (B, 1 + own + parts).
 
-        confidence: None takes the least of the parts that said something, where any part has one. std: None, 0 beside
-        the parts' own.
+        scores: of the parts. total, readable (whether it is valid), failed, confidence and std are (B,), as is each
+        column of `own`. confidence: None takes the least of the parts that did not abstain, where any part has one.
+        std: None, 0 beside the parts' own.
         """
         total = torch.where(readable, total, 0.0)
-        parts = side_by_side(self.columns, told)
+        parts = side_by_side(self.columns, scores)
+        # Confidence and std are optional: a table has the whole column block as soon as the total or any part has one,
+        # and then a part without confidence counts as sure (1 where valid), one without std as exact (0).
         if confidence is None:
-            confidence = least_sure(told, torch.stack([scores.total_valid for scores in told], 1))
-        sure = None
+            confidence = least_confidence(scores, torch.stack([part.total_valid for part in scores], 1))
+        table_confidence = None
         if confidence is not None:
-            others = parts.valid.float() if parts.confidence is None else parts.confidence
             first = torch.where(readable, confidence, 0.0)[:, None]
-            sure = torch.cat([first, readable[:, None].float().expand(-1, len(own)), others], 1)
-        spread = parts.std
-        if std is not None or spread is not None:
-            nothing = torch.zeros_like(total)
-            mine = torch.stack([nothing if std is None else std, *(nothing for _ in own)], 1)
-            spread = torch.cat([mine, torch.zeros_like(parts.values) if spread is None else spread], 1)
+            certain = readable[:, None].float().expand(-1, len(own))
+            table_confidence = torch.cat([first, certain, confidences(parts)], 1)
+        stds = None
+        if std is not None or parts.std is not None:
+            exact = torch.zeros_like(total)
+            mine = torch.stack([exact if std is None else std, *(exact for _ in own)], 1)
+            stds = torch.cat([mine, torch.zeros_like(parts.values) if parts.std is None else parts.std], 1)
+        # The summary's own columns stand and fall with its total: one mask for all of them.
         head = torch.stack([total, *(torch.where(readable, column, 0.0) for column in own)], 1)
         width = head.shape[1]
         return replace(
@@ -181,8 +197,8 @@ class Summary(Combination):
             total=total,
             total_valid=readable,
             weights=torch.tensor(self.weights),
-            confidence=sure,
-            std=spread,
+            confidence=table_confidence,
+            std=stds,
         )
 
 
@@ -190,7 +206,7 @@ def number(reward: str, what: str, value: Any, least: float = -math.inf, most: f
     """A setting as a finite float within [least, most].
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not.
     """
     plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not plain or not least <= value <= most:
@@ -211,25 +227,35 @@ def choice(reward: str, what: str, value: Any, known: Any) -> Any:
 
 
 def weighted(parts: Sequence[Reward | tuple[Reward, float]]) -> tuple[list[Reward], tuple[float, ...]]:
-    """Rewards and their weights, 1 where none is said."""
-    pairs = [part if isinstance(part, tuple) else (part, 1.0) for part in parts]
-    return [part for part, _ in pairs], tuple(float(weight) for _, weight in pairs)
+    """Rewards and their weights, 1 where none is given."""
+    rewards: list[Reward] = []
+    weights: list[float] = []
+    for part in parts:
+        reward, weight = part if isinstance(part, tuple) else (part, 1.0)
+        rewards.append(reward)
+        weights.append(float(weight))
+    return rewards, tuple(weights)
 
 
-def totals(told: Sequence[Scores]) -> tuple[Tensor, Tensor, Tensor]:
-    """The parts' totals, where they can be read, and where they are missing for a failure, each (B,P)."""
+def totals(scores: Sequence[Scores]) -> tuple[Tensor, Tensor, Tensor]:
+    """The parts' totals, where they are valid, and where they are missing for a failure, each (B,P)."""
     return (
-        torch.stack([scores.total for scores in told], 1),
-        torch.stack([scores.total_valid for scores in told], 1),
-        torch.stack([lost_rows(scores) for scores in told], 1),
+        torch.stack([part.total for part in scores], 1),
+        torch.stack([part.total_valid for part in scores], 1),
+        torch.stack([failed_rows(part) for part in scores], 1),
     )
 
 
-def least_sure(told: Sequence[Scores], counts: Tensor) -> Tensor | None:
+def least_confidence(scores: Sequence[Scores], counts: Tensor) -> Tensor | None:
     """(B,) the least confidence among the parts that count (B,P); None where no part has any."""
-    if all(scores.confidence is None for scores in told):
+    if all(part.confidence is None for part in scores):
         return None
-    return torch.where(counts, torch.stack([total_confidence(scores) for scores in told], 1), 1.0).amin(1)
+    return torch.where(counts, torch.stack([total_confidence(part) for part in scores], 1), 1.0).amin(1)
+
+
+def confidences(scores: Scores) -> Tensor:
+    """(B,K) the confidence in each score; without any, 1 where it is valid and 0 elsewhere."""
+    return scores.valid.float() if scores.confidence is None else scores.confidence
 
 
 def batch_mean(scores: Scores, aspect: str) -> float | None:
@@ -239,23 +265,30 @@ def batch_mean(scores: Scores, aspect: str) -> float | None:
     return float(rows.sort().values.mean()) if len(rows) else None
 
 
-def lost_rows(scores: Scores) -> Tensor:
+def failed_rows(scores: Scores) -> Tensor:
     """(B,) rows whose total is missing because something that counts went wrong."""
     return scores.failed[:, scores.weights != 0].any(1) & ~scores.total_valid
 
 
-def silent_rows(scores: Scores) -> Tensor:
-    return ~scores.total_valid & ~lost_rows(scores)
+def abstained_rows(scores: Scores) -> Tensor:
+    """(B,) rows without a total where nothing went wrong."""
+    return ~scores.total_valid & ~failed_rows(scores)
 
 
 def side_by_side(names: tuple[str, ...], parts: Sequence[Scores]) -> Scores:
     """All columns of all parts; `total` is the first part's, for the caller to replace."""
-    info = {key: value for part in parts for key, value in part.info.items() if key != "error"}
-    if any("error" in part.info for part in parts):
-        told = zip(*(part.info.get("error", [None] * len(part.total)) for part in parts), strict=True)
-        info["error"] = ["; ".join(filter(None, row)) or None for row in told]
-    stds = [torch.zeros_like(part.values) if part.std is None else part.std for part in parts]
-    confidences = [part.valid.float() if part.confidence is None else part.confidence for part in parts]
+    info: dict[str, list[Any]] = {}
+    for part in parts:
+        info |= part.info
+    if info.pop("error", None) is not None:  # several parts may have failed on a row: their messages are joined
+        errors = [part.info.get("error", [None] * len(part.total)) for part in parts]
+        info["error"] = ["; ".join(filter(None, row)) or None for row in zip(*errors, strict=True)]
+    # Where any part has a confidence or a std, the others count as certain and as exact.
+    confidence = std = None
+    if any(part.confidence is not None for part in parts):
+        confidence = torch.cat([confidences(part) for part in parts], 1)
+    if any(part.std is not None for part in parts):
+        std = torch.cat([torch.zeros_like(part.values) if part.std is None else part.std for part in parts], 1)
     return Scores(
         names=names,
         values=torch.cat([part.values for part in parts], 1),
@@ -264,7 +297,7 @@ def side_by_side(names: tuple[str, ...], parts: Sequence[Scores]) -> Scores:
         total=parts[0].total,
         total_valid=parts[0].total_valid,
         weights=torch.cat([part.weights for part in parts]),
-        confidence=torch.cat(confidences, 1) if any(part.confidence is not None for part in parts) else None,
-        std=torch.cat(stds, 1) if any(part.std is not None for part in parts) else None,
+        confidence=confidence,
+        std=std,
         info=info,
     )

@@ -1,4 +1,4 @@
-"""Several opinions of one thing: different rewards, or one reward asked several times. Both say how far they differ."""
+"""Several opinions of one thing: different rewards, or one reward called several times; std is how far they differ."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genalign.reward.base import digest, total_confidence
-from genalign.reward.combine.combination import Summary, choice, number, totals
+from genalign.reward.base import digest
+from genalign.reward.combine.combination import Summary, choice, confidences, number, totals
 from genalign.reward.guard import guarded
+from genalign.reward.scores import total_confidence
 from genalign.reward.wrapper import Wrapper
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
@@ -50,42 +51,48 @@ class Ensemble(Summary):
         strength = {"uwo": self.penalty, "entropic": self.beta, "robust": self.nominal}.get(risk)
         self.settings = (risk, strength)
 
-    def speaks(self, heard: Sequence[bool]) -> bool:
-        return any(heard)
+    def can_score(self, usable: Sequence[bool]) -> bool:
+        return any(usable)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        told = self._ask(prompts, media, group)
-        values, valid, lost = totals(told)
-        readable = valid.any(1) & ~lost.any(1)
-        heard = valid | ~valid.any(1, keepdim=True)  # (B,P); a row of silence is not read, but must stay finite
-        mean, variance = moments(values, heard)
+        scores = self._score_parts(prompts, media, group)
+        values, valid, failed = totals(scores)
+        readable = valid.any(1) & ~failed.any(1)
+        # (B,P) a row where all abstain is masked afterwards, but must stay finite: there all members count
+        counted = valid | ~valid.any(1, keepdim=True)
+        mean, variance = moments(values, counted)
         if self.risk == "mean":
             total = mean
         elif self.risk == "min":
-            total = least(values, heard)
+            total = least(values, counted)
         elif self.risk == "uwo":
             total = mean - self.penalty * variance
         elif self.risk == "entropic":
-            total = entropic(values, heard, self.beta)
+            total = entropic(values, counted, self.beta)
         else:
-            sure = torch.stack([total_confidence(scores) for scores in told], 1)
-            surest = heard & (sure == torch.where(heard, sure, -1.0).amax(1, keepdim=True))
-            total = self.nominal * moments(values, surest)[0] + (1 - self.nominal) * least(values, heard)
-        return self.say(told, total, readable, lost.any(1), std=torch.where(readable, variance.detach(), 0.0).sqrt())
+            confidence = torch.stack([total_confidence(part) for part in scores], 1)
+            surest = counted & (confidence == torch.where(counted, confidence, -1.0).amax(1, keepdim=True))
+            total = self.nominal * moments(values, surest)[0] + (1 - self.nominal) * least(values, counted)
+        std = torch.where(readable, variance.detach(), 0.0).sqrt()
+        return self.summarise(scores, total, readable, failed.any(1), std=std)
 
 
 class Repeat(Wrapper):
-    """A reward that draws lots (a judge at temperature 1), asked several times and averaged (EditScore).
+    """A stochastic reward (a judge at temperature 1), called several times and averaged (EditScore).
 
-    Its columns are those of the part, each the mean over the passes that said something, with their population std.
-    The part makes its total in each pass, so that a mean of minima stays one. A row abstains, or failed, where all its
-    passes did and none said anything.
+    Its columns are those of the part, each the mean over the passes that are valid, with their population std. The
+    part makes its total in each pass, so that a mean of minima stays one. Where no pass is valid the row abstains, or
+    failed if any pass did.
+
+    Raises:
+        UsageError: times is not a whole number above 0.
     """
 
     def __init__(self, part: Reward, times: int = 4, name: str = "") -> None:
         if not isinstance(times, int) or times < 1:
             raise UsageError(f"reward {part.name!r} is repeated {times!r} times; it must be a whole number above 0")
-        self.reward, self.times, self._name = part, times, name or part.name
+        super().__init__(part)
+        self.times, self._name = times, name or part.name
 
     @property
     def name(self) -> str:
@@ -104,14 +111,16 @@ class Repeat(Wrapper):
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         passes = [guarded(self.reward, prompts, media, group) for _ in range(self.times)]
-        valid = torch.stack([told.valid for told in passes])  # (N,B,K)
-        values, variance = moments(torch.stack([told.values for told in passes]), valid, 0)
-        heard = torch.stack([told.total_valid for told in passes])  # (N,B)
-        total, _ = moments(torch.stack([told.total for told in passes]), heard, 0)
-        failed = torch.stack([told.failed for told in passes]).any(0) & ~valid.any(0)
-        sure = [told.valid.float() if told.confidence is None else told.confidence for told in passes]
-        unsure = any(told.confidence is not None for told in passes)
-        errors = [next(filter(None, row), None) for row in zip(*(_errors(told) for told in passes), strict=True)]
+        valid = torch.stack([scores.valid for scores in passes])  # (N,B,K)
+        values, variance = moments(torch.stack([scores.values for scores in passes]), valid, 0)
+        total_valid = torch.stack([scores.total_valid for scores in passes])  # (N,B)
+        total, _ = moments(torch.stack([scores.total for scores in passes]), total_valid, 0)
+        failed = torch.stack([scores.failed for scores in passes]).any(0) & ~valid.any(0)
+        confidence = None
+        if any(scores.confidence is not None for scores in passes):
+            confidence = moments(torch.stack([confidences(scores) for scores in passes]), valid, 0)[0]
+        by_row = zip(*[_errors(scores) for scores in passes], strict=True)
+        errors = [next(filter(None, messages), None) for messages in by_row]  # the first of each row
         return replace(
             passes[0],
             names=self.aspects,
@@ -119,8 +128,8 @@ class Repeat(Wrapper):
             valid=valid.any(0),
             failed=failed,
             total=total,
-            total_valid=heard.any(0),
-            confidence=moments(torch.stack(sure), valid, 0)[0] if unsure else None,
+            total_valid=total_valid.any(0),
+            confidence=confidence,
             std=variance.detach().sqrt(),
             info={**passes[0].info, **({"error": errors} if any(errors) else {})},
         )

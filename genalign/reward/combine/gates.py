@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genalign.reward.combine.combination import Summary, least_sure, number, totals
+from genalign.reward.combine.combination import Summary, least_confidence, number, totals
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 
@@ -17,35 +17,42 @@ class Cascade(Summary):
     parts: (reward, gate) pairs, the first first; None, or a bare reward: no gate, what follows counts always. Where the
     later parts are >= 0 a row that passes lies above every row that does not.
 
-    A part that does not count can do nothing: neither its score, nor its abstaining or failing, is seen in the total.
-    One that counts and abstains makes the row abstain (which gates it would pass cannot be told); one that counts and
+    A part that does not count has no effect: neither its score, nor its abstaining or failing, is seen in the total.
+    One that counts and abstains makes the row abstain (which gates it would pass is unknown); one that counts and
     failed masks it.
 
     Departs from the paper's code: a score equal to its gate passes.
     """
 
     def __init__(self, parts: Sequence[Reward | tuple[Reward, float | None]], name: str = "cascade") -> None:
-        pairs = [part if isinstance(part, tuple) else (part, None) for part in parts]
-        if not pairs:
+        if not parts:
             raise UsageError(f"reward {name!r} is a cascade of nothing; give it at least one part")
-        super().__init__([part for part, _ in pairs], name)
-        self.gates = tuple(None if at is None else number(name, "a gate", at) for _, at in pairs)
-        self.settings = self.gates
+        rewards: list[Reward] = []
+        gates: list[float | None] = []
+        for part in parts:
+            reward, at = part if isinstance(part, tuple) else (part, None)
+            rewards.append(reward)
+            gates.append(None if at is None else number(name, "a gate", at))
+        super().__init__(rewards, name)
+        self.settings = self.gates = tuple(gates)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        told = self._ask(prompts, media, group)
-        values, valid, lost = totals(told)
+        scores = self._score_parts(prompts, media, group)
+        values, valid, part_failed = totals(scores)
+        # counts (B,): rows that passed every gate so far. Only there is the next part read at all.
         total, counts = torch.zeros_like(values[:, 0]), torch.ones_like(valid[:, 0])
         readable, failed = counts, ~counts
         reached = []
         for k, at in enumerate(self.gates):
             reached.append(counts)
             total = total + torch.where(counts, values[:, k], 0.0)
-            readable, failed = readable & (valid[:, k] | ~counts), failed | (lost[:, k] & counts)
+            readable, failed = readable & (valid[:, k] | ~counts), failed | (part_failed[:, k] & counts)
             counts = counts & valid[:, k]
             if at is not None:
                 counts = counts & (values[:, k] >= at)
-        return self.say(told, total, readable, failed, confidence=least_sure(told, torch.stack(reached, 1)))
+        return self.summarise(
+            scores, total, readable, failed, confidence=least_confidence(scores, torch.stack(reached, 1))
+        )
 
 
 class Gate(Cascade):
@@ -58,7 +65,7 @@ class Gate(Cascade):
 class Product(Summary):
     """main prod_i clamp(p_i, 0, 1): penalties as factors, which no main score can buy back (CaRL).
 
-    With a factor that is 0 or 1 it says "only if": a length penalty among correct answers alone, or a budget. A row
+    With a factor that is 0 or 1 it means "only if": a length penalty among correct answers alone, or a budget. A row
     counts where all its parts do.
 
     Departs from the paper: a hard infraction is a factor of 0; there is no reward of its own for it.
@@ -69,7 +76,7 @@ class Product(Summary):
         super().__init__([main, *factors], name)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        told = self._ask(prompts, media, group)
-        values, valid, lost = totals(told)
+        scores = self._score_parts(prompts, media, group)
+        values, valid, failed = totals(scores)
         total = values[:, 0] * values[:, 1:].clamp(0, 1).prod(1)
-        return self.say(told, total, valid.all(1), lost.any(1))
+        return self.summarise(scores, total, valid.all(1), failed.any(1))

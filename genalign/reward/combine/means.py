@@ -36,9 +36,9 @@ class Mean(Summary):
         raise NotImplementedError
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        told = self._ask(prompts, media, group)
-        values, valid, lost = totals(told)
-        return self.say(told, self.mean(values), valid.all(1), lost.any(1))
+        scores = self._score_parts(prompts, media, group)
+        values, valid, failed = totals(scores)
+        return self.summarise(scores, self.mean(values), valid.all(1), failed.any(1))
 
 
 class Geometric(Mean):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genalign.reward.combine.combination import Summary, batch_mean, choice, lost_rows, number
+from genalign.reward.combine.combination import Summary, batch_mean, choice, failed_rows, number
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 Of = Literal["weight", "band"]
@@ -24,7 +24,7 @@ class Schedule(Summary):
     row, and a failure masks none. "band": values are [low, high]; below low the score is 0, from high on 1, and in
     between itself (low = high: a threshold).
 
-    The step is what `update` was last told, plus 1; it is 0 before, and an evaluation does not move it.
+    The step is the one that `update` was last given, plus 1; it is 0 before, and an evaluation does not move it.
     """
 
     def __init__(
@@ -36,11 +36,14 @@ class Schedule(Summary):
         self.of, self.hold = choice(name, "of", of, Of), bool(hold)
         self.steps = sorted(int(number(name, "a step", step, 0)) for step in points)
         width = 1 if of == "weight" else 2
-        rows = [value if isinstance(value, list | tuple) else [value] for _, value in sorted(points.items())]
-        if any(len(row) != width for row in rows):
-            told = "a number" if width == 1 else "[low, high]"
-            raise UsageError(f"each point of reward {name!r} must be {told}")
-        self.values = np.array([[number(name, "a point", value) for value in row] for row in rows])  # (N,1) or (N,2)
+        rows = []
+        for _, value in sorted(points.items()):
+            row = value if isinstance(value, list | tuple) else [value]
+            if len(row) != width:
+                form = "a number" if width == 1 else "[low, high]"
+                raise UsageError(f"each point of reward {name!r} must be {form}")
+            rows.append([number(name, "a point", edge) for edge in row])
+        self.values = np.array(rows)  # (N,1) or (N,2)
         if width == 2 and (self.values[:, 0] > self.values[:, 1]).any():
             raise UsageError(f"a band of reward {name!r} has low above high; exchange them")
         self.settings = (of, self.hold, self.steps, self.values.tolist())
@@ -58,16 +61,16 @@ class Schedule(Summary):
         super().update(scores, step)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        (told,) = self._ask(prompts, media, group)
-        value, readable, failed = self.at(int(self.state["step"])), told.total_valid, lost_rows(told)
+        (scores,) = self._score_parts(prompts, media, group)
+        value, readable, failed = self.at(int(self.state["step"])), scores.total_valid, failed_rows(scores)
         if self.of == "band":
             low, high = value
-            total = torch.where(told.total >= high, 1.0, torch.where(told.total < low, 0.0, told.total))
+            total = torch.where(scores.total >= high, 1.0, torch.where(scores.total < low, 0.0, scores.total))
         else:
-            total = value[0] * told.total
-            if value[0] == 0:
+            total = value[0] * scores.total
+            if value[0] == 0:  # a reward that is switched off is 0 everywhere, whatever became of its part
                 readable, failed = torch.ones_like(readable), torch.zeros_like(failed)
-        return self.say([told], total, readable, failed)
+        return self.summarise([scores], total, readable, failed)
 
 
 class Constraint(Summary):
@@ -125,18 +128,18 @@ class Constraint(Summary):
 
     def update(self, scores: Scores, step: int) -> None:
         excess = batch_mean(scores, "excess")
-        if excess is not None:
+        if excess is not None:  # gradient descent on xi: while the demand is met, excess > 0, the weight falls
             velocity = self.momentum * self.state["velocity"] + excess
             low, high = (0.0, 1.0) if self.squash == "clamp" else (-self.bound, self.bound)
             self.state = {"xi": (self.state["xi"] - self.rate * velocity).clamp(low, high), "velocity": velocity}
         super().update(scores, step)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        (told,) = self._ask(prompts, media, group)
-        excess = (self.threshold - told.total) if self.kind == "at_most" else (told.total - self.threshold)
+        (scores,) = self._score_parts(prompts, media, group)
+        excess = (self.threshold - scores.total) if self.kind == "at_most" else (scores.total - self.threshold)
         multiplier = torch.full_like(excess, self.multiplier)
         own = [excess, multiplier]
-        return self.say([told], multiplier * excess, told.total_valid, lost_rows(told), own=own)
+        return self.summarise([scores], multiplier * excess, scores.total_valid, failed_rows(scores), own=own)
 
 
 def proxy_point(proxies: Tensor, truth: Tensor) -> Tensor:
@@ -163,13 +166,18 @@ def proxy_point(proxies: Tensor, truth: Tensor) -> Tensor:
     upper = np.triu_indices(width)
 
     def terms(rows: Any) -> Any:
+        """1, z and the products z_i z_j (i <= j), with z the proxies scaled to [0,1]."""
         z = (rows - low) / span
         return np.concatenate([np.ones((len(z), 1)), z, (z[:, :, None] * z[:, None, :])[:, upper[0], upper[1]]], 1)
 
     coefficients = np.linalg.lstsq(terms(x), y, rcond=None)[0]
+    # The greatest value may lie inside the measured box or on its edge: several starts, each held within the box.
     starts = [x[int(y.argmax())], (low + high) / 2, low, high]
-    found = [
-        minimize(lambda v: -float((terms(v[None]) @ coefficients)[0]), start, bounds=list(zip(low, high, strict=True)))
-        for start in starts
-    ]
+    bounds = list(zip(low, high, strict=True))
+
+    def negative(v: Any) -> float:
+        """Minus the surface's value at v (K,)."""
+        return -float((terms(v[None]) @ coefficients)[0])
+
+    found = [minimize(negative, start, bounds=bounds) for start in starts]
     return torch.from_numpy(min(found, key=lambda result: float(result.fun)).x).float()

@@ -22,7 +22,7 @@ Rule = Literal["hypervolume", "gradient"]
 class Pareto(Summary):
     """1 for a row that no other beats in every part (at least as good in all, better in one), else 0 (Parrot).
 
-    by: "rank" says minus the number of fronts before the row's own. within: the rows compared are siblings, or the
+    by: "rank" is minus the number of fronts before the row's own. within: the rows compared are siblings, or the
     whole batch of this rank. Monotone maps of single parts change nothing; equal rows stand together. A row counts
     where all its parts do, and is compared with such rows only.
     """
@@ -47,23 +47,23 @@ class Pareto(Summary):
         return False
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        told = self._ask(prompts, media, group)
-        values, valid, lost = totals(told)
+        scores = self._score_parts(prompts, media, group)
+        values, valid, failed = totals(scores)
         readable = valid.all(1)
         together = torch.zeros(len(values), dtype=torch.long)
         if self.within == "group":
             together = torch.arange(len(values)) if group is None else group.cpu()
         rank = front_ranks(torch.where(readable[:, None], values.detach(), torch.nan), together)
         score = (rank == 0).float() if self.by == "front" else -rank.nan_to_num(0.0).float()
-        return self.say(told, score, readable, lost.any(1))
+        return self.summarise(scores, score, readable, failed.any(1))
 
 
 class Conditioned(Summary):
     """v . r, with the direction v named by the prompt: directional preference alignment (DPA), MODPO's weights.
 
-    key: the prompt's fact that holds v, a list with one number a part, or a mapping part name -> number (0 where it is
-    silent). unit: v is scaled to length 1, as in DPA. A prompt without a direction abstains; one that does not fit
-    fails. A part of weight 0 may abstain or fail.
+    key: the prompt's fact that holds v, a list with one number a part, or a mapping part name -> number (0 for
+    a part that it leaves out). unit: v is scaled to length 1, as in DPA. A prompt without a direction abstains; one
+    whose direction does not fit fails. A part of weight 0 may abstain or fail.
     """
 
     def __init__(
@@ -80,18 +80,19 @@ class Conditioned(Summary):
         return super().needs | {f"facts.{self.key}"}
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        told = self._ask(prompts, media, group)
-        values, valid, lost = totals(told)
+        scores = self._score_parts(prompts, media, group)
+        values, valid, part_failed = totals(scores)
         given = [self._direction(prompt.facts.get(self.key)) for prompt in prompts]
-        silent = torch.tensor([prompt.facts.get(self.key) is None for prompt in prompts], dtype=torch.bool)
-        unfit = torch.tensor([row is None for row in given], dtype=torch.bool) & ~silent
+        absent = torch.tensor([prompt.facts.get(self.key) is None for prompt in prompts], dtype=torch.bool)
+        unfit = torch.tensor([row is None for row in given], dtype=torch.bool) & ~absent
         v = torch.tensor([row or [0.0] * len(self.parts) for row in given])  # (B,P)
         used = v != 0
-        failed = unfit | (lost & used).any(1)
-        readable = ~silent & ~failed & (valid | ~used).all(1)
-        return self.say(told, torch.where(used, v * values, 0.0).sum(1), readable, failed)
+        failed = unfit | (part_failed & used).any(1)
+        readable = ~absent & ~failed & (valid | ~used).all(1)
+        return self.summarise(scores, torch.where(used, v * values, 0.0).sum(1), readable, failed)
 
     def _direction(self, given: Any) -> list[float] | None:
+        """One number a part, or None where what the prompt gives is not a direction."""
         if isinstance(given, Mapping):
             if set(given) - {part.name for part in self.parts}:
                 return None
@@ -125,8 +126,8 @@ class MarginalGain(Summary):
         self.part_weights = self.settings = weights
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        told = self._ask(prompts, media, group)
-        values, valid, lost = totals(told)
+        scores = self._score_parts(prompts, media, group)
+        values, valid, failed = totals(scores)
         readable = valid.all(1)
         together = torch.arange(len(values)) if group is None else group.cpu()
         total = torch.zeros_like(values[:, 0])
@@ -135,7 +136,7 @@ class MarginalGain(Summary):
             if len(rows):
                 gains = shapley_of_maximum(values[rows].clamp(min=0)) @ torch.tensor(self.part_weights)
                 total = total.index_add(0, rows, gains)
-        return self.say(told, total, readable, lost.any(1))
+        return self.summarise(scores, total, readable, failed.any(1))
 
 
 class DynamicWeights(Summary):
@@ -182,7 +183,8 @@ class DynamicWeights(Summary):
             self.settings = (by, self.reference.tolist())
             self.state = {"points": self.reference[None], "multiplier": torch.tensor(0.5, dtype=torch.float64)}
         else:
-            self.own = tuple(f"{what}/{part.name}" for what in ("weight", "centred") for part in self.parts)
+            names = [part.name for part in self.parts]
+            self.own = (*(f"weight/{name}" for name in names), *(f"centred/{name}" for name in names))
             self.settings = (by, self.rate, self.scale)
             self.state = {"weights": torch.full((count,), 1 / count, dtype=torch.float64)}
         self.siblings = by == "gradient"
@@ -190,7 +192,7 @@ class DynamicWeights(Summary):
     def update(self, scores: Scores, step: int) -> None:
         if self.by == "hypervolume":
             means = [batch_mean(scores, f"score/{part.name}") for part in self.parts]
-            if None not in means:
+            if None not in means:  # a batch in which a part was never valid is not a point
                 self.state = self._widened(torch.tensor(means, dtype=torch.float64))
         else:
             columns = [scores.names.index(f"centred/{part.name}") for part in self.parts]
@@ -203,22 +205,24 @@ class DynamicWeights(Summary):
         super().update(scores, step)
 
     def _widened(self, point: Tensor) -> dict[str, Tensor]:
+        """The state after a batch's mean scores (P,): the front's points, and the multiplier of the gain in volume."""
         points = torch.cat([self.state["points"], point[None]])
         gain = hypervolume(points, self.reference) - hypervolume(self.state["points"], self.reference)
         kept = points[front_ranks(points, torch.zeros(len(points))) == 0] if gain > 0 else self.state["points"]
         return {"points": kept, "multiplier": torch.tensor(0.5 + 1.5 * math.tanh(gain), dtype=torch.float64)}
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        told = self._ask(prompts, media, group)
-        values, valid, lost = totals(told)
+        scores = self._score_parts(prompts, media, group)
+        values, valid, failed = totals(scores)
         readable = valid.all(1)
         if self.by == "hypervolume":
             factor = torch.full_like(values[:, 0], float(self.state["multiplier"]))
-            return self.say(told, factor * values.mean(1), readable, lost.any(1), own=[factor, *values.unbind(1)])
+            own = [factor, *values.unbind(1)]
+            return self.summarise(scores, factor * values.mean(1), readable, failed.any(1), own=own)
         weights = self.state["weights"].to(values)
         centred = _centred(values.detach(), readable, group)
         own = [*weights.expand_as(values).unbind(1), *centred.unbind(1)]
-        return self.say(told, values @ weights, readable, lost.any(1), own=own)
+        return self.summarise(scores, values @ weights, readable, failed.any(1), own=own)
 
 
 def _centred(values: Tensor, readable: Tensor, group: Tensor | None) -> Tensor:
@@ -248,6 +252,7 @@ def shapley_of_maximum(values: Tensor) -> Tensor:
 
     (The airport game, Littlechild and Owen, 1973: each step of the sorted values is shared by those who reach it.)
     """
+    # Sorted upwards, the step from row k - 1 to row k is reached by the n - k rows from k on, which share it equally.
     ordered, order = values.sort(0)
     steps = torch.diff(ordered, dim=0, prepend=torch.zeros_like(ordered[:1]))
     sharing = torch.arange(len(values), 0, -1, dtype=values.dtype)[:, None]

@@ -1,25 +1,26 @@
 """Preferences between two samples, and the rewards that they become: a win rate among siblings, or against a reference.
 
-A preference says of rows a and b how likely a is preferred, as a logit; the logit of (b, a) is minus that of (a, b).
+A preference gives, of rows a and b, how likely a is preferred, as a logit; the logit of (b, a) is minus that of (a, b).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genalign.reward.base import Scope, Stateless, digest, lacks
+from genalign.reward.base import Scope, Stateless, digest
 from genalign.reward.guard import guarded
-from genalign.types import Media, Prompt, Reward, Scores, Track, UsageError
+from genalign.reward.wrapper import with_defaults
+from genalign.types import CoreReward, Media, Prompt, Scores, Track, UsageError
 
 
 class Verdict(NamedTuple):
-    """logit (B,) of a over b, 0 and never read where not valid. failed: where comparing went wrong."""
+    """logit (B,) of a over b, 0 and never read where not valid. valid, failed: (B,) bool; neither where it abstains."""
 
     logit: Tensor
     valid: Tensor
@@ -45,26 +46,36 @@ class Preference(Protocol):
     def compare(self, prompts: Sequence[Prompt], a: Media, b: Media) -> Verdict: ...
 
 
+def lacking(preference: Preference, offered: AbstractSet[str]) -> frozenset[str]:
+    """What is not `offered` and keeps it from comparing: of a preference made of a reward, what that one lacks."""
+    if isinstance(preference, BothOrders):
+        return lacking(preference.preference, offered)
+    return preference.reward.lacks(offered) if isinstance(preference, Embedded) else preference.needs - offered
+
+
 class Embedded:
-    """A preference that reads each sample once, by a reward, and compares what it read: n readings for n^2 pairs."""
+    """A preference that embeds each sample once, by a reward, and compares embeddings: n calls for n^2 pairs.
+
+    reward: scores samples alone. tau: the temperature that logits are divided by, above 0.
+
+    Raises:
+        UsageError: the reward looks at siblings, or tau is not above 0.
+    """
 
     kind: str
 
-    def __init__(self, reward: Reward, *, tau: float = 1.0, name: str | None = None) -> None:
+    def __init__(self, reward: CoreReward, *, tau: float = 1.0, name: str | None = None) -> None:
         if reward.looks_at != "sample":
             raise UsageError(
                 f"reward {reward.name!r} looks at a whole {reward.looks_at}; a preference compares samples"
             )
         if not tau > 0:
             raise UsageError(f"tau of {self.kind} is {tau}; it must be above 0")
-        self.reward, self.tau, self.name = reward, float(tau), name or reward.name
+        self.reward, self.tau, self.name = with_defaults(reward), float(tau), name or reward.name
 
     @property
     def needs(self) -> frozenset[str]:
         return self.reward.needs
-
-    def lacks(self, offered: AbstractSet[str]) -> frozenset[str]:
-        return lacks(self.reward, offered)
 
     @property
     def differentiable(self) -> bool:
@@ -74,8 +85,8 @@ class Embedded:
     def version(self) -> str:
         return digest(self.kind, self.name, self.reward.version, self.tau)
 
-    def tell(self, prompts: Sequence[Prompt], media: Media) -> tuple[Tensor, Tensor, Tensor]:
-        """What is compared of each row (B,D), where it may be read (B,), and where it failed (B,)."""
+    def embed(self, prompts: Sequence[Prompt], media: Media) -> tuple[Tensor, Tensor, Tensor]:
+        """What is compared of each row (B,D), where it is valid (B,), and where it failed (B,)."""
         raise NotImplementedError
 
     def logit(self, a: Tensor, b: Tensor) -> Tensor:
@@ -83,8 +94,9 @@ class Embedded:
         raise NotImplementedError
 
     def compare(self, prompts: Sequence[Prompt], a: Media, b: Media) -> Verdict:
-        (one, sure, lost), (two, as_sure, as_lost) = self.tell(prompts, a), self.tell(prompts, b)
-        return Verdict(self.logit(one, two), sure & as_sure, lost | as_lost)
+        one, one_valid, one_failed = self.embed(prompts, a)
+        two, two_valid, two_failed = self.embed(prompts, b)
+        return Verdict(self.logit(one, two), one_valid & two_valid, one_failed | two_failed)
 
 
 class Difference(Embedded):
@@ -92,7 +104,7 @@ class Difference(Embedded):
 
     kind = "difference"
 
-    def tell(self, prompts: Sequence[Prompt], media: Media) -> tuple[Tensor, Tensor, Tensor]:
+    def embed(self, prompts: Sequence[Prompt], media: Media) -> tuple[Tensor, Tensor, Tensor]:
         scores = guarded(self.reward, prompts, media, None)
         return scores.total[:, None], scores.total_valid, scores.failed.any(1) & ~scores.total_valid
 
@@ -113,7 +125,7 @@ class Gpm(Embedded):
     kind = "gpm"
 
     def __init__(
-        self, reward: Reward, *, tau: float = 0.1, scales: Sequence[float] | None = None, name: str | None = None
+        self, reward: CoreReward, *, tau: float = 0.1, scales: Sequence[float] | None = None, name: str | None = None
     ) -> None:
         super().__init__(reward, tau=tau, name=name)
         blocks, odd = divmod(len(reward.aspects), 2)
@@ -127,7 +139,7 @@ class Gpm(Embedded):
     def version(self) -> str:
         return digest(super().version, self.scales.tolist())
 
-    def tell(self, prompts: Sequence[Prompt], media: Media) -> tuple[Tensor, Tensor, Tensor]:
+    def embed(self, prompts: Sequence[Prompt], media: Media) -> tuple[Tensor, Tensor, Tensor]:
         scores = guarded(self.reward, prompts, media, None)
         return F.normalize(scores.values, dim=1), scores.valid.all(1), scores.failed.any(1)
 
@@ -163,7 +175,7 @@ class _FromPreference(Stateless):
         return self.preference.needs
 
     def lacks(self, offered: AbstractSet[str]) -> frozenset[str]:
-        return lacks(self.preference, offered) | (self.needs - self.preference.needs - offered)
+        return lacking(self.preference, offered) | (self.needs - self.preference.needs - offered)
 
     @property
     def differentiable(self) -> bool:
@@ -195,28 +207,30 @@ class WinRate(_FromPreference):
         rows = len(prompts)
         alike = torch.eye(rows, dtype=torch.bool) if group is None else group[:, None].cpu() == group[None].cpu()
         first, second = torch.triu(alike, diagonal=1).nonzero(as_tuple=True)  # each pair of siblings once
-        logit, valid, failed, lost = self._compare(prompts, media, first, second)
+        logit, valid, failed, unread = self._compare(prompts, media, first, second)
+        # Each comparison counts for both: p wins for the first, 1 - p for the second.
         p = torch.where(valid, torch.sigmoid(torch.where(valid, logit, 0.0)), 0.0)
         other = torch.where(valid, 1 - p, 0.0)
         zeros = p.new_zeros(rows)
         wins = zeros.index_add(0, first, p).index_add(0, second, other)
         count = zeros.index_add(0, first, valid.to(p)).index_add(0, second, valid.to(p))
+        # A row with at least one comparison is scored by it; one without failed if any of its comparisons did.
         wrong = zeros.index_add(0, first, failed.to(p)).index_add(0, second, failed.to(p)) > 0
-        return self._scores(wins / count.clamp(min=1), count > 0, lost | (wrong & (count == 0)))
+        return self._scores(wins / count.clamp(min=1), count > 0, unread | (wrong & (count == 0)))
 
     def _compare(
         self, prompts: Sequence[Prompt], media: Media, first: Tensor, second: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of each pair: logit, valid, failed; and of each row, whether it could not be read at all."""
+        """Of each pair (N,): logit, valid, failed; and of each row (B,), whether it could not be read at all."""
         if isinstance(self.preference, Embedded):
-            told, sure, lost = self.preference.tell(prompts, media)
-            logit = self.preference.logit(told[first], told[second])
-            return logit, sure[first] & sure[second], torch.zeros_like(sure[first]), lost
+            embedded, readable, unread = self.preference.embed(prompts, media)
+            logit = self.preference.logit(embedded[first], embedded[second])
+            return logit, readable[first] & readable[second], torch.zeros_like(readable[first]), unread
         none = torch.zeros(len(prompts), dtype=torch.bool)
         if not len(first):
             return torch.zeros(0), none[:0], none[:0], none
-        asked = [prompts[row] for row in first.tolist()]
-        verdict = self.preference.compare(asked, media.select(first.tolist()), media.select(second.tolist()))
+        of_pairs = [prompts[row] for row in first.tolist()]
+        verdict = self.preference.compare(of_pairs, media.select(first.tolist()), media.select(second.tolist()))
         return verdict.logit.cpu(), verdict.valid.cpu() & ~verdict.failed.cpu(), verdict.failed.cpu(), none
 
 
@@ -245,10 +259,9 @@ class Versus(_FromPreference):
 
     @property
     def version(self) -> str:
-        told = (
-            self.reference if isinstance(self.reference, str) else getattr(self.reference, "__qualname__", "function")
-        )
-        return digest("versus", self.name, self.preference.version, told)
+        reference = self.reference
+        named = reference if isinstance(reference, str) else getattr(reference, "__qualname__", "function")
+        return digest("versus", self.name, self.preference.version, named)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         rows, other = self._references(prompts, media)
@@ -267,7 +280,11 @@ class Versus(_FromPreference):
         if self.reference == "prompt":
             read = sorted(self.preference.needs & set(media))
             rows = [row for row, prompt in enumerate(prompts) if prompt.media and set(read) <= set(prompt.media)]
-            held: list[Any] = [Media(**{kind: prompts[row].media[kind] for kind in read}) for row in rows]  # type: ignore[index]
+            held = []
+            for row in rows:
+                own = prompts[row].media
+                assert own is not None
+                held.append(Media(**{kind: own[kind] for kind in read}))
             return rows, Media.cat(held) if held else Media()
         key = self.reference.removeprefix("facts.")
         rows = [row for row, prompt in enumerate(prompts) if prompt.facts.get(key) is not None]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genalign.reward.combine.combination import Summary, choice, lost_rows, number
+from genalign.reward.combine.combination import Summary, choice, failed_rows, number
 from genalign.reward.guard import guarded
 from genalign.types import Media, Prompt, Reward, Scores, Track, UsageError
 
@@ -33,7 +33,7 @@ class Shape(Summary):
     centred (affine, references), LSC (log_sigmoid, percentile 85), a ceiling, tanh and sigmoid.
 
     references: which key of a prompt's facts lists them, as numbers (scores of the same part, made beforehand) or as
-    texts, which the part is asked about. Without any the row abstains.
+    texts, which the part scores. Without any the row abstains.
 
     A division by the std of the group undoes a bound: it stretches the flat end back. Take it with std "none".
 
@@ -60,9 +60,8 @@ class Shape(Summary):
         super().__init__([part], name)
         self.by, self.against = choice(name, "by", by, By), choice(name, "against", against, Against)
         self.centre, self.scale = number(name, "centre", centre), number(name, "scale", scale, 1e-12)
-        self.low, self.high = (
-            edge if edge is None else number(name, what, edge) for what, edge in (("low", low), ("high", high))
-        )
+        self.low = None if low is None else number(name, "low", low)
+        self.high = None if high is None else number(name, "high", high)
         if (by == "clip") != (low is not None or high is not None):
             raise UsageError(f"reward {name!r}: low and high belong to 'by: clip', which needs at least one of them")
         if low is not None and high is not None and low >= high:
@@ -88,20 +87,21 @@ class Shape(Summary):
         super().update(scores, step)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        (told,) = self._ask(prompts, media, group)
-        raw, readable, failed = told.total, told.total_valid, lost_rows(told)
+        (scores,) = self._score_parts(prompts, media, group)
+        raw, readable, failed = scores.total, scores.total_valid, failed_rows(scores)
         if self.against == "references":
-            values, valid, broken = self._references(prompts)
-            shaped = self._bend((raw[:, None] - values) / self.scale)  # (B,M)
-            total = torch.where(valid, shaped, 0.0).sum(1) / valid.sum(1).clamp(min=1)
-            readable, failed = readable & valid.any(1), failed | (told.total_valid & broken & ~valid.any(1))
+            others, known, broken = self._references(prompts)
+            shaped = self._bend((raw[:, None] - others) / self.scale)  # (B,M)
+            total = torch.where(known, shaped, 0.0).sum(1) / known.sum(1).clamp(min=1)
+            # Some references are enough; without any, the row abstains, or failed if it was scoring them that failed.
+            readable, failed = readable & known.any(1), failed | (scores.total_valid & broken & ~known.any(1))
         else:
             centre, scale = self.origin()
             total = self._bend((raw - centre) / scale)
-        scores = self.say([told], total, readable, failed, own=[raw])
-        valid, kept = scores.valid.clone(), scores.values.clone()  # the raw score stands without its references, too
-        valid[:, 1], kept[:, 1] = told.total_valid, raw
-        return replace(scores, valid=valid, values=kept)
+        table = self.summarise([scores], total, readable, failed, own=[raw])
+        valid, values = table.valid.clone(), table.values.clone()
+        valid[:, 1], values[:, 1] = scores.total_valid, raw  # the raw score stands without its references, too
+        return replace(table, valid=valid, values=values)
 
     def origin(self) -> tuple[float, float]:
         """Centre and scale as they are now."""
@@ -110,33 +110,37 @@ class Shape(Summary):
             return self.centre, self.scale
         if self.against == "percentile":
             return float(recent.quantile(self.percentile / 100)), self.scale
+        # Scores that hardly differ have no scale of their own: the one that is set stands.
         centre, scale = (recent.mean(), recent.std()) if self.against == "running" else _range(recent)
         return float(centre), float(scale) if scale > 1e-4 * recent.abs().max() else self.scale
 
     def _bend(self, z: Tensor) -> Tensor:
         if self.by == "clip":
             return z.clamp(self.low, self.high)
-        return {"affine": lambda z: z, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "log_sigmoid": F.logsigmoid}[
-            self.by
-        ](z)
+        if self.by == "affine":
+            return z
+        return {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "log_sigmoid": F.logsigmoid}[self.by](z)
 
     def _references(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (B,M) of each prompt's references, where there are any (B,M), and where asking went wrong (B,)."""
+        """Scores (B,M) of each prompt's references, where there are any (B,M), and where scoring one failed (B,)."""
         given = [_listed(prompt.facts.get(self.references)) for prompt in prompts]
         values = torch.zeros(len(prompts), max([1, *map(len, given)]))
         valid, broken = torch.zeros_like(values, dtype=torch.bool), torch.zeros(len(prompts), dtype=torch.bool)
-        cells = [(i, m) for i, row in enumerate(given) for m, entry in enumerate(row) if isinstance(entry, str)]
+        texts: list[str] = []  # those that are still to be scored, with the cell of each
+        cells: list[tuple[int, int]] = []
         for i, row in enumerate(given):
             for m, entry in enumerate(row):
                 if isinstance(entry, int | float):
                     values[i, m], valid[i, m] = float(entry), True
+                elif isinstance(entry, str):
+                    texts.append(entry)
+                    cells.append((i, m))
         if cells:
-            asked = [prompts[i] for i, _ in cells]
             with torch.no_grad():
-                told = guarded(self.parts[0], asked, Media(text=Track([given[i][m] for i, m in cells])), None)
-            rows, columns = (torch.tensor(axis) for axis in zip(*cells, strict=True))
-            values[rows, columns], valid[rows, columns] = told.total, told.total_valid
-            broken[rows[lost_rows(told)]] = True
+                scores = guarded(self.parts[0], [prompts[i] for i, _ in cells], Media(text=Track(texts)), None)
+            rows, columns = torch.tensor(cells).unbind(1)
+            values[rows, columns], valid[rows, columns] = scores.total, scores.total_valid
+            broken[rows[failed_rows(scores)]] = True
         return values, valid, broken
 
 

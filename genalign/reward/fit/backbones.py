@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genalign.data.judged import Kind
 from genalign.files.untrusted import check_model, check_template
-from genalign.reward.base import digest, resolve_model, texts, weights_digest
+from genalign.reward.base import digest, resolve_model, tensor_rows, texts, weights_digest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
 from genalign.types import Media, Prompt, Track, UsageError
 
-Reads = Literal["image", "video", "text"]
 PLAIN: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": False}
 
 
@@ -33,7 +33,7 @@ class BackboneSettings(BaseModel):
     model: str
     """A folder (relative to the recipe), a shipped asset or a hub id."""
     prompt: bool = True
-    """Of clip: whether the features tell how the picture suits its prompt, or the picture alone."""
+    """Of clip: whether the features are of how the picture suits its prompt, or of the picture alone."""
     template: str | None = None
     """Of text and vlm: what is read, with {prompt} and {text}; null: all that there is."""
     pool: Literal["mean", "last", "token"] = "mean"
@@ -58,8 +58,8 @@ class Backbone(Protocol):
     def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]: ...
 
 
-def build_backbone(settings: BackboneSettings, reads: Reads, folder: Path) -> Backbone:
-    """The backbone for samples that are images, videos or texts; it loads when it is first asked.
+def build_backbone(settings: BackboneSettings, reads: Kind, folder: Path) -> Backbone:
+    """The backbone for samples that are images, videos or texts; it loads when it is first used.
 
     Raises:
         UsageError: it cannot read such samples, no such model, or a pool without its token.
@@ -67,6 +67,8 @@ def build_backbone(settings: BackboneSettings, reads: Reads, folder: Path) -> Ba
     if (settings.pool == "token") != (settings.token is not None):
         raise UsageError("backbone.pool: token and backbone.token go together; set both or neither")
     cures = {"video": "clip, which reads their frames", "image": "clip or vlm", "text": "text or vlm"}
+    if reads not in cures:
+        raise UsageError(f"no backbone reads a sample of {reads} yet; known are {', '.join(cures)}")
     if settings.kind not in cures[reads]:
         raise UsageError(
             f"backbone {settings.kind} does not read a sample of {reads}; set backbone.kind: {cures[reads]}"
@@ -85,7 +87,7 @@ class ClipFeatures:
 
     differentiable = True
 
-    def __init__(self, model: str, settings: BackboneSettings, reads: Reads = "image") -> None:
+    def __init__(self, model: str, settings: BackboneSettings, reads: Kind = "image") -> None:
         self.clip = ClipReward(model, batch_size=settings.batch_size)
         self.prompt, self.reads = settings.prompt, reads
         self.needs = frozenset({reads, *(["prompt"] if settings.prompt else [])})
@@ -96,14 +98,14 @@ class ClipFeatures:
 
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
         if self.reads == "video":
-            films = [film for film in media["video"].data if isinstance(film, Tensor)]
-            seen = torch.stack([self._see(Media(image=Track(film))).mean(0) for film in films])
+            frames = [self._see(Media(image=Track(video))) for video in tensor_rows(media["video"])]
+            v = torch.stack([of_video.mean(0) for of_video in frames])
         else:
-            seen = self._see(media)
+            v = self._see(media)
         if not self.prompt:
-            return seen
-        read = F.normalize(self.clip.read(texts(prompts), seen.device), dim=1)
-        return torch.cat([seen, read, seen * read], 1)
+            return v
+        t = F.normalize(self.clip.read(texts(prompts), v.device), dim=1)
+        return torch.cat([v, t, v * t], 1)
 
     def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]:
         return self.clip.cut(texts(prompts)) if self.prompt else [False] * len(prompts)
@@ -146,11 +148,12 @@ class _Transformer:
         return digest("hidden", weights_digest(self.loaded[0]), settings, self.template)
 
     def written(self, prompts: Sequence[Prompt], media: Media) -> list[str]:
+        """The template, filled for each row; the token that is pooled stands at its end where it is not in it."""
         answers = [str(text) for text in media["text"].data] if "text" in media else [""] * len(prompts)
         both = zip(prompts, answers, strict=True)
-        told = [self.template.format(prompt=prompt.text, text=text) for prompt, text in both]
+        written = [self.template.format(prompt=prompt.text, text=text) for prompt, text in both]
         token = self.settings.token
-        return [text if token is None or token in text else text + token for text in told]
+        return [text if token is None or token in text else text + token for text in written]
 
     def pooled(self, hidden: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
         """(R,H) of hidden (R,T,H); mask, ids (R,T). Padding may stand on either side."""
@@ -188,12 +191,12 @@ class TextFeatures(_Transformer):
 
 
 class VlmFeatures(_Transformer):
-    """Pooled hidden states of an image-text model that is shown a picture and told a text.
+    """Pooled hidden states of an image-text model that reads a picture and a text.
 
-    Where samples are images, the picture is the sample; where they are texts, it is the one that was asked about.
+    Where samples are images, the picture is the sample; where they are texts, it is the one that the prompt is about.
     """
 
-    def __init__(self, model: str, settings: BackboneSettings, reads: Reads) -> None:
+    def __init__(self, model: str, settings: BackboneSettings, reads: Kind) -> None:
         super().__init__(model, settings, "{prompt}" if reads == "image" else "{prompt}\n{text}")
         self.reads = reads
         self.needs = frozenset({reads, *(["prompt"] if reads == "text" or "{prompt}" in self.template else [])})
@@ -207,11 +210,11 @@ class VlmFeatures(_Transformer):
     @torch.no_grad()
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
         net, processor = self.loaded
-        shown, told, rows = self._shown(prompts, media), self.written(prompts, media), []
-        for part in _parts(range(len(told)), self.settings.batch_size):
+        shown, written, rows = self._shown(prompts, media), self.written(prompts, media), []
+        for part in _parts(range(len(written)), self.settings.batch_size):
             given = processor(
                 images=[shown[i] for i in part],
-                text=[self._chat(processor, told[i]) for i in part],
+                text=[self._chat(processor, written[i]) for i in part],
                 return_tensors="pt",
                 padding=True,
             ).to(next(net.parameters()).device)
@@ -226,17 +229,22 @@ class VlmFeatures(_Transformer):
         from genalign.media.image import to_pil
 
         if self.reads == "image":
-            return [to_pil(image) for image in media["image"].data if isinstance(image, Tensor)]
-        asked = [None if prompt.media is None else prompt.media.get("image") for prompt in prompts]
-        if any(track is None for track in asked):
-            raise UsageError(f"backbone {self.model} reads pictures, but a prompt has none; set backbone.kind: text")
-        return [to_pil(track.data[0]) for track in asked if track is not None and isinstance(track.data[0], Tensor)]
+            return [to_pil(image) for image in tensor_rows(media["image"])]
+        pictures = []
+        for prompt in prompts:
+            track = None if prompt.media is None else prompt.media.get("image")
+            if track is None or not isinstance(track.data[0], Tensor):
+                raise UsageError(
+                    f"backbone {self.model} reads pictures, but a prompt has none; set backbone.kind: text"
+                )
+            pictures.append(to_pil(track.data[0]))
+        return pictures
 
     @staticmethod
     def _chat(processor: Any, text: str) -> str:
         if getattr(processor, "chat_template", None):
-            said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-            return processor.apply_chat_template(said)
+            chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+            return processor.apply_chat_template(chat)
         return f"{processor.image_token}\n{text}"
 
 

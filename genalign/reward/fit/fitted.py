@@ -14,20 +14,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genalign.reward.base import Stateless, digest, nearest, told_cut, weights_digest
-from genalign.reward.fit.backbones import Backbone, BackboneSettings, Reads, build_backbone
+from genalign.data.judged import Kind
+from genalign.reward.base import Stateless, cut_info, digest, weights_digest
+from genalign.reward.fit.backbones import Backbone, BackboneSettings, build_backbone
 from genalign.reward.fit.train import PERSONAL, Fit, build_head
-from genalign.types import Media, Prompt, Scores, UsageError
+from genalign.types import Media, Prompt, Scores, UsageError, nearest
 
 CONFIG, WEIGHTS = "reward.json", "reward.safetensors"
 
 
 def save_fitted(
-    folder: Path, head: Any, fit: Fit, backbone: BackboneSettings, reads: Reads, features: int, users: Sequence[str]
+    folder: Path, head: Any, fit: Fit, backbone: BackboneSettings, reads: Kind, features: int, users: Sequence[str]
 ) -> None:
     """Write a head and what it needs to be used: the backbone by name, the width of its features, its users."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {
+    config = {
         "backbone": backbone.model_dump(),
         "reads": reads,
         "features": features,
@@ -35,7 +36,7 @@ def save_fitted(
         **fit.model_dump(include={"head", "loss"}),
     }
     save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(told, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def fitted_folder(name: str, *beside: Path) -> Path | None:
@@ -49,10 +50,10 @@ class FittedReward(Stateless):
 
     folder: what `genalign fit-reward` wrote. user: whose taste, of a personal reward; None: that of the user whom a
     prompt's facts name, or a stranger's. A head that only compares (losses gpm, yes-no) scores by the share of its
-    siblings that a sample beats, in [0,1], and abstains where there are none; `compare` asks it directly.
+    siblings that a sample beats, in [0,1], and abstains where there are none; `compare` gives its logits.
 
     Raises:
-        UsageError: no fitted reward there, a broken one, or an unknown user.
+        UsageError: no fitted reward there, one that cannot be read, or an unknown user.
     """
 
     def __init__(
@@ -62,17 +63,17 @@ class FittedReward(Stateless):
         self.name = name or self.folder.name
         self.aspects = (self.name,)
         try:
-            told = json.loads((self.folder / CONFIG).read_text())
-            self.fit = Fit.model_validate({key: told[key] for key in ("head", "loss")})
-            settings = BackboneSettings.model_validate(told["backbone"])
-            self.users, self.features = tuple(map(str, told["users"])), int(told["features"])
-            reads: Reads = told["reads"]
+            config = json.loads((self.folder / CONFIG).read_text())
+            self.fit = Fit.model_validate({key: config[key] for key in ("head", "loss")})
+            settings = BackboneSettings.model_validate(config["backbone"])
+            self.users, self.features = tuple(map(str, config["users"])), int(config["features"])
+            reads: Kind = config["reads"]
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise UsageError(
                 f"{self.folder} holds no fitted reward ({error}); make one by genalign fit-reward"
             ) from error
         if user is not None and user not in self.users:
-            raise UsageError(f"reward {self.name!r} knows no user {user!r}{nearest(user, self.users)}")
+            raise UsageError(f"reward {self.name!r} does not know the user {user!r}{nearest(user, self.users)}")
         self.user = user
         settings = settings.model_copy(update={"batch_size": batch_size or settings.batch_size})
         self.backbone: Backbone = build_backbone(settings, reads, self.folder)
@@ -104,7 +105,7 @@ class FittedReward(Stateless):
         else:
             value, valid = head.score(rows, users).cpu(), torch.ones(len(rows), dtype=torch.bool)
         none = torch.zeros_like(valid)[:, None]
-        cut = told_cut(self.name, self.backbone.cut(prompts, media))
+        cut = cut_info(self.name, self.backbone.cut(prompts, media))
         return Scores(self.aspects, value[:, None], valid[:, None], none, value, valid, torch.ones(1), info=cut)
 
     def compare(self, prompts: Sequence[Prompt], a: Media, b: Media) -> Tensor:
@@ -118,6 +119,7 @@ class FittedReward(Stateless):
         return torch.tensor([place.get(str(name), -1) for name in names])
 
     def _win_rate(self, rows: Tensor, users: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) the mean probability of beating a sibling, and whether there is one."""
         value, valid = torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
         for name in group.unique():
             mine = (group == name).nonzero()[:, 0]

@@ -1,7 +1,7 @@
 """Heads on frozen features: what a fitted reward learns. All score a row, or compare two, in logits.
 
-A head is told features (N,H) and users (N,), places in its list of users, -1 for a stranger. Those of this file heed no
-user; the personal ones of personal.py do.
+A head reads features (N,H) and users (N,), places in its list of users, -1 for a stranger. Those of this file ignore
+the users; the personal ones of personal.py do not.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class SkewHead(nn.Module):
 
 
 class PairHead(nn.Module):
-    """Looks at both rows at once and says the logit of "yes, the first is better"; both orders are asked and averaged.
+    """Reads both rows at once and gives the logit of "yes, the first is better", averaged over both orders.
 
     (In the manner of RewardDance, arXiv 2509.08826, and OneReward, arXiv 2508.21066, on features instead of tokens.)
     """
@@ -91,7 +91,7 @@ class PairHead(nn.Module):
 
 
 def strangers(rows: Tensor) -> Tensor:
-    """Users (N,) of which nothing is known."""
+    """Users (N,) of whom nothing is known."""
     return torch.full((len(rows),), -1, dtype=torch.long, device=rows.device)
 
 
@@ -106,7 +106,7 @@ def preference_loss(
     k: float = 5.0,
     centring: float = 0.0,
 ) -> Tensor:
-    """(N,): the loss called `name` of pairs of rows (N,H); see fit_losses.
+    """(N,): the loss called `name` of pairs of rows (N,H); see losses.py.
 
     bradley-terry, soft, margin and gpm differ in what they are given (labels, margins, a head), not in their formula.
     """

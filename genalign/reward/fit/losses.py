@@ -1,7 +1,7 @@
 """What a reward is fitted by: losses of preferences, tensors in and tensors out.
 
-Throughout, delta (N,) = r(a) - r(b) is in logits, and p (N,) in [0,1] is how sure it is that a is better than b: 1, 0,
-1/2 for a tie, or anything between for a soft label. Every loss is per pair, (N,); whoever fits takes the mean.
+Throughout, delta (N,) = r(a) - r(b) is in logits, and p (N,) in [0,1] is the label, the probability that a is better
+than b: 1, 0, 1/2 for a tie, or between for a soft label. Every loss is per pair, (N,); train.py takes the mean.
 """
 
 from __future__ import annotations
@@ -114,14 +114,14 @@ def settle(p: Tensor, votes: Tensor, how: Settling, share: float = 0.1) -> tuple
     if how == "margin":
         return p, torch.where(p == 0.5, none, strength.clamp(min=0))
     if how == "soften":
-        sure = (strength + math.log((1 - share) / share)).sigmoid()
-        return torch.where(p == 0.5, p, torch.where(lead > 0, sure, 1 - sure)), none
+        right = (strength + math.log((1 - share) / share)).sigmoid()  # the posterior that the label is right
+        return torch.where(p == 0.5, p, torch.where(lead > 0, right, 1 - right)), none
     lowest = strength.argsort()[: round(share * len(p))]
     turned = torch.zeros_like(p, dtype=torch.bool).index_fill(0, lowest, True) & (strength < 0)
     return torch.where(turned, 1 - p, p), none
 
 
-# ---- many minds -----------------------------------------------------------------------------------------------------
+# ---- many tastes ----------------------------------------------------------------------------------------------------
 
 
 def mixture(deltas: Tensor, router: Tensor, p: Tensor, entropy: float = 0.5) -> Tensor:

@@ -16,8 +16,8 @@ Array = np.ndarray
 def accuracy(h: Array, delta: Array) -> float:
     """Share of untied verdicts that the reward shares; its own ties count as wrong (as ImageReward and HPSv2 count)."""
     lead = np.sign(h - 0.5)
-    told = lead != 0
-    return float((lead * delta > 0)[told].mean()) if told.any() else NOTHING
+    untied = lead != 0
+    return float((lead * delta > 0)[untied].mean()) if untied.any() else NOTHING
 
 
 def accuracy_with_ties(h: Array, delta: Array) -> tuple[float, float]:
@@ -28,6 +28,8 @@ def accuracy_with_ties(h: Array, delta: Array) -> tuple[float, float]:
     if not len(h):
         return NOTHING, NOTHING
     lead, size = np.sign(h - 0.5), np.abs(delta)
+    # From eps below every |delta| upwards: each pair that becomes a tie gains or loses one, so one pass over the
+    # sorted sizes counts what is right at every eps.
     order = np.argsort(size, kind="stable")
     gained = np.where(lead == 0, 1, -(lead * delta > 0).astype(int))[order]  # by calling one more pair a tie
     right = int(((lead * delta > 0) & (lead != 0)).sum()) + np.concatenate([[0], gained.cumsum()])
@@ -40,15 +42,15 @@ def accuracy_with_ties(h: Array, delta: Array) -> tuple[float, float]:
 def calibration(h: Array, delta: Array, bins: int = 10) -> tuple[float, float]:
     """(ECE, Brier score) of s(delta) as the probability that a is better; tied verdicts count as 1/2.
 
-    Each pair is taken the way round in which the reward is sure, so that its confidence lies in [1/2,1]; ECE is the
+    Each pair is turned so that the reward prefers its first, so that its confidence lies in [1/2,1]; ECE is the
     mean over equally wide bins of |share right - mean confidence|, by their number (Guo et al., arXiv 1706.04599).
     """
     if not len(h):
         return NOTHING, NOTHING
     p = _sigmoid(delta)
-    sure, right = np.maximum(p, 1 - p), np.where(p >= 0.5, h, 1 - h)
-    which = np.minimum(((sure - 0.5) * 2 * bins).astype(int), bins - 1)
-    error = sum(abs((right - sure)[which == i].sum()) for i in range(bins)) / len(h)
+    confidence, right = np.maximum(p, 1 - p), np.where(p >= 0.5, h, 1 - h)
+    which = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    error = sum(abs((right - confidence)[which == i].sum()) for i in range(bins)) / len(h)
     return float(error), float(np.square(p - h).mean())
 
 
@@ -77,7 +79,7 @@ def kendall(h: Array, delta: Array) -> float:
 
 
 def length_bias(delta: Array, longer: Array) -> float:
-    """Correlation of the reward's lead with the lead in length (N,); 0 for a reward that does not care."""
+    """Correlation of the reward's lead with the lead in length (N,); 0 for one that does not depend on it."""
     if len(delta) < 2 or not delta.std() or not longer.std():
         return NOTHING
     return float(np.corrcoef(delta, longer)[0, 1])
@@ -101,6 +103,7 @@ def _chances(proxy: Array, n: int) -> Array:
     from scipy.special import comb
 
     count = len(proxy)
+    # Of equal scores: any of them is best of n where the draw holds one of them and nothing above; they share that.
     below = np.array([(proxy < value).sum() for value in proxy])
     level = np.array([(proxy == value).sum() for value in proxy])
     return (comb(below + level, n) - comb(below, n)) / level / comb(count, n)
@@ -141,20 +144,20 @@ def ties_score(listed: Mapping[str, tuple[Array, int]]) -> float:
     between right and wrong exceeds the range of the right ones, 0.2 where the lesser gap of the two prompts N does, and
     0.01 tanh(lesser gap / range - 1).
     """
-    told: dict[str, dict[str, tuple[float, float]]] = {"ref": {}, "tied": {}}
+    kinds: dict[str, dict[str, tuple[float, float]]] = {"ref": {}, "tied": {}}
     for name, (scores, right) in listed.items():
         kind, _, number = name.partition(":")
         good, bad = scores[:right], scores[right:]
-        told[kind][number] = (float(good.max() - good.min()), float(good.min() - bad.max()))  # range, gap
-    share = {
-        kind: float(np.mean([gap > 0 for _, gap in rows.values()])) if rows else 0.0 for kind, rows in told.items()
-    }
-    both = sorted(told["ref"].keys() & told["tied"].keys())
+        kinds[kind][number] = (float(good.max() - good.min()), float(good.min() - bad.max()))  # range, gap
+    share: dict[str, float] = {}  # of prompts whose right answers all lie above the wrong ones
+    for kind, rows in kinds.items():
+        share[kind] = float(np.mean([gap > 0 for _, gap in rows.values()])) if rows else 0.0
+    both = sorted(kinds["ref"].keys() & kinds["tied"].keys())
     if not both:
         return NOTHING
-    spread = np.array([told["tied"][n][0] for n in both])
-    gap = np.array([told["tied"][n][1] for n in both])
-    lesser = np.minimum(gap, np.array([told["ref"][n][1] for n in both]))
+    spread = np.array([kinds["tied"][n][0] for n in both])
+    gap = np.array([kinds["tied"][n][1] for n in both])
+    lesser = np.minimum(gap, np.array([kinds["ref"][n][1] for n in both]))
     with np.errstate(divide="ignore", invalid="ignore"):
         bonus = np.nan_to_num(np.tanh(lesser / spread - 1), nan=0.0)
     margins = 0.2 * (gap > spread).mean() + 0.2 * (lesser > spread).mean() + 0.01 * bonus.mean()

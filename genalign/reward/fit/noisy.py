@@ -26,7 +26,7 @@ FREQUENCIES = 16
 
 
 class NoisyNet(nn.Module):
-    """(u (R,*L), t (R,), text (R,E)) -> (R,K): latents as tokens, and one more token that knows level and prompt.
+    """(u (R,*L), t (R,), text (R,E)) -> (R,K): latents as tokens, and one more token for level and prompt.
 
     u = (1 - t) x0 + t eps, whatever path the sampler walks: (a x0 + s eps) / (a + s) is that point at t = s / (a + s).
     """
@@ -48,9 +48,9 @@ class NoisyNet(nn.Module):
     def forward(self, u: Tensor, t: Tensor, text: Tensor) -> Tensor:
         waves = math.pi * 2.0 ** torch.arange(FREQUENCIES, device=u.device).div(4) * t[:, None]
         level = self.level(torch.cat([waves.sin(), waves.cos()], 1))  # (R,WIDTH)
-        told = level + self.text(F.normalize(text, dim=1) * self.text_width**0.5)
-        seen = self.inward(_tokens(u)) + self.place + level[:, None]
-        return self.head(self.blocks(torch.cat([told[:, None], seen], 1))[:, 0])
+        summary = level + self.text(F.normalize(text, dim=1) * self.text_width**0.5)  # the token that is read out
+        tokens = self.inward(_tokens(u)) + self.place + level[:, None]
+        return self.head(self.blocks(torch.cat([summary[:, None], tokens], 1))[:, 0])
 
 
 def _tokens(u: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def pair_loss(rewards: Tensor, values: Tensor, valid: Tensor, group: Tensor) -> 
 
 
 def pair_accuracy(rewards: Tensor, values: Tensor, valid: Tensor, group: Tensor) -> Tensor:
-    """(K,) share of untied pairs that are told apart, NaN where there are none."""
+    """(K,) share of untied pairs that are ranked right, NaN where there are none."""
     wins = (values[:, None] > values[None]) & valid[:, None] & valid[None] & (group[:, None] == group[None])[..., None]
     right = wins & (rewards[:, None] > rewards[None])
     return right.sum((0, 1)) / wins.sum((0, 1)).double()
@@ -105,6 +105,7 @@ def noisy_loss(net: NoisyNet, bank: Bank, text: Tensor, rows: Tensor, seed: int,
     text (N,E): the prompts of the bank, read. rows: whose latents; whole groups. noise_aware False: t is always 0.
     """
     generator = torch.Generator().manual_seed(seed)
+    # Siblings differ in their latents alone, so that a pair compares what they show and not how noisy they are.
     _, own = torch.unique(bank.group[rows], return_inverse=True)
     t = torch.rand(len(rows), generator=generator)[own] * noise_aware
     clean = bank.latents[rows].float()
@@ -114,6 +115,7 @@ def noisy_loss(net: NoisyNet, bank: Bank, text: Tensor, rows: Tensor, seed: int,
 
 
 def _mix(clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """(1 - t) x0 + t eps, a level t (R,) a row."""
     share = t.view(-1, *[1] * (clean.dim() - 1))
     return (1 - share) * clean + share * eps
 
@@ -123,18 +125,18 @@ def measure(
     net: NoisyNet, bank: Bank, text: Tensor, rows: Tensor, levels: Sequence[float], noise_aware: bool = True
 ) -> Tensor:
     """(len(levels), K) accuracy on the pairs among `rows` at each noise level t, each row with a noise of its own."""
-    clean, told = bank.latents[rows].float(), []
+    clean, accuracies = bank.latents[rows].float(), []
     for t in levels:
         eps = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
         level = torch.full((len(rows),), t)
-        rewards = torch.cat(
-            [net(u, at * noise_aware, c) for u, at, c in _split(_mix(clean, eps, level), level, text[rows])]
-        )
-        told.append(pair_accuracy(rewards, bank.values[rows], bank.valid[rows], bank.group[rows]))
-    return torch.stack(told)
+        parts = _split(_mix(clean, eps, level), level, text[rows])
+        rewards = torch.cat([net(u, at * noise_aware, c) for u, at, c in parts])
+        accuracies.append(pair_accuracy(rewards, bank.values[rows], bank.valid[rows], bank.group[rows]))
+    return torch.stack(accuracies)
 
 
 def _split(*tensors: Tensor) -> Any:
+    """Rows of several tensors, in batches."""
     return zip(*(tensor.split(256) for tensor in tensors), strict=True)
 
 
@@ -172,7 +174,7 @@ class NoisyReward:
     for a clean one.
 
     Raises:
-        UsageError: no such file, or a broken one.
+        UsageError: no such file, or one that cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -193,8 +195,8 @@ class NoisyReward:
 
     @property
     def version(self) -> str:
-        told = [[name, tensor.float().sum().item()] for name, tensor in sorted(self._tensors.items())]
-        return digest("noisy", self._settings, told)
+        sums = [[name, tensor.float().sum().item()] for name, tensor in sorted(self._tensors.items())]
+        return digest("noisy", self._settings, sums)
 
     @cached_property
     def _net(self) -> NoisyNet:

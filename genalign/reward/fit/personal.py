@@ -1,8 +1,8 @@
 """Rewards that know whose taste they serve: ideal points (PAL), a latent user (VPL), a mixture with a router (MiCRo).
 
-Each is a head like those of fit_heads.py, with two verbs more: `loss` of pairs (N,H) whose labellers are known, and
-`settle`, which after training writes down what is known of each user. A stranger, -1, gets what the paper gives to one
-of whom nothing is known. `adapt` takes a newcomer's pairs, a (n,H) preferred to b (n,H), and leaves all else as it is.
+Each is a head like those of heads.py, with two methods more: `loss` of pairs (N,H) whose users are known, and `settle`,
+which after training stores each user's own parameters. A stranger, -1, gets what the paper gives to an unknown user.
+`adapt` takes a new user's pairs, a (n,H) preferred to b (n,H), and leaves everything else as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from genalign.reward.fit.losses import bradley_terry, hedge, mixture, normal_kl
 
 class _Personal(nn.Module):
     pairwise = False
-    temperature = 0.5  # how quickly Hedge makes up its mind
+    temperature = 0.5  # of Hedge: how fast its weights concentrate
 
     def score(self, rows: Tensor, users: Tensor) -> Tensor:
         raise NotImplementedError
@@ -34,7 +34,7 @@ class _Personal(nn.Module):
 class IdealPoints(_Personal):
     """score = -e^s |f(x) - u|, u = sum_k softmax(w_user)_k point_k over K shared points (PAL, arXiv 2406.08469, A).
 
-    A stranger stands where the mean of the known users' weights puts him.
+    A stranger's weights are the mean of the known users'.
     """
 
     def __init__(self, features: int, users: int, points: int = 2, dims: int = 16, width: int | None = None) -> None:
@@ -57,17 +57,17 @@ class IdealPoints(_Personal):
         return bradley_terry(self.compare(a, b, users), p)
 
     def settle(self, a: Tensor, b: Tensor, p: Tensor, users: Tensor) -> None:
-        """The weights are what was learnt."""
+        """Nothing: the weights were learnt."""
 
     def adapt(self, a: Tensor, b: Tensor, steps: int = 100, rate: float = 0.1) -> Tensor:
-        """(K,) weights of a newcomer: only they are fitted."""
+        """(K,) weights of a new user: only they are fitted."""
         with torch.no_grad():
-            seen_a, seen_b, points, scale = self.trunk(a), self.trunk(b), self.points.clone(), self.sharpness.exp()
+            at_a, at_b, points, scale = self.trunk(a), self.trunk(b), self.points.clone(), self.sharpness.exp()
         mind = torch.zeros(len(points), requires_grad=True)
         optimizer = torch.optim.Adam([mind], lr=rate)
         for _ in range(steps):
             ideal = mind.softmax(0) @ points
-            delta = scale * ((seen_b - ideal).norm(dim=1) - (seen_a - ideal).norm(dim=1))
+            delta = scale * ((at_b - ideal).norm(dim=1) - (at_a - ideal).norm(dim=1))
             optimizer.zero_grad()
             bradley_terry(delta, torch.ones_like(delta)).mean().backward()
             optimizer.step()
@@ -77,10 +77,10 @@ class IdealPoints(_Personal):
 class Mixture(_Personal):
     """score = sum_k w_k r_k(x): K rewards, and how much each counts (MiCRo, arXiv 2505.24846).
 
-    Where the user is known, w is what Hedge makes of his pairs; a stranger's is the router's, which reads the features
-    (the prompt is among them).
+    Of a known user, w is what Hedge makes of their pairs; a stranger's is the router's, which reads the features (the
+    prompt is among them).
 
-    It learns without asking who judged, so exactly opposite tastes leave open along which axis they differ: where users
+    It learns without the users' names, so exactly opposite tastes leave open along which axis they differ: where users
     are known and little is shared, take ideal points.
 
     Departs from the paper: the router reads both samples' mean while it learns, and the sample itself when it scores.
@@ -98,14 +98,15 @@ class Mixture(_Personal):
         return (shares * self.trunk(rows)).sum(1)
 
     def compare(self, a: Tensor, b: Tensor, users: Tensor) -> Tensor:
-        """log-odds of the mixture, whose rewards are not added before but after the logistic function."""
+        """(N,) log-odds of the mixture: probabilities are mixed, not rewards."""
         router = self.router((a + b) / 2).log_softmax(1)
         known = self._of(self.known, users, self.known.mean(0)).clamp(min=1e-12).log()
         return self._odds(self.trunk(a) - self.trunk(b), torch.where((users < 0)[:, None], router, known))
 
     @staticmethod
     def _odds(deltas: Tensor, weights: Tensor) -> Tensor:
-        won, lost = (torch.logsumexp(weights + F.logsigmoid(sign * deltas), 1) for sign in (1, -1))
+        won = torch.logsumexp(weights + F.logsigmoid(deltas), 1)
+        lost = torch.logsumexp(weights + F.logsigmoid(-deltas), 1)
         return won - lost
 
     def loss(self, a: Tensor, b: Tensor, p: Tensor, users: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ class Mixture(_Personal):
 
     @torch.no_grad()
     def adapt(self, a: Tensor, b: Tensor) -> Tensor:
-        """(K,) weights of a newcomer, by Hedge over his pairs."""
+        """(K,) weights of a new user, by Hedge over their pairs."""
         return self._hedge(a, b, torch.ones(len(a)))
 
     def _hedge(self, a: Tensor, b: Tensor, p: Tensor) -> Tensor:
@@ -130,8 +131,8 @@ class Mixture(_Personal):
 class LatentUser(_Personal):
     """score = r(x, z), z read from the user's own pairs by an encoder: variational preference learning.
 
-    (VPL, arXiv 2408.10075.) The encoder maps each pair (preferred, other) to a token, attends over them, and says mean
-    and log-variance, both within [-1,1]; z has length sqrt(d), in training and after it. The loss adds
+    (VPL, arXiv 2408.10075.) The encoder maps each pair (preferred, other) to a token, attends over them, and gives
+    mean and log-variance, both within [-1,1]; z has length sqrt(d), in training and after it. The loss adds
     `weight` KL(q | N(0, I)), once a user. A stranger has z = 0.
 
     Departs from the paper's code: z has the same length when the reward is used; there it is the raw mean.
@@ -146,13 +147,13 @@ class LatentUser(_Personal):
         self.taste = nn.Sequential(nn.Linear(width + dims, width), nn.SiLU(), nn.Linear(width, 1))
         self.known = nn.Buffer(torch.zeros(users, dims))
 
-    def believe(self, a: Tensor, b: Tensor, owner: Tensor, owners: int) -> tuple[Tensor, Tensor]:
+    def posterior(self, a: Tensor, b: Tensor, owner: Tensor, owners: int) -> tuple[Tensor, Tensor]:
         """Means and log-variances (owners,d); owner (n,) says whose pair, a (n,H) preferred to b (n,H), each is."""
         tokens = self.token(torch.cat([self.trunk(a), self.trunk(b)], 1))
-        heed = (tokens @ self.question).clamp(-20, 20).exp()  # a softmax within each owner's pairs
+        attention = (tokens @ self.question).clamp(-20, 20).exp()  # a softmax within each owner's pairs, below
         empty = tokens.new_zeros(owners)
-        total = empty.index_add(0, owner, heed)
-        pooled = tokens.new_zeros(owners, tokens.shape[1]).index_add(0, owner, heed[:, None] * tokens)
+        total = empty.index_add(0, owner, attention)
+        pooled = tokens.new_zeros(owners, tokens.shape[1]).index_add(0, owner, attention[:, None] * tokens)
         mean, logvar = self.belief(pooled / total[:, None]).tanh().chunk(2, 1)
         return mean, logvar
 
@@ -164,21 +165,21 @@ class LatentUser(_Personal):
 
     def loss(self, a: Tensor, b: Tensor, p: Tensor, users: Tensor) -> Tensor:
         names, owner = users.unique(return_inverse=True)
-        mean, logvar = self.believe(*_sorted(a, b, p), owner, len(names))
-        z = _long(mean + (logvar / 2).exp() * torch.randn_like(mean))[owner]
-        doubt = self.weight * normal_kl(mean, logvar) / owner.bincount()
-        return bradley_terry(self._score(a, z) - self._score(b, z), p) + doubt[owner]
+        mean, logvar = self.posterior(*_sorted(a, b, p), owner, len(names))
+        z = _to_length(mean + (logvar / 2).exp() * torch.randn_like(mean))[owner]
+        kl = self.weight * normal_kl(mean, logvar) / owner.bincount()  # once a user, shared by the user's pairs
+        return bradley_terry(self._score(a, z) - self._score(b, z), p) + kl[owner]
 
     @torch.no_grad()
     def settle(self, a: Tensor, b: Tensor, p: Tensor, users: Tensor) -> None:
         rows = users >= 0
         names, owner = users[rows].unique(return_inverse=True)
-        self.known[names] = _long(self.believe(*_sorted(a[rows], b[rows], p[rows]), owner, len(names))[0])
+        self.known[names] = _to_length(self.posterior(*_sorted(a[rows], b[rows], p[rows]), owner, len(names))[0])
 
     @torch.no_grad()
     def adapt(self, a: Tensor, b: Tensor) -> Tensor:
-        """(d,): the newcomer's z."""
-        return _long(self.believe(a, b, torch.zeros(len(a), dtype=torch.long), 1)[0][0])
+        """(d,): the new user's z."""
+        return _to_length(self.posterior(a, b, torch.zeros(len(a), dtype=torch.long), 1)[0][0])
 
 
 def _sorted(a: Tensor, b: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,5 +188,6 @@ def _sorted(a: Tensor, b: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(first, a, b), torch.where(first, b, a)
 
 
-def _long(z: Tensor) -> Tensor:
+def _to_length(z: Tensor) -> Tensor:
+    """(...,d) scaled to the length sqrt(d), that of a standard normal vector."""
     return F.normalize(z, dim=-1) * z.shape[-1] ** 0.5

@@ -4,7 +4,7 @@
     backbone: {kind: clip, model: tiny-clip}       # or text, vlm; it stays frozen
     head: {kind: linear}                           # or mlp; or pal, vpl, micro, where pairs name their user
     loss: {name: bradley-terry}                    # or ties, margin, soft, yes-no, gpm, regression
-    votes: {how: soften}                           # how strong each preference is; leave out to take all at their word
+    votes: {how: soften}                           # how strong each preference is; leave out to trust all labels alike
     fit: {steps: 500}
 
 It writes a folder that `use: FOLDER` of any reward file loads.
@@ -20,18 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from genalign.data.comparisons import read_comparisons
 from genalign.data.judged import OVERALL, Comparisons
-from genalign.files.places import find, nearest, recipe_path
-from genalign.files.settings import apply_override, read_yaml, sentence
+from genalign.files.places import find, recipe_path
+from genalign.files.settings import read_recipe, read_yaml
 from genalign.reward.fit import measures
 from genalign.reward.fit.backbones import Backbone, BackboneSettings, build_backbone
 from genalign.reward.fit.fitted import save_fitted
 from genalign.reward.fit.train import PERSONAL, Fit, PreferenceData, compare, fit_head
-from genalign.types import UsageError
+from genalign.types import UsageError, nearest
 
 
 class FitData(BaseModel):
@@ -44,11 +44,11 @@ class FitData(BaseModel):
     aspect: str = OVERALL
     """Which verdict, of files that judge several."""
     held_out: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the prompts (never of the pairs) that are kept for the exam."""
+    """Share of the prompts (never of the pairs) that are held out for evaluation."""
 
 
 class FitRecipe(Fit):
-    """A fit, whole: head, loss, votes and fit as in reward/fit.py, and what they are given."""
+    """A fit, whole: head, loss, votes and fit as in train.py, and what they are given."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -59,6 +59,7 @@ class FitRecipe(Fit):
 
 
 def is_fit_recipe(name: str) -> bool:
+    """Whether a recipe fits a reward to preferences; the other kind, of noisy latents, names a policy and a method."""
     plain = read_yaml(recipe_path(name))
     return isinstance(plain, dict) and ("backbone" in plain or not {"policy", "method"} & set(plain))
 
@@ -69,41 +70,36 @@ def load_fit_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[FitRecipe
     Raises:
         UsageError: no such file, not YAML, an unknown key (the nearest is named) or a value that does not fit.
     """
-    path = recipe_path(name)
-    plain = read_yaml(path)
-    if not isinstance(plain, dict):
-        raise UsageError(f"{path} holds no recipe; its top-level keys are {', '.join(FitRecipe.model_fields)}")
-    for override in overrides:
-        apply_override(plain, override)
-    try:
-        return FitRecipe.model_validate(plain), path.resolve().parent
-    except ValidationError as error:
-        raise UsageError(f"recipe {path}: {sentence(error, FitRecipe)}") from error
+    recipe, path = read_recipe(name, overrides, FitRecipe)
+    return recipe, path.resolve().parent
 
 
-def fit_to_preferences(name: str, overrides: Sequence[str], out: Path | None) -> dict[str, Any]:
-    """Fit, examine on held-out prompts, and write reward.json, reward.safetensors and fit.json into `out`."""
+def fit_to_preferences(name: str, overrides: Sequence[str], out: Path) -> dict[str, Any]:
+    """Fit, evaluate on held-out prompts, and write reward.json, reward.safetensors and fit.json into `out`.
+
+    Returns what fit.json holds.
+
+    Raises:
+        UsageError: as `load_fit_recipe`; data that cannot be read or have nothing to learn from; no place to write.
+    """
     recipe, folder = load_fit_recipe(name, overrides)
     source = folder / recipe.data.file
     found = read_comparisons(source)
-    out = out or Path("runs") / f"fit-{Path(name).stem}"
     settings = _portable(recipe.backbone, folder)
     backbone = build_backbone(settings, found.kind, folder)
     users = sorted({pair.user for pair in found.pairs} - {""}) if recipe.head.kind in PERSONAL else []
-    places, lesson = _lesson(recipe, found, users)
-    lesson = replace(lesson, features=read_features(backbone, found, places, settings.batch_size))
-    learn, exam = split(lesson, recipe.data.held_out, recipe.fit.seed)
+    places, data = _preferences(recipe, found, users)
+    data = replace(data, features=read_features(backbone, found, places, settings.batch_size))
+    learn, held_out = split(data, recipe.data.held_out, recipe.fit.seed)
     head = fit_head(recipe, learn, len(users))
-    told = {"source": str(source), "learnt_from": len(learn), "held_out": len(exam), "users": len(users)}
-    told |= examine(recipe, head, exam)
+    results = {"source": str(source), "learnt_from": len(learn), "held_out": len(held_out), "users": len(users)}
+    results |= evaluate(recipe, head, held_out)
     try:
-        save_fitted(out, head, recipe, settings, found.kind, lesson.features.shape[1], users)
-        (out / "fit.json").write_text(json.dumps(told, indent=2) + "\n")
+        save_fitted(out, head, recipe, settings, found.kind, data.features.shape[1], users)
+        (out / "fit.json").write_text(json.dumps(results, indent=2) + "\n")
     except OSError as error:
         raise UsageError(f"cannot write {out} ({error.strerror}); choose another folder with --out") from error
-    _print(told)
-    print(f"{out}: name it in a reward file by 'use: {out}', or score by genalign score {out} --media FILE")
-    return told
+    return results
 
 
 def read_features(backbone: Backbone, found: Comparisons, places: Sequence[int], size: int) -> Tensor:
@@ -119,35 +115,35 @@ def read_features(backbone: Backbone, found: Comparisons, places: Sequence[int],
     return torch.cat(rows)
 
 
-def split(lesson: PreferenceData, share: float, seed: int) -> tuple[PreferenceData, PreferenceData]:
-    """What is learnt from and what is kept for the exam: whole prompts, at least one where `share` is not 0."""
-    names = lesson.group.unique()
+def split(data: PreferenceData, share: float, seed: int) -> tuple[PreferenceData, PreferenceData]:
+    """What is learnt from and what is held out: whole prompts, at least one where `share` is not 0."""
+    names = data.group.unique()
     kept = min(max(1, round(share * len(names))), len(names) - 1) if share else 0
-    exam = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))[:kept]]
-    held = torch.isin(lesson.group, exam)
-    return lesson.select((~held).nonzero()[:, 0]), lesson.select(held.nonzero()[:, 0])
+    chosen = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))[:kept]]
+    held = torch.isin(data.group, chosen)
+    return data.select((~held).nonzero()[:, 0]), data.select(held.nonzero()[:, 0])
 
 
-def examine(recipe: FitRecipe, head: Any, exam: PreferenceData) -> dict[str, Any]:
-    """Measures on held-out prompts; None where they say nothing."""
+def evaluate(recipe: FitRecipe, head: Any, held_out: PreferenceData) -> dict[str, Any]:
+    """Measures on held-out prompts; None where there is nothing to measure."""
     if recipe.loss.name == "regression":
         with torch.no_grad():
-            said = head.score(exam.features[exam.a], exam.users)
-        moves = len(exam) > 1 and float(said.std()) > 0 and float(exam.p.std()) > 0
-        rho = float(np.corrcoef(said.numpy(), exam.p.numpy())[0, 1]) if moves else measures.NOTHING
-        error = float((said - exam.p).square().mean().sqrt()) if len(exam) else measures.NOTHING
-        told = {"correlation": rho, "rmse": error}
+            scores = head.score(held_out.features[held_out.a], held_out.users)
+        varies = len(held_out) > 1 and float(scores.std()) > 0 and float(held_out.p.std()) > 0
+        rho = float(np.corrcoef(scores.numpy(), held_out.p.numpy())[0, 1]) if varies else measures.NOTHING
+        error = float((scores - held_out.p).square().mean().sqrt()) if len(held_out) else measures.NOTHING
+        results = {"correlation": rho, "rmse": error}
     else:
-        h, delta = exam.p.double().numpy(), compare(head, exam).double().numpy()
+        h, delta = held_out.p.double().numpy(), compare(head, held_out).double().numpy()
         best, eps = measures.accuracy_with_ties(h, delta)
         ece, brier = measures.calibration(h, delta)
-        told = {"accuracy": measures.accuracy(h, delta), "accuracy_with_ties": best, "ties_below": eps}
-        told |= {"ece": ece, "brier": brier}
-    return {name: None if value != value else value for name, value in told.items()}
+        results = {"accuracy": measures.accuracy(h, delta), "accuracy_with_ties": best, "ties_below": eps}
+        results |= {"ece": ece, "brier": brier}
+    return {name: None if value != value else value for name, value in results.items()}
 
 
-def _lesson(recipe: FitRecipe, found: Comparisons, users: Sequence[str]) -> tuple[list[int], PreferenceData]:
-    """Which items are needed, and the lesson about them, still without features."""
+def _preferences(recipe: FitRecipe, found: Comparisons, users: Sequence[str]) -> tuple[list[int], PreferenceData]:
+    """Which items are needed, and the preferences about them, still without features."""
     none = torch.zeros(0)
     if recipe.loss.name == "regression":
         if not found.ratings:
@@ -164,9 +160,10 @@ def _lesson(recipe: FitRecipe, found: Comparisons, users: Sequence[str]) -> tupl
         known = {pair.aspect for pair in found.pairs}
         hint = nearest(recipe.data.aspect, sorted(known)) if known else "; for ratings take loss.name: regression"
         raise UsageError(f"{found.source} judges no {recipe.data.aspect!r}{hint}")
-    places = sorted({place for pair in pairs for place in (pair.a, pair.b)})
-    number, whose = ({name: k for k, name in enumerate(names)} for names in (places, users))
-    lesson = PreferenceData(
+    places = sorted({pair.a for pair in pairs} | {pair.b for pair in pairs})
+    number = {place: k for k, place in enumerate(places)}
+    whose = {user: k for k, user in enumerate(users)}
+    data = PreferenceData(
         none,
         torch.tensor([number[pair.a] for pair in pairs]),
         torch.tensor([number[pair.b] for pair in pairs]),
@@ -174,21 +171,10 @@ def _lesson(recipe: FitRecipe, found: Comparisons, users: Sequence[str]) -> tupl
         torch.tensor([whose.get(pair.user, -1) for pair in pairs]),
         torch.tensor([pair.group for pair in pairs]),
     )
-    return places, lesson
+    return places, data
 
 
 def _portable(settings: BackboneSettings, folder: Path) -> BackboneSettings:
     """A model beside the recipe by its absolute path; shipped names and hub ids as they are."""
     beside = find(settings.model, folder)
     return settings if beside is None else settings.model_copy(update={"model": str(beside)})
-
-
-def _print(told: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("measure", "value", title=f"{told['held_out']} held-out of {told['source']}")
-    for name, value in told.items():
-        if name not in ("source", "held_out"):
-            table.add_row(name, "-" if value is None else f"{value:g}" if isinstance(value, int) else f"{value:.4f}")
-    Console().print(table)

@@ -103,7 +103,7 @@ class Fit(BaseModel):
     loss: LossSettings = LossSettings()
     """What it is fitted by."""
     votes: VoteSettings | None = None
-    """How strong each preference is; null: all labels are taken at their word."""
+    """How strong each preference is; null: all labels count alike."""
     fit: FitSettings = FitSettings()
     """Steps and optimizer."""
 
@@ -114,7 +114,7 @@ class Fit(BaseModel):
             raise ValueError(f"head {self.head.kind} has a loss of its own; leave loss.name at bradley-terry")
         if self.votes and (personal or self.loss.name in ("ties", "gpm", "regression")):
             taker = self.head.kind if personal else self.loss.name
-            raise ValueError(f"votes ask one reward for all about its margins, which does not suit {taker}; drop votes")
+            raise ValueError(f"votes are margins of one reward for all, which does not suit {taker}; drop votes")
         if (self.fit.lipschitz or self.loss.centring) and self.loss.name in ("gpm", "yes-no"):
             raise ValueError(f"{self.loss.name} has no number for one sample; drop fit.lipschitz and loss.centring")
         return self
@@ -156,66 +156,66 @@ def build_head(plan: Fit, features: int, users: int) -> Any:
     return PairHead(features, width) if plan.loss.name == "yes-no" else ScalarHead(features, width)
 
 
-def fit_head(plan: Fit, lesson: PreferenceData, users: int = 0) -> Any:
-    """A head fitted to all of `lesson`; the same from the same settings.
+def fit_head(plan: Fit, data: PreferenceData, users: int = 0) -> Any:
+    """A head fitted to all of `data`; the same from the same settings.
 
     Raises:
         UsageError: nothing to learn from, or a personal head and no users. GenalignError: the loss is not finite.
     """
     if plan.head.kind in PERSONAL and not users:
-        raise UsageError(f"head {plan.head.kind} learns whose taste is whose, but no pair names a user; add 'user'")
+        raise UsageError(f"head {plan.head.kind} learns the taste of each user, but no pair names one; add 'user'")
     margin: Tensor | float = plan.loss.margin if plan.loss.name == "margin" else 0.0
     if plan.loss.name != "regression":
-        lesson = _oriented(lesson, plan.loss)
-        if not len(lesson):
+        data = _oriented(data, plan.loss)
+        if not len(data):
             raise UsageError("no pair prefers anything, so a reward cannot be fitted to them; take loss.name: ties")
         if plan.votes is not None:
-            settled, margins = settle(lesson.p, vote(plan, lesson), plan.votes.how, plan.votes.share)
-            lesson, margin = replace(lesson, p=settled), margin + margins
-    with torch.random.fork_rng(devices=[]):
+            settled, margins = settle(data.p, vote(plan, data), plan.votes.how, plan.votes.share)
+            data, margin = replace(data, p=settled), margin + margins
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been fitted
         torch.manual_seed(plan.fit.seed)
-        head = build_head(plan, lesson.features.shape[1], users)
-        _measure(head, lesson)
-        _train(head, plan.fit, len(lesson), lambda rows: _loss(head, plan, lesson, rows, margin))
+        head = build_head(plan, data.features.shape[1], users)
+        _measure(head, data)
+        _train(head, plan.fit, len(data), lambda rows: _loss(head, plan, data, rows, margin))
     if plan.head.kind in PERSONAL:
-        head.settle(lesson.features[lesson.a], lesson.features[lesson.b], lesson.p, lesson.users)
+        head.settle(data.features[data.a], data.features[data.b], data.p, data.users)
     return head.eval().requires_grad_(False)
 
 
-def vote(plan: Fit, lesson: PreferenceData) -> Tensor:
-    """(M,N): what M pairs of linear heads make of each pair, in logits, always by the one that did not see its prompt.
+def vote(plan: Fit, data: PreferenceData) -> Tensor:
+    """(M,N): the leads of M voters, each two linear heads, in logits; by the head that did not see the prompt.
 
-    Heads on few pairs are too sure of themselves: the votes are divided by the temperature at which they agree best
+    Heads on few pairs are overconfident: the votes are divided by the temperature at which they agree best
     with the labels, which they have not seen and of which `votes.share` are wrong.
     """
     assert plan.votes is not None
     plain = Fit(fit=plan.fit.model_copy(update={"lipschitz": None}))
-    told = torch.zeros(plan.votes.voters, len(lesson))
-    names = lesson.group.unique()
+    votes = torch.zeros(plan.votes.voters, len(data))
+    names = data.group.unique()
     if len(names) < 2:
         raise UsageError("votes need pairs of at least 2 prompts, so that a voter can judge what it did not see")
     for m in range(plan.votes.voters):
         order = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(plan.fit.seed + m))]
-        first = torch.isin(lesson.group, order[: len(order) // 2])
+        first = torch.isin(data.group, order[: len(order) // 2])
         for seen in (first, ~first):
-            head = fit_head(plain, lesson.select(seen.nonzero()[:, 0]))
+            head = fit_head(plain, data.select(seen.nonzero()[:, 0]))
             rest = (~seen).nonzero()[:, 0]
-            told[m, rest] = compare(head, lesson.select(rest))
-    scale = temperature(lesson.p.double().numpy(), told.mean(0).double().numpy(), plan.votes.share)
-    return told / scale if math.isfinite(scale) else told
+            votes[m, rest] = compare(head, data.select(rest))
+    scale = temperature(data.p.double().numpy(), votes.mean(0).double().numpy(), plan.votes.share)
+    return votes / scale if math.isfinite(scale) else votes
 
 
 @torch.no_grad()
-def compare(head: Any, lesson: PreferenceData) -> Tensor:
+def compare(head: Any, data: PreferenceData) -> Tensor:
     """(N,) logits that a is better, as each pair's own user sees it."""
-    return head.compare(lesson.features[lesson.a], lesson.features[lesson.b], lesson.users)
+    return head.compare(data.features[data.a], data.features[data.b], data.users)
 
 
-def _oriented(lesson: PreferenceData, loss: LossSettings) -> PreferenceData:
+def _oriented(data: PreferenceData, loss: LossSettings) -> PreferenceData:
     """The preferred one first; labels as the loss wants them: hard ones without ties, or soft ones."""
-    first = lesson.p >= 0.5
-    p = torch.where(first, lesson.p, 1 - lesson.p)
-    turned = replace(lesson, a=torch.where(first, lesson.a, lesson.b), b=torch.where(first, lesson.b, lesson.a), p=p)
+    first = data.p >= 0.5
+    p = torch.where(first, data.p, 1 - data.p)
+    turned = replace(data, a=torch.where(first, data.a, data.b), b=torch.where(first, data.b, data.a), p=p)
     if loss.name == "soft":
         return replace(turned, p=p.clamp(max=1 - loss.smoothing))
     if loss.name in ("ties", "yes-no"):
@@ -223,8 +223,9 @@ def _oriented(lesson: PreferenceData, loss: LossSettings) -> PreferenceData:
     return replace(turned, p=torch.ones_like(p)).select((p > 0.5).nonzero()[:, 0])
 
 
-def _loss(head: Any, plan: Fit, lesson: PreferenceData, rows: Tensor, margin: Tensor | float) -> Tensor:
-    part = lesson.select(rows)
+def _loss(head: Any, plan: Fit, data: PreferenceData, rows: Tensor, margin: Tensor | float) -> Tensor:
+    """The mean loss of some pairs (or rated samples), with the gradient penalty where there is one."""
+    part = data.select(rows)
     a, b = part.features[part.a], part.features[part.b]
     if plan.loss.name == "regression":
         loss = regression(head.score(a, part.users), part.p, plan.loss.huber)
@@ -234,6 +235,7 @@ def _loss(head: Any, plan: Fit, lesson: PreferenceData, rows: Tensor, margin: Te
         own = margin[rows] if isinstance(margin, Tensor) else margin
         loss = preference_loss(plan.loss.name, head, a, b, part.p, part.users, own, plan.loss.k, plan.loss.centring)
     if plan.fit.lipschitz is not None:
+        # Slopes are per unit of each feature's spread: the points are divided by it, and the score undoes that.
         spread = head.trunk.spread
         points = between(a / spread, b / spread)
         penalty = gradient_penalty(lambda x: head.score(x * spread, strangers(x)), points, plan.fit.lipschitz)
@@ -241,9 +243,9 @@ def _loss(head: Any, plan: Fit, lesson: PreferenceData, rows: Tensor, margin: Te
     return loss.mean()
 
 
-def _measure(head: nn.Module, lesson: PreferenceData) -> None:
+def _measure(head: nn.Module, data: PreferenceData) -> None:
     """Give each trunk the spread of the features; a pair head sees two samples side by side."""
-    rows = lesson.features[torch.cat([lesson.a, lesson.b]).unique()]
+    rows = data.features[torch.cat([data.a, data.b]).unique()]
     for name in ("trunk", "router"):
         trunk = getattr(head, name, None)
         if trunk is not None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genalign.reward.base import digest, sure, weights_digest
+from genalign.reward.base import digest, weights_digest
 from genalign.reward.heads.clips import TransformersClip
 from genalign.reward.heads.weights import find_weights, fit, read_weights, weights_file
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores
 
 FILE = "sac+logos+ava1-l14-linearMSE.safetensors"
@@ -41,6 +42,9 @@ class Aesthetic(TransformersClip):
 
     model: the CLIP, in transformers' format. weights: the head's safetensors file, or a folder or hub id that holds
     sac+logos+ava1-l14-linearMSE.safetensors (published as .pth: convert it once). Gradients flow to the pixels.
+
+    Raises:
+        UsageError: no such model or head, pickled weights, or weights of another shape.
     """
 
     needs = frozenset({"image"})
@@ -49,21 +53,21 @@ class Aesthetic(TransformersClip):
         self, model: str | Path, *, weights: str | Path, batch_size: int = 64, name: str = "aesthetic"
     ) -> None:
         super().__init__(model, batch_size=batch_size, name=name)
-        self.weights = find_weights(weights, Path())
-        if Path(self.weights).exists():
-            weights_file(self.weights, FILE)
+        self.head_weights = find_weights(weights, Path())
+        if Path(self.head_weights).exists():
+            weights_file(self.head_weights, FILE)
 
     @cached_property
     def _head(self) -> nn.Module:
-        path = weights_file(self.weights, FILE)
+        path = weights_file(self.head_weights, FILE)
         return fit(Mlp(self._loaded[0].clip.config.projection_dim), read_weights(path), path).float()
 
     @property
     def version(self) -> str:
         net, preprocess, _ = self._loaded
-        return digest("aesthetic", self.name, weights_digest(net), weights_digest(self._head), preprocess.told)
+        return digest("aesthetic", self.name, weights_digest(net), weights_digest(self._head), preprocess.settings)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         seen = self.see(media)
         with torch.autocast(seen.device.type, enabled=False):
-            return sure(self.aspects, self._head.to(seen.device)(F.normalize(seen, dim=1)).cpu())
+            return all_valid(self.aspects, self._head.to(seen.device)(F.normalize(seen, dim=1)).cpu())

@@ -1,4 +1,4 @@
-"""Rewards of sound: CLAP (does it fit its prompt) and Audiobox aesthetics (how good is it, on four axes)."""
+"""Rewards of audio: CLAP (does it fit its prompt) and Audiobox aesthetics (how good is it, on four axes)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genalign.reward.base import Stateless, digest, sure, texts, told_cut, weights_digest
+from genalign.reward.base import Stateless, cut_info, digest, texts, weights_digest
 from genalign.reward.heads.text_features import too_long
 from genalign.reward.heads.waves import log_mel, mono_waves
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, renamed, weights_file
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
 
 
@@ -28,6 +29,9 @@ class Clap(Stateless):
     middle. Gradients flow to the samples.
 
     Departs from the official code: it cuts long audio at random, and rounds samples to 16 bits (laion_clap alone).
+
+    Raises:
+        UsageError: no such model, or one that fuses or pads its audio in another way; audio without a sample rate.
     """
 
     needs = frozenset({"audio", "prompt"})
@@ -66,11 +70,11 @@ class Clap(Stateless):
                     texts(prompts[at : at + self.batch_size]), padding=True, truncation=True, return_tensors="pt"
                 )
                 longer = torch.zeros(len(part), 1, dtype=torch.bool, device=part.device)
-                heard = net.get_audio_features(input_features=part, is_longer=longer).pooler_output
-                read = net.get_text_features(**tokens.to(part.device)).pooler_output
-                cosine.append(F.cosine_similarity(heard, read, dim=1))
-        cut = told_cut(self.name, too_long(tokenizer, texts(prompts)))
-        return sure(self.aspects, torch.cat(cosine)[:, None].cpu(), info=cut)
+                audio = net.get_audio_features(input_features=part, is_longer=longer).pooler_output
+                text = net.get_text_features(**tokens.to(part.device)).pooler_output
+                cosine.append(F.cosine_similarity(audio, text, dim=1))
+        cut = cut_info(self.name, too_long(tokenizer, texts(prompts)))
+        return all_valid(self.aspects, torch.cat(cosine)[:, None].cpu(), info=cut)
 
     def frames(self, waves: Sequence[Tensor]) -> Tensor:
         """Waves (N,) at the model's rate -> log-mel frames (B,1,T,mels), as ClapFeatureExtractor makes them."""
@@ -88,7 +92,7 @@ class Clap(Stateless):
 
 AXES = ("CE", "CU", "PC", "PQ")
 SECONDS, RATE = 10, 16000
-USUAL = {  # what config.json need not say
+DEFAULTS = {  # of what config.json may leave out
     "proj_num_layer": 1,
     "proj_ln": False,
     "nth_layer": 13,
@@ -118,22 +122,22 @@ class AudioboxHeads(nn.Module):
             self.layer_weights = nn.ParameterDict(weights)
 
     def forward(self, waves: Tensor, mask: Tensor) -> Tensor:
-        """Waves (B,N), and where they are no padding (B,N) -> scores (B,4) in the units of the ratings, 1 to 10."""
+        """Waves (B,N), and where they are not padding (B,N) -> scores (B,4) in the units of the ratings, 1 to 10."""
         layers, there = self.layers(waves, mask)  # (L,B,T,H), (B,T)
         there = there[..., None].to(layers)
         scores = []
         for axis in AXES:
-            heard = layers[-1]
+            hidden = layers[-1]
             if self.settings["use_weighted_layer_sum"]:
-                heard = torch.einsum("lbth,l->bth", layers, self.layer_weights[axis].softmax(0))
-            heard = (heard * there).sum(1) / there.sum(1).clamp(min=1)
-            heard = F.normalize(heard, dim=1) if self.settings["normalize_embed"] else heard
+                hidden = torch.einsum("lbth,l->bth", layers, self.layer_weights[axis].softmax(0))
+            embedded = (hidden * there).sum(1) / there.sum(1).clamp(min=1)  # (B,H) the mean over what is not padding
+            embedded = F.normalize(embedded, dim=1) if self.settings["normalize_embed"] else embedded
             unit = self.settings["target_transform"][axis]
-            scores.append(self.proj_layer[axis](heard)[:, 0] * unit["std"] + unit["mean"])
+            scores.append(self.proj_layer[axis](embedded)[:, 0] * unit["std"] + unit["mean"])
         return torch.stack(scores, dim=1)
 
     def layers(self, waves: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What WavLM's encoder reads, and each of its layers; and which frames are no padding at all."""
+        """What WavLM's encoder reads and each of its layers, (L,B,T,H); and which frames hold any audio, (B,T)."""
         features = self.wavlm.feature_extractor(waves).transpose(1, 2)
         frames = features.shape[1]
         span = mask.shape[1] // frames
@@ -152,8 +156,11 @@ class Audiobox(Stateless):
     """Content enjoyment, content usefulness, production complexity and production quality, each 1 to 10.
 
     Audiobox aesthetics (arXiv 2502.05139, section 4). model: a folder or hub id with config.json and model.safetensors.
-    Audio is made mono, resampled to 16 kHz and heard in windows of 10 s, whose scores are averaged by their length.
+    Audio is made mono, resampled to 16 kHz and scored in windows of 10 s, whose scores are averaged by their length.
     Gradients flow to the samples. encoder: arguments of WavLMConfig, for a checkpoint of another size.
+
+    Raises:
+        UsageError: no such model, a config.json of another form, or audio without a sample rate.
     """
 
     needs = frozenset({"audio"})
@@ -176,13 +183,14 @@ class Audiobox(Stateless):
         path = weights_file(self.model, "model.safetensors")
         settings = weights_file(self.model, "config.json")
         try:
-            told = {**USUAL, **json.loads(settings.read_text())}
-            told["target_transform"] = {
-                axis: {key: float(told["target_transform"][axis][key]) for key in ("mean", "std")} for axis in AXES
-            }
-            net = AudioboxHeads(told, self.encoder)
+            config = {**DEFAULTS, **json.loads(settings.read_text())}
+            units = {}
+            for axis in AXES:
+                unit = config["target_transform"][axis]
+                units[axis] = {"mean": float(unit["mean"]), "std": float(unit["std"])}
+            net = AudioboxHeads({**config, "target_transform": units}, self.encoder)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{settings} is no configuration of Audiobox aesthetics: {error!r}") from error
+            raise UsageError(f"{settings} is not a configuration of Audiobox aesthetics: {error!r}") from error
         fit(net, renamed(read_weights(path), published_names), path)
         return net.float()
 
@@ -194,23 +202,27 @@ class Audiobox(Stateless):
         net = self._loaded
         waves = mono_waves(media, RATE, self.name)
         net.to(waves[0].device)
-        pieces = [(row, piece) for row, wave in enumerate(waves) for piece in wave.split(SECONDS * RATE)]
+        pieces: list[tuple[int, Tensor]] = []  # (row, window) of every window of every row
+        for row, wave in enumerate(waves):
+            pieces += [(row, window) for window in wave.split(SECONDS * RATE)]
         values = torch.zeros(len(waves), len(AXES), device=waves[0].device)
         for at in range(0, len(pieces), self.batch_size):
             part = pieces[at : at + self.batch_size]
             lengths = torch.tensor([len(piece) for _, piece in part], device=values.device)
-            heard = torch.stack([F.pad(piece, (0, SECONDS * RATE - len(piece))) for _, piece in part])
-            mask = torch.arange(heard.shape[1], device=values.device) < lengths[:, None]
+            padded = torch.stack([F.pad(piece, (0, SECONDS * RATE - len(piece))) for _, piece in part])
+            mask = torch.arange(padded.shape[1], device=values.device) < lengths[:, None]
             share = torch.tensor([len(piece) / len(waves[row]) for row, piece in part], device=values.device)
             with torch.autocast(values.device.type, enabled=False):
-                said = net(heard, mask) * share[:, None]
-            values = values.index_add(0, torch.tensor([row for row, _ in part], device=values.device), said)
-        return sure(self.aspects, values.cpu())
+                weighted = net(padded, mask) * share[:, None]
+            values = values.index_add(0, torch.tensor([row for row, _ in part], device=values.device), weighted)
+        return all_valid(self.aspects, values.cpu())
 
 
 def _mlp(width: int, layers: int, norm: bool) -> nn.Sequential:
-    hidden = [[nn.Linear(width, width), *([nn.LayerNorm(width)] if norm else []), nn.GELU()] for _ in range(layers - 1)]
-    return nn.Sequential(*(module for block in hidden for module in block), nn.Linear(width, 1))
+    modules: list[nn.Module] = []
+    for _ in range(layers - 1):
+        modules += [nn.Linear(width, width), *([nn.LayerNorm(width)] if norm else []), nn.GELU()]
+    return nn.Sequential(*modules, nn.Linear(width, 1))
 
 
 WAVLM = (  # the original WavLM's names -> transformers'

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genalign.reward.base import Stateless, digest, image_batches, sure, texts, told_cut, weights_digest
+from genalign.reward.base import Stateless, cut_info, digest, image_batches, texts, weights_digest
 from genalign.reward.heads.aesthetic import Mlp
 from genalign.reward.heads.clip import on_tensors
 from genalign.reward.heads.text_features import too_long
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, weights_file
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores
 
 FILE = "ImageReward.safetensors"
@@ -91,6 +92,9 @@ class ImageReward(Stateless):
     bert-base-uncased. Prompts are cut at 35 tokens. Gradients flow to the pixels (the official score_gard).
 
     Departs from the official code: pixels stay float through resize, crop and normalisation.
+
+    Raises:
+        UsageError: no such model or tokenizer, pickled weights, or weights of another shape.
     """
 
     needs = frozenset({"image", "prompt"})
@@ -143,5 +147,5 @@ class ImageReward(Stateless):
                 tokens, mask = (read[key][rows].to(device) for key in ("input_ids", "attention_mask"))
                 values.append(net(preprocess(part), tokens, mask))
                 at += len(part)
-        cut = told_cut(self.name, too_long(tokenizer, texts(prompts), WORDS))
-        return sure(self.aspects, torch.cat(values)[:, None].cpu(), info=cut)
+        cut = cut_info(self.name, too_long(tokenizer, texts(prompts), WORDS))
+        return all_valid(self.aspects, torch.cat(values)[:, None].cpu(), info=cut)

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Stateless, digest, sure, told_cut, weights_digest
+from genalign.reward.base import Stateless, cut_info, digest, weights_digest
 from genalign.reward.heads.text_features import too_long
 from genalign.reward.heads.weights import find_weights, from_hub
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
 
 
@@ -55,7 +56,7 @@ class Classifier(Stateless):
         if net.config.num_labels != 1:
             raise UsageError(f"{self.model} has {net.config.num_labels} labels; reward {self.name!r} reads one")
         if not tokenizer.chat_template:
-            raise UsageError(f"the tokenizer of {self.model} has no chat template; it is no reward model of chats")
+            raise UsageError(f"the tokenizer of {self.model} has no chat template; it is not a reward model of chats")
         return net.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
 
     @property
@@ -70,13 +71,13 @@ class Classifier(Stateless):
         ids = [tokenizer(text, truncation=True)["input_ids"] for text in written]
         together = self.batch_size if net.config.pad_token_id is not None else 1  # else the model refuses a batch
         values = torch.zeros(len(ids), 1)
-        for length in sorted({len(row) for row in ids}):
+        for length in sorted({len(row) for row in ids}):  # rows of one length at a time: nothing is padded
             rows = [at for at, row in enumerate(ids) if len(row) == length]
             for start in range(0, len(rows), together):
                 part = rows[start : start + together]
                 tokens = torch.tensor([ids[row] for row in part], device=net.device)
                 values[part] = net(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().cpu()
-        return sure(self.aspects, values, info=told_cut(self.name, too_long(tokenizer, written)))
+        return all_valid(self.aspects, values, info=cut_info(self.name, too_long(tokenizer, written)))
 
     @staticmethod
     def _chat(tokenizer: Any, prompt: str, answer: str) -> str:

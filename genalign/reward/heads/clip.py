@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genalign.files.untrusted import check_model
-from genalign.reward.base import Stateless, digest, image_batches, resolve_model, sure, texts, told_cut, weights_digest
+from genalign.reward.base import Stateless, cut_info, digest, image_batches, resolve_model, texts, weights_digest
 from genalign.reward.heads.weights import hub_file
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
 
 REMEMBERED = 8192  # prompts whose features stay in memory
@@ -43,15 +44,17 @@ class ClipReward(Stateless):
     def __init__(
         self, model: str | Path, *, scale: float = 1.0, offset: float = 0.0, batch_size: int = 64, name: str = "clip"
     ) -> None:
-        self.model = resolve_model(model)
-        self.scale, self.offset, self.batch_size, self.name = float(scale), float(offset), batch_size, name
-        self.aspects = (name,)
-        self._texts: dict[str, tuple[Tensor, bool]] = {}  # features (E,) on the CPU, and whether the prompt was cut
+        self._set(resolve_model(model), scale, offset, batch_size, name)
         files = {file.name: file.suffix for file in Path(self.model).glob("*.*")}
         pickled = not any(name in files for name in WEIGHTS) and {".bin", ".pth"} & set(files.values())
         if Path(self.model).is_dir() and (pickled or ".safetensors" not in files.values()):
-            told = f"a pickle where it needs {WEIGHTS[0]}" if pickled else "no .safetensors file"
-            raise UsageError(f"CLIP model {self.model} has {told}; genalign reads no pickled weights")
+            fault = f"a pickle where it needs {WEIGHTS[0]}" if pickled else "no .safetensors file"
+            raise UsageError(f"CLIP model {self.model} has {fault}; genalign reads no pickled weights")
+
+    def _set(self, model: str, scale: float, offset: float, batch_size: int, name: str) -> None:
+        self.model, self.scale, self.offset = model, float(scale), float(offset)
+        self.batch_size, self.name, self.aspects = batch_size, name, (name,)
+        self._texts: dict[str, tuple[Tensor, bool]] = {}  # features (E,) on the CPU, and whether the prompt was cut
 
     @cached_property
     def _loaded(self) -> tuple[Any, Callable[[Tensor], Tensor], Any]:
@@ -64,7 +67,7 @@ class ClipReward(Stateless):
         if not local:
             hub_file(self.model, WEIGHTS[0])  # without it open_clip takes the pickle
         quiet, root = logging.getLogger().level, logging.getLogger()
-        root.setLevel(logging.ERROR)  # open_clip tells the root logger each step of loading
+        root.setLevel(logging.ERROR)  # open_clip logs each step of loading on the root logger
         try:
             text = (open_clip.get_model_config(address) or {}).get("text_cfg", {})
             if "hf_model_name" in text:  # before open_clip asks at the terminal whether to run its code
@@ -76,7 +79,7 @@ class ClipReward(Stateless):
             raise UsageError(f"CLIP model {self.model} cannot be loaded: {' '.join(str(error).split())}") from error
         finally:
             root.setLevel(quiet)
-        return net.float().eval().requires_grad_(False), on_tensors(preprocess), telling(tokenizer)
+        return net.float().eval().requires_grad_(False), on_tensors(preprocess), noting_cuts(tokenizer)
 
     @property
     def version(self) -> str:
@@ -88,8 +91,8 @@ class ClipReward(Stateless):
         seen = self.see(media)
         with torch.autocast(seen.device.type, enabled=False):
             cosine = F.cosine_similarity(seen, self.read(texts(prompts), seen.device), dim=1)
-        cut = told_cut(self.name, self.cut(texts(prompts)))
-        return sure(self.aspects, (self.scale * cosine.cpu() + self.offset)[:, None], info=cut)
+        cut = cut_info(self.name, self.cut(texts(prompts)))
+        return all_valid(self.aspects, (self.scale * cosine.cpu() + self.offset)[:, None], info=cut)
 
     def see(self, media: Media) -> Tensor:
         """Image features (B,E) of any length, with gradients, on the images' device."""
@@ -111,8 +114,9 @@ class ClipReward(Stateless):
         for at in range(0, len(fresh), self.batch_size):
             part = fresh[at : at + self.batch_size]
             tokens, cut = tokenizer(part)
-            told = zip(net.encode_text(tokens.to(device)).cpu(), cut, strict=True)
-            self._texts.update(zip(part, told, strict=True))
+            features = net.encode_text(tokens.to(device)).cpu()
+            for prompt, row, longer in zip(part, features, cut, strict=True):
+                self._texts[prompt] = (row, longer)
         return torch.stack([self._texts[prompt][0] for prompt in prompts]).to(device)
 
     def cut(self, prompts: Sequence[str]) -> list[bool]:
@@ -120,8 +124,8 @@ class ClipReward(Stateless):
         return [self._texts[prompt][1] for prompt in prompts]
 
 
-def telling(tokenizer: Any) -> Callable[[list[str]], tuple[Tensor, list[bool]]]:
-    """open_clip's tokenizer, which also says what it cut: where, with one more token, a text would not have ended."""
+def noting_cuts(tokenizer: Any) -> Callable[[list[str]], tuple[Tensor, list[bool]]]:
+    """open_clip's tokenizer, which also returns what it cut: texts that one more token would have continued."""
 
     def read(captions: list[str]) -> tuple[Tensor, list[bool]]:
         tokens = tokenizer(captions)

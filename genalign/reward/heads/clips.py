@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from genalign.reward.base import digest, sure, weights_digest
-from genalign.reward.heads.clip import ClipReward, on_tensors, telling
+from genalign.reward.base import digest, weights_digest
+from genalign.reward.heads.clip import ClipReward, noting_cuts, on_tensors
 from genalign.reward.heads.text_features import too_long
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, weights_file
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
 
 
@@ -54,8 +55,8 @@ class TransformersClip(ClipReward):
         longest = towers.clip.config.text_config.max_position_embeddings
 
         def tokens(captions: list[str]) -> tuple[Tensor, list[bool]]:
-            told = tokenizer(captions, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-            return told.input_ids, too_long(tokenizer, captions, longest)
+            read = tokenizer(captions, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            return read.input_ids, too_long(tokenizer, captions, longest)
 
         return towers, transform_of(from_hub(CLIPImageProcessor, self.processor)), tokens
 
@@ -63,7 +64,7 @@ class TransformersClip(ClipReward):
     def version(self) -> str:
         net, preprocess, _ = self._loaded
         return digest(
-            "clip-hf", self.name, weights_digest(net), preprocess.told, self.scale, self.offset, self.by_logit
+            "clip-hf", self.name, weights_digest(net), preprocess.settings, self.scale, self.offset, self.by_logit
         )
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
@@ -71,7 +72,7 @@ class TransformersClip(ClipReward):
         if not self.by_logit:
             return cosine
         scale = self._loaded[0].clip.logit_scale.float().exp().cpu()
-        return sure(self.aspects, scale * (cosine.values - self.offset) + self.offset, info=cosine.info)
+        return all_valid(self.aspects, scale * (cosine.values - self.offset) + self.offset, info=cosine.info)
 
 
 class OpenClipWeights(ClipReward):
@@ -82,6 +83,9 @@ class OpenClipWeights(ClipReward):
 
     As in the official code, float pixels are resized and not cut where they overshoot. Departs from it: it names no
     antialias, so that its scores depend on the version of torchvision; here the resize is antialiased.
+
+    Raises:
+        UsageError: no such model, pickled weights, an architecture that open_clip does not know, or another shape.
     """
 
     def __init__(
@@ -95,11 +99,8 @@ class OpenClipWeights(ClipReward):
         batch_size: int = 64,
         name: str = "clip",
     ) -> None:
-        self.model = find_weights(model, Path())
+        self._set(find_weights(model, Path()), scale, offset, batch_size, name)
         self.arch, self.file = arch, file
-        self.scale, self.offset, self.batch_size, self.name = float(scale), float(offset), batch_size, name
-        self.aspects = (name,)
-        self._texts: dict[str, tuple[Tensor, bool]] = {}
         if Path(self.model).exists():
             weights_file(self.model, file)
 
@@ -112,7 +113,7 @@ class OpenClipWeights(ClipReward):
             raise UsageError(f"open_clip knows no architecture {self.arch!r}; see open_clip.list_models()")
         net, _, preprocess = open_clip.create_model_and_transforms(self.arch)
         fit(net, read_weights(path), path)
-        return net.float(), on_tensors(preprocess, clamp=False), telling(open_clip.get_tokenizer(self.arch))
+        return net.float(), on_tensors(preprocess, clamp=False), noting_cuts(open_clip.get_tokenizer(self.arch))
 
     @property
     def version(self) -> str:
@@ -136,8 +137,8 @@ class _Towers(nn.Module):
 class _Transform:
     """A transform on float tensors, and its settings as JSON-like data (for version)."""
 
-    def __init__(self, apply: Callable[[Tensor], Tensor], told: Any) -> None:
-        self.apply, self.told = apply, told
+    def __init__(self, apply: Callable[[Tensor], Tensor], settings: Any) -> None:
+        self.apply, self.settings = apply, settings
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.apply(images)

@@ -1,4 +1,4 @@
-"""Exemplars: pictures or texts that say by example what is wanted; and how like them a picture is."""
+"""Exemplars: pictures or texts that show by example what is wanted; and how similar to them a picture is."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genalign.files.shipped import shipped
+from genalign.files.places import file_path, find
+from genalign.files.text import parse_row, read_lines
 from genalign.files.untrusted import neighbour
-from genalign.media.image import load_png
-from genalign.reward.base import ScoringError, Stateless, digest, nearest
+from genalign.media.image import SUFFIXES, load_png
+from genalign.reward.base import ScoringError, Stateless, digest
 from genalign.reward.heads.clip import ClipReward
-from genalign.reward.runtime.user_file import find_file, import_file
+from genalign.reward.runtime.user_file import import_file
 from genalign.reward.runtime.worker import ask
-from genalign.types import Media, Prompt, Scores, Track, UsageError
+from genalign.types import Media, Prompt, Scores, Track, UsageError, nearest
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMS = "a folder of pictures, a .txt or .jsonl file, or file.py:function"
 
 
@@ -36,7 +36,7 @@ class Exemplars:
 
     @property
     def digest(self) -> str:
-        """A hash of what they show and say, whatever their files are called."""
+        """A hash of their content, whatever their files are called."""
         sha = hashlib.sha256(json.dumps(self.texts).encode())
         for picture in self.pictures:
             sha.update(picture.read_bytes() if isinstance(picture, Path) else picture.numpy().tobytes())
@@ -67,14 +67,13 @@ def find_exemplars(source: str, folder: Path) -> str:
     """
     path, colon, function = source.rpartition(":")
     if path.endswith(".py"):
-        return f"{find_file(path, folder)}{colon}{function}"
-    places = (folder / Path(source).expanduser(), shipped("rewards", source), shipped("assets", source))
-    found = next((place for place in places if place.exists()), None)
+        return f"{file_path(path, folder)}{colon}{function}"
+    found = find(source, folder, "rewards", "assets")
     if found is None:
         raise UsageError(
             f"there are no exemplars {source!r} in {folder.resolve()} or among the shipped ones; name {FORMS}"
         )
-    return str(found.resolve())
+    return str(found)
 
 
 def read_exemplars(address: str) -> Exemplars:
@@ -90,7 +89,7 @@ def read_exemplars(address: str) -> Exemplars:
     if path.endswith(".py"):
         exemplars = _from_function(Path(path), function)
     elif Path(address).is_dir():
-        files = sorted(file for file in Path(address).iterdir() if file.suffix.lower() in PICTURES)
+        files = sorted(file for file in Path(address).iterdir() if file.suffix.lower() in SUFFIXES)
         exemplars = Exemplars(pictures=tuple(files))
     elif Path(address).suffix in (".txt", ".jsonl"):
         exemplars = _from_lines(Path(address))
@@ -120,7 +119,10 @@ def made_by(path: str, function: str) -> dict[str, Any]:
     if not callable(found):
         raise UsageError(f"{path} has no function {function!r}{nearest(function, vars(module))}")
     made: Any = found()
-    pictures, texts = made if isinstance(made, tuple) else (made, ()) if _shown(made) else ((), made)
+    if isinstance(made, tuple):
+        pictures, texts = made
+    else:
+        pictures, texts = ((), made) if _all_texts(made) else (made, ())
     try:
         shown = torch.as_tensor(pictures).float() if len(pictures) else torch.empty(0, 3, 1, 1)
     except (TypeError, ValueError) as error:
@@ -132,20 +134,22 @@ def made_by(path: str, function: str) -> dict[str, Any]:
     return {"pictures": shown, "texts": list(texts)}
 
 
-def _shown(made: Any) -> bool:
-    return not (isinstance(made, list) and all(isinstance(item, str) for item in made))
+def _all_texts(made: Any) -> bool:
+    return isinstance(made, list) and all(isinstance(item, str) for item in made)
 
 
 def _from_lines(path: Path) -> Exemplars:
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    lines = read_lines(path)
     if path.suffix == ".txt":
-        return Exemplars(texts=tuple(lines))
+        return Exemplars(texts=tuple(line.text.strip() for line in lines))
+    rows = [parse_row(line, path, 'write {"prompt": str} on each line') for line in lines]
     try:
-        rows = [json.loads(line) for line in lines]
         pictures = tuple(neighbour(path.parent, str(row["image"]), str(path)) for row in rows if "image" in row)
         texts = tuple(str(row["prompt"]) for row in rows)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f'a row of {path} is no exemplar ({error}); write {{"prompt": str}} on each line') from error
+    except (TypeError, KeyError) as error:
+        raise UsageError(
+            f'a row of {path} is not an exemplar ({error}); write {{"prompt": str}} on each line'
+        ) from error
     if pictures and len(pictures) != len(texts):
         raise UsageError(f"only some rows of {path} have an 'image'; give one to every row, or to none")
     return Exemplars(pictures, texts)
@@ -155,6 +159,9 @@ class Similarity(Stateless):
     """score = scale * mean over the exemplars' pictures of cos(image, exemplar) + offset (CLIP-I, arXiv 2208.12242).
 
     model: as of `clip`. exemplars: see `read_exemplars`; pictures of the subject. Gradients flow to the pixels.
+
+    Raises:
+        UsageError: no such model, no exemplars there, or texts alone.
     """
 
     needs = frozenset({"image"})

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from genalign.files.untrusted import check_model, check_template
-from genalign.reward.base import Stateless, digest, resolve_model, sure, told_cut, weights_digest
+from genalign.reward.base import Stateless, cut_info, digest, resolve_model, weights_digest
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
 
 Pool = Literal["mean", "last"]
@@ -41,12 +42,12 @@ class HeadReward(Stateless):
     """scores = readout(W pool(backbone(text)) + b), K aspects in fp32.
 
     model: a folder that transformers' AutoModel and AutoTokenizer load, with a head.safetensors that `save_head` wrote
-    (relative, or a shipped asset). The head says how it pools (the mean over tokens, or the last token), what it reads
+    (relative, or a shipped asset). The file holds how it pools (the mean over tokens, or the last token), what it reads
     (a template of {prompt} and {text}) and its readout (linear: any number; sigmoid: [0,1]). Texts longer than the
     backbone's context are cut. batch_size: texts a forward pass.
 
     Raises:
-        UsageError: no such model, no head in it, or a broken one.
+        UsageError: no such model, no head in it, or one whose settings do not fit.
     """
 
     looks_at = "sample"
@@ -97,11 +98,13 @@ class HeadReward(Stateless):
         both = zip(prompts, media["text"].data, strict=True)
         written = [self.template.format(prompt=prompt.text, text=text) for prompt, text in both]
         net, tokenizer = self._loaded
-        parts = [written[i : i + self.batch_size] for i in range(0, len(written), self.batch_size)]
-        states = (hidden_states(net, tokenizer, part) for part in parts)
-        rows = torch.cat([pooled(hidden, mask, self.pool) for hidden, mask, _ in states])  # (B,H)
+        parts = []
+        for at in range(0, len(written), self.batch_size):
+            hidden, mask, _ = hidden_states(net, tokenizer, written[at : at + self.batch_size])
+            parts.append(pooled(hidden, mask, self.pool))
+        rows = torch.cat(parts)  # (B,H)
         values = rows @ self.weight.T + self.bias  # (B,K)
         values = values.sigmoid() if self.readout == "sigmoid" else values
-        return sure(
-            self.aspects, values, info=told_cut(self.name, too_long(tokenizer, written, context(net, tokenizer)))
+        return all_valid(
+            self.aspects, values, info=cut_info(self.name, too_long(tokenizer, written, context(net, tokenizer)))
         )

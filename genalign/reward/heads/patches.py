@@ -15,25 +15,33 @@ FEWEST, MOST = 4, 768  # frames of a video
 
 
 def smart_size(height: int, width: int, factor: int, least: int, most: int) -> tuple[int, int]:
-    """Height and width as multiples of `factor`, with least <= height * width <= most where the aspect allows it.
+    """Height and width as multiples of `factor`, with least <= height * width <= most where the aspect ratio allows it.
 
-    qwen-vl-utils' smart_resize. Raises UsageError where one side is over 200 times the other.
+    (qwen-vl-utils' smart_resize.)
+
+    Raises:
+        UsageError: one side is over 200 times the other.
     """
     if max(height, width) > 200 * min(height, width):
         raise UsageError(f"a picture of {height}x{width} is too narrow for Qwen2-VL; crop it")
-    tall, wide = (max(factor, round(side / factor) * factor) for side in (height, width))
+    tall, wide = max(factor, round(height / factor) * factor), max(factor, round(width / factor) * factor)
     if tall * wide > most:
         shrink = math.sqrt(height * width / most)
-        return tuple(max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))  # type: ignore[return-value]
-    if tall * wide < least:
+        tall = max(factor, math.floor(height / shrink / factor) * factor)
+        wide = max(factor, math.floor(width / shrink / factor) * factor)
+    elif tall * wide < least:
         grow = math.sqrt(least / (height * width))
-        return tuple(math.ceil(side * grow / factor) * factor for side in (height, width))  # type: ignore[return-value]
+        tall, wide = math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
     return tall, wide
 
 
 def sampled_frames(total: int, rate: float, wanted: float) -> list[int]:
     """Which of `total` frames at `rate` a second are read at `wanted` a second: an even number, first and last among
-    them (qwen-vl-utils' smart_nframes, VideoAlign's "uniform")."""
+    them (qwen-vl-utils' smart_nframes, VideoAlign's "uniform").
+
+    Raises:
+        UsageError: fewer than 2 frames.
+    """
     most = min(MOST, total) // 2 * 2
     count = min(max(total / rate * wanted, FEWEST), most)
     count = min(round(count / 2) * 2, total)
@@ -45,8 +53,8 @@ def sampled_frames(total: int, rate: float, wanted: float) -> list[int]:
 def patches(frames: Tensor, patch: int, merge: int, pair: int, least: int, most: int) -> tuple[Tensor, list[int]]:
     """Frames (F,3,H,W) in [0,1] -> patches (N, 3*pair*patch*patch), and how many in time, height and width.
 
-    Bicubic, antialiased, clamped to [0,1], normalised as CLIP. Frames that fill no `pair` repeat the last one (a
-    single image is seen twice). The order is Qwen2-VL's: merge x merge patches stand together.
+    Bicubic, antialiased, clamped to [0,1], normalised as CLIP. A last group shorter than `pair` repeats its last
+    frame (a single image is read twice). The order is Qwen2-VL's: merge x merge patches stand together.
     """
     height, width = smart_size(frames.shape[-2], frames.shape[-1], patch * merge, least, most)
     frames = resize(frames, height, width)

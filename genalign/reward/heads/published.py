@@ -126,13 +126,13 @@ PRESETS: dict[str, Preset] = {
 for _name, _preset in PRESETS.items():  # what a log calls it, unless it is given a name
     PRESETS[_name] = replace(_preset, settings={"name": _name, **_preset.settings})
 
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
-def tell_licence(name: str) -> None:
+def warn_of_licence(name: str) -> None:
     """One line on the log, the first time that a process uses the preset."""
-    if name not in _told:
-        _told.add(name)
+    if name not in _warned:
+        _warned.add(name)
         logging.getLogger(__name__).warning("reward %s: weights under %s", name, PRESETS[name].licence)
 
 
@@ -152,8 +152,12 @@ def absent_files(name: str) -> list[str]:
     """What of the preset's files is not in the hub's cache on this machine; nothing is fetched."""
     from huggingface_hub import try_to_load_from_cache
 
-    wanted = [(repo, file) for repo, files in PRESETS[name].files.items() for file in files]
-    return [f"{repo}/{file}" for repo, file in wanted if not isinstance(try_to_load_from_cache(repo, file), str)]
+    absent = []
+    for repo, files in PRESETS[name].files.items():
+        for file in files:
+            if not isinstance(try_to_load_from_cache(repo, file), str):  # None, or a marker of what is not on the hub
+                absent.append(f"{repo}/{file}")
+    return absent
 
 
 def calibrated(head: Reward, name: str, calibrate: Any) -> Reward:
@@ -176,14 +180,16 @@ class Calibrated(Wrapper):
     """values = (raw - mean) / std, an aspect at a time; the raw scores stay in info["raw"], a list a row.
 
     mean, std: a number, or one an aspect: measured on a set that you name, never a magic number of a scorer.
+
+    Raises:
+        UsageError: not numbers, another count of them, or a std that is not above 0.
     """
 
     def __init__(self, head: Reward, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
-        self.reward = head
+        super().__init__(head)
         try:
-            self.mean, self.std = (
-                torch.tensor(given, dtype=torch.float32).expand(len(head.aspects)) for given in (mean, std)
-            )
+            self.mean = torch.tensor(mean, dtype=torch.float32).expand(len(head.aspects))  # (K,)
+            self.std = torch.tensor(std, dtype=torch.float32).expand(len(head.aspects))
         except (TypeError, ValueError, RuntimeError) as error:
             raise UsageError(
                 f"mean {mean} and std {std} of reward {head.name!r} must be numbers, one or {len(head.aspects)}"

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from genalign.files.shipped import shipped
-from genalign.reward.base import Stateless, digest, sure, texts, weights_digest
+from genalign.reward.base import Stateless, digest, first_missing, tensor_rows, texts, weights_digest
 from genalign.reward.heads.patches import patches, sampled_frames
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, renamed, weights_file
+from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
 
 PIXELS = 256 * 28 * 28  # of an image or a frame, at most
@@ -32,15 +33,15 @@ class TokenHead(nn.Module):
         self.model = Qwen2VLModel(config)
         self.rm_head = head
 
-    def forward(self, ids: Tensor, mask: Tensor, seen: Tensor, grid: Tensor, filler: int, read: list[int]) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, pixels: Tensor, grid: Tensor, filler: int, read: list[int]) -> Tensor:
         """(B,T), (B,T), patches (N,P), (B,3) -> (B, len(read), outputs): the head at the tokens `read`, in fp32.
 
         `filler` is the token whose places the patches take. Positions count up over pictures and words alike: both
         checkpoints were trained with transformers 4.45, whose forward pass made no three-axis positions of its own.
         """
         embedded = self.model.language_model.embed_tokens(ids)
-        looked = self.model.visual(seen.to(embedded.dtype), grid_thw=grid).pooler_output
-        embedded = embedded.masked_scatter((ids == filler)[..., None], looked.to(embedded.dtype))
+        visual = self.model.visual(pixels.to(embedded.dtype), grid_thw=grid).pooler_output
+        embedded = embedded.masked_scatter((ids == filler)[..., None], visual.to(embedded.dtype))
         hidden = self.model.language_model(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
         places = torch.stack([(ids == token).long().argmax(1) for token in read], dim=1)  # (B,S)
         return self.rm_head(hidden[torch.arange(len(ids))[:, None], places].float())
@@ -52,6 +53,9 @@ class QwenTokens(Stateless):
     model: a folder or hub id with the weights, or the file. base: the folder or hub id that the tokenizer and
     config.json are read from. template: a text with {text_prompt} and the reward tokens: a .txt, or `file.py:NAME`, a
     string constant that is read out of a file and never run. dtype: of the backbone; the head is in fp32.
+
+    Raises:
+        UsageError: no such model, base or template, a template without the reward tokens, or weights that do not fit.
     """
 
     looks_at = "sample"
@@ -71,7 +75,7 @@ class QwenTokens(Stateless):
     ) -> None:
         self.model, self.base = find_weights(model, Path()), find_weights(base, Path())
         self.template = read_template(template)
-        absent = next((word for word in (*self.tokens, "{text_prompt}") if word not in self.template), None)
+        absent = first_missing((*self.tokens, "{text_prompt}"), self.template)
         if absent:
             raise UsageError(f"the template {template} of reward {name!r} lacks {absent}; give the published one")
         if dtype not in ("float32", "bfloat16"):
@@ -116,35 +120,41 @@ class QwenTokens(Stateless):
 
     def read(self, prompts: Sequence[str], rows: Sequence[Tensor], least: int) -> Tensor:
         """The head's outputs (B,S,N) for frames (F,3,H,W) in [0,1], one tensor a row; batch by batch."""
-        parts = [slice(at, at + self.batch_size) for at in range(0, len(rows), self.batch_size)]
-        return torch.cat([self._read(prompts[part], rows[part], least) for part in parts])
+        outputs = []
+        for at in range(0, len(rows), self.batch_size):
+            part = slice(at, at + self.batch_size)
+            outputs.append(self._read(prompts[part], rows[part], least))
+        return torch.cat(outputs)
 
     def _read(self, prompts: Sequence[str], rows: Sequence[Tensor], least: int) -> Tensor:
         net, tokenizer = self._loaded
         net.to(rows[0].device)
         shape = net.model.config.vision_config
-        seen, grids, written = [], [], []
+        pixels, grids, written = [], [], []
         for prompt, frames in zip(prompts, rows, strict=True):
             cut, grid = patches(
                 frames.float(), shape.patch_size, shape.spatial_merge_size, shape.temporal_patch_size, least, PIXELS
             )
-            seen.append(cut)
+            pixels.append(cut)
             grids.append(grid)
             written.append(self._write(prompt, math.prod(grid) // shape.spatial_merge_size**2))
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in written]
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in ids], True)
-        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], True)
+        mask = torch.nn.utils.rnn.pad_sequence(
+            [torch.ones(len(row), dtype=torch.long) for row in ids], batch_first=True
+        )
+        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)
         filler, *read = tokenizer.convert_tokens_to_ids([self.filler, *self.tokens])
         device = rows[0].device
         with torch.autocast(device.type, enabled=False):
             return net(
-                padded.to(device), mask.to(device), torch.cat(seen), torch.tensor(grids, device=device), filler, read
+                padded.to(device), mask.to(device), torch.cat(pixels), torch.tensor(grids, device=device), filler, read
             )
 
     def _write(self, prompt: str, fillers: int) -> str:
         kind = "video" if "video" in self.filler else "image"
-        told = self.template.replace("{text_prompt}", prompt.replace("<|", "< |"))  # a prompt writes no special token
-        content = [{"type": kind}, {"type": "text", "text": told}]
+        # "<|" is broken up, so that a prompt cannot bring special tokens of its own.
+        instruction = self.template.replace("{text_prompt}", prompt.replace("<|", "< |"))
+        content = [{"type": kind}, {"type": "text", "text": instruction}]
         tokenizer = self._loaded[1]
         if not tokenizer.chat_template:
             raise UsageError(f"the tokenizer of {self.base} has no chat template; name a Qwen2-VL-Instruct")
@@ -185,9 +195,9 @@ class HpsV3(QwenTokens):
         )
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        rows = [image[None] for image in media["image"].data if isinstance(image, Tensor)]
-        said = self.read(texts(prompts), rows, PIXELS)[:, 0].cpu()  # (B,2)
-        return sure(self.aspects, said[:, :1], std=said[:, 1:].detach().exp())
+        rows = [image[None] for image in tensor_rows(media["image"])]
+        outputs = self.read(texts(prompts), rows, PIXELS)[:, 0].cpu()  # (B,2)
+        return all_valid(self.aspects, outputs[:, :1], std=outputs[:, 1:].detach().exp())
 
 
 class VideoReward(QwenTokens):
@@ -229,14 +239,19 @@ class VideoReward(QwenTokens):
         track = media["video"]
         if not track.rate:
             raise UsageError(f"reward {self.name!r} needs the frames a second of a video; give Track(video, rate)")
-        videos = [video for video in track.data if isinstance(video, Tensor)]
-        rows = [video[sampled_frames(len(video), track.rate, self.fps)] for video in videos]
-        said = self.read(texts(prompts), rows, PIXELS // 2).cpu()  # (B,3,N)
-        return sure(self.aspects, said.diagonal(dim1=1, dim2=2) if said.shape[2] == 3 else said[..., 0])
+        rows = [video[sampled_frames(len(video), track.rate, self.fps)] for video in tensor_rows(track)]
+        outputs = self.read(texts(prompts), rows, PIXELS // 2).cpu()  # (B,3,N)
+        # A head of three outputs has one for each token; a head of one is the same for all.
+        values = outputs.diagonal(dim1=1, dim2=2) if outputs.shape[2] == 3 else outputs[..., 0]
+        return all_valid(self.aspects, values)
 
 
 def read_template(where: str | Path) -> str:
-    """A template's text, to the byte; `file.py:NAME` is a string constant of that file, which is parsed and not run."""
+    """A template's text, to the byte; `file.py:NAME` is a string constant of that file, which is parsed and not run.
+
+    Raises:
+        UsageError: no such file or constant.
+    """
     path, _, name = str(where).rpartition(":")
     try:
         if not path.endswith(".py"):
@@ -279,9 +294,9 @@ def merged(state: Mapping[str, Tensor], settings: Path) -> dict[str, Tensor]:
 
 def _lora_scale(settings: Path) -> float:
     try:
-        told = json.loads(settings.read_text())["peft_lora_config"]
-        rank = told["lora_r"]
-        return float(told["lora_alpha"]) / (math.sqrt(rank) if told.get("use_rslora") else rank)
+        lora = json.loads(settings.read_text())["peft_lora_config"]
+        rank = lora["lora_r"]
+        return float(lora["lora_alpha"]) / (math.sqrt(rank) if lora.get("use_rslora") else rank)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
             f"{settings} does not say how its LoRA weights are scaled ({error}); put the published model_config.json "

@@ -22,7 +22,7 @@ Unit = Literal["words", "characters", "tokens"]
 
 
 class TextRule(Stateless):
-    """One score a text, by a formula. settings: what tells two rules of one class apart, beside the name."""
+    """One score a text, by a formula. settings: what distinguishes two rules of one class, beside the name; hashed."""
 
     needs = frozenset({"text"})
     looks_at: Literal["sample"] = "sample"
@@ -42,9 +42,9 @@ class TextRule(Stateless):
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         written: list[Any] = list(media["text"].data) if "text" in media else [None] * len(prompts)
-        said = [None if t is None else self.rate(t, prompt) for t, prompt in zip(written, prompts, strict=True)]
-        values = torch.tensor([0.0 if score is None else score for score in said])
-        valid = torch.tensor([score is not None for score in said], dtype=torch.bool)
+        scores = [None if t is None else self.rate(t, prompt) for t, prompt in zip(written, prompts, strict=True)]
+        values = torch.tensor([0.0 if score is None else score for score in scores])
+        valid = torch.tensor([score is not None for score in scores], dtype=torch.bool)
         nothing = torch.zeros_like(valid)[:, None]
         return Scores(self.aspects, values[:, None], valid[:, None], nothing, values, valid, torch.ones(1))
 
@@ -103,10 +103,9 @@ class Length(Counted):
         super().__init__(unit, model, name)
         if lo is None and hi is None:
             raise UsageError(f"reward {name!r} needs lo or hi, the least or the greatest length that costs nothing")
-        self.lo, self.hi, self.cap = (
-            edge if edge is None else number(name, what, edge, 1e-9)
-            for what, edge in (("lo", lo), ("hi", hi), ("cap", cap))
-        )
+        self.lo = None if lo is None else number(name, "lo", lo, 1e-9)
+        self.hi = None if hi is None else number(name, "hi", hi, 1e-9)
+        self.cap = None if cap is None else number(name, "cap", cap, 1e-9)
         if self.lo is not None and self.hi is not None and self.lo > self.hi:
             raise UsageError(f"reward {name!r} has lo {lo:g} above hi {hi:g}; exchange them")
         self.settings = (self.lo, self.hi, self.cap)
@@ -150,6 +149,7 @@ class Budget(Counted):
         return min(self._worth(n) - abs(budget - n) / self.longest, self._worth(budget))
 
     def _worth(self, n: float) -> float:
+        """h cos(pi n / 2L), n at most L."""
         return self.height * math.cos(math.pi / 2 * min(n / self.longest, 1.0))
 
 
@@ -171,7 +171,7 @@ class Format(TextRule):
         try:
             self.pattern = re.compile(pattern, re.DOTALL)
         except (re.error, TypeError) as error:
-            raise UsageError(f"the pattern of reward {name!r} is no regular expression: {error}") from error
+            raise UsageError(f"the pattern of reward {name!r} is not a regular expression: {error}") from error
         self.settings = (self.pattern.pattern,)
 
     def rate(self, text: str, prompt: Prompt) -> float:

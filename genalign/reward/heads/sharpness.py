@@ -19,7 +19,7 @@ class Sharpness(Stateless):
     """score = v / (v + half) in [0,1), with v the variance of the Laplacian of the luma (Pech-Pacheco et al., 2000).
 
     half: the variance that scores 1/2, in squared units of [0,1] pixels; 0.01 is a drawing with crisp edges. Noise is
-    sharp too: this measure wants company.
+    sharp too: combine this measure with others.
     """
 
     needs = frozenset({"image"})
@@ -42,5 +42,6 @@ class Sharpness(Stateless):
 
 
 def _edges(images: Tensor) -> Tensor:
+    """(B,3,H,W) -> the Laplacian of the luma, (B,1,H-2,W-2)."""
     luma = (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)  # (B,1,H,W)
-    return F.conv2d(luma, images.new_tensor(LAPLACIAN)[None, None])  # (B,1,H-2,W-2)
+    return F.conv2d(luma, images.new_tensor(LAPLACIAN)[None, None])

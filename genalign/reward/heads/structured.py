@@ -44,13 +44,14 @@ class StructuredMatch(TextRule):
         self.settings = (key, tag, self.low, self.high)
 
     def rate(self, text: str, prompt: Prompt) -> float | None:
-        told = prompt.facts.get(self.key)
-        if told is None:
+        fact = prompt.facts.get(self.key)
+        if fact is None:
             return None
-        right, made = read_calls(told), self._made(text)
+        right, made = read_calls(fact), self._made(text)
         if right is None:
             raise UsageError(f"the fact {self.key!r} of prompt {prompt.text[:40]!r} holds no calls; mend the data")
-        share = 0.0 if made is None else matched(right, made) / (1 + len(right) + sum(len(has) for _, has in right))
+        best = 1 + len(right) + sum(len(parameters) for _, parameters in right)
+        share = 0.0 if made is None else matched(right, made) / best
         return self.low + (self.high - self.low) * share
 
     def _made(self, text: str) -> list[Call] | None:
@@ -66,33 +67,36 @@ def matched(right: list[Call], made: list[Call]) -> float:
 
     worth = np.zeros((len(right), len(made)))
     for i, wanted in enumerate(right):
-        worth[i] = [_alike(wanted, given) if wanted[0] == given[0] else 0.0 for given in made]
+        worth[i] = [_credit(wanted, given) if wanted[0] == given[0] else 0.0 for given in made]
     names, others = Counter(name for name, _ in right), Counter(name for name, _ in made)
     return _overlap(names, others) + float(worth[linear_sum_assignment(worth, maximize=True)].sum())
 
 
-def _alike(right: Call, made: Call) -> float:
+def _credit(right: Call, made: Call) -> float:
+    """What a call earns by its parameters, matched to the right one of its name."""
     (_, has), (_, gives) = right, made
     return _overlap(Counter(list(has)), Counter(list(gives))) + sum(k in gives and gives[k] == has[k] for k in has)
 
 
 def _overlap(one: Counter[str], other: Counter[str]) -> float:
+    """Intersection over union, each name counted as often as it occurs; 1 of two empty ones."""
     union = (one | other).total()
     return (one & other).total() / union if union else 1.0
 
 
-def read_calls(told: Any) -> list[Call] | None:
+def read_calls(source: Any) -> list[Call] | None:
     """The calls that data, or a text of JSON, holds; None where it is not of that form."""
-    if isinstance(told, str):
+    entries = source
+    if isinstance(source, str):
         try:
-            told = json.loads(told)
+            entries = json.loads(source)
         except ValueError:
-            try:
-                told = [json.loads(line) for line in told.splitlines() if line.strip()]
+            try:  # JSON lines
+                entries = [json.loads(line) for line in source.splitlines() if line.strip()]
             except ValueError:
                 return None
     calls = []
-    for entry in told if isinstance(told, list | tuple) else [told]:
+    for entry in entries if isinstance(entries, list | tuple) else [entries]:
         has = entry.get("parameters", entry.get("arguments", {})) if isinstance(entry, Mapping) else None
         if not isinstance(has, Mapping) or not isinstance(entry.get("name"), str):
             return None

@@ -27,9 +27,9 @@ def hidden_states(net: Any, tokenizer: Any, texts: Sequence[str]) -> tuple[Tenso
     """
     end = tokenizer.eos_token_id or 0
     rows = tokenizer(list(texts), truncation=True, max_length=context(net, tokenizer))["input_ids"]
-    told = [torch.tensor(row or [end], dtype=torch.long) for row in rows]
-    ids = torch.nn.utils.rnn.pad_sequence(told, batch_first=True, padding_value=end).to(net.device)
-    mask = (torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in told])[:, None]).long().to(net.device)
+    tokens = [torch.tensor(row or [end], dtype=torch.long) for row in rows]
+    ids = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=end).to(net.device)
+    mask = (torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in tokens])[:, None]).long().to(net.device)
     return net(input_ids=ids, attention_mask=mask).last_hidden_state.float(), mask, ids
 
 
@@ -38,5 +38,6 @@ def pooled(hidden: Tensor, mask: Tensor, pool: Literal["mean", "last"]) -> Tenso
     real = mask.bool()
     if pool == "mean":
         return (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+    # The last real token of each row: the place of the greatest number, where real ones are numbered from 1.
     place = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1)
     return hidden[torch.arange(len(hidden), device=hidden.device), place]

@@ -8,16 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genalign.reward.base import tensor_rows
 from genalign.types import Media, UsageError
 
 
 def mono_waves(media: Media, rate: int, reward: str) -> list[Tensor]:
-    """Each row's audio as one channel (N,) in fp32 at `rate` samples a second: the mean of its channels, resampled."""
+    """Each row's audio as one channel (N,) in fp32 at `rate` samples a second: the mean of its channels, resampled.
+
+    Raises:
+        UsageError: the track has no sample rate.
+    """
     track = media["audio"]
     if not track.rate:
         raise UsageError(f"reward {reward!r} needs the sample rate of the audio; give Track(audio, rate)")
-    rows = [row for row in track.data if isinstance(row, Tensor)]
-    return [resampled(row.float().mean(0), round(track.rate), rate) for row in rows]
+    return [resampled(row.float().mean(0), round(track.rate), rate) for row in tensor_rows(track)]
 
 
 def resampled(wave: Tensor, old: int, new: int, zeros: int = 6, rolloff: float = 0.99) -> Tensor:

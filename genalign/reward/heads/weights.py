@@ -30,9 +30,8 @@ def how_to_convert(pickled: Path | str) -> str:
 
 
 def find_weights(where: str | Path, folder: Path) -> str:
-    """A file or folder relative to `folder`, else what `resolve_model` finds: a shipped asset or a hub id."""
-    path = folder / Path(where).expanduser()
-    return str(path.resolve()) if path.is_file() else resolve_model(where, folder)
+    """A file or folder relative to `folder`, a shipped asset, or a hub id: see `model_path`."""
+    return resolve_model(where, folder)
 
 
 def weights_file(where: str | Path, name: str) -> Path:
@@ -57,7 +56,11 @@ def weights_file(where: str | Path, name: str) -> Path:
 
 
 def hub_file(repo: str, name: str) -> Path:
-    """A file of a hub repository: from the local cache, or downloaded unless HF_HUB_OFFLINE is set."""
+    """A file of a hub repository: from the local cache, or downloaded unless HF_HUB_OFFLINE is set.
+
+    Raises:
+        UsageError: it is neither here nor to be had.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -75,10 +78,17 @@ def hub_file(repo: str, name: str) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a .safetensors file, or of all the shards of an index.json beside it."""
+    """Every tensor of a .safetensors file, or of all the shards of an index.json beside it.
+
+    Raises:
+        UsageError: unreadable, or not safetensors.
+    """
     try:
         if path.suffix == ".json":
-            return {key: value for shard in check_shards(path) for key, value in load_file(shard).items()}
+            state: dict[str, Tensor] = {}
+            for shard in check_shards(path):
+                state |= load_file(shard)
+            return state
         return load_file(path)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from error
@@ -105,7 +115,11 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> nn.M
 
 
 def from_hub(kind: Any, model: str | Path, **settings: Any) -> Any:
-    """`kind.from_pretrained(model)`, with failures in one sentence; models from safetensors only, frozen, in eval."""
+    """`kind.from_pretrained(model)`, with failures in one sentence; models from safetensors only, frozen, in eval.
+
+    Raises:
+        UsageError: it cannot be loaded, for example because its weights are a pickle.
+    """
     learned = hasattr(kind, "from_config") or (isinstance(kind, type) and issubclass(kind, nn.Module))
     if learned:
         settings = {"use_safetensors": True, "dtype": torch.float32, **settings}

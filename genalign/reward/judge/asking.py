@@ -1,4 +1,4 @@
-"""What a judge is asked, and how its answers are read. An answer that cannot be read is a failure, never a number."""
+"""Questions to a judge, and how its answers are read. An answer that cannot be read is a failure, never a number."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from genalign.reward.base import ScoringError, nearest
-from genalign.types import Media, Prompt, UsageError
+from genalign.reward.base import ScoringError
+from genalign.types import Media, Prompt, UsageError, nearest
 
-Reads = Literal["image", "video", "text"]
+Reads = Literal["image", "video", "text"]  # what a judge looks at; `data.judged.Kind` has more
 Piece = str | Tensor  # text, or a picture (3,H,W) in [0,1]
 FRAMES = 4  # of a video, evenly spaced, first and last included
 PLACE = re.compile(r"\{([a-z]+(?:\.\w+)?)\}")
@@ -65,7 +65,7 @@ def places(template: str) -> set[str]:
 
 
 def shown(media: Media, row: int, reads: Reads, graph: bool = False) -> list[Piece]:
-    """One row of what is judged: a picture, some frames of a video, or a text; pictures keep their `graph` if asked."""
+    """One row of what is judged: a picture, some frames of a video, or a text; with `graph`, pictures keep theirs."""
     data = media[reads].data[row]
     if isinstance(data, str):
         return [data]
@@ -77,13 +77,13 @@ def shown(media: Media, row: int, reads: Reads, graph: bool = False) -> list[Pie
 
 
 class Criteria:
-    """Which questions a row is asked: one; one a criterion; or one a criterion of the row's task (facts.task).
+    """Which questions there are about a row: one; one a criterion; or one a criterion of its task (facts.task).
 
     aspects: the reward's name for one question, else the criteria in their order. Tasks and criteria with one model are
-    OneReward's (arXiv 2508.21066): a criterion that a task lacks is not asked, and abstains.
+    OneReward's (arXiv 2508.21066): a criterion that a task lacks has no question, and abstains.
 
     Raises:
-        UsageError: not exactly one of the three is given, or something that is no text.
+        UsageError: not exactly one of the three is given, or something that is not a text.
     """
 
     def __init__(
@@ -100,30 +100,38 @@ class Criteria:
         self.tasks = {"": plain} if plain is not None else tasks
         if not isinstance(self.tasks, Mapping) or not all(isinstance(t, Mapping) and t for t in self.tasks.values()):
             raise UsageError(f"criteria of judge {name!r} map names to questions, and tasks map names to criteria")
-        asked = [text for of_task in self.tasks.values() for text in of_task.values()]
-        if not all(isinstance(text, str) and text.strip() for text in asked):
-            raise UsageError(f"every question of judge {name!r} must be a text")
         self.by_task = plain is None
-        self.aspects = tuple(dict.fromkeys(aspect for of_task in self.tasks.values() for aspect in of_task))
-        self.facts = {place for text in asked for place in places(text) if place.startswith("facts.")}
+        self.mentions: set[str] = set()
+        aspects: dict[str, None] = {}  # of all tasks, each once, in their order
+        for of_task in self.tasks.values():
+            for aspect, text in of_task.items():
+                if not isinstance(text, str) or not text.strip():
+                    raise UsageError(f"every question of judge {name!r} must be a text")
+                aspects[aspect] = None
+                self.mentions |= places(text)
+        self.aspects = tuple(aspects)
+        self.facts = {place for place in self.mentions if place.startswith("facts.")}
         self.needs = frozenset(self.facts | ({"facts.task"} if self.by_task else set()))
-        self.mentions = {place for text in asked for place in places(text)}
 
     def of(self, prompt: Prompt) -> Mapping[str, str]:
-        """aspect -> question; nothing where the row's task is unknown, or a fact that a question names is not there."""
+        """aspect -> question; without those whose facts the row lacks, and empty where its task is unknown."""
         assert self.tasks is not None
-        asked = self.tasks.get(str(prompt.facts.get("task")) if self.by_task else "", {})
-        told = {f"facts.{key}" for key, value in prompt.facts.items() if value is not None}
-        wanted = {aspect: {p for p in places(text) if p.startswith("facts.")} for aspect, text in asked.items()}
-        return {aspect: text for aspect, text in asked.items() if wanted[aspect] <= told}
+        of_task = self.tasks.get(str(prompt.facts.get("task")) if self.by_task else "", {})
+        present = {f"facts.{key}" for key, value in prompt.facts.items() if value is not None}
+        return {aspect: text for aspect, text in of_task.items() if places(text) & self.facts <= present}
 
 
 def facts_of(prompt: Prompt) -> dict[str, Piece]:
+    """A prompt's facts by the names that templates have for them."""
     return {f"facts.{key}": str(value) for key, value in prompt.facts.items()}
 
 
 def check_places(name: str, template: str, known: Iterable[str]) -> None:
-    """Refuse a template with a {name} that nothing fills."""
+    """Refuse a template with a {name} that nothing fills.
+
+    Raises:
+        UsageError: naming the nearest that is filled.
+    """
     for place in places(template):
         if place not in set(known) and not place.startswith("facts."):
             raise UsageError(f"the template of judge {name!r} has {{{place}}}{nearest(place, known)}")
@@ -133,7 +141,7 @@ def check_places(name: str, template: str, known: Iterable[str]) -> None:
 
 
 def yes_or_no(token: str) -> Literal["yes", "no"] | None:
-    """What a token says, whatever its case and the marks around it ("Yes", " yes", "▁yes", "ĠYes,")."""
+    """Which of the two a token is, whatever its case and the marks around it ("Yes", " yes", "▁yes", "ĠYes,")."""
     word = token.strip(" \t\n▁ĠĊ\"'.,:;!*").lower()
     return "yes" if word == "yes" else "no" if word == "no" else None
 

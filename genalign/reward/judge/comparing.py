@@ -17,7 +17,7 @@ from genalign.files.untrusted import neighbour
 from genalign.media.image import load_png
 from genalign.reward.base import ScoringError
 from genalign.reward.judge.asking import Piece, Question, facts_of, fill, places, read_scores, shown
-from genalign.reward.judge.judges import Answer, CriteriaJudge, Judge, _or_raise, _prompt_if, ask_criteria, seed_of
+from genalign.reward.judge.base import Answer, CriteriaJudge, Judge, prompt_if, questions_of, raised, seed_of
 from genalign.types import Media, Prompt, Scores, UsageError
 
 COMPARE = (
@@ -47,7 +47,7 @@ class CompareJudge(CriteriaJudge):
     RewardDance (arXiv 2509.08826): p(yes) of a comparison with a reference. OneReward (arXiv 2508.21066): one model for
     all (task, criterion) queries.
 
-    Departs from the papers: both orders are asked, and the wording is our own. Without gradients.
+    Departs from the papers: both orders are used, and the wording is our own. Without gradients.
     """
 
     reference: str | None = None
@@ -82,24 +82,24 @@ class CompareJudge(CriteriaJudge):
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         samples = [shown(media, row, self.reads) for row in range(len(prompts))]
         references = [self._reference(prompt) for prompt in prompts]
-        table = [entry for entry in ask_criteria(self.asks, prompts) if references[entry[0]] is not None]
+        table = [entry for entry in questions_of(self.asks, prompts) if references[entry[0]] is not None]
         orders = (False, True) if self.both_orders else (False,)
-        questions = [
-            self._ask(prompts[row], text, samples[row], references[row] or [], swap)
-            for row, _, text in table
-            for swap in orders
-        ]
-        told = self.answerer.yes(questions)
+        questions = []  # for each entry of the table, one an order
+        for row, _, text in table:
+            for swap in orders:
+                questions.append(self._ask(prompts[row], text, samples[row], references[row] or [], swap))
+        answers = self.answerer.yes(questions)
         columns: list[list[Answer]] = [[None] * len(prompts) for _ in self.aspects]
         bias: list[list[float]] = [[] for _ in prompts]
         flips: list[list[bool]] = [[] for _ in prompts]
         for at, (row, k, _) in enumerate(table):
-            pair = told[at * len(orders) : (at + 1) * len(orders)]
+            pair = answers[at * len(orders) : (at + 1) * len(orders)]
             wrong = next((answer for answer in pair if isinstance(answer, ScoringError)), None)
             if wrong is not None:
                 columns[k][row] = wrong
                 continue
             p = [float(answer) for answer in pair]  # type: ignore[arg-type]
+            # p[0]: yes, the sample is better; p[1]: yes, the reference is. In agreement the two sum to 1.
             columns[k][row] = (p[0] + 1 - p[-1]) / 2 if self.both_orders else p[0]
             if self.both_orders:
                 bias[row].append(p[0] + p[1] - 1)
@@ -113,6 +113,7 @@ class CompareJudge(CriteriaJudge):
         )
 
     def _reference(self, prompt: Prompt) -> list[Piece] | None:
+        """What a row is compared with; None where it has nothing."""
         if self.reference is None:
             file = self.files.get(prompt.text)
             return None if file is None else [load_png(file)]
@@ -152,9 +153,9 @@ class RankJudge(Judge):
     """score = the number in [low, high] that the judge gives a sample when it reads all its siblings in one list.
 
     principle: what is to be valued, in words; it may change without training (RewardAnything, arXiv 2506.03637). Each
-    pass shows the siblings in another order under the keys A, B, ..., so that a key tells nothing; scores are averaged
-    over `passes` (more than half must be readable), and `std` is their spread. template: names {samples}, {principle},
-    {prompt}, {keys}, {low}, {high}. temperature: 0 asks for the likeliest answer; the order still changes.
+    pass shows the siblings in another order under the keys A, B, ..., so that a key carries no meaning; scores are
+    averaged over `passes` (more than half must be readable), and `std` is their spread. template: names {samples},
+    {principle}, {prompt}, {keys}, {low}, {high}. temperature: 0 takes the likeliest answer; the order still changes.
 
     Scores.info has, a row: position_bias, the group's mean score when shown in the first half of the list minus that in
     the second half (0: none), and judge_text, the last answer.
@@ -179,7 +180,7 @@ class RankJudge(Judge):
         super().__post_init__()
         self.aspects, self.weights, self.principle = (self.name,), (1.0,), str(self.principle)
         self.low, self.high, self.temperature = float(self.low), float(self.high), float(self.temperature)
-        self.needs = frozenset({self.reads}) | _prompt_if(places(self.template))
+        self.needs = frozenset({self.reads}) | prompt_if(places(self.template))
         numbers = (self.low, self.high, self.passes, self.temperature, self.max_tokens)
         self.settings = (self.principle, self.template, *numbers)
 
@@ -188,18 +189,23 @@ class RankJudge(Judge):
         for row in range(len(prompts)):
             siblings.setdefault(row if group is None else int(group[row]), []).append(row)
         samples = [shown(media, row, self.reads) for row in range(len(prompts))]
-        table = [(rows, k) for rows in siblings.values() for k in range(self.passes)]
-        seeds = [seed_of(prompts[rows[0]].text, self.principle, k) for rows, k in table]
-        orders = [random.Random(seed).sample(rows, len(rows)) for (rows, _), seed in zip(table, seeds, strict=True)]
-        questions = [self._ask(prompts[order[0]], [samples[row] for row in order]) for order in orders]
-        told = self.answerer.write(questions, seeds, self.max_tokens, self.temperature)
+        seeds: list[int] = []
+        orders: list[list[int]] = []  # one a pass of each group: its rows, shuffled
+        for rows in siblings.values():
+            for turn in range(self.passes):
+                seeds.append(seed_of(prompts[rows[0]].text, self.principle, turn))
+                orders.append(random.Random(seeds[-1]).sample(rows, len(rows)))
+        questions = []
+        for order in orders:
+            questions.append(self._ask(prompts[order[0]], [samples[row] for row in order]))
+        answers = self.answerer.write(questions, seeds, self.max_tokens, self.temperature)
         read: list[list[float]] = [[] for _ in prompts]
         halves: list[tuple[list[float], list[float]]] = [([], []) for _ in prompts]  # by row: its group's, by place
         errors: dict[int, ScoringError] = {}
         texts: list[str | None] = [None] * len(prompts)
-        for order, answer in zip(orders, told, strict=True):
+        for order, answer in zip(orders, answers, strict=True):
             try:
-                numbers = read_scores(_or_raise(answer), _keys(len(order)), self.low, self.high)
+                numbers = read_scores(raised(answer), _keys(len(order)), self.low, self.high)
             except ScoringError as error:
                 errors.update(dict.fromkeys(order, error))
                 continue
@@ -207,19 +213,25 @@ class RankJudge(Judge):
                 read[row].append(number)
                 halves[min(order)][2 * place >= len(order)].append(number)
                 texts[row] = str(answer)
-        first = {row: min(rows) for rows in siblings.values() for row in rows}
-        mean = [sum(numbers) / len(numbers) if numbers else 0.0 for numbers in read]
-        column: list[Answer] = [
-            mean[row] if 2 * len(read[row]) > self.passes else errors[row] for row in range(len(prompts))
-        ]
-        spread = [torch.tensor(numbers).std().item() if len(numbers) > 1 else 0.0 for numbers in read]
+        first: dict[int, int] = {}  # the first row of each row's group, where `halves` has what belongs to all of it
+        for rows in siblings.values():
+            first |= dict.fromkeys(rows, min(rows))
+        column: list[Answer] = []
+        spread: list[float] = []
+        bias: list[float | None] = []
+        for row, numbers in enumerate(read):
+            readable = 2 * len(numbers) > self.passes  # more than half of the passes
+            column.append(sum(numbers) / len(numbers) if readable else errors[row])
+            spread.append(torch.tensor(numbers).std().item() if len(numbers) > 1 else 0.0)
+            bias.append(_difference(*halves[first[row]]))
         std = torch.tensor(spread)[:, None] if self.passes > 1 else None
-        bias = [_difference(*halves[first[row]]) for row in range(len(prompts))]
         return self._scores([column], std, position_bias=bias, judge_text=texts)
 
     def _ask(self, prompt: Prompt, samples: Sequence[list[Piece]]) -> Question:
         keys = _keys(len(samples))
-        listed = [piece for key, sample in zip(keys, samples, strict=True) for piece in (f"[{key}]:\n", *sample, "\n")]
+        listed: list[Piece] = []
+        for key, sample in zip(keys, samples, strict=True):
+            listed += [f"[{key}]:\n", *sample, "\n"]
         more = {"low": f"{self.low:g}", "high": f"{self.high:g}", "keys": ", ".join(keys)}
         return self._question(
             self.template, {"prompt": prompt.text, "principle": self.principle, "samples": listed, **more}
@@ -227,9 +239,11 @@ class RankJudge(Judge):
 
 
 def _keys(count: int) -> list[str]:
+    """A, B, ... for up to 26 samples, else S1, S2, ..."""
     letters = string.ascii_uppercase
     return [letters[k] if count <= len(letters) else f"S{k + 1}" for k in range(count)]
 
 
 def _difference(early: Sequence[float], late: Sequence[float]) -> float | None:
+    """Of the means; None where one of them has nothing."""
     return sum(early) / len(early) - sum(late) / len(late) if early and late else None

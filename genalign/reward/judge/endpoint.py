@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import inspect
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from genalign.media.image import to_pil
-from genalign.reward.base import ScoringError, digest, nearest
+from genalign.reward.base import ScoringError, digest
 from genalign.reward.judge.asking import Question, p_yes, yes_or_no
 from genalign.reward.runtime.web import Web
 from genalign.types import UsageError
@@ -29,14 +28,14 @@ class Endpoint:
     rule, and key names an environment variable. logprobs: False where the endpoint gives none: p(yes) is then 1 or 0 by
     what it writes. Pictures cross as PNG (8 bits a channel, lossless), inside the request.
 
-    A refused request, an answer that is no chat completion, and one that was cut off are failures of their question.
+    A refused request, an answer that is not a chat completion, and one that was cut off are failures of their question.
+
+    Raises:
+        UsageError: an unknown setting (the nearest is named), or one that does not fit.
     """
 
     def __init__(self, url: str, model: str, *, at_once: int = 8, logprobs: bool = True, **web: Any) -> None:
-        known = {*inspect.signature(Web).parameters, "model", "at_once", "logprobs"}
-        unknown = next((key for key in web if key not in known), None)
-        if unknown:
-            raise UsageError(f"an endpoint has no setting {unknown!r}{nearest(unknown, known)}")
+        Web.check_settings("an endpoint", web, beside=("model", "at_once", "logprobs"))
         if not isinstance(at_once, int) or at_once < 1:
             raise UsageError(f"at_once of endpoint {model!r} is {at_once!r}; it must be at least 1")
         self.web, self.model, self.at_once, self.logprobs = Web(url, **web), str(model), at_once, logprobs
@@ -49,13 +48,14 @@ class Endpoint:
     def yes(self, questions: Sequence[Question]) -> list[float | ScoringError]:
         extra = {"logprobs": True, "top_logprobs": TOP} if self.logprobs else {}
         bodies = [self._body(question, 0, 1 if self.logprobs else 8, 0.0) | extra for question in questions]
-        return self._all(bodies, _probability if self.logprobs else _said)
+        return self._all(bodies, _probability if self.logprobs else _written_side)
 
     def write(
         self, questions: Sequence[Question], seeds: Sequence[int], tokens: int, temperature: float
     ) -> list[str | ScoringError]:
         both = zip(questions, seeds, strict=True)
-        return self._all([self._body(question, seed, tokens, temperature) for question, seed in both], _text)
+        bodies = [self._body(question, seed, tokens, temperature) for question, seed in both]
+        return self._all(bodies, _text)
 
     def _body(self, question: Question, seed: int, tokens: int, temperature: float) -> dict[str, Any]:
         messages = [{"role": "system", "content": question.system}] if question.system else []
@@ -84,14 +84,16 @@ class Endpoint:
 
 
 def _content(question: Question) -> str | list[dict[str, Any]]:
+    """A plain string where there is no picture, which every endpoint takes; else a list of parts."""
     if all(isinstance(piece, str) for piece in question.pieces):
         return "".join(str(piece) for piece in question.pieces)
-    return [
-        {"type": "image_url", "image_url": {"url": data_url(piece)}}
-        if isinstance(piece, Tensor)
-        else {"type": "text", "text": piece}
-        for piece in question.pieces
-    ]
+    parts: list[dict[str, Any]] = []
+    for piece in question.pieces:
+        if isinstance(piece, Tensor):
+            parts.append({"type": "image_url", "image_url": {"url": data_url(piece)}})
+        else:
+            parts.append({"type": "text", "text": piece})
+    return parts
 
 
 def data_url(picture: Tensor) -> str:
@@ -107,7 +109,7 @@ def _choice(body: bytes) -> Mapping[str, Any]:
     except (ValueError, RecursionError, KeyError, IndexError, TypeError):
         choice = None
     if not isinstance(choice, Mapping):
-        raise ScoringError("the endpoint's answer is no chat completion")
+        raise ScoringError("the endpoint's answer is not a chat completion")
     return choice
 
 
@@ -120,11 +122,11 @@ def _probability(choice: Mapping[str, Any]) -> float:
     return p_yes(tokens)
 
 
-def _said(choice: Mapping[str, Any]) -> float:
+def _written_side(choice: Mapping[str, Any]) -> float:
     words = str((choice.get("message") or {}).get("content") or "").split()
     side = yes_or_no(words[0]) if words else None
     if side is None:
-        raise ScoringError("the judge said neither yes nor no")
+        raise ScoringError("the judge wrote neither yes nor no")
     return float(side == "yes")
 
 

@@ -1,4 +1,4 @@
-"""A judge in this process: any AutoModelForImageTextToText, or AutoModelForCausalLM, asked in its own chat template."""
+"""A judge in this process: any AutoModelForImageTextToText, or AutoModelForCausalLM, in its own chat template."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from genalign.types import UsageError
 
 
 class LocalModel:
-    """A vision-language or language model; loads when first asked.
+    """A vision-language or language model; loads when first used.
 
     model: a folder or a hub id. batch_size: questions a forward pass (its memory, not its result). device, dtype: where
     and in what it computes; probabilities are fp32. Pictures are rounded to 8 bits, as its processor takes them; where
-    gradients are asked for they stay float, through the processor's own resize and normalisation.
+    gradients are wanted they stay float, through the processor's own resize and normalisation.
 
     yes() is one forward pass: p(yes) = sum over the vocabulary's spellings of yes of the next token's softmax, over the
     same plus those of no (VQAScore, arXiv 2404.01291; RewardDance, arXiv 2509.08826).
 
     Raises:
-        UsageError: no such model, or a tokenizer with no token that says yes, or none that says no.
+        UsageError: no such model, or a tokenizer without a token for yes, or without one for no.
     """
 
     def __init__(
@@ -67,10 +67,11 @@ class LocalModel:
     @cached_property
     def _sides(self) -> tuple[Tensor, Tensor]:
         vocabulary = self._tokenizer.get_vocab()
-        sides = [[i for token, i in sorted(vocabulary.items()) if yes_or_no(token) == side] for side in ("yes", "no")]
-        if not all(sides):
+        yes = [i for token, i in sorted(vocabulary.items()) if yes_or_no(token) == "yes"]
+        no = [i for token, i in sorted(vocabulary.items()) if yes_or_no(token) == "no"]
+        if not yes or not no:
             raise UsageError(f"the tokenizer of judge {self.model} has no single token for yes or for no")
-        return torch.tensor(sides[0], device=self.device), torch.tensor(sides[1], device=self.device)
+        return torch.tensor(yes, device=self.device), torch.tensor(no, device=self.device)
 
     @cached_property
     def version(self) -> str:
@@ -83,12 +84,13 @@ class LocalModel:
     def yes_with_grad(self, questions: Sequence[Question]) -> Tensor:
         """yes() as a tensor (R,), with gradients to the questions' pictures; all its passes are held until backward.
 
-        Raises UsageError where the model's image processor leaves torch on the way.
+        Raises:
+            UsageError: the model's image processor leaves torch on the way.
         """
-        told = self._yes(questions, graph=True)
-        if not told.requires_grad:
+        answers = self._yes(questions, graph=True)
+        if not answers.requires_grad:
             raise self._without_gradient()
-        return told
+        return answers
 
     def _without_gradient(self) -> UsageError:
         return UsageError(
@@ -97,13 +99,14 @@ class LocalModel:
         )
 
     def _yes(self, questions: Sequence[Question], graph: bool) -> Tensor:
-        parts = [[questions[i] for i in part] for part in self._parts(len(questions))]
-        return torch.cat([self._yes_of(part, graph) for part in parts]) if parts else torch.zeros(0)
+        parts = [self._yes_of(questions[part.start : part.stop], graph) for part in self._parts(len(questions))]
+        return torch.cat(parts) if parts else torch.zeros(0)
 
     def _yes_of(self, questions: Sequence[Question], graph: bool) -> Tensor:
         net, _ = self._loaded
         inputs = self._inputs(questions, "right", graph)  # no position is shifted, and no real token sees what pads it
         last = inputs["attention_mask"].sum(1) - 1  # (R,)
+        # Only the logits of each row's last token are needed; at every position they would be the largest tensor.
         kept, which = torch.unique(last, return_inverse=True)
         few = "logits_to_keep" in inspect.signature(net.forward).parameters
         logits = net(**inputs, logits_to_keep=kept).logits if few else net(**inputs).logits[:, kept]
@@ -117,7 +120,7 @@ class LocalModel:
     ) -> list[str | ScoringError]:
         answers: list[str | ScoringError] = []
         for part in self._parts(len(questions)):
-            inputs = self._inputs([questions[i] for i in part], "left", graph=False)
+            inputs = self._inputs(questions[part.start : part.stop], "left", graph=False)
             choice = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
             with torch.random.fork_rng(enabled=bool(temperature)):
                 if temperature:
@@ -137,13 +140,17 @@ class LocalModel:
         return text if text.strip() else ScoringError("the judge's answer is empty")
 
     def _parts(self, rows: int) -> list[range]:
+        """Rows in batches."""
         return [range(at, min(at + self.batch_size, rows)) for at in range(0, rows, self.batch_size)]
 
     def _inputs(self, questions: Sequence[Question], side: str, graph: bool) -> Any:
         """graph: pictures stay float tensors, with their graph."""
         _, processor = self._loaded
         written = [self._written(question) for question in questions]
-        pictures: Any = [[p if graph else to_pil(p) for p in q.pieces if isinstance(p, Tensor)] for q in questions]
+        pictures: list[list[Any]] = []
+        for question in questions:
+            own = [piece for piece in question.pieces if isinstance(piece, Tensor)]
+            pictures.append(list(own) if graph else [to_pil(picture) for picture in own])
         options: dict[str, Any] = {"return_tensors": "pt", "padding": True}
         if graph:
             options["do_rescale"] = False  # they are in [0,1] already
@@ -166,10 +173,11 @@ class LocalModel:
         _, processor = self._loaded
         if self._tokenizer.chat_template or getattr(processor, "chat_template", None):
             text_only = processor is self._tokenizer
+            # A tokenizer's template takes strings, a processor's takes lists of parts.
             pieces = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in question.pieces]
             content: Any = "".join(str(p) for p in question.pieces) if text_only else pieces
-            told: Any = question.system if text_only else [{"type": "text", "text": question.system}]
-            system = [{"role": "system", "content": told}] if question.system else []
+            instruction: Any = question.system if text_only else [{"type": "text", "text": question.system}]
+            system = [{"role": "system", "content": instruction}] if question.system else []
             messages = [*system, {"role": "user", "content": content}]
             return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         image = getattr(processor, "image_token", "<image>")

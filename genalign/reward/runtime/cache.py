@@ -16,36 +16,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Scope, cat_scores
+from genalign.reward.base import Scope
 from genalign.reward.guard import guarded
 from genalign.reward.runtime.wire import pack_scores, receive, send, unpack_scores
+from genalign.reward.scores import cat_scores
 from genalign.reward.wrapper import Wrapper
-from genalign.types import Media, Prompt, Reward, Scores, UsageError
+from genalign.types import CoreReward, Media, Prompt, Scores, UsageError
 
 ROWS = 65536  # that stay in memory
 
 
 class Cached(Wrapper):
-    """The reward it wraps, asked once for each content: its version, prompt (text, facts, media), and media.
+    """The reward it wraps, called once for each content: its version, prompt (text, facts, media), and media.
 
     file: an SQLite file that keeps rows from run to run, and may be shared by processes; None keeps the last ROWS in
-    memory. Equal rows of one batch are asked once. What it wraps should say the same of the same sample: a judge
-    that samples its answers says the first ones for ever.
+    memory. Equal rows of one batch are scored once. What it wraps should score the same sample alike each time: of a
+    judge that samples its answers, the first answer is returned from then on.
 
-    Departs from common practice: the key is of everything a reward could read, not of its `needs` alone, which a
-    function that takes whole `facts` or `media` does not tell.
+    Departs from common practice: the key is of everything a reward could read, not of its `needs` alone, which do not
+    show what a function that takes whole `facts` or `media` reads.
 
     Without gradients, which a memory would cut.
 
     Raises:
-        UsageError: the reward looks at siblings, or has a state; or the file is no cache.
+        UsageError: the reward looks at siblings, or has a state; or the file is not a cache.
     """
 
     differentiable = False
 
-    def __init__(self, reward: Reward, file: Path | None = None) -> None:
-        self.reward, self.file = reward, file
-        self.hits, self.asked = 0, 0
+    def __init__(self, reward: CoreReward, file: Path | None = None) -> None:
+        super().__init__(reward)
+        self.file = file
+        self.hits, self.rows_seen = 0, 0
         self._rows: OrderedDict[str, Scores] = OrderedDict()
         self._lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
@@ -69,9 +71,17 @@ class Cached(Wrapper):
         assert self.looks_at == "sample"
         version = self.version
         keys = [content(version, prompt, media, row) for row, prompt in enumerate(prompts)]
-        known = {key: found for key in dict.fromkeys(keys) if (found := self._get(key)) is not None}
-        fresh = [keys.index(key) for key in dict.fromkeys(keys) if key not in known]
-        self.asked, self.hits = self.asked + len(keys), self.hits + len(keys) - len(fresh)
+        known: dict[str, Scores] = {}
+        first: dict[str, int] = {}  # of each content that is not known, its first row
+        for row, key in enumerate(keys):
+            if key in known or key in first:
+                continue
+            if (found := self._get(key)) is not None:
+                known[key] = found
+            else:
+                first[key] = row
+        fresh = list(first.values())
+        self.rows_seen, self.hits = self.rows_seen + len(keys), self.hits + len(keys) - len(fresh)
         if fresh:
             alone = None if group is None else group[fresh]
             scores = guarded(self.reward, [prompts[row] for row in fresh], media.select(fresh), alone)
@@ -93,7 +103,7 @@ class Cached(Wrapper):
             return None
         try:
             message = receive(io.BytesIO(found[0]))
-        except (ValueError, KeyError):  # of another format of frames, or torn: as good as absent
+        except (ValueError, KeyError):  # of another format of frames, or torn: as if it were absent
             message = None
         return None if message is None else unpack_scores(message)
 
@@ -134,6 +144,7 @@ def content(version: str, prompt: Prompt, media: Media, row: int) -> str:
 
 
 def _add(sha: Any, value: Any) -> None:
+    """Hash one row of a track: a tensor by its bits, dtype and shape, a text as JSON."""
     if isinstance(value, Tensor):
         plain = value.detach().cpu().contiguous()
         sha.update(f"{plain.dtype} {tuple(plain.shape)}".encode())

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from genalign.reward.base import RemoteProxy
+from genalign.reward.proxy import RemoteProxy
 from genalign.reward.runtime.wire import pack_batch, unpack_scores
 from genalign.reward.runtime.worker import BOOT, START_SECONDS, Worker
 from genalign.types import Media, Prompt, Scores, UsageError
@@ -34,7 +34,7 @@ def _close_all() -> None:
 
 
 class ProcessReward(RemoteProxy):
-    """The reward that `spec` describes (as in a reward file, relative to `folder`), built and asked in its own process.
+    """The reward that `spec` describes (as in a reward file, relative to `folder`), in a process of its own.
 
     timeout: seconds that one call may take; loading is not part of it. When it is over the process and all that it
     started are killed, and the next call starts anew. Media cross as CPU tensors; without gradients.
@@ -44,7 +44,7 @@ class ProcessReward(RemoteProxy):
     beyond what it has once torch is loaded.
 
     Raises:
-        UsageError: a time or a size that is none, and what the reward's own building raises, when first asked.
+        UsageError: a time or a size that is not above 0; and what building the reward raises, when it is first used.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class ProcessReward(RemoteProxy):
         return self._worker.pid
 
     def _describe(self) -> dict[str, Any]:
-        told = self._worker.ask({"ask": "describe", **self._message}, START_SECONDS)
+        description = self._worker.ask({"ask": "describe", **self._message}, START_SECONDS)
         self._ready = self._worker.pid
-        return told
+        return description
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        if self._ready is None or self._worker.pid != self._ready:
+        if self._ready is None or self._worker.pid != self._ready:  # loading is not part of the call's time-out
             self._describe()
         message = {"ask": "score", **self._message, "batch": pack_batch(prompts, media, group)}
         return unpack_scores(self._worker.ask(message, self.timeout)["scores"])

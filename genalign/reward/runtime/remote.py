@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from genalign.reward.base import SCOPES, RemoteProxy, ScoringError
+from genalign.reward.base import SCOPES, ScoringError
+from genalign.reward.proxy import RemoteProxy
 from genalign.reward.runtime.web import Web
 from genalign.reward.runtime.wire import FRAME, pack_batch, receive, send, unpack_scores
 from genalign.types import Media, Prompt, Scores, UsageError
@@ -19,27 +20,17 @@ from genalign.types import Media, Prompt, Scores, UsageError
 class RemoteReward(RemoteProxy):
     """The served reward's needs, aspects, weights and version; media cross as raw tensors, so nothing is rounded.
 
-    url, key, timeout, retries, pause, longest_wait: as `Web` takes them (key names the token's environment
+    url, web: as `Web` takes them (key, timeout, retries, pause, longest_wait, limit; key names the token's environment
     variable). name: None takes the served one's. Without gradients. A server that was restarted with another reward
     fails its rows, and so in the end the run: its scores are no longer those that training began with.
 
     Raises:
-        UsageError: as Web does; and when first asked for more than its name, if the server does not tell of a reward.
+        UsageError: as Web does; and when more than its name is first needed, if the server does not describe a reward.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        key: str | None = None,
-        timeout: float = 60.0,
-        retries: int = 3,
-        pause: float = 0.5,
-        longest_wait: float = 60.0,
-        name: str | None = None,
-    ) -> None:
-        self._web = Web(url, key=key, timeout=timeout, retries=retries, pause=pause, longest_wait=longest_wait)
-        self._name = name
+    def __init__(self, url: str, *, name: str | None = None, **web: Any) -> None:
+        Web.check_settings(f"reward {url!r}", web, beside=("name",))
+        self._web, self._name = Web(url, **web), name
 
     @cached_property
     def _about(self) -> dict[str, Any]:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Asking a reward safely: a failure is a mask and a count, never a number and never the end of the run."""
+"""Calling a reward safely: a failure is a mask and a count, never a number and never the end of the run."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from genalign.reward.base import CUT, cat_scores
+from genalign.media import MEDIA
+from genalign.reward.base import CUT
 from genalign.reward.guard import guarded
 from genalign.reward.runtime.cache import Cached
+from genalign.reward.scores import cat_scores
 from genalign.reward.wrapper import Wrapper
-from genalign.types import GenalignError, Media, Prompt, Reward, Scores
-
-RANGES = {"image": (-0.01, 1.01), "video": (-0.01, 1.01), "audio": (-1.01, 1.01)}  # with room for rounding
+from genalign.types import CoreReward, GenalignError, Media, Prompt, Reward, Scores
 
 
 class Runner(Wrapper):
-    """A reward, asked in batches, with its failures masked and counted; a reward itself.
+    """A reward, called in batches, with its failures masked and counted; a reward itself.
 
     batch_size: rows a call (None: all); siblings stay together where the reward looks at them. max_failure: more than
     this share of the last `window` rows failed, and more than one, ends the run; 0 ends it at the first. overlaps: the
-    rows of a rollout may be scored in a thread while the rest is sampled (see `begin`); None: where the reward waits
-    for somebody else (a server, a process).
+    rows of a rollout may be scored in a thread while the rest is sampled (see `begin`); None: where the reward `waits`
+    for a server or a process.
 
     Raises (when called):
         GenalignError: too many failures, or media outside the range of its modality.
@@ -35,20 +34,25 @@ class Runner(Wrapper):
 
     def __init__(
         self,
-        reward: Reward,
+        reward: CoreReward,
         batch_size: int | None = None,
         max_failure: float = 0.05,
         window: int = 1000,
         overlaps: bool | None = None,
     ) -> None:
-        self.reward, self.batch_size, self.max_failure = reward, batch_size, max_failure
-        self.overlaps = bool(getattr(reward, "waits", False)) if overlaps is None else overlaps
-        self.waits, self.seconds = self.overlaps, 0.0
+        super().__init__(reward)
+        self.batch_size, self.max_failure = batch_size, max_failure
+        self.overlaps = self.reward.waits if overlaps is None else overlaps
+        self.seconds = 0.0
         self.last_error = "no message"
         self._recent: deque[tuple[list[bool], list[bool]]] = deque(maxlen=window)  # rows: failed (K,), abstained (K,)
         self._cut: dict[str, deque[bool]] = defaultdict(
             partial(deque, maxlen=window)
         )  # head -> rows whose text was cut
+
+    @property
+    def waits(self) -> bool:  # type: ignore[override]
+        return self.overlaps
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         scores = self._score(prompts, media, group)
@@ -66,16 +70,18 @@ class Runner(Wrapper):
         _check_range(self.name, media)
         chunks = self._chunks(len(prompts), group)
         parts = []
+        order: list[int] = []  # of the rows, as they lie in the chunks
         for rows in chunks:
-            asked = [prompts[i] for i in rows]
+            chosen = media if len(chunks) == 1 else media.select(rows)
             siblings = None if group is None else group[rows]
-            parts.append(guarded(self.reward, asked, media if len(chunks) == 1 else media.select(rows), siblings))
+            parts.append(guarded(self.reward, [prompts[i] for i in rows], chosen, siblings))
+            order += rows
         joined = parts[0] if len(parts) == 1 else cat_scores(parts)
-        order = [row for rows in chunks for row in rows]
         self.seconds += time.perf_counter() - begun
         return joined if order == sorted(order) else joined.select([order.index(i) for i in range(len(order))])
 
     def _chunks(self, rows: int, group: Tensor | None) -> list[list[int]]:
+        """Rows in calls of at most `batch_size`, which only a group that is larger exceeds: siblings stay together."""
         if self.batch_size is None or self.looks_at == "batch" or rows <= self.batch_size:
             return [list(range(rows))]
         together: dict[int, list[int]] = {}
@@ -95,13 +101,14 @@ class Runner(Wrapper):
         for key, rows in scores.info.items():
             if key.startswith(CUT):
                 self._cut[key.removeprefix(CUT)].extend(cut for cut in rows if cut is not None)
-        told = [error for error in scores.info.get("error", []) if error]
-        self.last_error = told[-1] if told else self.last_error
-        failed, asked = sum(any(row) for row, _ in self._recent), len(self._recent)
-        if scores.failed.any() and failed > (max(1.0, self.max_failure * asked) if self.max_failure else 0):
+        errors = [error for error in scores.info.get("error", []) if error]
+        self.last_error = errors[-1] if errors else self.last_error
+        failed, seen = sum(any(row) for row, _ in self._recent), len(self._recent)
+        # One failed row never ends a run, however short the window still is, unless max_failure is 0.
+        if scores.failed.any() and failed > (max(1.0, self.max_failure * seen) if self.max_failure else 0):
             culprits = [name for name, bad in zip(scores.names, scores.failed.any(0).tolist(), strict=True) if bad]
             raise GenalignError(
-                f"reward {self.name!r} failed on {failed} of the last {asked} samples ({', '.join(culprits)}), "
+                f"reward {self.name!r} failed on {failed} of the last {seen} samples ({', '.join(culprits)}), "
                 f"more than max_failure={self.max_failure:g} allows; the last error: {self.last_error}; "
                 f"mend the cause and resume the run, or start a new run if the reward itself changes"
             )
@@ -115,25 +122,28 @@ class Runner(Wrapper):
         rates: dict[str, float] = {}
         for k, aspect in enumerate(self.aspects):
             rates[f"rewards/{aspect}/fail_rate"] = sum(failed[k] for failed, _ in self._recent) / max(rows, 1)
-            rates[f"rewards/{aspect}/abstain_rate"] = sum(said[k] for _, said in self._recent) / max(rows, 1)
+            rates[f"rewards/{aspect}/abstain_rate"] = sum(abstained[k] for _, abstained in self._recent) / max(rows, 1)
         rates |= {f"rewards/{head}/truncated": sum(cut) / max(len(cut), 1) for head, cut in self._cut.items()}
         rates["time/reward"], self.seconds = self.seconds, 0.0
         caches = _caches(self.reward)
         if caches:
-            hits, asked = sum(cache.hits for cache in caches), sum(cache.asked for cache in caches)
-            rates["cache/hit_rate"] = hits / max(asked, 1)
+            hits, seen = sum(cache.hits for cache in caches), sum(cache.rows_seen for cache in caches)
+            rates["cache/hit_rate"] = hits / max(seen, 1)
         return rates
 
 
-def _caches(reward: Any) -> list[Cached]:
+def _caches(reward: Reward) -> list[Cached]:
+    """The caches in a reward; what lies behind a cache is not searched."""
     if isinstance(reward, Cached):
         return [reward]
-    inside = [*getattr(reward, "parts", ()), *([reward.reward] if hasattr(reward, "reward") else [])]
-    return [cache for part in inside for cache in _caches(part)]
+    found: list[Cached] = []
+    for part in reward.parts:
+        found += _caches(part)
+    return found
 
 
 class Scoring:
-    """See `Runner.begin`. Parts are asked in their order, in one thread, without gradients; siblings in one call."""
+    """See `Runner.begin`. Rows are scored in their order, in one thread, without gradients; siblings in one call."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -142,7 +152,11 @@ class Scoring:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="genalign-reward")
 
     def give(self, prompts: Sequence[Prompt], media: Media, group: Tensor) -> None:
-        """Further rows of the rollout, group (R,); siblings must be adjacent. Those that may have more to come wait."""
+        """Further rows of the rollout, group (R,); siblings must be adjacent.
+
+        A group may go on in the next part, so the rows of the last one are held back until another group begins, or
+        until `result`; a reward that looks at the batch is given nothing before that.
+        """
         self._held.append((list(prompts), media, group))
         scope = self._runner.looks_at
         if scope == "batch":
@@ -152,13 +166,16 @@ class Scoring:
         self._hand_over(before[-1] + 1 if before else 0)
 
     def _hand_over(self, rows: int) -> None:
-        prompts = [prompt for part in self._held for prompt in part[0]]
+        """Score the first `rows` of those that are held, in the thread."""
+        prompts: list[Prompt] = []
+        for part in self._held:
+            prompts += part[0]
         media, group = Media.cat([part[1] for part in self._held]), torch.cat([part[2] for part in self._held])
         ready, rest = list(range(rows)), list(range(rows, len(prompts)))
         self._held = [(prompts[rows:], media.select(rest), group[rest])] if rest else []
         if ready:
-            ask = torch.no_grad()(self._runner._score)
-            self._given.append(self._pool.submit(ask, prompts[:rows], media.select(ready), group[ready]))
+            score = torch.no_grad()(self._runner._score)
+            self._given.append(self._pool.submit(score, prompts[:rows], media.select(ready), group[ready]))
 
     def result(self) -> Scores:
         """Scores of all rows, in their order.
@@ -177,10 +194,11 @@ class Scoring:
 
 
 def _check_range(name: str, media: Media) -> None:
-    for modality, (low, high) in RANGES.items():
-        if modality not in media:
+    for modality, track in media.items():
+        span, data = MEDIA[modality].RANGE, track.data
+        if span is None:
             continue
-        data = media[modality].data
+        low, high = span
         for tensor in [data] if isinstance(data, Tensor) else data:
             least, most = (float(edge) for edge in torch.aminmax(tensor.detach()))  # type: ignore[union-attr]
             if not (low <= least and most <= high):

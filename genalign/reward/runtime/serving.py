@@ -10,7 +10,6 @@ POST /score    a frame of runtime/wire.py (content type FRAME): pack_batch in, {
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import secrets
 import threading
@@ -20,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genalign.media.image import from_pil
-from genalign.reward.base import about
+from genalign.media import MEDIA
+from genalign.media.files import track_of
+from genalign.media.medium import Budget
 from genalign.reward.guard import guarded
+from genalign.reward.proxy import about
 from genalign.reward.runtime.wire import FRAME, pack_scores, receive, send, unpack_batch
 from genalign.types import GenalignError, Media, Prompt, Reward, Scores, Track, UsageError
 
@@ -35,8 +36,10 @@ Batch = tuple[list[Prompt], Media, Tensor | None]
 
 
 class _RefusedError(Exception):
-    def __init__(self, status: int, told: str) -> None:
-        super().__init__(told)
+    """A request that is answered with `status` (4xx) and one sentence."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status
 
 
@@ -46,9 +49,9 @@ def application(
     """An ASGI application that scores with `reward`, one request at a time.
 
     token: what a request must carry as `Authorization: Bearer TOKEN`; /health is open. max_body: bytes of a request.
-    waiting: requests that may be in the house; a further one is told 503 and to come back. device: where media go.
+    waiting: requests in flight at most; a further one is answered 503 with Retry-After. device: where media go.
 
-    A reward that fails is answered with a mask, as everywhere. A request that is no batch, or that lacks what the
+    A reward that fails is answered with a mask, as everywhere. A request that is not a batch, or that lacks what the
     reward needs, is refused with 4xx and one sentence.
 
     Raises:
@@ -125,7 +128,7 @@ def _frame(body: bytes) -> Batch:
             raise ValueError("it ends too early")
         return _checked(unpack_batch(message))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError) as error:
-        raise _RefusedError(400, f"the body is no frame of a batch: {type(error).__name__} {error}") from error
+        raise _RefusedError(400, f"the body is not a frame of a batch: {type(error).__name__} {error}") from error
 
 
 def _json(body: bytes) -> Batch:
@@ -135,14 +138,14 @@ def _json(body: bytes) -> Batch:
         given = json.loads(body)
         rows: list[dict[str, Any]] = [{"text": row} if isinstance(row, str) else row for row in given["prompts"]]
         prompts = [Prompt(str(row["text"]), facts=row.get("facts") or {}, uid=i) for i, row in enumerate(rows)]
-        tracks, left = {}, [PIXELS]
+        tracks, left = {}, Budget(PIXELS)
         for name, data in given["media"].items():
             if name != "rate":
                 tracks[name] = _track(name, data, given["media"].get("rate"), left)
         group = None if given.get("group") is None else torch.tensor(given["group"], dtype=torch.long)
         return _checked((prompts, Media(**tracks), group))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, RecursionError) as error:
-        raise _RefusedError(400, f"the body is no batch in JSON: {type(error).__name__} {error}") from error
+        raise _RefusedError(400, f"the body is not a batch in JSON: {type(error).__name__} {error}") from error
 
 
 def _checked(batch: Batch) -> Batch:
@@ -152,44 +155,10 @@ def _checked(batch: Batch) -> Batch:
     return batch
 
 
-def _track(name: str, data: Sequence[Any], rate: float | None, left: list[int]) -> Track:
-    if name == "text":
-        return Track([str(row) for row in data])
-    if name == "audio":
-        waves, rates = zip(*(_wave(row, left) for row in data), strict=True)
-        if len(set(rates)) > 1:
-            raise ValueError(f"audio of several sample rates: {sorted(set(rates))}")
-        return Track(_stacked(waves), float(rates[0]))
-    if name == "video":
-        return Track(_stacked([torch.stack([_picture(frame, left) for frame in row]) for row in data]), rate)
-    return Track(_stacked([_picture(row, left) for row in data]))
-
-
-def _stacked(rows: Sequence[Tensor]) -> Tensor | list[Tensor]:
-    return torch.stack(list(rows)) if len({row.shape for row in rows}) == 1 else list(rows)
-
-
-def _picture(text: str, left: list[int]) -> Tensor:
-    import PIL.Image
-
-    with PIL.Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG", "JPEG", "WEBP")) as image:
-        left[0] -= image.width * image.height  # known from the header, before a pixel is decoded
-        if left[0] < 0:
-            raise ValueError(f"the pictures of a request have more than {PIXELS} pixels")
-        return from_pil(image)
-
-
-def _wave(text: str, left: list[int]) -> tuple[Tensor, int]:
-    try:
-        import soundfile
-    except ImportError as error:
-        raise UsageError("reading audio from JSON needs soundfile; pip install 'genalign[serve]'") from error
-    with soundfile.SoundFile(io.BytesIO(base64.b64decode(text, validate=True))) as file:
-        left[0] -= file.frames * file.channels
-        if left[0] < 0:
-            raise ValueError(f"the sounds of a request have more than {PIXELS} samples")
-        data = file.read(file.frames, dtype="float32", always_2d=True)
-        return torch.from_numpy(data.T.copy()), file.samplerate  # (C,N)
+def _track(name: str, data: Sequence[Any], rate: float | None, left: Budget) -> Track:
+    if name not in MEDIA:
+        raise ValueError(f"{name!r} is not a medium; known are {', '.join(MEDIA)}")
+    return track_of([MEDIA[name].decode(row, rate, left) for row in data])
 
 
 def _on(media: Media, device: str) -> Media:
@@ -205,11 +174,12 @@ def _plain_scores(scores: Scores) -> Mapping[str, Any]:
     """Scores as JSON: null, never a number, where there is nothing to read."""
 
     def shown(values: Tensor, valid: Tensor) -> list[Any]:
-        return torch.where(valid, values, torch.nan).tolist()
+        pairs = zip(values.tolist(), valid.tolist(), strict=True)
+        return [value if known and value == value else None for value, known in pairs]
 
     packed = pack_scores(scores)
-    rows = [[None if x != x else x for x in row] for row in shown(scores.values, scores.valid)]
-    total = [None if x != x else x for x in shown(scores.total, scores.total_valid)]
+    rows = [shown(values, valid) for values, valid in zip(scores.values, scores.valid, strict=True)]
+    total = shown(scores.total, scores.total_valid)
     kept = {key: packed[key].tolist() for key in ("valid", "failed")}
     return {"names": list(scores.names), "values": rows, **kept, "total": total, "info": packed["info"]}
 

@@ -1,4 +1,4 @@
-"""A user's file of Python: where it is, and what is in it. Only the worker's process imports one."""
+"""A user's file of Python: what is in it. Only the worker's process imports one."""
 
 from __future__ import annotations
 
@@ -10,26 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from genalign.files.shipped import shipped
-from genalign.reward.base import nearest
 from genalign.reward.function import FunctionReward, describe
-from genalign.types import UsageError
-
-
-def find_file(path: str, folder: Path | None) -> Path:
-    """A reward's file, relative to `folder`, then to the shipped rewards.
-
-    Raises:
-        UsageError: in neither place.
-    """
-    places = [folder or Path(), shipped("rewards")]
-    for place in places:
-        if (found := place / Path(path).expanduser()).is_file():
-            return found.resolve()
-    known = [file.name for place in places for file in place.glob(f"*{Path(path).suffix}")]
-    raise UsageError(
-        f"no reward file {path!r} in {places[0].resolve()} or among the shipped rewards{nearest(path, known)}"
-    )
+from genalign.types import UsageError, nearest
 
 
 def load_function(

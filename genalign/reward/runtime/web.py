@@ -1,35 +1,36 @@
-"""Requests to a server that may be slow, full or broken: bounded in tries, time and bytes, and silent about keys."""
+"""Requests to a server that may be slow, full or broken: bounded in tries, time and bytes; no message shows a key."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import ipaddress
 import logging
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from genalign.reward.base import ScoringError
-from genalign.types import UsageError
+from genalign.reward.base import ScoringError, first_missing
+from genalign.types import UsageError, nearest
 
 if TYPE_CHECKING:
     import httpx
 
 log = logging.getLogger(__name__)
 _announced: set[tuple[str, str]] = set()  # keys and addresses, once a process
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # said of the server's state, not of the request
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # about the server's state, not about the request
 
 
 class _TryAgainError(Exception):
-    """A failure that another try may mend. `wait`: seconds the server asked for."""
+    """A failure that another try may mend. `wait`: seconds until then, as the server's Retry-After has it."""
 
-    def __init__(self, told: str, wait: float = 0.0) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
         self.wait = wait
 
 
@@ -41,7 +42,7 @@ class Web:
     message. A redirect is a failure, so the token goes nowhere else. timeout: seconds of one
     try, from the first byte sent to the last one read. retries: further tries after a transport error, a time-out, 408,
     409, 425, 429 or 5xx; never after another status. pause: seconds before the first of them, doubled each time, with
-    jitter; a longer Retry-After is kept. longest_wait: who asks for more is given up. limit: bytes of an answer.
+    jitter; a longer Retry-After is kept. longest_wait: a server that wants more is given up. limit: bytes of an answer.
 
     Raises:
         UsageError: httpx is not installed, a url of another form, an environment variable that is not set.
@@ -86,6 +87,18 @@ class Web:
         near = _near(urlsplit(self.url).hostname or "")
         return httpx.Client(timeout=self.timeout, trust_env=not near, follow_redirects=False)
 
+    @staticmethod
+    def check_settings(what: str, given: Iterable[str], beside: Iterable[str] = ()) -> None:
+        """Refuse a setting that neither `Web` takes nor is among those `beside` it.
+
+        Raises:
+            UsageError: naming the nearest.
+        """
+        known = {*inspect.signature(Web).parameters, *beside}
+        unknown = first_missing(given, known)
+        if unknown is not None:
+            raise UsageError(f"{what} has no setting {unknown!r}{nearest(unknown, known)}")
+
     def request(self, method: str, path: str, content: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:
         """The body of a 2xx answer.
 
@@ -98,8 +111,8 @@ class Web:
             except _TryAgainError as error:
                 wait = max(error.wait, self.pause * 2**attempt * (1 + random.random() / 4))
                 if attempt == self.retries or error.wait > self.longest_wait:
-                    asked = f", and asks to wait {error.wait:g} s" if error.wait > self.longest_wait else ""
-                    raise ScoringError(f"{self.url} {error}{asked} (try {attempt + 1})") from None
+                    longer = f", and asks to wait {error.wait:g} s" if error.wait > self.longest_wait else ""
+                    raise ScoringError(f"{self.url} {error}{longer} (try {attempt + 1})") from None
                 time.sleep(min(wait, self.longest_wait))
         raise AssertionError("unreachable")
 
@@ -126,10 +139,10 @@ class Web:
             ) from None
         if reply.is_success:
             return bytes(body)
-        told = f"answered {reply.status_code}: {_line(body.decode(errors='replace'), key)}"
+        message = f"answered {reply.status_code}: {_line(body.decode(errors='replace'), key)}"
         if reply.status_code in AGAIN:
-            raise _TryAgainError(told, _retry_after(reply.headers.get("retry-after")))
-        raise ScoringError(f"{self.url} {told}")
+            raise _TryAgainError(message, _retry_after(reply.headers.get("retry-after")))
+        raise ScoringError(f"{self.url} {message}")
 
 
 def _line(text: str, key: str) -> str:

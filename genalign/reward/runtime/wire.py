@@ -41,7 +41,10 @@ def send(stream: IO[bytes], message: Mapping[str, Any]) -> None:
 def receive(stream: IO[bytes]) -> dict[str, Any] | None:
     """Read one frame; None where the stream has ended, also in the middle of a frame.
 
-    Whatever the sender wrote, no more memory is taken than it sent. A header that is none is a ValueError or KeyError.
+    Whatever the sender wrote, no more memory is taken than it sent.
+
+    Raises:
+        ValueError, KeyError: a header of another form.
     """
     size = stream.read(8)
     header = stream.read(struct.unpack("<Q", size)[0]) if len(size) == 8 else b""
@@ -80,28 +83,37 @@ def _fill(node: Any, tensors: Sequence[Tensor]) -> Any:
 
 
 def pack_batch(prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> dict[str, Any]:
-    rows = [
-        {"text": p.text, "facts": p.facts, "uid": p.uid, "media": None if p.media is None else _pack_media(p.media)}
-        for p in prompts
-    ]
+    """What a reward is called with, as a message for `send`."""
+    rows = []
+    for prompt in prompts:
+        held = None if prompt.media is None else _pack_media(prompt.media)
+        rows.append({"text": prompt.text, "facts": prompt.facts, "uid": prompt.uid, "media": held})
     return {"prompts": rows, "media": _pack_media(media), "group": group}
 
 
 def unpack_batch(message: Mapping[str, Any]) -> tuple[list[Prompt], Media, Tensor | None]:
-    prompts = [
-        Prompt(row["text"], None if row["media"] is None else _unpack_media(row["media"]), row["facts"], row["uid"])
-        for row in message["prompts"]
-    ]
+    """What `pack_batch` packed.
+
+    Raises:
+        KeyError, TypeError, ValueError: the message is of another form.
+    """
+    prompts = []
+    for row in message["prompts"]:
+        held = None if row["media"] is None else _unpack_media(row["media"])
+        prompts.append(Prompt(row["text"], held, row["facts"], row["uid"]))
     return prompts, _unpack_media(message["media"]), message["group"]
 
 
 def pack_scores(scores: Scores) -> dict[str, Any]:
-    """Info that is not plain data crosses as text."""
-    info = {key: [_plain(value) for value in rows] for key, rows in scores.info.items()}
+    """Scores as a message; info that is not plain data crosses as text."""
+    info: dict[str, list[Any]] = {}
+    for key, rows in scores.info.items():
+        info[key] = [_plain(value) for value in rows]
     return {**vars(scores), "info": info}
 
 
 def unpack_scores(message: Mapping[str, Any]) -> Scores:
+    """What `pack_scores` packed."""
     return Scores(**{**message, "names": tuple(message["names"])})
 
 

@@ -1,6 +1,6 @@
 """Rewards from a user's file, in one process of their own that can be killed; this side of its pipes.
 
-A thread that is told to stop goes on working; only a process can be ended for sure. The worker is child.py, started
+A thread cannot be stopped from outside; only a process can be ended for sure. The worker is child.py, started
 afresh by the interpreter (nothing is forked, `__main__` is not run again), and talks in frames over its pipes.
 """
 
@@ -21,8 +21,9 @@ from typing import Any
 
 from torch import Tensor
 
-from genalign.reward.base import RemoteProxy, ScoringError
-from genalign.reward.runtime.user_file import find_file
+from genalign.files.places import file_path
+from genalign.reward.base import ScoringError
+from genalign.reward.proxy import RemoteProxy
 from genalign.reward.runtime.wire import pack_batch, receive, send, unpack_scores
 from genalign.types import Media, Prompt, Scores, UsageError
 
@@ -31,7 +32,7 @@ BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from genalign.r
 
 
 class Worker:
-    """The process and its pipes. It starts when first asked, and again when asked after it died.
+    """The process and its pipes. It starts with the first request, and again with the first after it died.
 
     boot: the Python code that it runs, with sys.path as its first argument and `arguments` behind. popen: as Popen's.
     """
@@ -50,7 +51,7 @@ class Worker:
         """Send one frame and wait for the answer, at most `timeout` seconds.
 
         Raises:
-            UsageError: the worker says that it was asked for something that is not there.
+            UsageError: the worker's own: no such file or function, a setting that does not fit.
             ScoringError: the time ran out (the process, and all it started, has been killed), the process died, or the
                 user's code raised.
         """
@@ -87,8 +88,9 @@ class Worker:
         finally:
             timer.cancel()
         if reply is None and not late.is_set():
-            with contextlib.suppress(subprocess.TimeoutExpired):  # its pipe has closed; let it tell its exit code
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its pipe has closed; wait for its exit code
                 process.wait(5)
+        # A reply that came as the timer fired is kept, but its process is being killed: the next call starts another.
         if reply is None or late.is_set():
             self.close()
         if reply is not None:
@@ -154,8 +156,13 @@ class FileReward(RemoteProxy):
     ) -> None:
         path, _, function = target.rpartition(":")
         if not path.endswith(".py") or not function:
-            raise UsageError(f"{target!r} names no reward; write the file and the function as 'file.py:function'")
-        self._address = {"path": str(find_file(path, folder)), "function": function, "name": name, "settings": settings}
+            raise UsageError(f"{target!r} does not name a reward; write file and function as 'file.py:function'")
+        self._address = {
+            "path": str(file_path(path, folder or Path())),
+            "function": function,
+            "name": name,
+            "settings": settings,
+        }
         if not isinstance(timeout, int | float) or timeout <= 0:
             raise UsageError(f"the timeout of reward {function!r} is {timeout!r}; it must be a number of seconds")
         self.timeout = timeout

@@ -23,6 +23,7 @@ class Moments:
 
     @staticmethod
     def of(rows: Tensor) -> Moments:
+        """Of rows (n,d), n >= 0."""
         rows = rows.double()
         mean = rows.mean(0) if len(rows) else rows.new_zeros(rows.shape[1])
         centred = rows - mean
@@ -38,7 +39,7 @@ class Moments:
         return Moments(count, self.mean + share * apart, scatter)
 
     def over_ranks(self) -> Moments:
-        """Of the rows of all ranks, the same on every rank. Every rank must ask."""
+        """Of the rows of all ranks, the same on every rank. Every rank must call it."""
         counts = gather(torch.tensor([self.count])).tolist()
         means, scatters = gather(self.mean[None]), gather(self.scatter[None])
         merged = Moments(counts[0], means[0], scatters[0])
@@ -58,6 +59,9 @@ class Frechet:
     (Heusel et al., arXiv 1706.08500; Kilgour et al., arXiv 1812.08466.) The last trace is the nuclear norm of
     (X - m) F / sqrt(n - 1) with any F F^T = Sigma: real by construction, never squared, and right for any rank of
     either side. One row has S = 0. Gradients flow; directions without spread have none.
+
+    Raises:
+        UsageError: fewer than 2 exemplars.
     """
 
     better = -1.0  # less is better
@@ -97,12 +101,13 @@ class Frechet:
         mean = rows.mean(0)
         centred = rows - mean
         spread = centred.square().sum(1)  # (n,)
-        seen = centred @ self.factor
-        spectrum = RowSpectrum(seen, centred=True)
+        projected = centred @ self.factor  # (n,r) Y; T = Y^T Y, whose roots' sum is the nuclear norm
+        spectrum = RowSpectrum(projected, centred=True)
         t, weights = spectrum.nodes(1e-18, 1e12, 0.8)
+        # Without row i the scatter is T - n/(n-1) y_i y_i^T, the mean having moved too: a rank-one change.
         ratio = spectrum.slack(t) * n / (n - 1)  # (n,q) det(T_-i + t) / det(T + t)
-        change = _integral(ratio, t, weights, -n / (n - 1) * seen.square().sum(1))
-        overlap = (_nuclear(seen) + change) / math.sqrt(n - 2)
+        change = _integral(ratio, t, weights, -n / (n - 1) * projected.square().sum(1))
+        overlap = (_nuclear(projected) + change) / math.sqrt(n - 2)
         shifted = mean - centred / (n - 1)  # (n,d) the means without each row
         left = (spread.sum() - n / (n - 1) * spread) / (n - 2)
         return (shifted - self.mean).square().sum(1) + left + self.trace - 2 * overlap
@@ -113,12 +118,15 @@ class Frechet:
         n = len(rows)
         mean = rows.mean(0)
         gone, come = rows - mean, others - mean
-        seen, new = gone @ self.factor, come @ self.factor
-        spectrum = RowSpectrum(seen, centred=True)
+        old, new = gone @ self.factor, come @ self.factor
+        spectrum = RowSpectrum(old, centred=True)
         t, weights = spectrum.nodes(1e-18, 1e12, 0.8)
+        # Row a goes and row b comes: with c = (b - a)/n the mean's own shift, the scatter changes by
+        # -a a^T + b b^T - n c c^T. Its determinant ratio (matrix determinant lemma, 2x2), written as a sum of terms
+        # that are positive, so that nothing cancels; then the root's integral gives the new nuclear norm.
         slack, cross, both = spectrum.exchange(new, t)
         ratio = (cross + 1 / n).square() + (1 + 1 / n) * slack + both
-        overlap = (_nuclear(seen) + _integral(ratio, t, weights, _gained(seen, new, n))) / math.sqrt(n - 1)
+        overlap = (_nuclear(old) + _integral(ratio, t, weights, _gained(old, new, n))) / math.sqrt(n - 1)
         spread = (gone.square().sum() + _gained(gone, come, n)) / (n - 1)
         shifted = mean + (come - gone) / n
         return (shifted - self.mean).square().sum(1) + spread + self.trace - 2 * overlap
@@ -136,6 +144,7 @@ def _integral(ratio: Tensor, t: Tensor, weights: Tensor, gained: Tensor) -> Tens
 
 
 def _nuclear(matrix: Tensor) -> Tensor:
+    """The sum of the singular values, without those that are rounding, whose gradient would be noise."""
     values = torch.linalg.svdvals(matrix)
     return values[values > 1e-12 * values[:1]].sum()
 

@@ -11,10 +11,13 @@ from genalign.types import UsageError
 class KernelDistance:
     """Unbiased MMD^2 with a Gaussian kernel (Gretton et al., 2012, eq. 3; KAD, arXiv 2502.15602): may be negative.
 
-    The bandwidth is the median distance between exemplars and stays fixed, so that a policy cannot move its own ruler.
+    The bandwidth is the median distance between exemplars and stays fixed, so that a policy cannot move it.
     One row has no pair: its own term is left out.
 
     Departs from KAD: no factor of 100, and the bandwidth is never taken from the generated set.
+
+    Raises:
+        UsageError: fewer than 2 exemplars, or most of them equal.
     """
 
     better = -1.0
@@ -56,7 +59,7 @@ class KernelDistance:
     def swapped(self, rows: Tensor, others: Tensor) -> Tensor:
         n = len(rows)
         own, new = self._kernel(rows, rows), self._kernel(others, rows)
-        to, new_to = (self._kernel(x, self.exemplars).mean(1) for x in (rows, others))
+        to, new_to = self._kernel(rows, self.exemplars).mean(1), self._kernel(others, self.exemplars).mean(1)
         gone, come = own.sum(1) - own.diagonal(), new.sum(1) - new.diagonal()
         among = (own.sum() - own.trace() + 2 * (come - gone)) / (n * (n - 1))
         return among + self.among - 2 * (to.sum() - to + new_to) / n
@@ -66,6 +69,9 @@ class Coverage:
     """Share of exemplars with a row nearer than their own k-th exemplar (Naeem et al., arXiv 2002.09797).
 
     No gradient: it counts.
+
+    Raises:
+        UsageError: no more exemplars than neighbours.
     """
 
     better = 1.0

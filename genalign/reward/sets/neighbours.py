@@ -1,4 +1,4 @@
-"""Precision and recall of a set against exemplars: is what it holds like them, and does it hold what they show?"""
+"""Precision and recall of a set against exemplars: are its rows like them, and does it cover them?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from genalign.reward.sets.kernel import Coverage, square_distances
 class Precision(Coverage):
     """Share of rows within reach of an exemplar: nearer to one than its own k-th exemplar is.
 
-    (Kynkaanniemi et al., arXiv 1904.06991, eq. 2; k = 3 there.) It says nothing of what is missing.
+    (Kynkaanniemi et al., arXiv 1904.06991, eq. 2; k = 3 there.) It does not measure what is missing.
     """
 
     def __init__(self, exemplars: Tensor, neighbours: int = 3) -> None:
@@ -51,19 +51,22 @@ class Recall:
     @torch.no_grad()
     def leave_one_out(self, rows: Tensor) -> Tensor:
         own, to = square_distances(rows, rows), square_distances(rows, self.exemplars)
-        kept = [torch.arange(len(rows)) != i for i in range(len(rows))]
-        return torch.stack([self._share(own[rest][:, rest], to[rest]) for rest in kept])
+        values = []
+        for i in range(len(rows)):
+            rest = torch.arange(len(rows)) != i
+            values.append(self._share(own[rest][:, rest], to[rest]))
+        return torch.stack(values)
 
     @torch.no_grad()
     def swapped(self, rows: Tensor, others: Tensor) -> Tensor:
         own, to = square_distances(rows, rows), square_distances(rows, self.exemplars)
         come, come_to = square_distances(others, rows), square_distances(others, self.exemplars)
-        told = []
+        values = []
         for i in range(len(rows)):
             among, towards = own.clone(), to.clone()
             among[i], among[:, i], towards[i] = come[i], come[i], come_to[i]
-            told.append(self._share(among, towards))
-        return torch.stack(told)
+            values.append(self._share(among, towards))
+        return torch.stack(values)
 
     def _share(self, own: Tensor, to: Tensor) -> Tensor:
         """own (n,n), to (n,m): squared distances; the diagonal of `own` is not read."""

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genalign.ranks import gather, rank
-from genalign.reward.base import Stateless, digest, nearest
+from genalign.reward.base import Stateless, digest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.heads.exemplars import read_exemplars
 from genalign.reward.sets.frechet import Frechet, Moments
 from genalign.reward.sets.kernel import Coverage, KernelDistance
 from genalign.reward.sets.neighbours import Precision, Recall
 from genalign.reward.sets.vendi import Vendi
-from genalign.types import Media, Prompt, Scores, UsageError
+from genalign.types import Media, Prompt, Scores, UsageError, nearest
 
 Name = Literal["frechet", "kernel", "coverage", "precision", "recall", "vendi"]
 COUNTING: dict[str, type[Coverage] | type[Recall]] = {"coverage": Coverage, "precision": Precision, "recall": Recall}
@@ -60,7 +60,10 @@ class SetReward(Stateless):
     components: compare on this many principal components of the exemplars only. order: of vendi, 1 or 2.
 
     A Frechet distance of few samples rewards lost variance: keep n >= 8 dims (by components), or take kernel. Every
-    rank must ask together; rows of a rank that fails are left out.
+    rank must call it together; rows of a rank that fails are left out.
+
+    Raises:
+        UsageError: an unknown word (the nearest is named), exemplars where there must be none, or the other way round.
     """
 
     needs = frozenset({"image"})
@@ -83,18 +86,13 @@ class SetReward(Stateless):
             if given not in get_args(known):
                 raise UsageError(f"a set reward has no {what} {given!r}{nearest(str(given), get_args(known))}")
         if (exemplars is None) != (measure == "vendi"):
-            told = "takes no exemplars; drop the key" if exemplars else "compares with exemplars; name some"
-            raise UsageError(f"the measure {measure} {told}")
+            cure = "takes no exemplars; drop the key" if exemplars else "compares with exemplars; name some"
+            raise UsageError(f"the measure {measure} {cure}")
         if level == "sample" and measure not in ("frechet", "kernel"):
-            raise UsageError(f"the measure {measure} says nothing of one sample; take frechet or kernel, or level: set")
+            raise UsageError(f"the measure {measure} has no value for one sample; take frechet, kernel or level: set")
         self.clip = ClipReward(model, batch_size=batch_size)
-        self.measure_name, self.level, self.credit, self.components, self.order = (
-            measure,
-            level,
-            credit,
-            components,
-            order,
-        )
+        self.measure_name, self.level, self.credit = measure, level, credit
+        self.components, self.order = components, order
         self.exemplars = None if exemplars is None else read_exemplars(exemplars)
         self.pairs = None if pairs is None else read_exemplars(pairs)
         if self.pairs is not None and not (self.pairs.pictures and self.pairs.texts):
@@ -125,6 +123,7 @@ class SetReward(Stateless):
 
     @cached_property
     def _wanted(self) -> Tensor:
+        """(M,E) float64, the exemplars' features; texts are moved by the mean difference of the two modalities."""
         assert self.exemplars is not None
         if self.exemplars.pictures:
             return self.exemplars.seen(self.clip)
@@ -135,9 +134,9 @@ class SetReward(Stateless):
 
     @property
     def version(self) -> str:
-        told = [None if source is None else source.digest for source in (self.exemplars, self.pairs)]
+        sources = [None if source is None else source.digest for source in (self.exemplars, self.pairs)]
         settings = (self.measure_name, self.level, self.credit, self.components, self.order)
-        return digest("set", self.name, self.clip.version, told, settings)
+        return digest("set", self.name, self.clip.version, sources, settings)
 
     def features(self, media: Media) -> Tensor:
         """(B,d) float64 on the CPU, with gradients."""
@@ -149,7 +148,7 @@ class SetReward(Stateless):
         try:
             seen = self.features(media)
         except Exception:
-            if self.level == "set":  # the other ranks are waiting for this one's rows
+            if self.level == "set":  # the other ranks wait in `gather`: give them no rows, then fail here alone
                 width = self.clip.read(["-"]).shape[1] if self.basis is None else self.basis.shape[1]
                 _everyone(torch.zeros(0, width, dtype=torch.float64), siblings[:0])
             raise
@@ -167,16 +166,18 @@ class SetReward(Stateless):
         here = slice(start, start + len(mine))
         if len(rows) == 0:
             return mine.sum(1)
+        # Other ranks' rows come without a graph: only the own ones carry the gradient.
         with_graph = torch.cat([rows[: here.start], mine, rows[here.stop :]]) if mine.requires_grad else rows
         value = self.measure.better * self.measure.value(with_graph)
         credit = self._credits(rows, group)
         total = value.detach() + credit - credit.mean()
-        if value.requires_grad:  # the mean over all ranks' rows gets the gradient of the value
+        if value.requires_grad:  # each own row carries n/b of it, so that the mean over all ranks' rows has it once
             pull = value * (len(rows) / len(mine))
             total = total + (pull - pull.detach())
         return total[here]
 
     def _credits(self, rows: Tensor, group: Tensor) -> Tensor:
+        """(n,) what each row adds to the measure, in its unit and not yet centred; 0 of a single row."""
         credit = rows.new_zeros(len(rows))
         if len(rows) < 2:
             return credit
@@ -184,9 +185,9 @@ class SetReward(Stateless):
         if self.credit == "leave_one_out" or len(first) < 2:
             gained = self.measure.value(rows) - self.measure.leave_one_out(rows)
             return (len(rows) - 1) * self.measure.better * gained
-        wins, lost = contrast(self.measure, rows[first], rows[second])
-        credit[torch.where(wins, second, first)] = len(first) / 2 * lost
-        credit[torch.where(wins, first, second)] = -len(first) / 2 * lost
+        wins, loss = contrast(self.measure, rows[first], rows[second])
+        credit[torch.where(wins, second, first)] = len(first) / 2 * loss
+        credit[torch.where(wins, first, second)] = -len(first) / 2 * loss
         return credit
 
 
@@ -209,7 +210,7 @@ def couples(group: Tensor) -> Tensor:
 def contrast(measure: Measure, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """One of first[i], second[i] (P,d) for each i, so that the chosen set measures well (DRAGON, arXiv 2504.15217).
 
-    Returns wins (P,) bool: second[i] was chosen; lost (P,) >= 0: what the chosen set loses by exchanging pair i, 0
+    Returns wins (P,) bool: second[i] was chosen; loss (P,) >= 0: what the chosen set loses by exchanging pair i, 0
     where it would gain. The chosen set is at least as good as either of the two.
 
     Departs from the paper, whose procedure is not public: the better whole set is the start, and a sweep exchanges as
@@ -223,7 +224,7 @@ def contrast(measure: Measure, first: Tensor, second: Tensor) -> tuple[Tensor, T
         best = measure.value(chosen)
         gain = measure.better * (measure.swapped(chosen, others) - best)  # (P,)
         order, many = gain.argsort(descending=True), int((gain > 1e-12).sum())
-        while many:
+        while many:  # gains of single exchanges do not add up: halve their number until together they improve the set
             trial = wins.clone()
             trial[order[:many]] = ~wins[order[:many]]
             if measure.better * (measure.value(_chosen(trial, first, second)[0]) - best) > 0:
@@ -233,9 +234,10 @@ def contrast(measure: Measure, first: Tensor, second: Tensor) -> tuple[Tensor, T
             return wins, (-gain).clamp(min=0)
         wins = trial
     chosen, others = _chosen(wins, first, second)
-    lost = measure.better * (measure.value(chosen) - measure.swapped(chosen, others))
-    return wins, lost.clamp(min=0)
+    loss = measure.better * (measure.value(chosen) - measure.swapped(chosen, others))
+    return wins, loss.clamp(min=0)
 
 
 def _chosen(wins: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each pair the row that is in the set, and the other one."""
     return torch.where(wins[:, None], second, first), torch.where(wins[:, None], first, second)

@@ -18,7 +18,7 @@ NULL = 1e-13  # eigenvalues below this share of the largest are rounding
 class RowSpectrum:
     """rows (n,d) float64 = U diag(sqrt(values)) V^T, by one decomposition.
 
-    centred: the rows sum to 0. values (k,) > 0; left (n,k); Leverages (row norms of U) must be right to
+    centred: the rows sum to 0. values (k,) > 0; left (n,k). Leverages (row norms of U) must be right to
     rounding, since an integral over a square root sees the root of their error: so tall rows take the SVD, and of wide
     ones, whose n x n Gram matrix is cheaper, the null direction of centred rows is set apart.
     """
@@ -56,8 +56,8 @@ class RowSpectrum:
     def exchange(self, others: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """With b_i = others[i] (n,d): slack (n,q), y_i^T (T+t)^-1 b_i (n,q), and slack * b_i^T (T+t)^-1 b_i (n,q)."""
         slack, roots = self.slack(t), self.values.sqrt()
-        seen = others @ (self.rows.T @ self.left / roots)  # (n,k) in the right basis
+        within = others @ (self.rows.T @ self.left / roots)  # (n,k) in the right basis
         inverse = 1 / (self.values[:, None] + t)  # (k,q)
-        cross = (self.left * roots * seen) @ inverse
-        beyond = (others.square().sum(1) - seen.square().sum(1)).clamp(min=0)  # of b_i, outside the rows' span
-        return slack, cross, slack * (seen.square() @ inverse) + slack / t * beyond[:, None]
+        cross = (self.left * roots * within) @ inverse
+        beyond = (others.square().sum(1) - within.square().sum(1)).clamp(min=0)  # of b_i, outside the rows' span
+        return slack, cross, slack * (within.square() @ inverse) + slack / t * beyond[:, None]

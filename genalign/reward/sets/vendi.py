@@ -40,6 +40,7 @@ class Vendi:
             return (n - 1) ** 2 / (squares.sum() - 2 * squares.sum(1) + squares.diagonal())
         spectrum = RowSpectrum(unit, centred=False)
         t, weights = spectrum.nodes(1e-15, 1e7, 0.5)
+        # All n changes of the entropy at once: log det(T + t) without row i is that with it, plus log slack_i.
         ratio, scale = spectrum.slack(t), spectrum.top
         # sum l log l = sum (l + l log c) + Int_0^inf [sum l / (c + t) - log det(1 + T/t)] dt for any c > 0
         gained = -torch.ones(n, dtype=unit.dtype)
@@ -60,7 +61,7 @@ class Vendi:
         t, weights = spectrum.nodes(1e-15, 1e7, 0.5)
         slack, cross, both = spectrum.exchange(new, t)
         ratio = slack + both + cross.square()
-        change = -(ratio.log() @ weights + (ratio[:, -1].log() * t[-1]))  # the traces are equal: no other term
+        change = -(ratio.log() @ weights + (ratio[:, -1].log() * t[-1]))  # the trace stays n: no other term
         return (math.log(n) - (_entropy_sum(spectrum) + change) / n).exp()
 
 

@@ -151,7 +151,7 @@ def test_a_personal_reward_knows_its_users(tmp_path, clip):
     assert report(of_bob, read_comparisons(pairs))[0]["accuracy"] < 0.65
     stranger = reward(prompts(2), swatches("red", "grey")).total
     assert torch.isfinite(stranger).all()
-    with pytest.raises(UsageError, match="knows no user 'bobb'; did you mean 'bob'"):
+    with pytest.raises(UsageError, match="does not know the user 'bobb'; did you mean 'bob'"):
         build_reward({"use": "taste", "user": "bobb"}, tmp_path)
 
 

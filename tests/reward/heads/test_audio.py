@@ -218,7 +218,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         build_reward({"use": "skywork", "model": str(folder)}, Path())(prompts(1), texts("a"))
     box = audiobox_folder(tmp_path)
     write_json({"proj_ln": True}, box / "config.json")
-    with pytest.raises(UsageError, match="no configuration of Audiobox"):
+    with pytest.raises(UsageError, match="not a configuration of Audiobox"):
         build_reward({"use": "audiobox", "model": str(box), "encoder": WAVLM}, Path())(
             prompts(1), Media(audio=Track(tones(1, 8000, 16000)[None], rate=16000))
         )

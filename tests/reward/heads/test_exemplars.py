@@ -1,6 +1,7 @@
 """Exemplars in every form."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_exemplars_are_read_in_every_form(room: Path, tmp_path: Path):
-    (tmp_path / "rows.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"p{k}", "image": str(room / "shown" / f"{k:02}.png")}) + "\n" for k in range(3))
-    )
+    rows = []
+    for k in range(3):  # a row names pictures below its list
+        shutil.copy(room / "shown" / f"{k:02}.png", tmp_path)
+        rows.append({"prompt": f"p{k}", "image": f"{k:02}.png"})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     both = read_exemplars(str(tmp_path / "rows.jsonl"))
     assert (len(both.pictures), both.texts) == (3, ("p0", "p1", "p2"))
     assert len(read_exemplars(f"{room / 'made.py'}:shown").pictures) == 8

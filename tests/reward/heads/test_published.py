@@ -86,7 +86,7 @@ def test_a_licence_is_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invariant 37."""
-    monkeypatch.setattr(presets, "_told", set())
+    monkeypatch.setattr(presets, "_warned", set())
     folder = str(tiny_transformers_clip(tmp_path / "clip"))
     with caplog.at_level(logging.WARNING, "genalign"):
         for _ in range(2):

@@ -141,7 +141,7 @@ def test_versions_tell_settings_apart() -> None:
         (lambda: Length(hi=3, unit="word"), "no unit 'word'; did you mean 'words'"),
         (lambda: Length(hi=3, unit="tokens"), "go together"),
         (lambda: Format(), "a pattern or tags"),
-        (lambda: Format("("), "no regular expression"),
+        (lambda: Format("("), "not a regular expression"),
         (lambda: Repetition(0), r"must be a number in \[1, inf\]"),
         (lambda: StructuredMatch(low=1, high=1), "does not lie below high"),
     ],

@@ -41,7 +41,7 @@ def test_what_was_scored_is_not_scored_again_and_a_failure_is(tmp_path: Path, on
     assert spy.asked[5:] == ["!"]
     same(first, second)
     same(first, inner(prompts(5), given))
-    assert (cached.asked, cached.hits) == (10, 4)
+    assert (cached.rows_seen, cached.hits) == (10, 4)
     again = Cached(inner, cached.file)
     again([Prompt("x"), Prompt("x")], texts("ccc", "ccc"))
     assert spy.asked.count("ccc") == 1  # equal rows of one batch are asked once

@@ -264,7 +264,7 @@ def test_similarity_is_the_mean_cosine(room: Path):
         ({"exemplars": "clip/open_clip_config.json"}, "holds no exemplars"),
         ({"exemplars": "made.py:wrong"}, r"must return pictures \(M,3,H,W\)"),
         ({"exemplars": "made.py:show"}, "no function 'show'; did you mean 'shown'"),
-        ({"measure": "coverage", "level": "sample"}, "nothing of one sample"),
+        ({"measure": "coverage", "level": "sample"}, "no value for one sample"),
         ({"pairs": "said.txt", "exemplars": "said.txt"}, "no pairs of picture and text"),
         ({"components": 0}, "components"),
     ],

@@ -1,0 +1,95 @@
+"""Preferred answers as public sets write them: texts, lists of messages, or transcripts, with or without a prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+TURN = re.compile(r"\n\n(Human|Assistant):[ \t]*")  # of transcripts (HH-RLHF)
+ROLES = {"Human": "user", "Assistant": "assistant"}
+
+Turn = dict[str, str]  # {"role", "content"}
+
+
+class Answers(NamedTuple):
+    """turns: the messages that both answer. chosen, rejected: the last message of each side."""
+
+    turns: tuple[Turn, ...]
+    chosen: str
+    rejected: str
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value is a list of messages, {"role": ..., "content": ...} each."""
+    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
+
+
+def is_conversation(row: Mapping[str, Any]) -> bool:
+    """Whether chosen and rejected are messages, answers to messages, or transcripts that hold their prompt."""
+    sides = [row.get("chosen"), row.get("rejected")]
+    transcripts = all(isinstance(side, str) and TURN.match(side) for side in sides)
+    answers = is_messages(row.get("prompt")) and all(isinstance(side, str) for side in sides)
+    return all(map(is_messages, sides)) or answers or ("prompt" not in row and transcripts)
+
+
+def answers_of(row: Mapping[str, Any]) -> Answers:
+    """The prompt and the two answers of a row for which `is_conversation` holds.
+
+    What chosen and rejected have in common belongs to the prompt (as TRL's `extract_prompt` has it); a key `prompt`, a
+    text or messages, stands before it, unless they begin with it.
+
+    Raises:
+        ValueError: there is no prompt, or the two part before their last message.
+    """
+    chosen, rejected = _turns(row["chosen"]), _turns(row["rejected"])
+    most = min(len(chosen), len(rejected)) - 1  # the last message is an answer, even where both are equal
+    common = 0
+    while common < most and chosen[common] == rejected[common]:
+        common += 1
+    if len(chosen) - common != 1 or len(rejected) - common != 1:
+        raise ValueError("has answers that part before their last message; keep one answer of each")
+    before = [{"role": "user", "content": row["prompt"]}] if isinstance(row.get("prompt"), str) else row.get("prompt")
+    prompt = _turns(before or [])
+    shared = chosen[:common]
+    if prompt and not _begins(shared, prompt):
+        shared = [*prompt, *shared]
+    if not any(turn["content"].strip() for turn in shared):
+        raise ValueError("has no prompt before its answers")
+    return Answers(tuple(shared), chosen[-1]["content"], rejected[-1]["content"])
+
+
+def prompt_text(turns: Sequence[Turn]) -> str:
+    """One user turn as it is; a longer conversation as a transcript, a paragraph a turn."""
+    if len(turns) == 1:
+        return turns[0]["content"]
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+
+
+def _begins(turns: Sequence[Turn], prompt: Sequence[Turn]) -> bool:
+    """Whether a conversation has the prompt in it already: at its beginning, or behind a system turn."""
+    behind = [turn for turn in turns if turn["role"] != "system"]
+    return list(turns[: len(prompt)]) == list(prompt) or behind[: len(prompt)] == list(prompt)
+
+
+def _turns(value: Any) -> list[Turn]:
+    """The turns of a list of messages, of a transcript, or of one answer."""
+    if isinstance(value, str) and not TURN.match(value):
+        return [{"role": "assistant", "content": value}]
+    if isinstance(value, str):
+        _, *parts = TURN.split(value)  # role, content, role, content ...
+        return [
+            {"role": ROLES[role], "content": content.strip()}
+            for role, content in zip(parts[::2], parts[1::2], strict=True)
+        ]
+    return [{"role": str(message["role"]), "content": _content(message.get("content"))} for message in value]
+
+
+def _content(content: Any) -> str:
+    """The text of a message, also where it is a list of parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    if not parts or not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+        raise ValueError("has a message that is not text")
+    return "".join(part["text"] for part in parts)

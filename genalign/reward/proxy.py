@@ -1,0 +1,66 @@
+"""A reward that runs elsewhere: what must be known of it there, and the object that stands in for it here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from genalign.reward.base import Scope, Stateless, aspect_weights
+from genalign.reward.wrapper import with_defaults
+from genalign.types import MODALITIES, CoreReward, UsageError
+
+
+def about(reward: CoreReward) -> dict[str, Any]:
+    """What one must know of a reward to stand in for it, as plain data.
+
+    Raises:
+        UsageError: it has a state, which training could not move from where the stand-in is.
+    """
+    whole = with_defaults(reward)
+    if whole.state_dict():
+        raise UsageError(f"reward {whole.name!r} has a state that training moves; use its parts elsewhere, not it")
+    return {
+        "name": whole.name,
+        "needs": sorted(whole.needs),
+        "lacks": {kind: sorted(whole.lacks({kind})) for kind in MODALITIES},
+        "aspects": list(whole.aspects),
+        "weights": aspect_weights(whole).tolist(),
+        "looks_at": whole.looks_at,
+        "version": whole.version,
+    }
+
+
+class RemoteProxy(Stateless):
+    """A reward that is elsewhere: `_about`, what `about` says of it there, is fetched when first needed."""
+
+    differentiable = False
+    waits = True
+    name: str
+    _about: Mapping[str, Any]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(self._about["needs"])
+
+    def lacks(self, offered: AbstractSet[str]) -> frozenset[str]:
+        # `about` answers for one modality at a time; for none or several, everything that it reads is wanted.
+        kinds = [kind for kind in MODALITIES if kind in offered]
+        wanted = self._about.get("lacks", {}).get(kinds[0]) if len(kinds) == 1 else None
+        return frozenset(self.needs if wanted is None else wanted) - offered
+
+    @property
+    def aspects(self) -> tuple[str, ...]:
+        return tuple(self._about["aspects"])
+
+    @property
+    def weights(self) -> tuple[float, ...]:  # type: ignore[override]
+        return tuple(self._about["weights"])
+
+    @property
+    def looks_at(self) -> Scope:
+        return self._about["looks_at"]
+
+    @property
+    def version(self) -> str:
+        return self._about["version"]

@@ -1,0 +1,163 @@
+"""How an update reaches the weights: the optimizer, the reduction over ranks, clipping, and the state of all of it.
+
+The loop knows a back end by its protocol only. `Replicated` is what there is: every rank holds the whole adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from genalign.ranks import all_sum, world
+from genalign.training.selfcheck import check_equal
+from genalign.training.settings import TrainSettings
+from genalign.types import GenalignError, Policy
+
+Parts = Mapping[str, Mapping[str, Tensor]]  # part of a checkpoint -> name -> tensor
+
+
+class Backend(Protocol):
+    """What the loop does with a policy's trainable parameters.
+
+    Every member is called by all ranks, in the same order, so that each may hold collectives. Nothing here promises
+    that ranks hold the same tensors: a back end may keep a shard on each.
+    """
+
+    def prepare(self, policy: Policy, settings: TrainSettings) -> None:
+        """Take over the policy's networks, in place, and make the optimizer; once, before the first rollout."""
+        ...
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradient of a scalar loss that is divided by the GLOBAL number of rows: ranks are to be summed.
+
+        last: of its update, after which a back end may reduce. A loss without a graph adds nothing.
+        """
+        ...
+
+    def reduce_and_clip(self, max_norm: float) -> float:
+        """Sum the gradients over ranks and scale them to a global norm of at most `max_norm`; the norm before."""
+        ...
+
+    def step(self) -> None:
+        """Move the parameters along their gradients, and forget these."""
+        ...
+
+    def check(self, what: Literal["adapters", "gradients"]) -> None:
+        """See to it that ranks hold what they must in common.
+
+        Raises:
+            GenalignError: they do not.
+        """
+        ...
+
+    def state(self, averaged: bool) -> dict[str, dict[str, Tensor]]:
+        """Whole tensors, whatever a rank holds of them: `adapter`, `optimizer` and (averaged) `ema`, the same names and
+        shapes under every back end, so that a run resumes on other hardware."""
+        ...
+
+    def load_state(self, parts: Parts, folder: Path) -> None:
+        """Undo `state`, in place; `folder` is what errors name.
+
+        Raises:
+            GenalignError: the parts belong to a model with other adapters.
+        """
+        ...
+
+
+class Replicated:
+    """One process, or several that each hold the whole adapter: AdamW, and one explicit all-reduce an update.
+
+    Not DDP, since methods call a policy's networks from inside a pipeline, and some of them twice before a backward.
+    """
+
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    parameters: list[nn.Parameter]
+
+    def prepare(self, policy: Policy, settings: TrainSettings) -> None:
+        self.policy = policy
+        self.parameters = list(policy.named_trainable().values())
+        self.optimizer = torch.optim.AdamW(
+            policy.parameter_groups(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        if loss.requires_grad:
+            loss.backward()
+
+    def reduce_and_clip(self, max_norm: float) -> float:
+        if world() > 1:
+            self._sum_over_ranks()
+        return torch.nn.utils.clip_grad_norm_(self.parameters, max_norm).item()
+
+    def _sum_over_ranks(self) -> None:
+        """In one message: a parameter that has no gradient here may have one on another rank."""
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        total = all_sum(torch.cat([grad.reshape(-1) for grad in grads]))
+        for parameter, grad in zip(self.parameters, total.split([p.numel() for p in self.parameters]), strict=True):
+            parameter.grad = grad.view_as(parameter).clone()
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def check(self, what: Literal["adapters", "gradients"]) -> None:
+        if what == "adapters":
+            check_equal(self.parameters, "adapters at the start")
+        else:
+            check_equal([parameter.grad for parameter in self.parameters], "gradients after the sum over ranks")
+
+    def state(self, averaged: bool) -> dict[str, dict[str, Tensor]]:
+        named = self.policy.named_trainable()
+        parts = {
+            "adapter": {name: parameter.detach() for name, parameter in named.items()},
+            "optimizer": optimizer_state(self.optimizer, named),
+        }
+        if averaged:
+            with self.policy.weights("ema"):  # a copy, since the average is only lent to the parameters in here
+                parts["ema"] = {name: p.detach().clone() for name, p in self.policy.named_trainable().items()}
+        return parts
+
+    def load_state(self, parts: Parts, folder: Path) -> None:
+        named = self.policy.named_trainable()
+        _copy(named, parts["adapter"], folder)
+        if "ema" in parts:
+            with self.policy.weights("ema"):
+                _copy(self.policy.named_trainable(), parts["ema"], folder)
+        load_optimizer_state(self.optimizer, named, parts["optimizer"])
+
+
+@torch.no_grad()
+def _copy(named: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor], folder: Path) -> None:
+    if set(named) != set(saved) or any(named[name].shape != saved[name].shape for name in named):
+        raise GenalignError(f"the adapter in {folder} has other layers than this policy; resume with its own recipe")
+    for name, parameter in named.items():
+        parameter.copy_(saved[name])
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Moments and counters as `parameter name/entry` -> tensor."""
+    state = {}
+    for name, parameter in named.items():
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            state[f"{name}/{entry}"] = torch.as_tensor(value)
+    return state
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]
+) -> None:
+    """Undo `optimizer_state`, in place; moments go to their parameter's device, counters stay on the CPU."""
+    optimizer.state.clear()
+    for key, value in state.items():
+        name, _, entry = key.rpartition("/")
+        parameter = named[name]
+        on_device = value.to(parameter.device) if value.shape == parameter.shape else value.clone()
+        optimizer.state.setdefault(parameter, {})[entry] = on_device

@@ -1,0 +1,42 @@
+"""What a recipe may say under `train:`."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from genalign.training.monitor import MonitorSettings
+
+
+class TrainSettings(BaseModel):
+    """How long, how fast, and what is kept."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    steps: int = Field(default=60, ge=1)
+    """Rollouts; each ends in `method.updates_per_rollout` optimizer updates."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything drawn: adapter, prompts, samples."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Of AdamW, constant."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Of AdamW, decoupled."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """The gradient's global norm is clipped to this."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of the averaged weights, which are then what is evaluated and saved; null: the last weights are."""
+    checkpoint_every: int = Field(default=20, ge=1)
+    """Steps between checkpoints; one more is written at the end."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints that stay on disk."""
+    patience: int | None = Field(default=None, ge=1)
+    """Checkpoints in a row with no better mean reward, after which training ends with the best one; null: never."""
+    sample_every: int = Field(default=20, ge=1)
+    """Steps between grids of base beside tuned samples; one more is drawn at the end."""
+    monitor: MonitorSettings | None = None
+    """Watch held-out rewards and diversity while training, and warn of a hacked reward; null: do not."""
+    resume: str | None = None
+    """Run folder to go on with, or `latest`: the newest one of this recipe."""
+    report_to: list[str] = []
+    """Trackers that accelerate knows, such as tensorboard or wandb, besides metrics.jsonl."""

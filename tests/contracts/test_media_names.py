@@ -1,0 +1,95 @@
+"""No file asks for a medium by name but those of media/, the types, and what is of one medium by its nature."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import genalign
+from genalign.media import MEDIA
+from genalign.media.medium import Medium
+from genalign.types import MODALITIES
+
+PACKAGE = Path(genalign.__file__).parent
+ROOMS = ("media/", "types/", "lab/")  # lab: a world of pictures
+
+HEAD = "a reward that reads one medium"
+POLICY = "a policy says what it makes"
+COLUMN = "the columns of other people's data files"
+JUDGE = "a judge model is shown pictures and texts"
+PAIRS = "which given pairs a method learns from: those of a forward process, or of a sequence of tokens"
+REASONS = {
+    "data/comparisons.py": COLUMN,
+    "data/conversations.py": "the key `text` of a message's parts",
+    "data/judged.py": "a value that is not a file is text, and bytes are an image",
+    "data/preferences.py": "texts stand in the row itself, other samples in files",
+    "data/prompts.py": "the column `image` of a prompts file",
+    "files/places.py": "what a model makes is read from its folder",
+    "method/forward_preference.py": PAIRS,
+    "method/preference.py": PAIRS,
+    "method/settings.py": PAIRS,
+    "policy/chain.py": POLICY,
+    "policy/language.py": POLICY,
+    "policy/tracks.py": "where a pipeline's output becomes tracks, and a prompt's media its arguments",
+    "reward/base.py": "what heads of images share",
+    "reward/fit/backbones.py": "which backbone reads which medium",
+    "reward/fit/noisy.py": "the keys of its own settings",
+    "reward/function.py": "the names under which TRL's functions are given completions",
+    "reward/heads/aesthetic.py": HEAD,
+    "reward/heads/audio.py": HEAD,
+    "reward/heads/blip.py": HEAD,
+    "reward/heads/classifier.py": HEAD,
+    "reward/heads/clip.py": HEAD,
+    "reward/heads/exemplars.py": HEAD,
+    "reward/heads/head.py": HEAD,
+    "reward/heads/qwen.py": HEAD,
+    "reward/heads/rules.py": HEAD,
+    "reward/heads/sharpness.py": HEAD,
+    "reward/heads/structured.py": HEAD,
+    "reward/heads/waves.py": HEAD,
+    "reward/judge/asking.py": JUDGE,
+    "reward/judge/comparing.py": JUDGE,
+    "reward/judge/endpoint.py": JUDGE,
+    "reward/judge/judges.py": JUDGE,
+    "reward/judge/local.py": JUDGE,
+    "reward/runtime/serving.py": "the key `text` of a prompt in a JSON request",
+    "reward/runtime/wire.py": "the key `text` of a prompt in a frame",
+    "reward/sets/reward.py": HEAD,
+    "run/build.py": "a language model has no forward process and no noise",
+}
+
+
+def named(source: str) -> list[int]:
+    """Lines where a string is exactly the name of a medium."""
+    tree = ast.walk(ast.parse(source))
+    return [node.lineno for node in tree if isinstance(node, ast.Constant) and node.value in MODALITIES]
+
+
+def test_the_search_finds_every_form_of_asking() -> None:
+    forms = ('if "image" in media: pass', 'media["video"]', "modality == 'text'", "x.get('audio')", "f = {'image': 1}")
+    assert [named(form) for form in forms] == [[1]] * len(forms)
+    assert named('"""An image of text."""\nx = "images"') == []
+
+
+def test_no_other_file_asks_for_a_medium_by_name() -> None:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if not name.startswith(ROOMS) and "_shipped" not in name and (lines := named(path.read_text())):
+            found[name] = lines
+    new = {name: lines for name, lines in found.items() if name not in REASONS}
+    assert not new, f"look the medium up in genalign.media.MEDIA, or give the reason in this test: {new}"
+    assert sorted(set(REASONS) - set(found)) == []  # a reason that is no longer needed goes
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_every_modality_has_its_medium(name: str) -> None:
+    wanted = [member for member in dir(Medium) if not member.startswith("_")] + ["SUFFIXES", "RANGE"]
+    assert {"read", "write", "sheet", "symptoms", "distance", "extent", "decode", "element", "cell"} <= set(wanted)
+    assert [member for member in wanted if not hasattr(MEDIA[name], member)] == []
+
+
+def test_a_suffix_belongs_to_one_medium() -> None:
+    suffixes = [suffix for medium in MEDIA.values() for suffix in medium.SUFFIXES]
+    assert len(set(suffixes)) == len(suffixes)
+    assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in suffixes)
