@@ -165,7 +165,6 @@ def test_a_rating_that_is_not_finite_is_refused(tmp_path, rating):
         read_comparisons(tmp_path / "a.jsonl")
 
 
-@opens("row 6: a mark that is NaN makes one of the two the better one")
 @pytest.mark.parametrize("marks", ['"label_0": NaN, "label_1": 1', '"label_0": 1, "label_1": NaN'])
 def test_a_preference_that_is_not_a_number_is_refused(tmp_path, marks):
     for name, colour in (("a.png", "red"), ("b.png", "blue")):
@@ -175,7 +174,6 @@ def test_a_preference_that_is_not_a_number_is_refused(tmp_path, marks):
         find_pairs(tmp_path / "a.jsonl")
 
 
-@opens("row 7: a cell of more than 131,072 characters is a raw _csv.Error")
 def test_a_long_cell_of_a_csv_file_is_read_or_refused(tmp_path):
     (tmp_path / "a.csv").write_text(f"prompt,chosen,rejected\nq,{'x' * 200_000},y\n")
     try:
@@ -200,7 +198,6 @@ def test_a_table_that_was_copied_is_the_same_data(tmp_path, monkeypatch):
     assert find_pairs(tmp_path / "table").digest == before
 
 
-@opens("row 9: recipes are read in the encoding of the locale")
 def test_a_recipe_is_utf_8_whatever_the_locale(tmp_path):
     """YAML 1.2, 5.2: a processor must read UTF-8."""
     (tmp_path / "a.yaml").write_bytes("name: café\n".encode())
