@@ -151,7 +151,10 @@ def _of_dataset(source: str, table: Any, root: Path, digest: str | None = None) 
         if SPLIT not in table:
             raise UsageError(f"{source} has no split {SPLIT!r}, only {', '.join(table)}; save that one alone")
         table = table[SPLIT]
-    digest, table = digest or str(table._fingerprint), table.cast(_undecoded(table.features))  # datasets would fetch what rows name
+    digest, table = (
+        digest or str(table._fingerprint),
+        table.cast(_undecoded(table.features)),
+    )  # datasets would fetch what rows name
     heavy = [name for name, feature in table.features.items() if _is_picture(feature)]
     light = table.select_columns([name for name in table.column_names if name not in heavy])
     rows: list[dict[str, Any]] = [dict(row) for row in light] if light.column_names else [{} for _ in range(len(table))]
