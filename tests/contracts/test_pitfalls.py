@@ -289,7 +289,6 @@ def test_a_prompt_without_a_template_begins_as_its_tokenizer_begins():
     assert [prompt[0] for prompt in drawn.tape.prompt] == [1, 1]
 
 
-@opens("row 15: templates with names of which none is `default` are a raw ValueError of transformers")
 def test_chat_templates_with_names_are_chosen_from_or_refused():
     def named(model: Any, tokenizer: Any) -> None:
         tokenizer.chat_template = {"rag": CHAT, "tool_use": CHAT}
