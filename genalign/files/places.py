@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def find(name: str, folder: Path, *rooms: str) -> Path | None:
     for candidate in (folder / Path(name).expanduser(), *(shipped(room, name) for room in rooms)):
         try:
             if candidate.exists():
-                return candidate.resolve()
+                return Path(os.path.abspath(candidate))  # not resolved: a link has its own name and neighbours
         except (OSError, ValueError):  # a text too long for a path, or with a NUL
             return None
     return None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genalign.policy.attention import use_attention
 from genalign.policy.call import Calls
-from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step
+from genalign.policy.schedule import check_kernel, is_deterministic_one_step, is_flow, one_step
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import Stage
 from genalign.policy.tracks import Tracks
@@ -59,7 +59,16 @@ class Pipe:
         scale = sampler.guidance if guidance is None else guidance
         if scale == 1 and self.calls.scaled:
             scale = self._off
+        self._check_steps(steps or sampler.steps)
         return self.calls(prompts, seeds, scale, steps or sampler.steps, None if steps else sampler.sigmas)
+
+    def _check_steps(self, steps: int) -> None:
+        config = self.pipeline.scheduler.config
+        most = config.get("num_train_timesteps", steps)
+        if config.get("timestep_spacing") == "leading":
+            most -= config.get("steps_offset", 0)  # its first time would be one beyond the last
+        if not is_flow(self.pipeline.scheduler) and steps > most:
+            raise UsageError(f"{steps} steps are more than the {most} that {self.name} can take; take fewer")
 
     def unguided(self, prompts: Sequence[Prompt], seeds: Sequence[int], steps: int) -> dict[str, Any]:
         """The same, for the conditional branch alone; a model that reads the scale goes on reading the sampler's."""

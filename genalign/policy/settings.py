@@ -78,6 +78,9 @@ class PolicySettings(BaseModel):
     """Language models: sampling temperature of a rollout."""
     system: str | None = None
     """Language models: system prompt."""
+    template: dict[str, Any] = {}
+    """Language models: variables of the tokenizer's chat template, such as enable_thinking: false, or date_string where
+    it would write today's date. A variable that the template does not read changes nothing and is not refused."""
     writer: str | None = None
     """A language model that rewrites the prompt of an image model; both are trained. None: prompts stay as they are."""
     asked_share: float = Field(default=0.5, ge=0, le=1)
