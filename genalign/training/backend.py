@@ -149,8 +149,8 @@ def warn_of_dead_adapters(named: Mapping[str, nn.Parameter]) -> None:
     dead = [name for name, grad in halves.items() if grad is None or not bool(grad.any())]
     if len(halves) / 10 < len(dead) < len(halves):
         log.warning(
-            "%d of %d adapted layers got no gradient, so they are not trained (%s ...); the model computes them without "
-            "adapter, or not at all: leave them out of policy.lora.targets",
+            "%d of %d adapted layers got no gradient, so they are not trained (%s ...); the model computes them "
+            "without adapter, or not at all: leave them out of policy.lora.targets",
             len(dead),
             len(halves),
             dead[0].partition(".lora_B.")[0],
