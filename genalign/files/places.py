@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ def find(name: str, folder: Path, *rooms: str) -> Path | None:
     for candidate in (folder / Path(name).expanduser(), *(shipped(room, name) for room in rooms)):
         try:
             if candidate.exists():
-                return candidate.resolve()
+                return Path(os.path.abspath(candidate))  # not resolved: a link has its own name and neighbours
         except (OSError, ValueError):  # a text too long for a path, or with a NUL
             return None
     return None

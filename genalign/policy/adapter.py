@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from genalign.types import GenalignError, UsageError, Weights
 # layers of the other's names that are not attention of its own: poolers, whose weights are read and never called.
 ATTENTION = (
     ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    ("q_proj", "k_proj", "v_proj", "o_proj"),
+    ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"),
 )
 
 
@@ -126,6 +128,11 @@ class Adapter:
             tensors = load_file(file)
         except SafetensorError as error:
             raise GenalignError(f"{file} is corrupt ({error}); copy it again or export it from a checkpoint") from error
+        alpha = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("lora_alpha")
+        if alpha != self.config.lora_alpha:
+            raise UsageError(
+                f"{file} was trained with policy.lora.alpha={alpha}; set that instead of {self.config.lora_alpha}"
+            )
         found = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
         wanted = {name: tuple(parameter.shape) for name, parameter in self._trainable.items()}
         if {name: tuple(tensor.shape) for name, tensor in found.items()} != wanted:
@@ -151,7 +158,15 @@ def _inside_attention(model: nn.Module) -> list[str]:
 
 
 def _targets(model: nn.Module, settings: Lora) -> list[str]:
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    from transformers.pytorch_utils import Conv1D
+
+    head: Any = getattr(model, "get_output_embeddings", None)  # of a language model; peft leaves it alone, too
+    output = head() if head is not None else None
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output
+    ]
 
     def matches(target: str) -> bool:
         return any(name == target or name.endswith(f".{target}") for name in linear)

@@ -43,6 +43,8 @@ class Calls:
         missing = [name for name in OURS if name not in self.parameters]
         if missing:
             raise UsageError(f"{self.name} takes no argument {missing[0]!r}, which sampling from prompts needs")
+        if len({"height", "width"} & set(self.fixed)) == 1:
+            raise UsageError("policy.call has one of height and width, which pipelines then ignore; give both")
         unknown = [name for name in self.fixed if name not in self.parameters]
         if unknown:
             raise UsageError(f"policy.call: {self.name} takes no argument {unknown[0]!r}")

@@ -20,6 +20,7 @@ from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import Denoise, Stage, Step
 from genalign.policy.tracks import Tracks
 from genalign.policy.transition import Path
+from genalign.policy.walk import is_flow
 from genalign.types import GenalignError, Media, Prompt, UsageError
 
 Hook = AbstractContextManager[None]
@@ -83,7 +84,16 @@ class Pipe:
         scale = sampler.guidance if guidance is None else guidance
         if scale == 1 and self.calls.scaled:
             scale = self._off
+        self._check_steps(steps or sampler.steps)
         return self.calls(prompts, seeds, scale, steps or sampler.steps, None if steps else sampler.sigmas)
+
+    def _check_steps(self, steps: int) -> None:
+        config = self.pipeline.scheduler.config
+        most = config.get("num_train_timesteps", steps)
+        if config.get("timestep_spacing") == "leading":
+            most -= config.get("steps_offset", 0)  # its first time would be one beyond the last
+        if not is_flow(self.pipeline.scheduler) and steps > most:
+            raise UsageError(f"{steps} steps are more than the {most} that {self.name} can take; take fewer")
 
     def unguided(self, prompts: Sequence[Prompt], seeds: Sequence[int], steps: int) -> dict[str, Any]:
         """The same, for the conditional branch alone; a model that reads the scale goes on reading the sampler's."""
