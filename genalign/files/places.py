@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from genalign.files.hub_files import needed_files
 from genalign.files.shipped import shipped, shipped_models, shipped_recipes
 from genalign.types import GenalignError, UsageError, nearest
 
-SMALL_FILES = (".json", ".txt", ".model", ".jinja")  # settings, vocabularies, chat templates
 PATH_LENGTH = 256  # a longer text is not a path
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -138,31 +137,6 @@ def fetch_model(model: Path | str) -> Path:
         return Path(snapshot_download(model, allow_patterns=wanted))
     except OSError as error:  # what huggingface_hub raises offline, for a name it does not know, and without access
         raise _unreachable(model) from error
-
-
-def needed_files(files: Sequence[str]) -> list[str]:
-    """Of all files of a hub repository those that loading it reads: one copy of the weights, as safetensors.
-
-    Repositories hold the same weights as pickles, for other frameworks, in half precision (a variant, *.fp16.*) and as
-    one file of everything; a variant is taken only where a folder has nothing else.
-    """
-    pipeline = "model_index.json" in files
-    kept = [name for name in files if name.endswith(SMALL_FILES) and (pipeline or "/" not in name)]
-    weights = [name for name in files if name.endswith((".safetensors", ".safetensors.index.json"))]
-    folders = {name.rpartition("/")[0] for name in weights}
-    for folder in sorted(folders):
-        own = [name for name in weights if name.rpartition("/")[0] == folder]
-        if (folder == "") == pipeline or "/" in folder:  # (one file of everything, or a copy for another program)
-            continue
-        plain = [name for name in own if variant_of(name) is None]
-        kept += plain if any(name.endswith(".safetensors") for name in plain) else own
-    return sorted(set(kept))
-
-
-def variant_of(name: str) -> str | None:
-    """What stands between the name and its end, such as fp16 in model.fp16.safetensors, shards and indices included."""
-    found = re.search(r"\.([a-z_0-9]+)(-\d{5}-of-\d{5})?\.safetensors|\.safetensors\.index\.([a-z_0-9]+)\.json", name)
-    return None if found is None else found.group(1) or found.group(3)
 
 
 def recipe_path(name: str) -> Path:

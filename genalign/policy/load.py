@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from genalign.files.places import variant_of
+from genalign.files.hub_files import variant_of
 from genalign.files.untrusted import check_model
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import PolicySettings

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from genalign.files import places
-from genalign.files.places import needed_files
+from genalign.files.hub_files import needed_files
 
 # As stable-diffusion-v1-5/stable-diffusion-v1-5 has them.
 STABLE_DIFFUSION = [
