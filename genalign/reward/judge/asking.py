@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
 
 from genalign.reward.base import ScoringError
 from genalign.reward.template import FACT, Piece, check_template, places

@@ -67,7 +67,7 @@ def _verdict(answer: str) -> re.Match[str] | None:
     """The number of the last verdict; None where there is none, or where it is not one number."""
     last: tuple[int, re.Match[str] | None] = (-1, None)  # where it ends, and its number
     objects = _objects(answer)
-    for start, end, parsed in objects:
+    for _start, end, parsed in objects:
         for key, value in parsed.items():
             if " ".join(key.lower().replace("_", " ").split()) in NAMES:
                 plain = isinstance(value, str | int | float) and not isinstance(value, bool)
@@ -112,7 +112,7 @@ def without_thoughts(text: str) -> str:
     Raises:
         ScoringError: the thoughts do not end.
     """
-    *thoughts, answer = re.split(r"</(?:think|thinking|reasoning)>", text, flags=re.I)
+    *_thoughts, answer = re.split(r"</(?:think|thinking|reasoning)>", text, flags=re.I)
     if re.search(r"<(?:think|thinking|reasoning)>", answer, re.I):
         raise ScoringError("the judge's thoughts do not end; raise max_tokens, or set chat_template_kwargs")
     return answer
