@@ -25,21 +25,18 @@ tensor or array (B,); or a *tuple* of two such columns (scores, confidences); or
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from genalign.reward.base import METRIC, Scope, ScoringError, Stateless, digest, texts
+from genalign.reward.base import Scope, ScoringError, Stateless, digest, texts
+from genalign.reward.calling import annotated_chats, as_messages, awaited, of_trainer
+from genalign.reward.identity import held_values, source
 from genalign.reward.scores import all_failed, cat_scores, combine
 from genalign.types import MODALITIES, Media, Prompt, Scores, UsageError, nearest
 
@@ -82,9 +79,10 @@ class FunctionReward(Stateless):
         self.aspects, self.weights = tuple(weighted), tuple(float(weight) for weight in weighted.values())
         self.single = aspects is None
         self.settings = dict(settings or {})
+        self._held = held_values(function)  # as they are now: some count what they are called with
         self.extra_needs = tuple(needs)
         parameters = inspect.signature(function).parameters.values()
-        self.chats = _annotated_chats([p.annotation for p in parameters if p.name in CHATS])
+        self.chats = annotated_chats([p.annotation for p in parameters if p.name in CHATS])
         self.steps, self.step = any(p.name == "trainer_state" for p in parameters), 0
         self.takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named, self.optional = [], set[str]()
@@ -118,9 +116,8 @@ class FunctionReward(Stateless):
 
     @property
     def version(self) -> str:
-        held = _held(self.function)
-        more = [held] if held else []
-        return digest(self.name, _source(self.function), self.settings, self.aspects, self.weights, *more)
+        more = [self._held] if self._held else []
+        return digest(self.name, source(self.function), self.settings, self.aspects, self.weights, *more)
 
     def update(self, scores: Scores, step: int) -> None:
         self.step = step + 1
@@ -156,7 +153,7 @@ class FunctionReward(Stateless):
         """What the function returns, and the columns that it logs."""
         logged: dict[str, list[Any]] = {}
         result = self.function(**self._arguments(prompts, media, group, chats, logged))
-        return _awaited(result) if inspect.isawaitable(result) else result, logged
+        return awaited(result) if inspect.isawaitable(result) else result, logged
 
     def _arguments(
         self,
@@ -177,10 +174,10 @@ class FunctionReward(Stateless):
         offered |= {name: track.data for name, track in media.items()}
         offered |= {"prompt": texts(prompts), "facts": [dict(row) for row in facts], "media": media}
         offered["group"] = list(range(len(prompts))) if group is None else group.tolist()
-        offered |= _of_trainer(self.step, len(prompts), logged)
+        offered |= of_trainer(self.step, len(prompts), logged)
         plural = {"prompts": offered["prompt"], **({"completions": offered["text"]} if "text" in media else {})}
         if chats:
-            plural = _as_messages(prompts, plural.get("completions"))
+            plural = as_messages(prompts, plural.get("completions"))
         if "text" in media and media["text"].ids is not None:
             offered["completion_ids"] = [list(ids) for ids in media["text"].ids]
         elif "completion_ids" in self.parameters and "completion_ids" not in self.optional:
@@ -309,57 +306,6 @@ def _numbers(column: Any, rows: int, what: str) -> tuple[Tensor, Tensor]:
     return torch.stack(numbers) if numbers else torch.zeros(0), given
 
 
-def _of_trainer(step: int, rows: int, logged: dict[str, list[Any]]) -> dict[str, Any]:
-    """What TRL's trainers give a function besides the data."""
-
-    def log_extra(column: str, values: Sequence[Any]) -> None:
-        if len(values) == rows:
-            logged[str(column)] = list(values)
-
-    def log_metric(name: str, value: float) -> None:
-        logged[f"{METRIC}{name}"] = [float(value)] * rows
-
-    return {"trainer_state": SimpleNamespace(global_step=step), "log_extra": log_extra, "log_metric": log_metric}
-
-
-def _as_messages(prompts: Sequence[Prompt], completions: Any) -> dict[str, list[Any]]:
-    """Prompts and completions as lists of messages, TRL's conversational form."""
-    plural: dict[str, list[Any]] = {"prompts": []}
-    for prompt in prompts:
-        turns = prompt.facts.get("messages") or [{"role": "user", "content": prompt.text}]
-        plural["prompts"].append([dict(turn) for turn in turns])
-    if completions is not None:
-        plural["completions"] = [[{"role": "assistant", "content": str(text)}] for text in completions]
-    return plural
-
-
-def _annotated_chats(annotations: Sequence[Any]) -> bool | None:
-    """Whether annotations of prompts and completions are of messages or of texts; None where they leave it open."""
-    found = set()
-    for annotation in annotations:
-        written = annotation if isinstance(annotation, str) else str(annotation)
-        written = re.sub(r"typing\.|\s", "", written).lower()
-        if re.fullmatch(r"(list|sequence)\[str\]", written):
-            found.add(False)
-        elif re.fullmatch(r"(list|sequence)\[(list|sequence)\[[^|]*\]\]", written):
-            found.add(True)
-    return found.pop() if len(found) == 1 else None
-
-
-def _awaited(result: Any) -> Any:
-    """What an async function returns; in a thread where a loop runs already, as in a notebook."""
-
-    async def wait() -> Any:
-        return await result
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(wait())
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, wait()).result()
-
-
 def _need(parameter: str) -> str | None:
     """What a parameter reads, as in `Reward.needs`; None of what every batch has."""
     name = ALIASES.get(parameter, parameter)
@@ -368,43 +314,3 @@ def _need(parameter: str) -> str | None:
     if name == "completion_ids":
         return "text"
     return name if name == "prompt" or name in MODALITIES else f"facts.{name}"
-
-
-def _held(function: Callable[..., Any]) -> Any:
-    """The values that a function carries besides its text: those of a partial, of a callable object, of a closure."""
-    if isinstance(function, functools.partial):
-        return [function.args, function.keywords, _held(function.func)]
-    plain = inspect.unwrap(function)
-    if not hasattr(plain, "__code__"):
-        return _plain_values(getattr(plain, "__dict__", {}))
-    values: dict[str, Any] = {}
-    for name, cell in zip(plain.__code__.co_freevars, getattr(plain, "__closure__", None) or (), strict=True):
-        try:
-            values[name] = cell.cell_contents
-        except ValueError:  # not set yet
-            continue
-    return _plain_values(values)
-
-
-def _plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are numbers, texts, or lists and mappings of such; others have no text that stays the same."""
-    kept = {}
-    for name, value in values.items():
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError):
-            continue
-        kept[name] = value
-    return kept
-
-
-def _source(function: Callable[..., Any]) -> str:
-    """The text of the file a function stands in (its helpers count too), else its byte code."""
-    if isinstance(function, functools.partial):
-        return _source(function.func)
-    plain = inspect.unwrap(function)
-    try:
-        path = inspect.getsourcefile(plain if hasattr(plain, "__code__") else type(plain))
-        return f"{getattr(plain, '__qualname__', '')} {Path(str(path)).read_text()}"
-    except (TypeError, OSError):
-        return str(getattr(plain, "__code__", plain))

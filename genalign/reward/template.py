@@ -52,10 +52,10 @@ def places(template: str) -> set[str]:
     return {place["name"] for place in PLACE.finditer(template) if place["name"]}
 
 
-def check_template(template: str, known: Iterable[str], where: str) -> None:
+def check_template(template: str, known: Iterable[str], where: str, some: bool = False) -> None:
     """Refuse a template with a {name} that nothing fills, or with a known one in a form that is not filled.
 
-    known: the names; "facts." among them allows every fact.
+    known: the names; "facts." among them allows every fact. some: whether one at least must be named.
 
     Raises:
         UsageError: beginning with `where`, and naming the nearest that is filled.
@@ -74,3 +74,5 @@ def check_template(template: str, known: Iterable[str], where: str) -> None:
     for dressed in DRESSED.finditer(template):
         if dressed[1] in fixed and dressed[0] != f"{{{dressed[1]}}}":
             raise UsageError(f"{where} has {dressed[0]} in its template; only {{{dressed[1]}}} can stand there, alone")
+    if some and not places(template):
+        raise UsageError(f"{where} has a template that names nothing; write one of {{{'}, {'.join(fixed)}}}")

@@ -123,7 +123,7 @@ class _Transformer:
     def __init__(self, model: str, settings: BackboneSettings, template: str) -> None:
         self.model, self.settings = model, settings
         self.template = settings.template or template
-        check_template(self.template, ("prompt", "text"), f"backbone {model}")
+        check_template(self.template, ("prompt", "text"), f"backbone {model}", some=True)
 
     @cached_property
     def loaded(self) -> tuple[nn.Module, Any]:

@@ -67,7 +67,7 @@ class HeadReward(Stateless):
             self.template = self._settings["template"]
         except (OSError, SafetensorError, KeyError) as error:
             raise UsageError(f"{self.model / FILE} holds no reward head ({error}); write one with save_head") from error
-        check_template(self.template, ("prompt", "text"), str(self.model / FILE))
+        check_template(self.template, ("prompt", "text"), str(self.model / FILE), some=True)
         sound = self.pool in get_args(Pool) and self.readout in get_args(Readout)
         if not sound or len(aspects) != len(self.weight) or len(aspects) != len(self.bias):
             raise UsageError(
