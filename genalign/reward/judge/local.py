@@ -194,7 +194,10 @@ class LocalModel:
         ends = set(stops if isinstance(stops, list) else [stops]) | {self._tokenizer.eos_token_id}
         if len(ids) == tokens and not ends & set(ids.tolist()):
             return ScoringError("the judge's answer was cut off; raise max_tokens")
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        # Where the end of thinking is a special token, it would be dropped below, and thoughts read as the answer.
+        end = self._tokenizer.get_vocab().get("</think>")
+        thought = (ids == end).nonzero() if end is not None else ids.new_zeros(0)
+        text = self._tokenizer.decode(ids[int(thought[-1]) + 1 :] if len(thought) else ids, skip_special_tokens=True)
         return text if text.strip() else ScoringError("the judge's answer is empty")
 
     def _parts(self, rows: int) -> list[range]:

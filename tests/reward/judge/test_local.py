@@ -162,3 +162,15 @@ def test_versions_change_with_them_and_only_with_them(vlm: Path) -> None:
 def test_wrong_arguments_are_refused(vlm: Path, given: Any, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         YesNoJudge(model=vlm, question="x", chat_template_kwargs=given)(prompts(1), images(1))
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_thoughts_are_no_answer_whether_their_end_is_a_special_token_or_not(tmp_path: Path, special: bool) -> None:
+    folder = tiny_vlm(tmp_path / "vlm")
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.tokenizer.add_tokens(["</think>"], special_tokens=special)
+    processor.tokenizer.save_pretrained(folder)
+    answerer: Any = YesNoJudge(model=folder, question="x").answerer
+    tokens = ["no", "cat", "</think>", "dog", "star", "<eos>"]
+    ids = torch.tensor(answerer._tokenizer.convert_tokens_to_ids(tokens))
+    assert answerer._read(ids, 20).split() == ["dog", "star"]
