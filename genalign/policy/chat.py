@@ -77,7 +77,8 @@ class Chat:
             ids = list(self._apply(turns, add_generation_prompt=True, return_dict=False))
             opening = self._opening(turns)
         else:
-            ids = self._plain("\n".join(turn["content"] for turn in turns))
+            # As the tokenizer writes it, an end token behind it included: to some models that parts text and answer.
+            ids = list(self.tokenizer("\n".join(turn["content"] for turn in turns)).input_ids)
         begin = self.tokenizer.bos_token_id
         while begin is not None and ids[:2] == [begin, begin]:  # of the template or the text, and of the tokenizer
             ids = ids[1:]
@@ -97,14 +98,6 @@ class Chat:
         system = self.settings.system
         own = [{"role": "system", "content": system}] if system and given[0]["role"] != "system" else []
         return own + [dict(turn) for turn in given]
-
-    def _plain(self, text: str) -> list[int]:
-        ids = list(self.tokenizer(text).input_ids)
-        if ids and ids[-1] == self.tokenizer.eos_token_id:
-            own = self.tokenizer(text, add_special_tokens=False).input_ids
-            if own[-1:] != ids[-1:]:  # a tokenizer that ends every text would end the completion before it begins
-                ids.pop()
-        return ids
 
     def _apply(self, turns: Sequence[dict[str, str]], **options: Any) -> Any:
         from jinja2 import TemplateError

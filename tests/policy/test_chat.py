@@ -217,20 +217,17 @@ def test_a_prompt_has_one_beginning(template):
         assert made.encode(Prompt("<bos> draw a star")).ids.count(1) == 1
 
 
-def test_a_tokenizer_that_ends_every_text_does_not_end_a_prompt():
+def test_a_plain_prompt_is_what_its_tokenizer_writes():
+    """An end token behind it stays: the shipped expander was trained on <start> prompt <end> answer <end>."""
     from tokenizers import processors
 
     made = chat(None)
     made.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
     )
-    assert made.tokenizer("hello star").input_ids[-1] == 2
-    assert made.tokenizer.convert_ids_to_tokens(list(made.encode(Prompt("hello star")).ids)) == [
-        "<bos>",
-        "hello",
-        "star",
-    ]
-    assert made.encode(Prompt("hello star <eos>")).ids[-1] == 2  # written by hand
+    written = list(made.encode(Prompt("hello star")).ids)
+    assert written == made.tokenizer("hello star").input_ids
+    assert made.tokenizer.convert_ids_to_tokens(written) == ["<bos>", "hello", "star", "<eos>"]
 
 
 def test_template_arguments_reach_the_template():
