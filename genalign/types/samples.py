@@ -23,11 +23,12 @@ class Track:
 
     `data`: image (B,3,H,W) and video (B,F,3,H,W) in [0,1]; audio (B,C,N) in [-1,1]; text a list of B strings. A tensor
     where shapes agree (autograd is kept), else a list of B tensors without the batch axis. `rate`: frames or samples a
-    second, None for image and text.
+    second, None for image and text. `ids`: of texts that a language model made, their tokens.
     """
 
     data: Tensor | list[Tensor] | list[str]
     rate: float | None = None
+    ids: Sequence[Sequence[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -35,7 +36,8 @@ class Track:
     def select(self, rows: Sequence[int]) -> Track:
         if isinstance(self.data, Tensor):
             return Track(self.data[torch.as_tensor(list(rows), dtype=torch.long, device=self.data.device)], self.rate)
-        return Track([self.data[i] for i in rows], self.rate)  # type: ignore[arg-type]
+        ids = None if self.ids is None else [self.ids[i] for i in rows]
+        return Track([self.data[i] for i in rows], self.rate, ids)  # type: ignore[arg-type]
 
     def shapes(self) -> set[tuple[int, ...]]:
         """Those of its rows, without the batch axis; none of a text."""
@@ -86,8 +88,18 @@ class Media(Mapping[str, Track]):
                 joined[name] = Track(torch.cat(tensors), parts[0][name].rate)
             else:
                 rows = [row for d in datas for row in d]
-                joined[name] = Track(rows, parts[0][name].rate)  # type: ignore[arg-type]
+                joined[name] = Track(rows, parts[0][name].rate, _joined_ids([part[name] for part in parts]))  # type: ignore[arg-type]
         return Media(**joined)
+
+
+def _joined_ids(tracks: Sequence[Track]) -> list[Sequence[int]] | None:
+    """The tokens of all texts; None where those of one part are not known."""
+    joined: list[Sequence[int]] = []
+    for track in tracks:
+        if track.ids is None:
+            return None
+        joined += track.ids
+    return joined
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,9 @@ from genalign.policy.language import LanguagePolicy
 from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.reward import reward
 from genalign.reward.base import ScoringError
-from genalign.reward.judge.asking import Question, read_score, read_scores
+from genalign.reward.judge.asking import Question
 from genalign.reward.judge.endpoint import Endpoint
+from genalign.reward.judge.reading import read_score, read_scores
 from genalign.run.build import build
 from genalign.run.launch import run_folder
 from genalign.run.recipe import load_recipe

@@ -167,7 +167,7 @@ def _on(media: Media, device: str) -> Media:
             return data.to(device)
         return [row.to(device) if isinstance(row, Tensor) else row for row in data]
 
-    return Media(**{name: Track(moved(track.data), track.rate) for name, track in media.items()})
+    return Media(**{name: Track(moved(track.data), track.rate, track.ids) for name, track in media.items()})
 
 
 def _plain_scores(scores: Scores) -> Mapping[str, Any]:

@@ -118,11 +118,16 @@ def unpack_scores(message: Mapping[str, Any]) -> Scores:
 
 
 def _pack_media(media: Media) -> dict[str, Any]:
-    return {name: {"data": track.data, "rate": track.rate} for name, track in media.items()}
+    packed: dict[str, Any] = {}
+    for name, track in media.items():
+        packed[name] = {"data": track.data, "rate": track.rate}
+        if track.ids is not None:
+            packed[name]["ids"] = [list(ids) for ids in track.ids]
+    return packed
 
 
 def _unpack_media(message: Mapping[str, Any]) -> Media:
-    return Media(**{name: Track(track["data"], track["rate"]) for name, track in message.items()})
+    return Media(**{name: Track(track["data"], track["rate"], track.get("ids")) for name, track in message.items()})
 
 
 def _plain(value: Any) -> Any:
