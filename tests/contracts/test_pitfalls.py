@@ -366,7 +366,7 @@ def test_an_adapter_is_loaded_at_its_own_strength_or_refused(tmp_path):
     ],
 )
 def test_generate_is_the_pipeline_itself(tmp_path, kind, config):
-    """In 4 steps, which divide the 1000 of training: elsewhere DDIM's own steps end beside the next time of its list."""
+    """In 4 steps, which divide the 1000 of training: else DDIM's own steps end beside the next time of its list."""
     import diffusers
 
     folder = with_scheduler(tmp_path / "model", kind, timestep_spacing="trailing", **config)
