@@ -8,19 +8,32 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from genalign.reward.base import ScoringError
+from genalign.reward.base import ScoringError, unreadable
 from genalign.reward.function import describe
-from genalign.reward.scores import all_failed
+from genalign.reward.scores import all_failed, score_sound
 from genalign.reward.wrapper import with_defaults
-from genalign.types import CoreReward, GenalignError, Media, Prompt, Scores
+from genalign.types import CoreReward, GenalignError, Media, Prompt, Reward, Scores
 
 
 def guarded(reward: CoreReward, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:
     """Scores of `reward` on the CPU in fp32, whatever it does: rows it cannot be trusted on are marked as failed.
 
-    An exception, another number of rows, other aspects or values that are not floating point fail every row; NaN, inf
-    and a confidence outside [0,1] fail their entry. Gradients pass. genalign's own errors (a missing model) pass too.
+    Rows whose media are empty or not finite fail without being shown to it. An exception, another number of rows, other
+    aspects or values that are not floating point fail every row; NaN, inf and a confidence outside [0,1] fail their
+    entry. Gradients pass. genalign's own errors (a missing model) pass too.
     """
+    whole = with_defaults(reward)
+    # A reward of several others leaves this to them: each reads other media.
+    several = len(whole.parts) > 1
+    faults = [None] * len(prompts) if several else unreadable(media, whole.needs, len(prompts))
+
+    def call(prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:
+        return _trusted(whole, prompts, media, group)
+
+    return score_sound(whole, call, faults, prompts, media, group)
+
+
+def _trusted(reward: Reward, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:
     rows = len(prompts)
     try:
         scores = reward(prompts, media, group)
@@ -31,7 +44,7 @@ def guarded(reward: CoreReward, prompts: Sequence[Prompt], media: Media, group: 
     except GenalignError:
         raise
     except Exception as error:
-        return all_failed(with_defaults(reward), rows, describe(error))
+        return all_failed(reward, rows, describe(error))
     return _checked(scores)
 
 

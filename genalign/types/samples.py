@@ -23,19 +23,29 @@ class Track:
 
     `data`: image (B,3,H,W) and video (B,F,3,H,W) in [0,1]; audio (B,C,N) in [-1,1]; text a list of B strings. A tensor
     where shapes agree (autograd is kept), else a list of B tensors without the batch axis. `rate`: frames or samples a
-    second, None for image and text.
+    second, None for image and text, and where the rows differ in it: `rates` are then those of each row.
     """
 
     data: Tensor | list[Tensor] | list[str]
     rate: float | None = None
+    rates: tuple[float | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.data)
 
+    @classmethod
+    def of(cls, data: Tensor | list[Tensor] | list[str], rates: Sequence[float | None]) -> Track:
+        """Rows of these rates: one `rate` where they agree."""
+        return cls(data, next(iter(rates), None)) if len(set(rates)) < 2 else cls(data, None, tuple(rates))
+
+    def rate_of(self, row: int) -> float | None:
+        return self.rate if self.rates is None else self.rates[row]
+
     def select(self, rows: Sequence[int]) -> Track:
+        rates = [self.rate_of(row) for row in rows] or [self.rate]
         if isinstance(self.data, Tensor):
-            return Track(self.data[torch.as_tensor(list(rows), dtype=torch.long, device=self.data.device)], self.rate)
-        return Track([self.data[i] for i in rows], self.rate)  # type: ignore[arg-type]
+            return Track.of(self.data[torch.as_tensor(list(rows), dtype=torch.long, device=self.data.device)], rates)
+        return Track.of([self.data[i] for i in rows], rates)  # type: ignore[arg-type]
 
     def shapes(self) -> set[tuple[int, ...]]:
         """Those of its rows, without the batch axis; none of a text."""
@@ -82,11 +92,14 @@ class Media(Mapping[str, Track]):
         for name in parts[0]:
             datas = [part[name].data for part in parts]
             tensors = [d for d in datas if isinstance(d, Tensor)]
+            rates = [part[name].rate_of(row) for part in parts for row in range(len(part[name]))] or [
+                parts[0][name].rate
+            ]
             if len(tensors) == len(datas) and len({d.shape[1:] for d in tensors}) == 1:
-                joined[name] = Track(torch.cat(tensors), parts[0][name].rate)
+                joined[name] = Track.of(torch.cat(tensors), rates)
             else:
                 rows = [row for d in datas for row in d]
-                joined[name] = Track(rows, parts[0][name].rate)  # type: ignore[arg-type]
+                joined[name] = Track.of(rows, rates)  # type: ignore[arg-type]
         return Media(**joined)
 
 

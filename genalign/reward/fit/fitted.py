@@ -18,6 +18,7 @@ from genalign.data.judged import Kind
 from genalign.reward.base import Stateless, cut_info, digest, weights_digest
 from genalign.reward.fit.backbones import Backbone, BackboneSettings, build_backbone
 from genalign.reward.fit.train import PERSONAL, Fit, build_head
+from genalign.reward.scores import readable_rows
 from genalign.types import Media, Prompt, Scores, UsageError, nearest
 
 CONFIG, WEIGHTS = "reward.json", "reward.safetensors"
@@ -97,6 +98,7 @@ class FittedReward(Stateless):
     def version(self) -> str:
         return digest("fitted", self.name, self.backbone.version, weights_digest(self.head), self.users, self.user)
 
+    @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         rows = self.backbone.features(prompts, media)
         head, users = self.head.to(rows.device), self._users(prompts).to(rows.device)

@@ -118,11 +118,20 @@ def unpack_scores(message: Mapping[str, Any]) -> Scores:
 
 
 def _pack_media(media: Media) -> dict[str, Any]:
-    return {name: {"data": track.data, "rate": track.rate} for name, track in media.items()}
+    packed: dict[str, Any] = {}
+    for name, track in media.items():
+        packed[name] = {"data": track.data, "rate": track.rate}
+        if track.rates is not None:
+            packed[name]["rates"] = track.rates
+    return packed
 
 
 def _unpack_media(message: Mapping[str, Any]) -> Media:
-    return Media(**{name: Track(track["data"], track["rate"]) for name, track in message.items()})
+    tracks: dict[str, Track] = {}
+    for name, track in message.items():
+        rates = track.get("rates")
+        tracks[name] = Track(track["data"], track["rate"], None if rates is None else tuple(rates))
+    return Media(**tracks)
 
 
 def _plain(value: Any) -> Any:
