@@ -35,6 +35,7 @@ REASONS = {
     "reward/fit/backbones.py": "which backbone reads which medium",
     "reward/fit/noisy.py": "the keys of its own settings",
     "reward/function.py": "the names under which TRL's functions are given completions",
+    "reward/heads/text_features.py": "which towers of a model hold positions of another kind",
     "reward/heads/aesthetic.py": HEAD,
     "reward/heads/audio.py": HEAD,
     "reward/heads/blip.py": HEAD,

@@ -129,10 +129,10 @@ class QwenTokens(Stateless):
         raise NotImplementedError
 
     def faults(self, prompts: Sequence[Prompt], media: Media) -> list[str | None]:
-        """Also: a picture too narrow, a video too short, or a prompt that leaves no room for all of the template."""
+        """Also: a picture too narrow, a video too short, or more tokens than the model's context."""
         faults = super().faults(prompts, media)
         net, tokenizer = self._loaded
-        longest, merge = context(net.model.language_model, tokenizer), self._shape.spatial_merge_size
+        longest, merge = context(net.model.language_model), self._shape.spatial_merge_size
         for row, prompt in enumerate(prompts):
             if faults[row]:
                 continue
@@ -147,9 +147,7 @@ class QwenTokens(Stateless):
             written = self._write(prompt.text, pairs * math.prod(size) // (self._shape.patch_size * merge) ** 2)
             tokens = len(tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"])
             if tokens > longest:
-                faults[row] = (
-                    f"picture and prompt are {tokens} tokens, and the model reads {longest}; shorten the prompt"
-                )
+                faults[row] = f"picture and prompt are {tokens} tokens, and the model reads {longest}; shorten them"
         return faults
 
     @property
