@@ -111,7 +111,14 @@ class FittedReward(Stateless):
         return Scores(self.aspects, value[:, None], valid[:, None], none, value, valid, torch.ones(1), info=cut)
 
     def compare(self, prompts: Sequence[Prompt], a: Media, b: Media) -> Tensor:
-        """(B,) logits that a is better than b, antisymmetric."""
+        """(B,) logits that a is better than b, antisymmetric; NaN where either cannot be read."""
+        faults = zip(self.faults(prompts, a), self.faults(prompts, b), strict=True)
+        rows = [row for row, both in enumerate(faults) if both == (None, None)]
+        if len(rows) < len(prompts):
+            lead = torch.full((len(prompts),), torch.nan)
+            if rows:
+                lead[rows] = self.compare([prompts[row] for row in rows], a.select(rows), b.select(rows))
+            return lead
         rows_a, rows_b = self.backbone.features(prompts, a), self.backbone.features(prompts, b)
         return self.head.to(rows_a.device).compare(rows_a, rows_b, self._users(prompts).to(rows_a.device)).cpu()
 

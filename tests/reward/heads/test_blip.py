@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
@@ -150,3 +151,18 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_first_wrong_weight(tmp_
     wider = build_reward({**spec, "vision": {**BLIP_VISION, "hidden_size": 32}}, Path())
     with pytest.raises(UsageError, match=r"has shape \(.*16.*\), but BlipRegressor needs \(.*32.*\)"):
         wider(prompts(1), pictures(1, 224, 224)[1])
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 500), (500, 301), (227, 224), (40, 60), (3, 7)])
+def test_pixels_are_those_of_the_official_transform(tmp_path: Path, height: int, width: int) -> None:
+    """_transform of ImageReward.py on PIL images: the shortest side to 224, the middle, a margin rounded to even."""
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    official = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224), ToTensor(), Normalize(mean, std)])
+    save_state(blip_state(BLIP_VISION, BLIP_TEXT), tmp_path / BLIP_FILE)
+    word_tokenizer().save_pretrained(tmp_path)
+    where = {"model": str(tmp_path), "tokenizer": str(tmp_path)}
+    reward = build_reward({"use": "imagereward", **where, "vision": BLIP_VISION, "text": BLIP_TEXT}, Path())
+    drawn = [Image.eval(one, lambda level: 64 + level // 2) for one in pictures(2, height, width)[0]]  # none cut at 0
+    tensor = torch.stack([torch.from_numpy(np.array(one)) for one in drawn]).permute(0, 3, 1, 2) / 255
+    got, expected = reward._loaded[1](tensor), torch.stack([official(one) for one in drawn])  # type: ignore[attr-defined]
+    assert (got - expected).abs().max() * 255 * 0.27 < 1.6  # levels: PIL rounds to 8 bits after each of two passes

@@ -148,6 +148,16 @@ def test_a_row_that_cannot_be_read_fails_alone(tmp_path: Path, make: Callable[[P
     assert nothing.failed.all()
 
 
+def test_a_comparison_with_what_cannot_be_read_has_no_number(tmp_path: Path) -> None:
+    reward = fitted(tmp_path)
+    a, b = list(as_tensor(photographs(3, 40, 40))), list(as_tensor(photographs(3, 40, 48)))
+    clean = reward.compare(prompts(3), Media(image=Track(a)), Media(image=Track(b)))
+    a[0], b[2] = torch.full((3, 40, 40), math.nan), torch.empty(3, 0, 40)
+    lead = reward.compare(prompts(3), Media(image=Track(a)), Media(image=Track(b)))
+    assert lead.isnan().tolist() == [True, False, True]
+    assert lead[1] == pytest.approx(clean[1].item(), abs=1e-6)
+
+
 @pytest.mark.parametrize("make", IMAGES, ids=lambda make: make.__name__)
 def test_one_colour_and_one_pixel_are_pictures(tmp_path: Path, make: Callable[[Path], Any]) -> None:
     rows = [torch.zeros(3, 40, 40), torch.full((3, 1, 1), 0.5), torch.rand(3, 2, 30)]
