@@ -12,8 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+PLAIN = "\0"  # no argument of a process can hold it
 KINDS = ("recipes", "rewards", "methods", "models")
 SEARCHES = ("best-of-n", "random", "reno", "fk")
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 class _ArgumentError(Exception):
@@ -63,7 +68,16 @@ def explain(error: Exception) -> tuple[str, int]:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Arguments of one verb. Overrides may stand anywhere behind the recipe, also behind options."""
+    if "--" in words:  # what stands behind is no option, whatever it begins with
+        at = list(words).index("--")
+        words = [*words[:at], *(f"{PLAIN}{word}" for word in words[at + 1 :])]
     args, rest = _parser().parse_known_args(words)
+    for name, value in vars(args).items():
+        if isinstance(value, str):
+            setattr(args, name, value.removeprefix(PLAIN))
+    rest = [word for word in rest if word != "--"]
+    if rest and getattr(args, "prompt", "") is None and args.prompts is None:
+        args.prompt = rest.pop(0).removeprefix(PLAIN)  # behind the options, where argparse had given it up
     stray = [word for word in rest if word.startswith("-") or "overrides" not in args]
     if stray:
         raise _ArgumentError(f"genalign {words[0]} knows no argument {stray[0]!r}; see genalign {words[0]} --help")
@@ -91,20 +105,20 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("cp", cp, "copy a shipped recipe, reward or model, to be edited")
     sub.add_argument("name", metavar="NAME", help="as `genalign ls` prints it")
-    sub.add_argument("dest", metavar="DEST", type=Path, help="folder or file name")
+    sub.add_argument("dest", metavar="DEST", type=_path, help="folder or file name")
 
     sub = verb("train", train, "run a recipe")
     sub.add_argument("recipe", metavar="RECIPE", help="a .yaml file, or a name from `genalign ls recipes`")
     sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
     sub.add_argument("--plan", action="store_true", help="print what would be done and what it costs, and stop")
     sub.add_argument("--resume", metavar="RUN", help="go on with this run folder, or `latest`")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE-DATE-TIME)")
+    sub.add_argument("--out", type=_path, metavar="DIR", help="run folder (default: runs/RECIPE-DATE-TIME)")
 
     sub = verb("sample", sample, "draw samples from a model or a run")
     sub.add_argument("source", metavar="MODEL|RUN", help="a run or recipe, a model folder, a shipped model or a hub id")
     sub.add_argument("prompt", metavar="PROMPT", nargs="?")
     sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of a recipe")
-    sub.add_argument("--prompts", type=Path, metavar="FILE", help="a .jsonl or .txt file of prompts")
+    sub.add_argument("--prompts", type=_path, metavar="FILE", help="a .jsonl or .txt file of prompts")
     sub.add_argument("--seed", type=int, default=0, help="seed of a prompt's first sample; the next has the next")
     sub.add_argument("--n", type=int, default=1, help="samples per prompt")
     sub.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
@@ -114,24 +128,24 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--search", nargs="+", default=[], choices=SEARCHES, help="search for better samples, and compare")
     sub.add_argument("--reward", nargs="+", default=[], metavar="R[=WEIGHT]", help="what to search for")
     sub.add_argument("--budget", type=float, metavar="N", help="what each sample may cost, in plain samplings")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--out", type=_path, required=True, metavar="DIR")
 
     sub = verb("score", score, "score files with a reward")
     sub.add_argument("reward", metavar="REWARD", help="a reward file, file.py:function, or a shipped reward")
-    sub.add_argument("--media", nargs="+", type=Path, required=True, metavar="FILE", help="images, or .txt files")
+    sub.add_argument("--media", nargs="+", type=_path, required=True, metavar="FILE", help="images, or .txt files")
     sub.add_argument("--prompt", nargs="+", default=[], help="one for all files, or one each")
-    sub.add_argument("--prompts", type=Path, metavar="FILE", help="a .jsonl with prompt and facts of each file")
+    sub.add_argument("--prompts", type=_path, metavar="FILE", help="a .jsonl with prompt and facts of each file")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
 
     sub = verb("eval", evaluate, "measure a run before against after")
-    sub.add_argument("run", metavar="RUN", type=Path)
+    sub.add_argument("run", metavar="RUN", type=_path)
     sub.add_argument("--reward", nargs="+", default=[], metavar="R", help="further rewards to measure")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
 
     sub = verb("fit-reward", fit_reward, "fit a reward to preferences, or one that reads noisy latents (method nrg)")
     sub.add_argument("recipe", metavar="RECIPE", help="a .yaml file, or a name from `genalign ls recipes`")
     sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="default: runs/fit-RECIPE; a killed fit goes on there")
+    sub.add_argument("--out", type=_path, metavar="DIR", help="default: runs/fit-RECIPE; a killed fit goes on there")
 
     sub = verb("serve-reward", serve_reward, "serve a reward over HTTP, to be used as `use: http://host:port`")
     sub.add_argument("reward", metavar="REWARD", help="a reward file, file.py:function, or a shipped reward")
@@ -144,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("eval-reward", eval_reward, "measure a reward against judged samples")
     sub.add_argument("reward", metavar="REWARD", help="a reward file or folder, file.py:function, or a shipped reward")
     sub.add_argument(
-        "--data", type=Path, required=True, metavar="FILE", help="judged samples, as public sets have them"
+        "--data", type=_path, required=True, metavar="FILE", help="judged samples, as public sets have them"
     )
     sub.add_argument("--against", metavar="R", help="another reward: its distance, and what it thinks of the best of n")
     sub.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples at a time (default: 64)")
@@ -153,16 +167,16 @@ def _parser() -> argparse.ArgumentParser:
     verb("doctor", doctor, "say what this installation can do")
 
     sub = verb("export", export, "write a run's adapter for other tools")
-    sub.add_argument("run", metavar="RUN", type=Path)
+    sub.add_argument("run", metavar="RUN", type=_path)
     sub.add_argument("--to", choices=("diffusers", "comfyui"), required=True)
-    sub.add_argument("--out", type=Path, metavar="DEST", help="default: RUN/export-TO")
+    sub.add_argument("--out", type=_path, metavar="DEST", help="default: RUN/export-TO")
 
     sub = verb("lab", lab, "build the tiny models and data in assets/")
     sub.add_argument("action", choices=("build",))
     sub.add_argument("name", metavar="NAME", help="as `genalign ls models` prints it, or sprites")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="default: its folder in assets/")
-    sub.add_argument("--work", type=Path, metavar="DIR", help="checkpoints of the training (default: runs/lab)")
-    sub.add_argument("--font", type=Path, metavar="TTF", help="Noto Color Emoji, for sprites")
+    sub.add_argument("--out", type=_path, metavar="DIR", help="default: its folder in assets/")
+    sub.add_argument("--work", type=_path, metavar="DIR", help="checkpoints of the training (default: runs/lab)")
+    sub.add_argument("--font", type=_path, metavar="TTF", help="Noto Color Emoji, for sprites")
     return parser
 
 

@@ -203,7 +203,7 @@ def rows_of(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt],
     seeds: list[int] = []
     for prompt in prompts:
         rows += [prompt] * n
-        seeds += range(seed, seed + n)
+        seeds += [number % 2**64 for number in range(seed, seed + n)]  # what torch takes
     return rows, seeds
 
 

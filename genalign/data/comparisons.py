@@ -212,7 +212,10 @@ def _rated(found: Comparisons, row: Mapping[str, Any]) -> None:
     kind = next((one for one in get_args(Kind) if one in row), None)
     if kind is None:
         raise ValueError(f"lacks one of {', '.join(get_args(Kind))}")
-    found.ratings[found.item(row["prompt"], row[kind], kind)] = float(row["rating"])
+    rating = float(row["rating"])
+    if not math.isfinite(rating):
+        raise ValueError(f"has a rating that is not a finite number ({rating})")
+    found.ratings[found.item(row["prompt"], row[kind], kind)] = rating
 
 
 class Form(NamedTuple):

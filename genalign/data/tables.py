@@ -85,6 +85,7 @@ def _parse(path: Path, blob: bytes) -> tuple[list[int], Any]:
         return [], pyarrow.parquet.read_table(path).to_pylist()
     text = decode_text(blob, path)
     if path.suffix == ".csv":
+        csv.field_size_limit(max(len(text), csv.field_size_limit()))  # a cell may be as long as the file
         return [], list(csv.DictReader(io.StringIO(text, newline="")))
     if path.suffix == ".json":
         return [], json.loads(text)
@@ -108,7 +109,12 @@ def _of_folder(folder: Path) -> Table:
     datasets = _datasets(str(folder))
     if saved:
         return _of_dataset(str(folder), datasets.load_from_disk(str(folder)), folder)
-    return _of_dataset(str(folder), datasets.load_dataset("parquet", data_files=files, split=SPLIT), folder)
+    together = hashlib.sha256()
+    for name in files:  # what they hold, not their names and times, of which the library's fingerprint is
+        with Path(name).open("rb") as file:
+            together.update(hashlib.file_digest(file, "sha256").digest())
+    table = datasets.load_dataset("parquet", data_files=files, split=SPLIT)
+    return _of_dataset(str(folder), table, folder, together.hexdigest())
 
 
 def _check_state(file: Path) -> None:
@@ -140,12 +146,15 @@ def _datasets(source: str) -> Any:
     return datasets
 
 
-def _of_dataset(source: str, table: Any, root: Path) -> Table:
+def _of_dataset(source: str, table: Any, root: Path, digest: str | None = None) -> Table:
     if isinstance(table, Mapping):  # a dictionary of splits
         if SPLIT not in table:
             raise UsageError(f"{source} has no split {SPLIT!r}, only {', '.join(table)}; save that one alone")
         table = table[SPLIT]
-    digest, table = table._fingerprint, table.cast(_undecoded(table.features))  # datasets would fetch what rows name
+    digest, table = (
+        digest or str(table._fingerprint),
+        table.cast(_undecoded(table.features)),
+    )  # datasets would fetch what rows name
     heavy = [name for name, feature in table.features.items() if _is_picture(feature)]
     light = table.select_columns([name for name in table.column_names if name not in heavy])
     rows: list[dict[str, Any]] = [dict(row) for row in light] if light.column_names else [{} for _ in range(len(table))]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+from genalign.files.hub_files import needed_files
 from genalign.files.shipped import shipped, shipped_models, shipped_recipes
 from genalign.types import GenalignError, UsageError, nearest
 
@@ -21,7 +24,7 @@ def find(name: str, folder: Path, *rooms: str) -> Path | None:
     for candidate in (folder / Path(name).expanduser(), *(shipped(room, name) for room in rooms)):
         try:
             if candidate.exists():
-                return candidate.resolve()
+                return Path(os.path.abspath(candidate))  # not resolved: a link has its own name and neighbours
         except (OSError, ValueError):  # a text too long for a path, or with a NUL
             return None
     return None
@@ -70,11 +73,29 @@ def modality_of(model: Path | str) -> str:
         return "image" if _hub_file(model, "model_index.json") else "text"
     if (model / "model_index.json").is_file():
         return "image"
+    check_component(model)
     if (model / "config.json").is_file():
         return "text"
     raise UsageError(
         f"{model} is not a model: it has neither model_index.json (diffusers pipeline) nor config.json (language model)"
     )
+
+
+def check_component(model: Path) -> None:
+    """Raises UsageError where a folder holds a part of a pipeline and not a model of its own."""
+    file = model / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError:
+        config = {}
+    part = config.get("_class_name") if isinstance(config, dict) else None
+    inside = (model.parent / "model_index.json").is_file()
+    if part is not None or (inside and not (model / "model_index.json").is_file()):
+        whole = f", {model.parent}" if inside else ", which holds a model_index.json"
+        raise UsageError(
+            f"{model} is a part of a pipeline ({part or model.name}) and not a model; give the folder of the whole"
+            f" pipeline{whole}"
+        )
 
 
 def _hub_file(name: str, file: str) -> bool:
@@ -106,10 +127,14 @@ def fetch_model(model: Path | str) -> Path:
     """
     if isinstance(model, Path):
         return model
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import list_repo_files, snapshot_download
 
     try:
-        return Path(snapshot_download(model))
+        wanted: list[str] | None = needed_files(list_repo_files(model))
+    except OSError:  # offline: what was fetched before is found without a list
+        wanted = None
+    try:
+        return Path(snapshot_download(model, allow_patterns=wanted))
     except OSError as error:  # what huggingface_hub raises offline, for a name it does not know, and without access
         raise _unreachable(model) from error
 

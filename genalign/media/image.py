@@ -17,7 +17,7 @@ from torch.nn import functional
 from genalign.files.atomic import replace_file
 from genalign.files.untrusted import neighbour
 from genalign.media.medium import Budget
-from genalign.types import UsageError
+from genalign.types import GenalignError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -101,7 +101,10 @@ def _deep_gray(image: Image) -> Tensor:
 def save_png(image: Tensor, path: Path | str) -> None:
     """Write (3,H,W) in [0,1] as a whole or not at all; folders on the way are made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    replace_file(Path(path), _encoded(image, "PNG"))
+    try:
+        replace_file(Path(path), _encoded(image, "PNG"))
+    except OSError as error:
+        raise GenalignError(f"cannot write {path}: {error.strerror}; free space or check its permissions") from error
 
 
 def load_png(path: Path | str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genalign.files.places import check_component
 from genalign.types import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def load_policy(settings: PolicySettings, model_path: Path | str, device: str = 
         from genalign.policy.load import load_diffusion
 
         return load_diffusion(settings, folder, device)
+    check_component(folder)
     if (folder / "config.json").is_file():
         from genalign.policy.language import load_language
 

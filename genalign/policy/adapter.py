@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from genalign.types import GenalignError, UsageError, Weights
 # layers of the other's names that are not attention of its own: poolers, whose weights are read and never called.
 ATTENTION = (
     ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    ("q_proj", "k_proj", "v_proj", "o_proj"),
+    ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"),
 )
 
 
@@ -126,6 +128,11 @@ class Adapter:
             tensors = load_file(file)
         except SafetensorError as error:
             raise GenalignError(f"{file} is corrupt ({error}); copy it again or export it from a checkpoint") from error
+        alpha = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("lora_alpha")
+        if alpha != self.config.lora_alpha:
+            raise UsageError(
+                f"{file} was trained with policy.lora.alpha={alpha}; set that instead of {self.config.lora_alpha}"
+            )
         found = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
         wanted = {name: tuple(parameter.shape) for name, parameter in self._trainable.items()}
         if {name: tuple(tensor.shape) for name, tensor in found.items()} != wanted:
@@ -139,8 +146,27 @@ class _LinearInPrecisionOfInput(nn.Linear):
         return nn.functional.linear(x, self.weight.to(x.dtype))
 
 
+def _inside_attention(model: nn.Module) -> list[str]:
+    """The linear layers that stand directly in a module of attention, whatever their names: projections that are fused
+    (to_qkv_mlp_proj), or called otherwise."""
+    found = []
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if "Attention" in kind and not any(other in kind for other in ("Block", "Pool")):  # (of which it is a part)
+            found += [f"{name}.{leaf}" for leaf, part in module.named_children() if isinstance(part, nn.Linear)]
+    return found
+
+
 def _targets(model: nn.Module, settings: Lora) -> list[str]:
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    from transformers.pytorch_utils import Conv1D
+
+    head: Any = getattr(model, "get_output_embeddings", None)  # of a language model; peft leaves it alone, too
+    output = head() if head is not None else None
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output
+    ]
 
     def matches(target: str) -> bool:
         return any(name == target or name.endswith(f".{target}") for name in linear)
@@ -148,9 +174,12 @@ def _targets(model: nn.Module, settings: Lora) -> list[str]:
     if settings.targets == "all-linear":
         return linear
     if settings.targets is None:
+        found: list[str] = []
         for names in ATTENTION:
-            if found := [name for name in names if matches(name)]:
-                return found
+            found = found or [name for name in names if matches(name)]
+        inside = [name for name in _inside_attention(model) if not name.endswith(tuple(f".{known}" for known in found))]
+        if found or inside:
+            return found + inside
         raise UsageError("no attention projection was found by name; list the layers under policy.lora.targets")
     missing = [target for target in settings.targets if not matches(target)]
     if missing or not settings.targets:

@@ -85,12 +85,13 @@ def save_rows(path: Path, table: StepTable, steps: Sequence[int], rows: Chunk, l
     if rows.outputs:
         raise GenalignError("this pipeline's guidance remembers earlier steps, so its trajectories cannot be stored")
     tensors = {f"latents/{i}": x.detach().cpu().contiguous() for i, x in rows.latents.items()}
+    tensors |= {f"before/{i}": x.detach().cpu().contiguous() for i, x in rows.before.items()}
     if rows.clean is not None:
         tensors["clean"] = rows.clean.detach().to("cpu", copy=True).contiguous()  # safetensors refuses shared memory
     tensors |= {"logp": logp.contiguous(), "A": table.A, "B": table.B, "S": table.S}
     tensors |= {f"path/{name}": getattr(table.path, name).clone() for name in ROWS}
     about = {"steps": list(steps), "predicts": table.path.predicts, "clip": table.path.clip, "rows": labels}
-    about["block"] = table.block
+    about |= {"block": table.block, "unit": table.path.unit}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"genalign": json.dumps(about)})
 
@@ -123,13 +124,19 @@ def load_rows(places: Sequence[tuple[Path, int]]) -> tuple[StepTable, tuple[int,
         about = _about(path)
         with safe_open(path, "pt") as file:
             a, s, a_next, s_next = (file.get_tensor(f"path/{name}") for name in ROWS)
-            grid = DiffusionPath(a, s, a_next, s_next, about["predicts"], about["clip"])
+            grid = DiffusionPath(a, s, a_next, s_next, about["predicts"], about["clip"], about.get("unit", 1.0))
             table = [file.get_tensor(name) for name in "ABS"]
             tables.append(StepTable(grid, table[0], table[1], table[2], about["block"]))
-            names = [name for name in file.keys() if name.startswith("latents/")]  # noqa: SIM118
-            latents = {int(n.removeprefix("latents/")): file.get_slice(n)[row : row + 1] for n in names}
-            clean = file.get_slice("clean")[row : row + 1] if "clean" in file.keys() else None  # noqa: SIM118
-            parts.append(Chunk(latents, clean=clean))
+            chunk = Chunk()
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                kind, _, step = name.partition("/")
+                if kind == "latents":
+                    chunk.latents[int(step)] = file.get_slice(name)[row : row + 1]
+                elif kind == "before":
+                    chunk.before[int(step)] = file.get_slice(name)[row : row + 1]
+                elif kind == "clean":
+                    chunk.clean = file.get_slice(name)[row : row + 1]
+            parts.append(chunk)
             logps.append(file.get_slice("logp")[row : row + 1])
         steps = tuple(about["steps"])
         alike = torch.equal(tables[0].S, tables[-1].S) and tables[0].block == tables[-1].block

@@ -34,7 +34,18 @@ def row_axes(one: Any, two: Any) -> tuple[dict[Place, int | None], bool]:
 
 def part(tree: Any, k: int, many: int, rows: int, axes: Mapping[Place, int | None]) -> Any:
     """Branch k of a tree of arguments that holds `many` branches of `rows` rows; rows lead where nothing is known."""
-    return _cut(tree, range(k * rows, (k + 1) * rows), many * rows, axes, ())
+    return _cut(_own(tree, k, many, axes, ()), range(k * rows, (k + 1) * rows), many * rows, axes, ())
+
+
+def _own(tree: Any, k: int, many: int, axes: Mapping[Place, int | None], place: Place) -> Any:
+    """The tree with branch k's number where there is one a branch, whatever the rows (a time)."""
+    if isinstance(tree, Tensor) and tree.shape == (many,) and place in axes and axes[place] is None:
+        return tree[k : k + 1]
+    if isinstance(tree, dict):
+        return {key: _own(item, k, many, axes, (*place, key)) for key, item in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(_own(item, k, many, axes, (*place, j)) for j, item in enumerate(tree))
+    return tree
 
 
 def pick(tree: Any, chosen: Sequence[int], rows: int, axes: Mapping[Place, int | None]) -> Any:
@@ -43,6 +54,8 @@ def pick(tree: Any, chosen: Sequence[int], rows: int, axes: Mapping[Place, int |
 
 
 def _cut(tree: Any, at: Sequence[int], size: int, axes: Mapping[Place, int | None], place: Place) -> Any:
+    if isinstance(tree, list) and axes.get(place) is None and any(isinstance(item, Tensor) for item in tree):
+        return [_cut(item, at, size, axes, (*place, j)) for j, item in enumerate(tree)]  # (of one tensor a layer)
     if isinstance(tree, (Tensor, list)):
         axis = axes.get(place, 0 if _shape(tree) else None)
         if axis is None or _shape(tree)[axis] != size:
@@ -60,9 +73,12 @@ def _cut(tree: Any, at: Sequence[int], size: int, axes: Mapping[Place, int | Non
 
 
 def leaves(tree: Any, place: Place = ()) -> Iterator[tuple[Place, tuple[int, ...]]]:
-    """Place and shape of each tensor and each list of a tree."""
+    """Place and shape of each tensor and each list of a tree, and of the tensors in its lists."""
     if isinstance(tree, (Tensor, list)):
         yield place, _shape(tree)
+        for j, item in enumerate(tree if isinstance(tree, list) else ()):
+            if isinstance(item, Tensor):
+                yield (*place, j), _shape(item)
     elif isinstance(tree, dict):
         for key, item in tree.items():
             yield from leaves(item, (*place, key))

@@ -12,6 +12,18 @@ from genalign.policy.tracks import Tracks
 from genalign.types import Prompt, UsageError
 
 OURS = ("prompt", "generator", "num_inference_steps", "output_type")
+# Arguments that a recipe sets elsewhere, or that are no choice, and what to do instead.
+ELSEWHERE = {
+    "prompt": "prompts are those of data.file",
+    "num_inference_steps": "set policy.sampler.steps",
+    "sigmas": "set policy.sampler.sigmas",
+    "timesteps": "set policy.sampler.steps",
+    "generator": "seeds are those of the run",
+    "latents": "initial noise is drawn from the seeds of the run",
+    "num_images_per_prompt": "set method.group, or --n of genalign sample",
+    "output_type": "rewards read tensors",
+    "return_dict": "outputs are read by their names",
+}
 
 
 class Calls:
@@ -26,13 +38,22 @@ class Calls:
     def __init__(self, pipeline: Any, denoiser: Any, fixed: Mapping[str, Any], tracks: Tracks) -> None:
         self.name, self.fixed, self.tracks = type(pipeline).__name__, dict(fixed), tracks
         self.parameters = inspect.signature(type(pipeline).__call__).parameters
-        self.embedded = bool(denoiser.config.get("guidance_embeds"))  # the scale is an input of the model
+        # The scale is an input of the model (Flux; latent consistency models, by an embedding beside the time's).
+        self.embedded = bool(denoiser.config.get("guidance_embeds") or denoiser.config.get("time_cond_proj_dim"))
         missing = [name for name in OURS if name not in self.parameters]
         if missing:
             raise UsageError(f"{self.name} takes no argument {missing[0]!r}, which sampling from prompts needs")
+        if len({"height", "width"} & set(self.fixed)) == 1:
+            raise UsageError("policy.call has one of height and width, which pipelines then ignore; give both")
         unknown = [name for name in self.fixed if name not in self.parameters]
         if unknown:
             raise UsageError(f"policy.call: {self.name} takes no argument {unknown[0]!r}")
+        ours = [name for name in self.fixed if name in ELSEWHERE]
+        if ours:
+            raise UsageError(f"policy.call cannot set {ours[0]!r}; {ELSEWHERE[ours[0]]}")
+        for name, value in self.fixed.items():
+            if isinstance(value, list) and _wants_tuple(self.parameters[name]):  # YAML has no tuples
+                self.fixed[name] = tuple(value)
 
     def __call__(
         self,
@@ -48,7 +69,7 @@ class Calls:
         if sigmas is not None:
             call["sigmas"] = sigmas
         if guidance is not None:
-            name = self._guidance_argument()
+            name = self.guidance_argument()
             call[name] = guidance
             if name == "true_cfg_scale" and guidance > 1:
                 call.setdefault("negative_prompt", " ")
@@ -75,9 +96,24 @@ class Calls:
     def takes_guidance(self) -> bool:
         return bool({"guidance_scale", "true_cfg_scale"} & set(self.parameters))
 
-    def _guidance_argument(self) -> str:
+    def mixing(self) -> dict[str, float]:
+        """Further scales, and values of them that mix no branches in."""
+        off = {}
+        for name, parameter in self.parameters.items():
+            number = isinstance(parameter.default, (int, float)) or "float" in str(parameter.annotation)
+            if name == "true_cfg_scale" and self.embedded:
+                off[name] = 1.0
+            elif name.endswith("_scale") and number and name not in ("guidance_scale", "true_cfg_scale"):
+                off[name] = 0.0
+        return off
+
+    def guidance_argument(self) -> str:
         names = ("guidance_scale", "true_cfg_scale") if self.embedded else ("true_cfg_scale", "guidance_scale")
         for name in names:
             if name in self.parameters:
                 return name
         raise UsageError(f"{self.name} takes no guidance scale; leave policy.sampler.guidance out")
+
+
+def _wants_tuple(parameter: inspect.Parameter) -> bool:
+    return isinstance(parameter.default, tuple) or "tuple" in str(parameter.annotation).lower()

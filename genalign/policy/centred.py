@@ -37,7 +37,7 @@ def generate_centred(
     for rows in pipe.parts(len(written)):
         first = _first_step(pipe, original[rows], seeds[rows], guidance, steps)
         hook = _Mixed(pipe.stage, first, len(written[rows]), share)
-        made.append(pipe.tracks(pipe.stage.run(pipe.call(written[rows], seeds[rows], guidance, steps), hook, None)))
+        made.append(pipe.draw(pipe.call(written[rows], seeds[rows], guidance, steps), hook, None))
     return Media.cat(made)
 
 

@@ -17,6 +17,7 @@ class Chunk:
     """What is kept of b rows.
 
     latents: x before (key i) and after (key i + 1) each recorded step i, (b, *L) in the storage dtype, each held once.
+    before: x of those steps at which the pipeline had changed what the step before made (in-painting blends it).
     outputs: the denoiser's branches at each step, (b, ...) each; kept only where guidance remembers earlier steps.
     clean: the last latents (b, *L); None where they were not kept.
     """
@@ -24,6 +25,11 @@ class Chunk:
     latents: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[int, list[Tensor]] = field(default_factory=dict)
     clean: Tensor | None = None
+    before: dict[int, Tensor] = field(default_factory=dict)
+
+    def state(self, i: int) -> Tensor:
+        """x (b, *L) as step i was given it."""
+        return self.before.get(i, self.latents[i])
 
     def select(self, rows: Sequence[int]) -> Chunk:
         if list(rows) == list(range(len(next(iter(self.latents.values()))))):
@@ -33,6 +39,7 @@ class Chunk:
         for i, branches in self.outputs.items():
             chosen.outputs[i] = [out[index] for out in branches]
         chosen.clean = None if self.clean is None else self.clean[index]
+        chosen.before = {i: x[index] for i, x in self.before.items()}
         return chosen
 
     @staticmethod
@@ -46,6 +53,9 @@ class Chunk:
             joined.outputs[i] = [torch.cat([part.outputs[i][k] for part in parts]) for k in range(len(branches))]
         clean = [part.clean for part in parts if part.clean is not None]
         joined.clean = torch.cat(clean) if len(clean) == len(parts) else None
+        changed = set().union(*(part.before for part in parts))
+        for i in changed:
+            joined.before[i] = torch.cat([part.state(i) for part in parts])
         return joined
 
 

@@ -104,7 +104,7 @@ class DiffusionPolicy:
         made = []
         for part in self._pipe.parts(len(prompts)):
             call = self._pipe.call(prompts[part], seeds[part], guidance, steps)
-            made.append(self._pipe.tracks(self._stage.run(call, self._stage.count, None)))
+            made.append(self._pipe.draw(call, self._stage.count, None))
         return Media.cat(made)
 
     def encode(self, media: Media) -> Tensor:
@@ -136,7 +136,7 @@ class DiffusionPolicy:
     ) -> Media:
         """Bit for bit what generate() draws; under a guide the steps are those of the kernels' ODE, whatever the
         pipeline's own scheduler."""
-        hooks = pathwise.GradHooks(self._stage, grad_steps, guide, checkpoint)
+        hooks = pathwise.GradHooks(self._pipe, grad_steps, guide, checkpoint)
         return pathwise.generate_with_grad(self._pipe, prompts, seeds, noise, guidance, steps, hooks)
 
     def initial_noise(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
@@ -144,6 +144,11 @@ class DiffusionPolicy:
 
     def decode(self, clean: Tensor) -> Media:
         """A guide may ask for this in the middle of sampling."""
+        if self._pipe.blends:
+            raise UsageError(
+                f"{self._pipe.name} blends its picture into what it decodes, so latents alone are not a sample of it;"
+                " take a method that scores whole rollouts"
+            )
         self._twin.like = self._pipe.like
         return pathwise.decode(self._twin, clean)
 

@@ -12,16 +12,18 @@ from torch import Tensor
 
 from genalign.policy.pipe import Pipe
 from genalign.policy.record import twins_of
-from genalign.policy.schedule import only
-from genalign.policy.tape import Enough, Stage
+from genalign.policy.tape import Enough
 from genalign.policy.transition import Path
+from genalign.policy.walk import is_flow
 from genalign.types import Prompt, Steps, UsageError, Weights, sample_seed
 
+ROUNDED = 0.05  # a pipeline may keep latents in half precision between steps
 FINE = 50  # steps of the grid that `at` points into
 
 
 def fine_steps(scheduler: Any) -> int:
-    return min(FINE, int(scheduler.config.get("num_train_timesteps") or FINE))
+    # A flow's times are real numbers, in whatever unit its scheduler counts them.
+    return FINE if is_flow(scheduler) else min(FINE, int(scheduler.config.get("num_train_timesteps") or FINE))
 
 
 def noise_of(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -66,17 +68,16 @@ class OneTime:
     where x_t is nothing but noise, they are computed once.
     """
 
-    def __init__(
-        self, stage: Stage, clean: Tensor, seeds: Sequence[int], at: float, twins: Sequence[int] | None
-    ) -> None:
-        self.stage, self.clean, self.seeds, self.at, self.twins = stage, clean, seeds, at, twins
+    def __init__(self, pipe: Pipe, clean: Tensor, seeds: Sequence[int], at: float, twins: Sequence[int] | None) -> None:
+        self.pipe, self.stage, self.clean, self.seeds, self.at, self.twins = pipe, pipe.stage, clean, seeds, at, twins
         self.out: Tensor | None = None  # (R,*L), what the scheduler was given
+        self._noised: Tensor | None = None  # x_t (R,*L)
         self.target: Tensor | None = None
         self._where: tuple[Path, int] | None = None
 
-    def run(self, scheduler: Any, call: Mapping[str, Any]) -> tuple[Tensor, Tensor, tuple[float, float]]:
+    def run(self, call: Mapping[str, Any]) -> tuple[Tensor, Tensor, tuple[float, float]]:
         """(out, target) in float32 or wider, and the shares."""
-        grid = only(scheduler, lambda steps: int(self.at * steps), 2, self._seen)
+        grid = self.pipe.at_one_time(lambda steps: int(self.at * steps), 2, self._seen, call["num_inference_steps"])
         self.stage.run(call, self._denoise, self._step, grid)
         assert self.out is not None
         assert self.target is not None
@@ -96,6 +97,7 @@ class OneTime:
 
     def _step(self, out: Tensor, sample: Tensor) -> Tensor:
         if self.target is not None:
+            check_kept(self.pipe, self._noised, sample)
             self.out = out
             raise Enough
         if self.clean.shape != sample.shape:
@@ -107,9 +109,20 @@ class OneTime:
         path, step = self._where
         wide = torch.promote_types(sample.dtype, torch.float32)
         x0 = self.clean.to(sample.device, wide)
-        eps = noise_of(self.seeds, x0.shape[1:]).to(x0)
+        eps = path.unit * noise_of(self.seeds, x0.shape[1:]).to(x0)
         self.target = target_of(path, step, x0, eps)
-        return (float(path.a[step]) * x0 + float(path.s[step]) * eps).to(sample.dtype)
+        self._noised = (float(path.a[step]) * x0 + float(path.s[step]) * eps).to(sample.dtype)
+        return self._noised
+
+
+def check_kept(pipe: Pipe, given: Tensor | None, sample: Tensor) -> None:
+    """Raises UsageError where the pipeline changed x between two steps, so that x_t is not what its denoiser saw."""
+    assert given is not None
+    if sample is not given and not torch.allclose(sample.float(), given.float(), rtol=0, atol=ROUNDED):
+        raise UsageError(
+            f"{pipe.name} changes latents between its steps, as in-painting does, so it cannot be trained on noised"
+            " samples; take a method that replays rollouts (grpo, dpok, d3po ...) or differentiates through sampling"
+        )
 
 
 def fit(
@@ -130,7 +143,7 @@ def fit(
     def run() -> tuple[Tensor, Tensor, tuple[float, float]]:
         with pipe.on_kernel():
             call = pipe.unguided(prompts, seeds, fine_steps(pipe.kernel_scheduler))
-            return OneTime(pipe.stage, clean, seeds, at, twins_of(prompts, seeds)).run(pipe.kernel_scheduler, call)
+            return OneTime(pipe, clean, seeds, at, twins_of(prompts, seeds)).run(call)
 
     other: Tensor | None = None
     if versus is not None:  # first, so that nothing of it is alive beside the graph

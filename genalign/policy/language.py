@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from genalign.files.untrusted import check_model
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import settings_digest, weights_digest
+from genalign.policy.chat import Chat, Encoded
 from genalign.policy.settings import PolicySettings
 from genalign.types import GenalignError, Media, Prompt, Steps, Track, Trajectory, UsageError, Weights, sample_seed
 
@@ -50,8 +51,11 @@ class LanguagePolicy:
         self.ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
         # The folder's own generation settings (repetition_penalty, suppressed tokens ...) would bend the distribution
         # away from the one that replay scores.
-        self.pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        vocabulary = len(model.get_input_embeddings().weight)
+        fillers = (tokenizer.pad_token_id, tokenizer.eos_token_id)  # attention never reads one; it must have a row
+        self.pad = next((i for i in fillers if i is not None and 0 <= i < vocabulary), 0)
         model.generation_config = GenerationConfig(eos_token_id=sorted(self.ends) or None, pad_token_id=self.pad)
+        self.chat = Chat(tokenizer, settings, self.ends, vocabulary)
         self._calls = 0
 
     # ---- sampling ---------------------------------------------------------------------------------------------------
@@ -69,7 +73,7 @@ class LanguagePolicy:
         completions: list[tuple[int, ...]] = []
         for block in self._blocks(len(rows)):
             uniform = torch.stack([self._uniform(seeds[row]) for row in block])
-            completions += self._complete([encoded[row] for row in block], self.settings.max_new_tokens, uniform)
+            completions += self._complete([encoded[row].ids for row in block], self.settings.max_new_tokens, uniform)
         return self._trajectory(rows, encoded, completions, seeds)
 
     @torch.no_grad()
@@ -86,11 +90,11 @@ class LanguagePolicy:
     def _trajectory(
         self,
         rows: tuple[Prompt, ...],
-        encoded: Sequence[tuple[int, ...]],
+        encoded: Sequence[Encoded],
         completions: Sequence[tuple[int, ...]],
         seeds: Sequence[int],
     ) -> Trajectory:
-        tape = Tokens(tuple(encoded), tuple(completions))
+        tape = Tokens(tuple(one.ids for one in encoded), tuple(completions))
         lengths = torch.tensor([len(completion) for completion in completions])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B,S)
         logp = torch.zeros(mask.shape)
@@ -99,7 +103,7 @@ class LanguagePolicy:
             logp[block, : own.shape[1]] = own
         return Trajectory(
             prompts=rows,
-            media=Media(text=Track([self._decode(completion) for completion in completions])),
+            media=Media(text=Track(list(map(self.chat.text, encoded, completions)))),
             group=torch.tensor([prompt.uid for prompt in rows]),
             logp=logp,
             mask=mask,
@@ -120,8 +124,8 @@ class LanguagePolicy:
         encoded = self._encode(prompts, longest)
         texts: list[str] = []
         for block in self._blocks(len(prompts)):
-            completions = self._complete([encoded[row] for row in block], longest, None)
-            texts += map(self._decode, completions)
+            batch = [encoded[row] for row in block]
+            texts += map(self.chat.text, batch, self._complete([one.ids for one in batch], longest, None))
         return Media(text=Track(texts))
 
     def _complete(
@@ -153,11 +157,11 @@ class LanguagePolicy:
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(self.settings.max_new_tokens, dtype=torch.float64, generator=generator)
 
-    def _encode(self, prompts: Sequence[Prompt], longest: int) -> list[tuple[int, ...]]:
+    def _encode(self, prompts: Sequence[Prompt], longest: int) -> list[Encoded]:
         for prompt in prompts:
             if prompt.media is not None:
                 raise UsageError(f"prompt {prompt.text!r} brings media along, but this language model reads text only")
-        known: dict[Any, tuple[int, ...]] = {}
+        known: dict[Any, Encoded] = {}
         for prompt in prompts:
             key = (prompt.text, prompt.uid if "messages" in prompt.facts else None)
             if key not in known:
@@ -175,54 +179,23 @@ class LanguagePolicy:
         else:
             self._answer(prompt, answer)
 
-    def _turns(self, prompt: Prompt) -> list[dict[str, str]]:
-        """The prompt as messages: its fact `messages`, a conversation, or one turn; a system turn of its own stays."""
-        given = prompt.facts.get("messages") or [{"role": "user", "content": prompt.text}]
-        system = self.settings.system
-        own = [{"role": "system", "content": system}] if system and given[0]["role"] != "system" else []
-        return own + [dict(turn) for turn in given]
-
     def _answer(self, prompt: Prompt, text: str) -> tuple[int, ...]:
-        """The tokens of a given completion, up to and with the one that ends a turn.
-
-        They are encoded apart from the prompt's, as sampling cannot join a completion's first token to the prompt.
-        """
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        ids = [token for token in ids if token not in self.ends] + self._turn_end
+        """The tokens of a given completion, up to and with the one that ends a turn."""
+        ids = self.chat.answer(self.chat.encode(prompt), text)
         if not ids:
             raise UsageError(f"an answer to {prompt.text[:40]!r} has no tokens in this model's vocabulary; drop it")
         self._encode_one(prompt, len(ids))
-        return tuple(ids)
+        return ids
 
-    @cached_property
-    def _turn_end(self) -> list[int]:
-        """The token that ends an answer: where the chat template writes one, that; else the tokenizer's own."""
-        if self.tokenizer.chat_template:
-            turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-            written = self.tokenizer.apply_chat_template(turns, return_dict=False)
-            last = next((token for token in reversed(written) if token in self.ends), None)
-            if last is not None:
-                return [last]
-        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-
-    def _encode_one(self, prompt: Prompt, longest: int) -> tuple[int, ...]:
-        text, turns = prompt.text, self._turns(prompt)
-        if self.tokenizer.chat_template:
-            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        else:
-            ids = self.tokenizer("\n".join(turn["content"] for turn in turns)).input_ids
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        if not ids:
-            raise UsageError(f"prompt {text!r} has no tokens in this model's vocabulary; write more")
-        if limit is not None and len(ids) + longest > limit:
+    def _encode_one(self, prompt: Prompt, longest: int) -> Encoded:
+        encoded = self.chat.encode(prompt)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and len(encoded.ids) + longest > limit:
             raise UsageError(
-                f"prompt {text[:40]!r} has {len(ids)} tokens, which leaves no room for {longest} more in "
-                f"the model's {limit}; shorten it or lower policy.max_new_tokens"
+                f"prompt {prompt.text[:40]!r} has {len(encoded.ids)} tokens, which leaves no room for {longest} more "
+                f"in the model's {limit}; shorten it or lower policy.max_new_tokens"
             )
-        return tuple(ids)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return encoded
 
     # ---- replay -----------------------------------------------------------------------------------------------------
 
@@ -304,10 +277,10 @@ class LanguagePolicy:
     def digest(self) -> Mapping[str, str]:
         """What must be unchanged for a seed to give the same completion: the reference weights, and how they sample."""
         s = self.settings
-        return {
-            "model": self._model_digest,
-            "sampler": settings_digest(s.max_new_tokens, s.temperature, s.system, s.dtype),
-        }
+        sampler: list[Any] = [s.max_new_tokens, s.temperature, s.system, s.dtype]
+        if s.template:  # absent, so that pairs labelled before this setting existed keep their digest
+            sampler.append(s.template)
+        return {"model": self._model_digest, "sampler": settings_digest(*sampler)}
 
     @cached_property
     def _model_digest(self) -> str:

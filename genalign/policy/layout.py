@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genalign.policy.hooks import attribute
 from genalign.policy.pathwise import decoded
 from genalign.policy.pipe import Pipe
-from genalign.policy.tape import Enough, attribute
+from genalign.policy.tape import Enough
 from genalign.types import Media, UsageError
 
 TOLERANCE = 1e-4  # of the largest value: float32 arithmetic on values that a probe makes about 3
@@ -115,7 +116,8 @@ class Encoder:
                 zeros.append(torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)))
                 return zeros[-1]
 
-            made = self.pipe.tracks(decoded(self.pipe, 1, zero, _decoding(autoencoder, given.append)))
+            with self.pipe.tracks.watched():
+                made = self.pipe.tracks(decoded(self.pipe, 1, zero, _decoding(autoencoder, given.append)))
 
             def enough(v: Tensor) -> None:
                 given.append(v)

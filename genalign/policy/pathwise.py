@@ -11,31 +11,33 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from genalign.policy.hooks import attribute
 from genalign.policy.pipe import Pipe
-from genalign.policy.schedule import only, path_of
-from genalign.policy.tape import Denoise, Enough, Stage, attribute
+from genalign.policy.tape import Denoise, Enough, Stage
 from genalign.policy.transition import StepTable, step_table
+from genalign.policy.walk import path_of
 from genalign.types import Guide, Media, Prompt, UsageError
 
 
 class GradHooks:
     """Denoise and step hooks of one sampling run, of which the last `grad_steps` steps keep a graph (None: all)."""
 
-    def __init__(self, stage: Stage, grad_steps: int | None, guide: Guide | None, recompute: bool) -> None:
-        self.stage, self.grad_steps, self.guide, self.recompute = stage, grad_steps, guide, recompute
-        self._step = 0
+    def __init__(self, pipe: Pipe, grad_steps: int | None, guide: Guide | None, recompute: bool) -> None:
+        self.pipe, self.stage = pipe, pipe.stage
+        self.grad_steps, self.guide, self.recompute = grad_steps, guide, recompute
+        self._step, self._entry = 0, 0
         self._table: StepTable | None = None
 
-    def run(self, call: Mapping[str, Any], noise: Tensor | None) -> Any:
-        """The pipeline's output; noise (B,*L) is what it starts from, None: what it draws."""
-        pipeline = self.stage.pipeline
-        start = nullcontext() if noise is None else started_from(pipeline, noise)
-        return self.stage.run(call, self._denoise, None, self._around_step(pipeline.scheduler), start)
+    def run(self, call: Mapping[str, Any], steps: int | None, noise: Tensor | None) -> Media:
+        """What the pipeline makes; noise (B,*L) is what it starts from, None: what it draws."""
+        self._entry = self.pipe.entry(steps)
+        start = nullcontext() if noise is None else started_from(self.pipe, noise)
+        return self.pipe.draw(call, self._denoise, None, self._around_step(self.pipe.pipeline.scheduler), start)
 
     def _without_graph(self) -> bool:
         if self.grad_steps is None:
             return False
-        return self._step < len(self.stage.pipeline.scheduler.timesteps) - self.grad_steps
+        return self._step < len(self.stage.pipeline.scheduler.timesteps) - self._entry - self.grad_steps
 
     def _denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ask = functools.partial(self.stage.count, args, kwargs)
@@ -63,18 +65,18 @@ class GradHooks:
     def _guided(self, scheduler: Any, sample: Tensor, out: Tensor) -> Tensor:
         assert self.guide is not None
         if self._table is None:
-            self._table = step_table(path_of(scheduler), "ode", 0.0)
+            self._table = step_table(self.pipe.placed(path_of(scheduler), self._entry), "ode", 0.0)
         x0, _ = self._table.endpoints(self._step, sample, out)
         return self.guide(self._step, sample, out, x0).to(out.dtype)
 
 
 @contextmanager
-def started_from(pipeline: Any, noise: Tensor) -> Iterator[None]:
+def started_from(pipe: Pipe, noise: Tensor) -> Iterator[None]:
     """Within the context the pipeline's first latents are this noise (B,*L), a leaf of the graph if it requires grad.
 
     Raises UsageError where the pipeline makes its first latents in another way.
     """
-    name = type(pipeline).__name__
+    pipeline, name = pipe.pipeline, pipe.name
     real: Callable[..., Any] | None = getattr(pipeline, "prepare_latents", None)
     if real is None:
         raise UsageError(f"{name} does not say where it makes its first latents, so it cannot start from given noise")
@@ -85,7 +87,7 @@ def started_from(pipeline: Any, noise: Tensor) -> Iterator[None]:
         first = made[0] if isinstance(made, tuple) else made
         if first.shape != noise.shape:
             raise UsageError(f"noise of shape {tuple(noise.shape)}, where {name} starts from {tuple(first.shape)}")
-        mine = noise.to(first) * getattr(pipeline.scheduler, "init_noise_sigma", 1.0)
+        mine = noise.to(first) * (pipe.unit * getattr(pipeline.scheduler, "init_noise_sigma", 1.0))
         return (mine, *made[1:]) if isinstance(made, tuple) else mine
 
     with attribute(pipeline, "prepare_latents", prepare_latents):
@@ -107,7 +109,7 @@ def generate_with_grad(
     # A guide reads x0_hat, so the latents must be on a path that is known.
     with torch.enable_grad(), pipe.on_kernel() if hooks.guide is not None else nullcontext():
         call = pipe.call(prompts, seeds or [0] * len(prompts), guidance, steps)
-        return pipe.tracks(hooks.run(call, noise))
+        return hooks.run(call, steps, noise)
 
 
 @torch.no_grad()
@@ -116,12 +118,14 @@ def initial_noise(pipe: Pipe, prompts: Sequence[Prompt], seeds: Sequence[int]) -
     seen: list[Tensor] = []
 
     def step(out: Tensor, sample: Tensor) -> Tensor:
-        seen.append(sample.to(torch.promote_types(sample.dtype, torch.float32)))
+        wide = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        seen.append(wide / (pipe.unit * getattr(pipe.kernel_scheduler, "init_noise_sigma", 1.0)))
         raise Enough
 
     with pipe.on_kernel():  # which starts from unit variance, as a pipeline's own scheduler may not
         for part in pipe.parts(len(prompts)):
             call = pipe.call(prompts[part], seeds[part])
+            pipe.entry()
             pipe.stage.run(call, _blanks(pipe.stage, len(prompts[part])), step)
     return torch.cat(seen)
 
@@ -129,14 +133,18 @@ def initial_noise(pipe: Pipe, prompts: Sequence[Prompt], seeds: Sequence[int]) -
 def decode(pipe: Pipe, clean: Tensor) -> Media:
     parts = [clean[part] for part in pipe.parts(len(clean))]
     with torch.enable_grad():
-        return Media.cat([pipe.tracks(decoded(pipe, len(z), lambda x, z=z: z.to(x))) for z in parts])  # type: ignore[misc]
+        made = []
+        for z in parts:
+            with pipe.tracks.watched():
+                made.append(pipe.tracks(decoded(pipe, len(z), lambda x, z=z: z.to(x))))  # type: ignore[misc]
+        return Media.cat(made)
 
 
 def decoded(pipe: Pipe, rows: int, last: Callable[[Tensor], Tensor], *hooks: AbstractContextManager[None]) -> Any:
     """The output of the pipeline's own decoding of last(x), which takes the place of x (R,*L) that it would decode."""
     with pipe.on_kernel():
         call = pipe.call([pipe.like] * rows, range(rows))
-        grid = only(pipe.kernel_scheduler, lambda steps: steps - 1, 1, lambda path, step: None)
+        grid = pipe.at_one_time(lambda steps: steps - 1, 1, lambda path, step: None)
         return pipe.stage.run(call, _blanks(pipe.stage, rows), lambda out, sample: last(sample), grid, *hooks)
 
 

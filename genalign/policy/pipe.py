@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from genalign.policy.attention import use_attention
 from genalign.policy.call import Calls
-from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step
+from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step, only, replaces_step
 from genalign.policy.settings import PolicySettings
-from genalign.policy.tape import Stage
+from genalign.policy.tape import Denoise, Stage, Step
 from genalign.policy.tracks import Tracks
-from genalign.types import GenalignError, Prompt, UsageError
+from genalign.policy.transition import Path
+from genalign.policy.walk import is_flow
+from genalign.types import GenalignError, Media, Prompt, UsageError
+
+Hook = AbstractContextManager[None]
+BEHIND_DECODER = ("safety_checker", "watermark", "watermarker")
 
 
 class Pipe:
@@ -35,11 +44,24 @@ class Pipe:
         self.stage = Stage(pipeline)
         self.tracks = Tracks(pipeline, settings.call)
         self.calls = Calls(pipeline, self.stage.denoiser, settings.call, self.tracks)
+        scale = self.calls.guidance_argument() if settings.sampler.guidance is not None else None
+        if scale in settings.call:
+            raise UsageError(f"policy.call sets {scale!r}, as policy.sampler.guidance does; leave one of them out")
         self.like = Prompt("-")
+        self.blends = False  # whether the pipeline changes latents after its steps; known once there was a rollout
+        self.unit = 1.0  # std of the noise that the pipeline starts from; known once it was entered
+        _leave_off(pipeline)
         self.kernel_scheduler = one_step(pipeline.scheduler)
         check_kernel(self.kernel_scheduler, settings.sampler)
         if not is_deterministic_one_step(pipeline.scheduler):
+            if replaces_step(pipeline.scheduler):
+                warnings.warn(
+                    f"{self.name} is sampled by single ODE steps at the times of its"
+                    f" {type(pipeline.scheduler).__name__}, whose own steps have no transition density",
+                    stacklevel=3,
+                )
             pipeline.scheduler = self.kernel_scheduler
+        self.plain_scheduler = pipeline.scheduler
         for module in pipeline.components.values():
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
@@ -48,6 +70,8 @@ class Pipe:
         sampler = settings.sampler
         self.calls([self.like], [0], sampler.guidance, sampler.steps, sampler.sigmas)  # a wrong argument fails here
         self._looked = False
+        self._last = self.like  # the first prompt of the last call: probes with it encode no text of their own
+        self._starts: dict[int, int] = {}
 
     def call(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], guidance: float | None = None, steps: int | None = None
@@ -55,29 +79,78 @@ class Pipe:
         """Arguments of the pipeline's __call__; None: guidance and steps of the sampler. Guidance 1 is none."""
         self._look(prompts[0])
         self.like = next((prompt for prompt in reversed(prompts) if prompt.media is not None), self.like)
+        self._last = prompts[0]
         sampler = self.settings.sampler
         scale = sampler.guidance if guidance is None else guidance
         if scale == 1 and self.calls.scaled:
             scale = self._off
+        self._check_steps(steps or sampler.steps)
         return self.calls(prompts, seeds, scale, steps or sampler.steps, None if steps else sampler.sigmas)
+
+    def _check_steps(self, steps: int) -> None:
+        config = self.pipeline.scheduler.config
+        most = config.get("num_train_timesteps", steps)
+        if config.get("timestep_spacing") == "leading":
+            most -= config.get("steps_offset", 0)  # its first time would be one beyond the last
+        if not is_flow(self.pipeline.scheduler) and steps > most:
+            raise UsageError(f"{steps} steps are more than the {most} that {self.name} can take; take fewer")
 
     def unguided(self, prompts: Sequence[Prompt], seeds: Sequence[int], steps: int) -> dict[str, Any]:
         """The same, for the conditional branch alone; a model that reads the scale goes on reading the sampler's."""
-        return self.call(prompts, seeds, 1.0 if self.calls.scaled else None, steps)
+        return {**self.call(prompts, seeds, 1.0 if self.calls.scaled else None, steps), **self._alone}
+
+    def draw(self, call: Mapping[str, Any], denoise: Denoise | None, step: Step | None, *hooks: Hook) -> Media:
+        """What a run of the pipeline makes."""
+        with self.tracks.watched():
+            return self.tracks(self.stage.run(call, denoise, step, *hooks))
+
+    def entry(self, steps: int | None = None) -> int:
+        """How many of the grid's times the pipeline leaves out, at `steps` or else the sampler's: image-to-image starts
+        where its picture is noised to."""
+        sampler = self.settings.sampler
+        many = steps or sampler.steps
+        if many not in self._starts:
+            before = self.stage.calls
+            with self.on_kernel():
+                call = self.calls([self._last], [0], sampler.guidance, many, None if steps else sampler.sigmas)
+                self._starts[many], first = self.stage.start(call)
+            self.stage.calls = before  # a probe is not what anything costs
+            if self._starts[many] == 0:
+                self.unit = _unit(first, getattr(self.kernel_scheduler, "init_noise_sigma", 1.0))
+        return self._starts[many]
+
+    def placed(self, path: Path, entry: int) -> Path:
+        """A path as the pipeline walks it: from where it enters, with noise of its size."""
+        return replace(path.from_step(entry), unit=self.unit)
+
+    def at_one_time(
+        self, pick: Callable[[int], int], times: int, seen: Callable[[Path, int], None], steps: int | None = None
+    ) -> Hook:
+        """A hook with which a run of `steps` (None: the sampler's) walks one time of its grid, `times` over. pick:
+        number of steps -> which one; seen: called with the path and that step."""
+        entry = self.entry(steps)
+        return only(self.kernel_scheduler, pick, times + entry, lambda path, step: seen(self.placed(path, 0), step))
 
     def parts(self, rows: int) -> list[slice]:
         """The rows of each micro-batch."""
         size = self.settings.batch_size
         return [slice(at, min(at + size, rows)) for at in range(0, rows, size)]
 
-    @contextmanager
-    def on_kernel(self) -> Iterator[None]:
+    def on_kernel(self) -> Hook:
         """Within the context the pipeline holds the kernels' scheduler."""
-        plain, self.pipeline.scheduler = self.pipeline.scheduler, self.kernel_scheduler
+        return self._on(self.kernel_scheduler)
+
+    def on_plain(self) -> Hook:
+        """Within the context the pipeline holds the scheduler that generate() samples by, also inside of on_kernel."""
+        return self._on(self.plain_scheduler)
+
+    @contextmanager
+    def _on(self, scheduler: Any) -> Iterator[None]:
+        before, self.pipeline.scheduler = self.pipeline.scheduler, scheduler
         try:
             yield
         finally:
-            self.pipeline.scheduler = plain
+            self.pipeline.scheduler = before
 
     def take_for_size(self, image: Tensor) -> None:
         """Let this image (3,H,W) stand for those of the prompts, where none was seen and the pipeline needs one."""
@@ -108,9 +181,65 @@ class Pipe:
     @cached_property
     def _off(self) -> float:
         """The scale that runs the fewest branches: 1, but 0 where the pipeline adds w (cond - uncond) to cond."""
-        before, branches = self.stage.calls, {}
-        for scale in (1.0, 0.0):
-            call = self.calls([self.like], [0], scale, self.settings.sampler.steps)
-            branches[scale] = self.stage.branches_of(call)
-        self.stage.calls = before  # a probe is not what anything costs
+        branches = {scale: self._branches(scale, {}) for scale in (1.0, 0.0)}
         return min(branches, key=lambda scale: branches[scale])
+
+    @cached_property
+    def _alone(self) -> dict[str, float]:
+        """Further scales that must be off for one branch to be left, such as the classifier-free guidance of a model
+        that was distilled from guidance, or perturbed attention.
+
+        Raises UsageError where there are several whatever they are.
+        """
+        scale = self._off if self.calls.scaled else None
+        if self._branches(scale, {}) == 1:
+            return {}
+        off = self.calls.mixing()
+        if self._branches(scale, off) > 1:  # together first, for two of them may turn on one branch
+            raise UsageError(
+                f"{self.name} runs several branches also without guidance, so its conditional branch cannot be trained"
+                " on noised samples; take a method that replays rollouts"
+            )
+        for name in list(off):
+            fewer = {other: value for other, value in off.items() if other != name}
+            if self._branches(scale, fewer) == 1:
+                off = fewer
+        return off
+
+    def _branches(self, scale: float | None, more: Mapping[str, float]) -> float:
+        """How many branches the denoiser runs a step; infinitely many where the pipeline refuses these scales."""
+        before = self.stage.calls
+        call = {**self.calls([self._last], [0], scale, self.settings.sampler.steps), **more}
+        try:
+            return self.stage.branches_of(call)
+        except GenalignError:
+            raise
+        except Exception:  # by whatever error a pipeline refuses a scale below 1
+            return math.inf
+        finally:
+            self.stage.calls = before  # a probe is not what anything costs
+
+
+def _unit(first: Tensor, scale: float) -> float:
+    """The std that the noise of seed 0 was given, on the way to the first latents (1,*L); 1 where they are not it.
+
+    Pipelines move the elements about, so they are compared in order of their size.
+    """
+    noise = torch.randn(first.numel(), generator=torch.Generator().manual_seed(0), dtype=first.dtype).double()
+    drawn = first.detach().cpu().double().flatten() / float(scale)
+    unit = float(drawn.norm() / noise.norm())
+    same = torch.allclose(drawn.sort().values, unit * noise.sort().values, rtol=1e-2, atol=1e-2 * unit)
+    return round(unit, 3) if same else 1.0
+
+
+def _leave_off(pipeline: Any) -> None:
+    """Drop what stands behind the decoder: a checker blackens samples and a watermark marks them, both without
+    gradients, and neither is part of what is aligned."""
+    for name in BEHIND_DECODER:
+        if getattr(pipeline, name, None) is not None:
+            setattr(pipeline, name, None)
+            warnings.warn(
+                f"{type(pipeline).__name__} is trained and sampled here without its {name}, which would change samples"
+                " after they are decoded; put it back where samples are shown to others",
+                stacklevel=3,
+            )

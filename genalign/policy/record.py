@@ -12,6 +12,7 @@ from torch import Tensor
 from genalign.policy.chunk import Chunk
 from genalign.policy.tape import Replay, Stage
 from genalign.policy.transition import StepTable
+from genalign.policy.walk import stored_dtype
 from genalign.types import GenalignError, Prompt, UsageError
 
 
@@ -71,9 +72,14 @@ class Recorder:
         mean = table.mean(i, sample, out)
         noisy = float(table.S[i]) > 0
         # x' is rounded to the dtype it is stored in before it is scored: replay scores the stored value.
-        moved = table.step(i, mean, self._noise(mean) if noisy else None, sample.dtype)
+        dtype = stored_dtype(self.stage.pipeline.scheduler, out, sample)
+        moved = table.step(i, mean, self._noise(mean) if noisy else None, dtype)
         if noisy or self.keep:
-            self.chunk.latents.setdefault(i, sample)
+            made = self.chunk.latents.setdefault(i, sample)
+            if made is not sample and not _same(made, sample):
+                self.chunk.before[i] = sample
+        # Also before a noisy step: replay hands it to the pipeline, which then changes it as it did here.
+        if noisy or self.keep or (i + 1 < len(table) and float(table.S[i + 1]) > 0):
             self.chunk.latents[i + 1] = moved
         if noisy:
             self.logp.append(table.logp(i, moved, mean))
@@ -93,7 +99,11 @@ class Recorder:
         """Drop what only `verify` needed."""
         noisy = set(self.table.stochastic) if self.table is not None else set()
         kept = noisy | {i + 1 for i in noisy}
-        self.chunk = Chunk({i: x for i, x in self.chunk.latents.items() if i in kept}, clean=self.chunk.clean)
+        self.chunk = Chunk(
+            {i: x for i, x in self.chunk.latents.items() if i in kept},
+            clean=self.chunk.clean,
+            before={i: x for i, x in self.chunk.before.items() if i in noisy},
+        )
         self.arguments, self.received = [], []
 
     def _noise(self, like: Tensor) -> Tensor:
@@ -117,7 +127,7 @@ def verify(record: Recorder, play: Callable[[Replay], None]) -> bool:
     """Replay every step of a fully kept recording; returns whether guidance remembers earlier steps.
 
     Recorded outputs answer for the denoiser, so this proves the pipeline's own code around it: at each step the
-    denoiser must be given, and the scheduler must receive, bit for bit what the rollout saw.
+    denoiser must be given, and the scheduler must receive, bit for bit what the rollout saw; x included.
 
     Raises GenalignError where even a complete recording is not reproduced.
     """
@@ -147,7 +157,8 @@ def _first_inexact(record: Recorder, play: Callable[[Replay], None], whole: bool
 
         replay = Replay(record.stage, chunk, record.rows, [i], answer)
         play(replay)
-        if not (_same(given, record.arguments[i]) and _same(replay.received.get(i), record.received[i])):
+        same_x = _same(replay.samples.get(i), record.chunk.state(i))
+        if not (same_x and _same(given, record.arguments[i]) and _same(replay.received.get(i), record.received[i])):
             return i
     return None
 

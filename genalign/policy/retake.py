@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.policy.forward import noise_of
+from genalign.policy.forward import check_kept, noise_of
 from genalign.policy.pipe import Pipe
-from genalign.policy.schedule import only
 from genalign.policy.transition import Path, step_table
 from genalign.types import Media, Prompt, UsageError
 
@@ -25,6 +24,7 @@ class LastStep:
         self.pipe, self.clean, self.seeds = pipe, clean, seeds
         self._path: tuple[Path, int] | None = None
         self._entered = False
+        self._noised: Tensor | None = None
 
     def seen(self, path: Path, step: int) -> None:
         self._path = path, step
@@ -38,6 +38,7 @@ class LastStep:
         assert self._path is not None
         path, at = self._path
         if self._entered:
+            check_kept(self.pipe, self._noised, sample)
             return step_table(path, "ode", 0.0).mean(at, sample, out).to(sample.dtype)
         if self.clean.shape != sample.shape:
             raise UsageError(
@@ -45,13 +46,15 @@ class LastStep:
             )
         self._entered = True
         x0 = self.clean.to(sample.device, torch.promote_types(sample.dtype, torch.float32))
-        eps = noise_of(self.seeds, x0.shape[1:]).to(x0)
-        return (float(path.a[at]) * x0 + float(path.s[at]) * eps).to(sample.dtype)
+        eps = path.unit * noise_of(self.seeds, x0.shape[1:]).to(x0)
+        self._noised = (float(path.a[at]) * x0 + float(path.s[at]) * eps).to(sample.dtype)
+        return self._noised
 
 
 def retake(pipe: Pipe, prompts: Sequence[Prompt], clean: Tensor, seeds: Sequence[int]) -> Media:
     """Media with grad, at the sampler's own guidance and steps."""
     last = LastStep(pipe, clean, seeds)
     with torch.enable_grad(), pipe.on_kernel():
-        grid = only(pipe.kernel_scheduler, lambda steps: steps - 1, 2, last.seen)
-        return pipe.tracks(pipe.stage.run(pipe.call(prompts, seeds), last.denoise, last.step, grid))
+        call = pipe.call(prompts, seeds)
+        grid = pipe.at_one_time(lambda steps: steps - 1, 2, last.seen)
+        return pipe.draw(call, last.denoise, last.step, grid)

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genalign.policy.agreement import check_agreement
 from genalign.policy.chunk import Chunk, features, gather
 from genalign.policy.pipe import Pipe
 from genalign.policy.record import Recorder, Tape, graphs, parting, twins_of, verify
-from genalign.policy.schedule import path_of, windowed
+from genalign.policy.schedule import windowed
 from genalign.policy.tape import Replay
 from genalign.policy.transition import StepTable, step_table
+from genalign.policy.walk import path_of
 from genalign.types import (
     GenalignError,
     Media,
@@ -95,7 +97,7 @@ class Rollouts:
         def make_table() -> StepTable:
             if table is not None:
                 return table
-            path = path_of(self.pipe.pipeline.scheduler)
+            path = self.pipe.placed(path_of(self.pipe.pipeline.scheduler), entry)
             whole = step_table(path, sampler.kernel, sampler.noise, sampler.noise_block)
             return windowed(whole, sampler, window_seed)
 
@@ -104,19 +106,22 @@ class Rollouts:
 
         first = self.graph is None
         started = call()
+        entry = self.pipe.entry() if table is None else 0  # before the run: it is a run of its own
         # Siblings that share their start draw the kernel's noise from seeds of their own, every other row goes on with
         # the generator of its initial noise.
         explorers = [torch.Generator().manual_seed(seed) for seed in seeds]
         generators = explorers if sampler.shared_start else started["generator"]
         twins = twins_of(prompts, self._starts(seeds))
         record = Recorder(self.stage, generators, make_table, first or self.remembers, twins)
-        made = self.pipe.tracks(self.stage.run(started, record.denoise, record.step))
+        made = self.pipe.draw(started, record.denoise, record.step)
         if first:
 
             def play(replay: Replay) -> None:
                 self.stage.run(call(), replay.denoise, replay.step)
 
             self.remembers = verify(record, play)
+            self.pipe.blends = bool(record.chunk.before)
+            check_agreement(self.pipe, prompts[0], seeds[0])
             self.graph = graphs(record, play)
             if not self.remembers:
                 record.forget()
@@ -137,7 +142,7 @@ class Rollouts:
         outs = self._guided(trajectory, rows, chunk, wanted)
         score, versus_score, kl, gap = [], [], [], []
         for i in wanted:
-            x, x_next = chunk.latents[i], chunk.latents[i + 1]
+            x, x_next = chunk.state(i), chunk.latents[i + 1]
             mean = tape.table.mean(i, x, outs[i])
             score.append(tape.table.logp(i, x_next, mean))
             if versus is not None:
@@ -152,7 +157,7 @@ class Rollouts:
             versus_score=torch.stack(versus_score, 1) if versus else None,
             kl=torch.stack(kl, 1) if versus else None,
             gap=torch.stack(gap, 1) if versus else None,
-            features=torch.stack([features(chunk.latents[i]) for i in wanted], 1),
+            features=torch.stack([features(chunk.state(i)) for i in wanted], 1),
         )
 
     def _guided(

@@ -1,62 +1,78 @@
-"""The one-step path that a pipeline's scheduler walks."""
+"""Which scheduler the kernels walk, and what of its grid they use."""
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
-import torch
-
+from genalign.policy.hooks import attribute
 from genalign.policy.settings import Sampler
-from genalign.policy.tape import attribute
-from genalign.policy.transition import Path, StepTable, flow_path, kernel_rows, preserving_path
+from genalign.policy.transition import Path, Prediction, StepTable, flow_path, kernel_rows, preserving_path
+from genalign.policy.walk import STEPS, is_flow, path_of, walk
 from genalign.types import UsageError, sample_seed
 
-
-def is_flow(scheduler: Any) -> bool:
-    config = scheduler.config
-    return (
-        type(scheduler).__name__.startswith("FlowMatch")
-        or config.get("prediction_type") == "flow_prediction"
-        or bool(config.get("use_flow_sigmas"))
-    )
+NO_SIGNAL = 1e-6  # abar; some schedulers put 2^-24 in the place of 0
+PREDICTIONS = [kind for kind in get_args(Prediction) if kind != "velocity"]
 
 
 def one_step(scheduler: Any) -> Any:
     """The one-step scheduler whose time grid the kernels walk; the scheduler itself where it is one already.
 
-    Multistep and stochastic samplers have a memory or noise that no transition density describes, so they are replaced
-    by the Euler step of their flow, or by DDIM on their betas. Raises UsageError where that is not possible.
+    Raises UsageError where the scheduler's steps cannot be given a density.
     """
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-    config = dict(scheduler.config)
+    config, name = scheduler.config, type(scheduler).__name__
     if config.get("thresholding") or config.get("invert_sigmas"):
         option = "thresholding" if config.get("thresholding") else "invert_sigmas"
         raise UsageError(f"the pipeline's scheduler sets {option}, which no Gaussian step describes; turn it off")
     if is_flow(scheduler):
-        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not config.get("stochastic_sampling"):
-            return scheduler
-        shift = config.get("flow_shift", config.get("shift", 1.0))
-        known = {"num_train_timesteps", "use_dynamic_shifting", "base_shift", "max_shift", "shift_terminal"}
-        kept = {key: value for key, value in config.items() if key in known and value is not None}
-        return FlowMatchEulerDiscreteScheduler(**kept, shift=shift)
-    if isinstance(scheduler, DDIMScheduler):
+        plain = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not config.get("stochastic_sampling")
+        return scheduler if plain else walk(scheduler)
+    has_betas = "beta_schedule" in config or config.get("trained_betas") is not None
+    if not has_betas or not hasattr(scheduler, "alphas_cumprod"):
+        raise UsageError(f"{name} has neither betas nor a flow, so its steps have no known density")
+    if config.get("prediction_type") not in PREDICTIONS:
+        raise UsageError(
+            f"{name} predicts {config.get('prediction_type')!r}, from which no x0 is known; the pipeline's scheduler"
+            f" must predict one of {', '.join(PREDICTIONS)}"
+        )
+    if config.prediction_type == "epsilon" and _reaches_noise(scheduler):
+        raise UsageError(
+            f"{name} begins at a signal of zero (rescale_betas_zero_snr), where epsilon determines no x0;"
+            " such models predict v: correct prediction_type, or set rescale_betas_zero_snr to false"
+        )
+    # DDIM's step goes back by a fixed number of training times: on this grid alone that is always the next time.
+    if isinstance(scheduler, DDIMScheduler) and config.timestep_spacing == "leading":
         return scheduler
-    if "beta_schedule" not in config and config.get("trained_betas") is None:
-        raise UsageError(f"{type(scheduler).__name__} has neither betas nor a flow, so its steps have no known density")
-    # DDIM clips x0 by default; a scheduler that has no such setting does not.
-    return DDIMScheduler.from_config(scheduler.config, clip_sample=bool(config.get("clip_sample")))
+    return walk(scheduler)
+
+
+def _reaches_noise(scheduler: Any) -> bool:
+    """Whether the first of its times holds no signal at all."""
+    probe = copy.deepcopy(scheduler)
+    probe.set_timesteps(STEPS)
+    return float(scheduler.alphas_cumprod[int(probe.timesteps[0])]) < NO_SIGNAL
 
 
 def is_deterministic_one_step(scheduler: Any) -> bool:
-    """Whether plain sampling by this scheduler is the ODE taken in single steps."""
+    """Whether plain sampling by this scheduler is the ODE taken in single steps, each to where the next begins."""
     from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
-    known = isinstance(scheduler, (DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler))
+    if isinstance(scheduler, DDIMScheduler):
+        return bool(scheduler.config.timestep_spacing == "leading")
+    known = isinstance(scheduler, (EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler))
     return known and not scheduler.config.get("stochastic_sampling")
+
+
+def replaces_step(scheduler: Any) -> bool:
+    """Whether another step is taken in the place of the scheduler's own; DDIM's alone is kept where it ends right."""
+    from diffusers import DDIMScheduler
+
+    return not (isinstance(scheduler, DDIMScheduler) and scheduler.config.timestep_spacing != "linspace")
 
 
 def check_kernel(scheduler: Any, sampler: Sampler) -> None:
@@ -67,23 +83,6 @@ def check_kernel(scheduler: Any, sampler: Sampler) -> None:
         )
     path = flow_path([0.9, 0.1]) if is_flow(scheduler) else preserving_path([0.1], [0.9])
     kernel_rows(path, sampler.kernel, sampler.noise)
-
-
-def path_of(scheduler: Any) -> Path:
-    """The path of a one-step scheduler whose set_timesteps was called."""
-    if is_flow(scheduler):
-        return flow_path(scheduler.sigmas.double().cpu())
-    config = scheduler.config
-    now = scheduler.timesteps.cpu()
-    then = now - config.num_train_timesteps // scheduler.num_inference_steps
-    abar = scheduler.alphas_cumprod.double().cpu()
-    final = torch.as_tensor(scheduler.final_alpha_cumprod, dtype=torch.float64).cpu()
-    return preserving_path(
-        abar[now],
-        torch.where(then >= 0, abar[then.clamp_min(0)], final),
-        predicts=config.prediction_type,
-        clip=config.clip_sample_range if config.clip_sample else None,
-    )
 
 
 def windowed(table: StepTable, sampler: Sampler, seed: int) -> StepTable:

@@ -18,7 +18,7 @@ class Lora(BaseModel):
     alpha: float = Field(default=32.0, gt=0)
     """Scale: the update counts alpha / rank."""
     targets: list[str] | Literal["all-linear"] | None = None
-    """Names (or name ends) of the linear layers to adapt, or all-linear. None: every attention projection."""
+    """Names (or name ends) of the linear layers to adapt, or all-linear. None: attention projections."""
 
 
 class Sampler(BaseModel):
@@ -78,6 +78,9 @@ class PolicySettings(BaseModel):
     """Language models: sampling temperature of a rollout."""
     system: str | None = None
     """Language models: system prompt."""
+    template: dict[str, Any] = {}
+    """Language models: variables of the tokenizer's chat template, such as enable_thinking: false, or date_string where
+    it would write today's date. A variable that the template does not read changes nothing and is not refused."""
     writer: str | None = None
     """A language model that rewrites the prompt of an image model; both are trained. None: prompts stay as they are."""
     asked_share: float = Field(default=0.5, ge=0, le=1)

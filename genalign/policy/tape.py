@@ -8,8 +8,8 @@ its gradients. So every guidance rule is reproduced by the code that defines it,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -17,10 +17,12 @@ from torch import Tensor
 
 from genalign.policy.branching import Place, part, pick, row_axes
 from genalign.policy.chunk import Chunk
+from genalign.policy.hooks import advance, attribute, lasting_weights, place_of
 from genalign.policy.text import TextMemo
 from genalign.types import UsageError
 
 Step = Callable[[Tensor, Tensor], Tensor]  # (guided output, x) -> x'
+CUT, CUT_HALF = 3e-3, 5e-2  # how far branches that are run one by one may be from those of a batch, relative
 Denoise = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -44,12 +46,15 @@ class Stage:
             raise UsageError(f"{type(pipeline).__name__}.__call__ hides the function that replay has to re-enter")
         self.denoiser = getattr(pipeline, self.component)
         self.calls = 0
+        self.entered = 0  # the first of the scheduler's times that the last run used
         self._enter = enter
         self._text = TextMemo(pipeline)
         self._forward = self.denoiser.forward
+        self._attention: list[Any] = [module for module in self.denoiser.modules() if hasattr(module, "processor")]
         self._row_axes: dict[Place, int | None] | None = None  # None: branches cannot be cut apart
         self._wrap: Callable[[Tensor], Any] = lambda out: (out,)
         self._blank: Tensor | None = None  # (1, ...) like one row of a branch
+        self._proven = False  # whether cut branches were compared with those of a whole batch
 
     def run(
         self,
@@ -60,6 +65,7 @@ class Stage:
     ) -> Any:
         """pipeline(**call) in the caller's grad mode, with the given hooks; None where one of them had Enough."""
         scheduler = self.pipeline.scheduler
+        begun: list[bool] = []
 
         # Pipelines look for arguments of these two by name, so the hooks keep their signatures.
         @functools.wraps(scheduler.step)
@@ -68,8 +74,13 @@ class Stage:
         ) -> Any:
             from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
+            if not begun:
+                begun.append(True)
+                self.entered = place_of(scheduler, timestep)
             moved = step(model_output, sample)  # type: ignore[misc]
-            return SchedulerOutput(prev_sample=moved) if return_dict else (moved,)
+            advance(scheduler, timestep)
+            # Some pipelines decode the x0 estimate that stands second; where a path ends it is x' itself.
+            return SchedulerOutput(prev_sample=moved) if return_dict else (moved, moved)
 
         @functools.wraps(self._forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -77,16 +88,24 @@ class Stage:
 
         with ExitStack() as stack:
             stack.enter_context(self._text.active())
+            if torch.is_grad_enabled():
+                for module in self.pipeline.components.values():
+                    if isinstance(module, torch.nn.Module) and hasattr(module, "decode"):
+                        stack.enter_context(lasting_weights(module))
             if denoise is not None:
                 stack.enter_context(attribute(self.denoiser, "forward", forward))
             if step is not None:
                 stack.enter_context(attribute(scheduler, "step", scheduler_step))
             for hook in hooks:
                 stack.enter_context(hook)
+            attention = [(module, module.processor) for module in self._attention]
             try:
                 return self._enter(self.pipeline, **call)
             except Enough:
                 return None
+            finally:  # a run that is left early may leave its own kind of attention in the denoiser
+                for module, processor in attention:
+                    module.processor = processor
 
     def learn_batching(self, calls: Sequence[Mapping[str, Any]]) -> None:
         """Find the row axis of the denoiser's arguments: what doubles from a call of one row to a call of two.
@@ -128,6 +147,21 @@ class Stage:
         self.run(call, denoise, step)
         return sum(many)
 
+    def start(self, call: Mapping[str, Any]) -> tuple[int, Tensor]:
+        """At which of the scheduler's times a call of one row enters, and its x (1,*L) there. Only blanks are run."""
+        first: list[Tensor] = []
+
+        def denoise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return self.join(self.fill(args, kwargs, 1))
+
+        def step(out: Tensor, sample: Tensor) -> Tensor:
+            first.append(sample)
+            raise Enough
+
+        with torch.no_grad():
+            self.run(call, denoise, step)
+        return self.entered, first[0]
+
     def count(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The real denoiser, counted."""
         self.calls += self.branches(args, kwargs, 1)
@@ -147,6 +181,8 @@ class Stage:
         twins[r], and each such row once (None: no two are).
         """
         many = self.branches(args, kwargs, rows)
+        if many > 1 and not self._proven:
+            self._prove(args, kwargs, rows, many)
         if many > 1 and self._row_axes is None:
             outs = list(self._unwrap(self.count(args, kwargs)).split(rows))
             return [out if graph is None or graph[k] else out.detach() for k, out in enumerate(outs)]
@@ -167,6 +203,35 @@ class Stage:
                 out = self._unwrap(self.count(*own))
                 outs.append(out if back is None else out[back.to(out.device)])
         return outs
+
+    @torch.no_grad()
+    def _prove(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, many: int) -> None:
+        """Once: branches are run one by one only where that is what they are together. Attention that reads several
+        branches at a time (perturbed attention guidance) is not."""
+        self._proven = True
+        if self._row_axes is None:
+            return
+        try:
+            whole = self._unwrap(self._forward(*args, **kwargs)).double()
+        except Exception as error:  # the pipeline's own call, as it is
+            if rows == 1:
+                raise
+            raise UsageError(
+                f"{type(self.pipeline).__name__} does not run with {rows} rows under guidance ({error}); set"
+                " policy.batch_size to 1"
+            ) from error
+        try:
+            outs = []
+            for k in range(many):
+                own_args, own_kwargs = part((args, kwargs), k, many, rows, self._row_axes)
+                outs.append(self._unwrap(self._forward(*own_args, **own_kwargs)))
+            apart = torch.cat(outs).double()
+        except Exception:  # whatever a network runs into that is given half of what it wants
+            self._row_axes = None
+            return
+        tolerance = CUT_HALF if outs[0].dtype.itemsize < 4 else CUT
+        if apart.shape != whole.shape or not bool((apart - whole).norm() <= tolerance * whole.norm()):
+            self._row_axes = None
 
     def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> list[Tensor]:
         """Branches of zeros in the denoiser's place; its real output once, where the form of that is not known yet."""
@@ -209,7 +274,8 @@ class Stage:
 class Replay:
     """Denoise and step hooks that play a chunk again, with `answer` in the denoiser's place at the wanted steps.
 
-    answer(step, first branch, args, kwargs) -> branches. received: what the scheduler was given at each wanted step.
+    answer(step, first branch, args, kwargs) -> branches. received: what the scheduler was given at each wanted step,
+    and samples: x there.
     """
 
     def __init__(
@@ -222,6 +288,7 @@ class Replay:
     ) -> None:
         self.stage, self.chunk, self.rows, self.wanted, self.answer = stage, chunk, rows, set(wanted), answer
         self.received: dict[int, Tensor] = {}
+        self.samples: dict[int, Tensor] = {}
         self._step, self._branch = 0, 0
 
     def denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -237,7 +304,7 @@ class Replay:
 
     def step(self, out: Tensor, sample: Tensor) -> Tensor:
         if self._step in self.wanted:
-            self.received[self._step] = out
+            self.received[self._step], self.samples[self._step] = out, sample
             if len(self.received) == len(self.wanted):
                 raise Enough
         self._step, self._branch = self._step + 1, 0
@@ -258,17 +325,3 @@ def _denoiser_name(pipeline: Any) -> str:
     if others:
         raise UsageError(f"{kind} samples with {found} and {others[0]}, but only one denoiser can be aligned yet")
     return found
-
-
-@contextmanager
-def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Within the context the object has this attribute, whatever its class says."""
-    before = owner.__dict__.get(name)
-    object.__setattr__(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None:
-            object.__delattr__(owner, name)
-        else:
-            object.__setattr__(owner, name, before)

@@ -6,14 +6,17 @@ reverse of it in `values`, and its name in DRAWN.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from genalign.media.image import resize, to_pil
+from genalign.policy.hooks import attribute
 from genalign.types import Media, Prompt, Track, UsageError
 
 DRAWN = frozenset({"image"})  # media whose rollouts are proven; other ones are decoded here, and refused in __init__
@@ -49,6 +52,25 @@ class Tracks:
             makes = " and ".join(PLURAL[medium] for medium in sorted(made, reverse=True))
             raise UsageError(f"{self.name} makes {makes}; this policy knows only images yet")
         self.modalities = frozenset(made)
+        self._finished = True
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within the context it is seen whether the pipeline finishes its images itself: one that steps in pixels may
+        return its last x as it is, in [-1,1]."""
+        processor = getattr(self.pipeline, "image_processor", None)
+        if processor is None:
+            yield
+            return
+        self._finished, real = False, processor.postprocess
+
+        @functools.wraps(real)
+        def postprocess(*args: Any, **kwargs: Any) -> Any:
+            self._finished = True
+            return real(*args, **kwargs)
+
+        with attribute(processor, "postprocess", postprocess):
+            yield
 
     def __call__(self, output: Any) -> Media:
         """The tensors of a pipeline's output at output_type="pt": image (B,3,H,W) and video (B,F,3,H,W) in [0,1] with
@@ -64,7 +86,8 @@ class Tracks:
                 tracks["audio"] = Track(waves if waves.ndim == 3 else waves[:, None], self.sound_rate)
             else:
                 rate = self.frame_rate if medium == "video" else None
-                tracks[medium] = Track(value.float().clamp(0, 1), rate)
+                pixels = value.float() if self._finished else (value.float() + 1) / 2
+                tracks[medium] = Track(pixels.clamp(0, 1), rate)
         if not tracks:
             raise UsageError(f"{self.name} returns {' and '.join(fields)}, of which nothing is known as a medium")
         return Media(**tracks)

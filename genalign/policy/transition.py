@@ -26,7 +26,7 @@ class Path:
     """Where T steps start and end: a, s, a_next, s_next (T,) float64, and what the model's output means.
 
     predicts: "velocity" is eps - x0 on a = 1 - s; "epsilon", "v_prediction" and "sample" are the variance-preserving
-    ones. clip: x0_hat is clamped to [-clip, clip], or None.
+    ones. clip: x0_hat is clamped to [-clip, clip], or None. unit: std of eps, where a model was not trained with 1.
     """
 
     a: Tensor
@@ -35,6 +35,12 @@ class Path:
     s_next: Tensor
     predicts: Prediction
     clip: float | None = None
+    unit: float = 1.0
+
+    def from_step(self, first: int) -> Path:
+        """The path without the steps before `first`, where a pipeline enters its grid late."""
+        a, s, a_next, s_next = (row[first:] for row in (self.a, self.s, self.a_next, self.s_next))
+        return replace(self, a=a, s=s, a_next=a_next, s_next=s_next)
 
     @property
     def is_flow(self) -> bool:
@@ -178,9 +184,12 @@ class StepTable:
             )
         return F.interpolate(F.avg_pool2d(x, self.block), scale_factor=self.block, mode="nearest")
 
+    def _std(self, i: int) -> float:
+        return float(self.S[i]) * self.path.unit
+
     def step(self, i: int, mean: Tensor, noise: Tensor | None, dtype: torch.dtype) -> Tensor:
         """x' = mu + S z, rounded to the dtype it is stored in: only then may it be scored."""
-        moved = mean if noise is None else mean + float(self.S[i]) * self._explored(noise)
+        moved = mean if noise is None else mean + self._std(i) * self._explored(noise)
         return moved.to(dtype)
 
     def logp(self, i: int, x_next: Tensor, mean: Tensor) -> Tensor:
@@ -189,12 +198,12 @@ class StepTable:
         x' is a constant, gradients flow through mu. The entropy depends on no weight, so ratios and gradients are those
         of the density; with it the sum stays near 0, where float32 resolves 1e-5 nats at 65,536 dims (without, 1e-2).
         """
-        z = self._explored(_wide(x_next.detach()) - mean) / float(self.S[i])
+        z = self._explored(_wide(x_next.detach()) - mean) / self._std(i)
         return (0.5 / self.block**2 - 0.5 * z.square()).flatten(1).sum(1)
 
     def kl(self, i: int, mean: Tensor, other: Tensor) -> Tensor:
         """KL between two steps of equal std, |mu - mu_other|^2 / (2 S^2), summed over latent dims: (R,) nats."""
-        return self._explored(mean - other).square().flatten(1).sum(1) / (2 * float(self.S[i]) ** 2)
+        return self._explored(mean - other).square().flatten(1).sum(1) / (2 * self._std(i) ** 2)
 
 
 def step_table(path: Path, kernel: Kernel, noise: float, block: int = 1) -> StepTable:

@@ -137,7 +137,7 @@ def unreadable(media: Media, needs: AbstractSet[str], rows: int) -> list[str | N
             if isinstance(values, Tensor) and not values.numel():
                 faults[row] = f"the {name} is empty, of shape {tuple(values.shape)}"
             elif isinstance(values, Tensor) and not bool(torch.isfinite(values.detach()).all()):
-                faults[row] = f"the {name} holds values that are not finite numbers"
+                faults[row] = f"the {name} holds values that are not numbers"
     return faults
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ def serve(lock: Callable[[], None] | None = None) -> None:
     lock: called before any user code is loaded; where it raises, its message is the answer to every frame.
     """
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    threading.Thread(target=_end_with_asker, args=[source.fileno()], daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     carry_by(lambda message, _: answer(message))  # a time-out ends this process whole
@@ -42,6 +46,14 @@ def serve(lock: Callable[[], None] | None = None) -> None:
             reply = {"error": str(error) if usage else describe(error), "usage": usage}
         with contextlib.suppress(BrokenPipeError):  # the other side is gone, and so is the next frame
             send(sink, reply)
+
+
+def _end_with_asker(pipe: int) -> None:
+    """Wait until nobody holds the other end of the pipe, then end this process and all that it started."""
+    waiting = select.poll()
+    waiting.register(pipe, 0)  # a hang-up is always told
+    waiting.poll()
+    os.killpg(0, signal.SIGKILL)
 
 
 def answer(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -230,6 +230,8 @@ def _numbers(column: Any, rows: int, what: str) -> tuple[Tensor, Tensor]:
     """(B,) fp32 numbers, and where there is one (B,); 0 for None."""
     if isinstance(column, str) or not hasattr(column, "__len__"):
         raise ScoringError(f"returned {type(column).__name__} where {rows} {what} were expected")
+    if str(getattr(column, "dtype", "")) == "object" or type(column).__name__ == "Series":
+        column = list(column)  # numpy's and pandas', read value by value as TRL does
     if not isinstance(column, list | tuple):
         column = torch.as_tensor(column)
         if column.shape != (rows,):

@@ -59,7 +59,7 @@ class Built:
     def policy(self) -> Policy:
         from accelerate.utils import set_seed
 
-        set_seed(self.recipe.train.seed)  # all global generators, so that adapters start equal on every rank
+        set_seed(self.recipe.train.seed % 2**32)  # all global generators, so that adapters start equal on every rank
         settings = self.recipe.policy
         folder = fetch_model(model_path(settings.model, self.recipe.folder))
         if settings.writer is not None:

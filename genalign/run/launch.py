@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -122,7 +123,8 @@ def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
             raise UsageError(f"cannot resume {run}: the recipe changed at {changed}; restore it or start a new run")
     else:
         stamp = _from_rank_0(time.strftime("%Y%m%d-%H%M%S"))
-        run = out or Path("runs") / f"{recipe.name}-{stamp}"
+        made = _new_folder(Path("runs") / f"{recipe.name}-{stamp}") if out is None and rank() == 0 else Path()
+        run = out or Path(_from_rank_0(str(made)))
         if (run / METRICS).exists():
             raise UsageError(f"{run} already holds a run; choose another --out, or go on with it by --resume {run}")
     _from_rank_0("")  # a barrier: all ranks have looked before rank 0 writes
@@ -136,6 +138,18 @@ def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
     except OSError as error:
         raise UsageError(f"cannot write the run folder {run} ({error.strerror}); choose another with --out") from error
     return run, recipe.train.resume is not None
+
+
+def _new_folder(wanted: Path) -> Path:
+    """A folder that nobody else made, called as wanted or with a number behind."""
+    for number in itertools.count(1):
+        place = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            place.mkdir(parents=True)
+            return place
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable")
 
 
 def _run_to_resume(recipe: Recipe, out: Path | None) -> Path:

@@ -5,6 +5,7 @@ The loop knows a back end by its protocol only. `Replicated` is what there is: e
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
@@ -12,10 +13,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from genalign.ranks import all_sum, world
+from genalign.ranks import all_sum, rank, world
 from genalign.training.selfcheck import check_equal
 from genalign.training.settings import TrainSettings
 from genalign.types import GenalignError, Policy
+
+log = logging.getLogger("genalign")
 
 Parts = Mapping[str, Mapping[str, Tensor]]  # part of a checkpoint -> name -> tensor
 
@@ -111,8 +114,10 @@ class Replicated:
     def check(self, what: Literal["adapters", "gradients"]) -> None:
         if what == "adapters":
             check_equal(self.parameters, "adapters at the start")
-        else:
-            check_equal([parameter.grad for parameter in self.parameters], "gradients after the sum over ranks")
+            return
+        check_equal([parameter.grad for parameter in self.parameters], "gradients after the sum over ranks")
+        if rank() == 0:
+            warn_of_dead_adapters(self.policy.named_trainable())
 
     def state(self, averaged: bool) -> dict[str, dict[str, Tensor]]:
         named = self.policy.named_trainable()
@@ -132,6 +137,24 @@ class Replicated:
             with self.policy.weights("ema"):
                 _copy(self.policy.named_trainable(), parts["ema"], folder)
         load_optimizer_state(self.optimizer, named, parts["optimizer"])
+
+
+def warn_of_dead_adapters(named: Mapping[str, nn.Parameter]) -> None:
+    """Say which adapted layers took no part in an update that moves others: their code path reads only the base.
+
+    Of a LoRA pair, B has a gradient from the first update on; A has none as long as B is zero. A few dead layers are
+    usual (the text queries of a last block lead nowhere), so they are named from a tenth of all on.
+    """
+    halves = {name: parameter.grad for name, parameter in named.items() if ".lora_B." in name}
+    dead = [name for name, grad in halves.items() if grad is None or not bool(grad.any())]
+    if len(halves) / 10 < len(dead) < len(halves):
+        log.warning(
+            "%d of %d adapted layers got no gradient, so they are not trained (%s ...); the model computes them "
+            "without adapter, or not at all: leave them out of policy.lora.targets",
+            len(dead),
+            len(halves),
+            dead[0].partition(".lora_B.")[0],
+        )
 
 
 @torch.no_grad()

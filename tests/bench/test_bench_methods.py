@@ -188,7 +188,7 @@ def test_given_pictures_are_encoded_once_and_the_reference_asked_once_a_cycle() 
     """2F + 2b + 2F a pair and time; where times come round again, 2F + 2b."""
 
     class Pictures:
-        rows_together = B
+        kind, rows_together = "image", B
 
         def load(self, pairs: Sequence[int]) -> Media:
             generator = torch.Generator().manual_seed(0)

@@ -33,7 +33,7 @@ def test_a_shipped_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
         save_tiny_language(tmp_path / "model")
         words += [f"policy.model={tmp_path / 'model'}", "policy.max_new_tokens=6"]
     else:
-        words += ["eval.guidance=[1.0]"]
+        words += ["eval.guidance=[1.0]", "eval.steps=4"]
     assert main(["train", name, *words, "--out", str(tmp_path / "out")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from genalign.types import (
     Prompt,
     Trajectory,
 )
-from tests.helpers.tiny_pipelines import FAMILIES, MORE
+from tests.helpers.tiny_pipelines import BETAS, FAMILIES, MORE
 
 PROMPTS = [Prompt("a b", uid=1), Prompt("c d e", uid=2), Prompt("x", uid=5)]
 
@@ -71,8 +72,15 @@ def moved(made: DiffusionPolicy, size: float = 0.05) -> Iterator[None]:
 
 
 def draw(plain: Any, made: DiffusionPolicy, **more: Any) -> torch.Tensor:
-    """PROMPTS[0] at seed 7 by diffusers alone, on the time grid that genalign used."""
-    plain.scheduler = type(made.pipeline.scheduler).from_config(made.pipeline.scheduler.config)
+    """PROMPTS[0] at seed 7 by diffusers alone, in single steps on the pipeline's own time grid."""
+    config = plain.scheduler.config
+    if isinstance(plain.scheduler, (diffusers.PNDMScheduler, diffusers.DDPMScheduler)):
+        known = {name: config[name] for name in inspect.signature(diffusers.DDIMScheduler).parameters if name in config}
+        plain.scheduler = diffusers.DDIMScheduler(**{"clip_sample": False, **known})
+    elif isinstance(plain.scheduler, diffusers.EulerAncestralDiscreteScheduler):
+        plain.scheduler = diffusers.EulerDiscreteScheduler(**BETAS)
+    elif isinstance(plain.scheduler, diffusers.DPMSolverMultistepScheduler):
+        plain.scheduler.register_to_config(solver_order=1)
     plain.set_progress_bar_config(disable=True)
     return plain(
         prompt=PROMPTS[0].text,

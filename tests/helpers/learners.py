@@ -81,7 +81,7 @@ def asked(policy: ToyPolicy, count: int) -> list[tuple[float, list[int]]]:
 class Pictures:
     """Six pairs of pictures; those of pair 4 are equal."""
 
-    rows_together = 4
+    kind, rows_together = "image", 4
 
     def __init__(self) -> None:
         image = torch.rand(12, 3, 1, 2, generator=torch.Generator().manual_seed(5)).clamp(0.1, 0.9)

@@ -497,10 +497,6 @@ REFUSED = {
         "has no image_processor, so the range of what it makes is not known",
     ),
     "kandinsky-2-2": (Family("KandinskyV22Pipeline", KANDINSKY_2).build, "has no image_processor"),
-    "latent-consistency": (
-        Family("LatentConsistencyModelPipeline", CONSISTENCY).build,
-        "does not run with DDIMScheduler",
-    ),
     "wan-2-2": (Family("WanPipeline", WAN).build, "samples with transformer and transformer_2"),
 }
 
@@ -513,3 +509,7 @@ def stable_diffusion() -> Any:
 
 def stable_diffusion_3(width: int = 16, layers: int = 2, size: int = 8) -> Any:
     return FAMILIES["stable-diffusion-3"].build(transformer=sd3_transformer(width, layers, size))
+
+
+def latent_consistency() -> Any:
+    return Family("LatentConsistencyModelPipeline", CONSISTENCY).build()

@@ -126,7 +126,7 @@ def test_siblings_with_texts_of_their_own_start_from_one_noise_where_that_is_ask
 
 def test_a_writer_that_says_nothing_leaves_the_prompt(monkeypatch):
     made = chain()
-    monkeypatch.setattr(made.writer, "_decode", lambda ids: " ")
+    monkeypatch.setattr(made.writer.chat, "text", lambda encoded, completion: " ")
     trajectory = made.rollout(PROMPTS, 1, seed=0)
     assert trajectory.media["text"].data == ["<a> red star", "blue cat"]
 
@@ -140,7 +140,7 @@ class Long:
     name, needs, aspects, looks_at, differentiable, version = "long", frozenset(), ("a", "b"), "sample", False, "1"
 
     def __call__(self, prompts, media, group=None):
-        words = torch.tensor([float(len(set(text.split()))) for text in media["text"].data])
+        words = torch.tensor([float(len({*text.split()} - {"<unk>"})) for text in media["text"].data])
         return make_scores(torch.stack([words / 5, media["image"].data.mean((1, 2, 3))], 1))
 
 

@@ -229,12 +229,130 @@ def test_tokens_are_drawn_from_the_models_distribution():
     assert (frequency > 0).sum() > 10
 
 
-def test_the_folders_generation_settings_do_not_bend_sampling():
-    model, tokenizer = tiny_language()
-    model.generation_config.repetition_penalty = 5.0
-    model.generation_config.suppress_tokens = list(range(4, 20))
-    bent = LanguagePolicy(model, tokenizer, settings())
-    assert texts(bent.rollout(PROMPTS, 4, 2).media) == texts(tiny_policy().rollout(PROMPTS, 4, 2).media)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"do_sample": True, "top_k": 1},
+        {"do_sample": True, "top_p": 0.01},
+        {"do_sample": True, "min_p": 0.9},
+        {"do_sample": True, "temperature": 0.0},
+        {"temperature": 0.01},
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"suppress_tokens": list(range(4, 20))},
+        {"begin_suppress_tokens": list(range(4, 20))},
+        {"bad_words_ids": [[4], [5], [6]]},
+        {"sequence_bias": [[[5], 9.0]]},
+        {"forced_bos_token_id": 5},
+        {"forced_eos_token_id": 5},
+        {"min_new_tokens": 8},
+        {"exponential_decay_length_penalty": [1, 2.0]},
+        {"num_beams": 3},
+        {"do_sample": True, "num_return_sequences": 3},
+        {"guidance_scale": 3.0},
+        {"max_length": 5},
+        {"use_cache": False},
+        {"return_dict_in_generate": True},
+    ],
+    ids=str,
+)
+def test_the_folders_generation_settings_do_not_bend_sampling(tmp_path, given):
+    folder = save_tiny_language(tmp_path / "model")
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **given}))
+    bent, plain = load_policy(settings(), folder), tiny_policy()
+    assert texts(bent.rollout(PROMPTS, 4, 2).media) == texts(plain.rollout(PROMPTS, 4, 2).media)
+    assert texts(bent.generate(PROMPTS, [0, 0, 0])) == texts(plain.generate(PROMPTS, [0, 0, 0]))
+
+
+PADS = {"missing": None, "the end": "<eos>", "out of the vocabulary": "<late>", "a word": "star"}
+
+
+@pytest.mark.parametrize("pad", PADS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_neither_samples_nor_densities(pad, side):
+    expected = tiny_policy(batch_size=15).rollout(PROMPTS, 5, 9)
+    for batch_size in (15, 4):
+        torch.manual_seed(0)
+        model, tokenizer = tiny_language()
+        tokenizer.pad_token, tokenizer.padding_side = PADS[pad], side
+        model.config.pad_token_id = tokenizer.pad_token_id
+        policy = LanguagePolicy(model, tokenizer, settings(batch_size=batch_size))
+        trajectory = policy.rollout(PROMPTS, 5, 9)
+        assert trajectory.tape == expected.tape
+        torch.testing.assert_close(trajectory.logp, expected.logp, atol=1e-5, rtol=0)
+        for row, (prompt, completion) in enumerate(zip(*vars(trajectory.tape).values(), strict=True)):
+            exact = alone(policy, prompt, completion).gather(1, torch.tensor(completion)[:, None])[:, 0]
+            torch.testing.assert_close(trajectory.logp[row, : len(completion)].double(), exact, atol=1e-5, rtol=0)
+
+
+def models_of_other_positions():
+    from transformers import (
+        BloomConfig,
+        BloomForCausalLM,
+        GPT2Config,
+        GPT2LMHeadModel,
+        MistralConfig,
+        MistralForCausalLM,
+    )
+
+    vocabulary = {
+        "vocab_size": len(tiny_language()[1]),
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.25,
+    }
+    return {
+        "learned": GPT2LMHeadModel(GPT2Config(**vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=64)),
+        "alibi": BloomForCausalLM(BloomConfig(**vocabulary, hidden_size=32, n_layer=2, n_head=4)),
+        "window": MistralForCausalLM(
+            MistralConfig(
+                **vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+                intermediate_size=64, sliding_window=4,
+            )
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["learned", "alibi", "window"])
+def test_padding_changes_nothing_whatever_the_positions_are(kind):
+    made = []
+    for batch_size in (15, 1, 4):
+        torch.manual_seed(0)
+        model = models_of_other_positions()[kind].eval()
+        lora = Lora(rank=4, targets="all-linear")
+        made.append(LanguagePolicy(model, tiny_language()[1], settings(batch_size=batch_size, lora=lora)))
+    expected, *others = [policy.rollout(PROMPTS, 5, 9) for policy in made]
+    for trajectory in others:
+        assert trajectory.tape == expected.tape
+        torch.testing.assert_close(trajectory.logp, expected.logp, atol=1e-5, rtol=0)
+
+
+def test_densities_are_trls():
+    utils = pytest.importorskip("trl.trainer.utils")
+    policy = tiny_policy(temperature=0.7)
+    disturb(policy)
+    trajectory = policy.rollout(PROMPTS, 3, 1)
+    for row, (prompt, completion) in enumerate(zip(*vars(trajectory.tape).values(), strict=True)):
+        logits = policy.model(input_ids=torch.tensor([prompt + completion])).logits[:, len(prompt) - 1 : -1] / 0.7
+        theirs = utils.selective_log_softmax(logits, torch.tensor([completion]))[0]
+        torch.testing.assert_close(trajectory.logp[row, : len(completion)], theirs, atol=1e-5, rtol=0)
+
+
+def test_a_completion_may_be_nothing_but_its_end():
+    """A model that always ends at once, and one that never does: one token and all of them, in mask and text."""
+    for bias, length in ((50.0, 1), (-50.0, 8)):
+        policy = tiny_policy()
+        end = torch.zeros(len(policy.tokenizer)).index_fill(0, torch.tensor([2]), bias)
+        policy.model.lm_head.register_forward_hook(lambda module, given, out, end=end: out + end)
+        trajectory = policy.rollout(PROMPTS, 2, 0)
+        assert trajectory.logp.shape == trajectory.mask.shape == (6, length)
+        assert trajectory.mask.all()
+        assert (texts(trajectory.media) == [""] * 6) == (bias > 0)
+        assert all((completion[-1] == 2) == (bias > 0) for completion in trajectory.tape.completion)
+        replayed = policy.replay(trajectory, range(6))
+        torch.testing.assert_close(replayed.score, trajectory.logp, atol=1e-5, rtol=0)
+        assert (texts(policy.generate(PROMPTS, [0, 0, 0])) == [""] * 3) == (bias > 0)
 
 
 def test_completions_end_with_their_end_token():

@@ -213,3 +213,26 @@ def test_a_back_end_that_does_not_step_leaves_the_policy_alone(tmp_path: Path) -
     before = policy.delta.detach().clone()
     list(train(Progress(policy, ToyReward(), backend, SETTINGS), TwoLosses(), lambda step: PROMPTS, tmp_path))
     assert torch.equal(policy.delta, before)
+
+
+def test_adapters_that_take_no_part_are_named(caplog) -> None:
+    """torch's attention reads out_proj's weight and never calls it, so peft's adapter on it is dead."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    from genalign.training.backend import warn_of_dead_adapters
+
+    net = torch.nn.Module()
+    net.attention, net.linear = torch.nn.MultiheadAttention(8, 2, batch_first=True), torch.nn.Linear(8, 8)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["out_proj", "linear"]), net)
+    x = torch.randn(2, 3, 8)
+    net.linear(net.attention(x, x, x)[0]).square().sum().backward()
+    named = {name: parameter for name, parameter in net.named_parameters() if "lora_" in name}
+    warn_of_dead_adapters(named)
+    assert "1 of 2 adapted layers got no gradient" in caplog.text
+    assert "attention.out_proj" in caplog.text
+    caplog.clear()
+    warn_of_dead_adapters({name: parameter for name, parameter in named.items() if "linear" in name})
+    for parameter in named.values():
+        parameter.grad = None
+    warn_of_dead_adapters(named)  # nothing moves: that is said elsewhere
+    assert caplog.text == ""

@@ -223,6 +223,7 @@ class VlmFeatures(_Transformer):
                 text=[self._chat(processor, written[i]) for i in part],
                 return_tensors="pt",
                 padding=True,
+                add_special_tokens=not getattr(processor, "chat_template", None),  # a template writes its own
             ).to(next(net.parameters()).device)
             hidden = net(**given, output_hidden_states=True).hidden_states[-1].float()
             rows.append(self.pooled(hidden, given["attention_mask"], given["input_ids"]).cpu())

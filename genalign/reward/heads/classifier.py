@@ -88,4 +88,6 @@ class Classifier(Stateless):
     def _chat(tokenizer: Any, prompt: str, answer: str) -> str:
         chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         written = tokenizer.apply_chat_template(chat, tokenize=False)
-        return written.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else written
+        begin = tokenizer.bos_token_id
+        adds = begin is not None and tokenizer("")["input_ids"][:1] == [begin]  # then the template's would be a second
+        return written.removeprefix(tokenizer.bos_token) if adds else written

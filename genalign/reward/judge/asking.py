@@ -164,7 +164,10 @@ def p_yes(tokens: Iterable[tuple[str, float]]) -> float:
     return mass["yes"] / (mass["yes"] + mass["no"])
 
 
-MARKED = re.compile(r"score\W{0,8}?(-?\d+(?:\.\d+)?)(?![\d.]*\d|\s*[-–]\s*\d)(\s*/\s*(\d+(?:\.\d+)?))?", re.I)
+MARKED = re.compile(
+    r"score\W{0,8}?(-?\d+(?:\.\d+)?)(?![\d.]*\d|[eE][-+]?\d|\s*[-–]\s*\d)(\s*(?:/|(?:out )?of)\s*(\d+(?:\.\d+)?))?",
+    re.I,
+)
 BARE = re.compile(r"\s*(-?\d+(?:\.\d+)?)(\s*/\s*(\d+(?:\.\d+)?))?\s*\.?\s*")
 
 

@@ -105,7 +105,10 @@ def data_url(picture: Tensor) -> str:
 
 def _choice(body: bytes) -> Mapping[str, Any]:
     try:
-        choice = json.loads(body)["choices"][0]
+        answer = json.loads(body)
+        if isinstance(answer, Mapping) and answer.get("error"):
+            raise ScoringError(f"the endpoint answered an error: {json.dumps(answer['error'])[:200]}")
+        choice = answer["choices"][0]
     except (ValueError, RecursionError, KeyError, IndexError, TypeError):
         choice = None
     if not isinstance(choice, Mapping):
@@ -133,6 +136,8 @@ def _written_side(choice: Mapping[str, Any]) -> float:
 def _text(choice: Mapping[str, Any]) -> str:
     message = choice.get("message")
     text = message.get("content") if isinstance(message, Mapping) else None
+    if isinstance(text, list):  # in parts, of which those of another type are thoughts
+        text = "".join(str(part.get("text", "")) for part in text if part.get("type") == "text")
     if choice.get("finish_reason") == "length":
         raise ScoringError("the judge's answer was cut off; raise max_tokens")
     if not isinstance(text, str) or not text.strip():

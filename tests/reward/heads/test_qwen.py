@@ -261,7 +261,7 @@ def test_a_video_or_picture_that_cannot_be_read_masks_its_row(tmp_path: Path, ba
     bad = {
         "a video of 1 frames is too short": good[0][:1],
         "is too narrow": torch.rand(4, 3, 2, 500),
-        "not finite": torch.full((4, 3, 56, 56), math.nan),
+        "not numbers": torch.full((4, 3, 56, 56), math.nan),
         "is empty": torch.rand(0, 3, 56, 56),
         "and the model reads 2048; shorten them": good[0],
     }

@@ -138,7 +138,7 @@ def test_a_row_that_cannot_be_read_fails_alone(tmp_path: Path, make: Callable[[P
         assert scores.failed.any(1).tolist() == [False, True, False]
         assert scores.total_valid.tolist() == [True, False, True]
         assert torch.allclose(scores.values[[0, 2]], clean.values[[0, 2]], atol=1e-5)
-        reason = "is empty" if bad == "empty" else "not finite numbers"
+        reason = "is empty" if bad == "empty" else "not numbers"
         assert [error is not None and reason in error for error in scores.info["error"]] == [False, True, False]
         if reward.differentiable:
             gradients = torch.autograd.grad(scores.total.sum(), given, allow_unused=True)

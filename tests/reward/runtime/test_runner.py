@@ -168,13 +168,31 @@ def test_an_image_that_holds_no_number_masks_its_row_and_the_run_goes_on(bad: fl
     assert scores.failed[:, 0].tolist() == [False, True, False]
     assert scores.total_valid.tolist() == [True, False, True]
     assert torch.equal(scores.total[[0, 2]], clean.total)
-    assert scores.info["error"] == [None, "the image holds values that are not finite numbers", None]
+    assert scores.info["error"] == [None, "the image holds values that are not numbers", None]
     assert runner.log()["rewards/sharpness/fail_rate"] == pytest.approx(1 / 3)
-    with pytest.raises(GenalignError, match="the image holds values that are not finite numbers"):
+    with pytest.raises(GenalignError, match="the image holds values that are not numbers"):
         Runner(Sharpness(), max_failure=0.0)(prompts(3), Media(image=Track(pixels)))  # at the first, with the reason
     pixels[0] = 1.5  # the range is still looked at
     with pytest.raises(GenalignError, match=r"outside \[0, 1\]"):
         runner(prompts(3), Media(image=Track(pixels)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_sample_that_is_not_finite_is_masked_and_its_neighbours_are_scored(value: float) -> None:
+    """One picture that overflowed in half precision, as a batch and as a list of rows, with gradients to the others."""
+    pictures = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    wanted = Runner(Sharpness())(prompts(3), Media(image=Track(pictures)))
+    spoilt = pictures.clone()
+    spoilt[1, 0, 2, 2] = value
+    spoilt.requires_grad_()
+    for data in (spoilt, list(spoilt)):
+        scores = Runner(Sharpness(), max_failure=0.5)(prompts(3), Media(image=Track(data)))
+        assert scores.failed[:, 0].tolist() == [False, True, False]
+        assert scores.total_valid.tolist() == [True, False, True]
+        torch.testing.assert_close(scores.total[[0, 2]], wanted.total[[0, 2]])
+        assert float(scores.total[1]) == 0
+        assert "not numbers" in scores.info["error"][1]
+        assert scores.info["error"][0] is None
 
 
 def test_genaligns_own_errors_are_not_masked() -> None:
