@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -36,21 +35,6 @@ def neighbour(root: Path, name: str, where: str) -> Path:
     if away or ".." in given.parts or PureWindowsPath(name).drive or "://" in name:
         raise UsageError(f"{where}: {name!r} is not a file below {root}; put it there and name it from there")
     return root / given
-
-
-def check_template(template: str, known: Iterable[str], where: str) -> None:
-    """Refuse a template that does more than name its places: {text.__class__} reads attributes, {text:>99999999} pads.
-
-    Raises:
-        UsageError: beginning with `where`.
-    """
-    try:
-        parts = [(field, spec, how) for _, field, spec, how in string.Formatter().parse(template) if field is not None]
-    except ValueError as error:
-        raise UsageError(f"{where} has a template that cannot be read: {error}") from error
-    for field, spec, how in parts:
-        if field not in set(known) or spec or how:
-            raise UsageError(f"{where} has {{{field}}} in its template; only {', '.join(known)} can stand there, alone")
 
 
 def check_model(model: str | Path) -> None:

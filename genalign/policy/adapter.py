@@ -31,7 +31,7 @@ class Adapter:
     bit-equal to the base and without a second copy; "ema" lends the averaged parameters to the model. Switching leaves
     requires_grad alone (peft's own switch does not).
 
-    Raises UsageError where no layer matches the targets.
+    Raises UsageError where no layer matches the targets, or the model holds a LoRA or fused projections already.
     """
 
     def __init__(self, model: nn.Module, settings: Lora) -> None:
@@ -39,6 +39,7 @@ class Adapter:
         from peft.tuners.lora import LoraLayer
 
         self.model = model
+        _check_bare(model, LoraLayer)
         self.config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=_targets(model, settings))
         model.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
@@ -139,6 +140,25 @@ class Adapter:
             raise UsageError(f"{file} belongs to another model or policy.lora; use the recipe it was trained by")
         for name, parameter in self._trainable.items():
             parameter.copy_(found[name])
+
+
+def _check_bare(model: nn.Module, adapter: type) -> None:
+    """peft would switch an adapter that is there off, or train on it in the place of a new one; fused layers skip both.
+
+    Raises:
+        UsageError: naming the layer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, adapter):
+            raise UsageError(
+                f"the model holds a LoRA already (at {name}), which training would switch off or overwrite; merge it "
+                f"by fuse_lora and unload_lora_weights, or unload it"
+            )
+        if getattr(module, "fused_projections", False):
+            raise UsageError(
+                f"{name or 'the model'} has fused attention projections, which skip an adapter; call "
+                f"unfuse_qkv_projections first"
+            )
 
 
 class _LinearInPrecisionOfInput(nn.Linear):

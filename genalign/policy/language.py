@@ -103,7 +103,7 @@ class LanguagePolicy:
             logp[block, : own.shape[1]] = own
         return Trajectory(
             prompts=rows,
-            media=Media(text=Track(list(map(self.chat.text, encoded, completions)))),
+            media=Media(text=Track(list(map(self.chat.text, encoded, completions)), ids=completions)),
             group=torch.tensor([prompt.uid for prompt in rows]),
             logp=logp,
             mask=mask,
@@ -123,10 +123,12 @@ class LanguagePolicy:
         longest = steps or self.settings.max_new_tokens
         encoded = self._encode(prompts, longest)
         texts: list[str] = []
+        ids: list[tuple[int, ...]] = []
         for block in self._blocks(len(prompts)):
             batch = [encoded[row] for row in block]
-            texts += map(self.chat.text, batch, self._complete([one.ids for one in batch], longest, None))
-        return Media(text=Track(texts))
+            made = self._complete([one.ids for one in batch], longest, None)
+            texts, ids = texts + list(map(self.chat.text, batch, made)), ids + list(made)
+        return Media(text=Track(texts, ids=ids))
 
     def _complete(
         self, prompts: Sequence[tuple[int, ...]], longest: int, uniform: Tensor | None

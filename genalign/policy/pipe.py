@@ -82,10 +82,21 @@ class Pipe:
         self._last = prompts[0]
         sampler = self.settings.sampler
         scale = sampler.guidance if guidance is None else guidance
-        if scale == 1 and self.calls.scaled:
-            scale = self._off
+        if scale is not None and self.calls.scaled:
+            scale = self._scale(scale)
         self._check_steps(steps or sampler.steps)
         return self.calls(prompts, seeds, scale, steps or sampler.steps, None if steps else sampler.sigmas)
+
+    def _scale(self, scale: float) -> float:
+        """The scale to give the pipeline: 1 asks for the conditional branch alone, as 0 does by custom."""
+        if scale == 1:
+            return self._off
+        if scale < self._off and scale != 0:
+            raise UsageError(
+                f"guidance {scale:g} is below {self._off:g}, where {self.name} samples without guidance; give 1 for "
+                f"none, or a larger scale"
+            )
+        return scale
 
     def _check_steps(self, steps: int) -> None:
         config = self.pipeline.scheduler.config

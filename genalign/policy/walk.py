@@ -36,6 +36,8 @@ def walk(scheduler: Any) -> Any:
     """A copy of the scheduler that steps through its own times by the ODE, whatever scale its own steps keep x in: here
     x = a x0 + s eps with a^2 + s^2 = 1, or a + s = 1 of a flow."""
     walked = copy.deepcopy(scheduler)
+    if isinstance(walked, Walked):  # of a pipeline that was a policy's before
+        return walked
     walked.__class__ = _walked_class(type(scheduler))
     walked.clips, walked.scaled = False, False
     if scheduler.config.get("skip_prk_steps") is False:  # PNDM's Runge-Kutta steps, which go back and forth

@@ -18,6 +18,7 @@ from genalign.types import MODALITIES, Media, Prompt, Reward, Scores, Track, Usa
 Scope = Literal["sample", "group", "batch"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 CUT = "truncated/"  # in Scores.info, before a head's name: whether it had to cut what it read of a row
+METRIC = "metric/"  # in Scores.info, before the name of a number that `Runner.log` has the mean of
 
 
 class ScoringError(Exception):

@@ -62,12 +62,14 @@ def answer(message: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if message["ask"] == "exemplars":
         return made_by(message["path"], message["function"])
-    # Everything but the verb and the batch names the reward: the same address is the reward that is loaded already.
-    address = {key: value for key, value in message.items() if key not in ("ask", "batch")}
+    # All but the verb, the batch and the step names the reward: the same address is the reward that is loaded already.
+    address = {key: value for key, value in message.items() if key not in ("ask", "batch", "step")}
     key = json.dumps(address, sort_keys=True)
     if key not in _loaded:
         _loaded[key] = _load(address)
     if message["ask"] == "score":
+        if "step" in message:
+            _loaded[key].step = message["step"]  # type: ignore[attr-defined]
         return {"scores": pack_scores(_loaded[key](*unpack_batch(message["batch"])))}
     return about(_loaded[key])
 

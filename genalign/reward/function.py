@@ -5,12 +5,18 @@ A function is called once a batch of B rows. Its parameters, by name:
     image, images, video, ...   what the policy made, as in `Media`: a float tensor (B,3,H,W) in [0,1] (video
                                 (B,F,3,H,W), audio (B,C,N) in [-1,1]), or a list of B tensors where shapes differ
     text, completions           list of B strings
+    completion_ids              list of B lists of tokens, where a language model made the texts
+    trainer_state               an object with `global_step`, the updates made so far
+    log_extra, log_metric       log_extra(name, B values) puts a column beside the scores, log_metric(name, number) a
+                                number into the training log
     facts, metadata             list of B mappings
     media, group                the whole `Media`; list of B ints, equal for siblings
     anything else               that key of each prompt's facts, a list of B (None where a row lacks it)
     **columns                   everything above that is not named, as TRL passes it
 A parameter with a default is optional, and may be set where the reward is used. TRL's `f(prompts, completions,
-**columns)` and flow_grpo's `f(images, prompts, metadata) -> (scores, info)` fit as they are.
+**columns)` and flow_grpo's `f(images, prompts, metadata) -> (scores, info)` fit as they are; an async function is
+waited for. As in TRL, `prompts` and `completions` are lists of messages where the prompts are conversations (the fact
+`messages`); also where their annotation is of lists of lists, and where the function indexes a text as a message.
 
 It returns B scores: a list whose entries are a number, None (abstains) or a pair (score, confidence in [0,1]); or a
 tensor or array (B,); or a *tuple* of two such columns (scores, confidences); or a mapping aspect -> any of these; or
@@ -19,6 +25,7 @@ tensor or array (B,); or a *tuple* of two such columns (scores, confidences); or
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +35,8 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import Scope, ScoringError, Stateless, digest, texts
+from genalign.reward.calling import annotated_chats, as_messages, awaited, of_trainer
+from genalign.reward.identity import held_values, source
 from genalign.reward.scores import all_failed, cat_scores, combine
 from genalign.types import MODALITIES, Media, Prompt, Scores, UsageError, nearest
 
@@ -38,7 +47,8 @@ ALIASES = {
     "completion": "text",
     "completions": "text",
 }
-EVERY_BATCH = ("facts", "media", "group")
+CHATS = ("prompts", "completions")  # what TRL gives as lists of messages where prompts are conversations
+EVERY_BATCH = ("facts", "media", "group", "trainer_state", "log_extra", "log_metric")
 
 
 class FunctionReward(Stateless):
@@ -63,13 +73,17 @@ class FunctionReward(Stateless):
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.function = function
-        self.name = name or str(getattr(function, "__name__", type(function).__name__))
+        called = function.func if isinstance(function, functools.partial) else function
+        self.name = name or str(getattr(called, "__name__", type(called).__name__))
         weighted = aspects if isinstance(aspects, Mapping) else dict.fromkeys(aspects or (self.name,), 1.0)
         self.aspects, self.weights = tuple(weighted), tuple(float(weight) for weight in weighted.values())
         self.single = aspects is None
         self.settings = dict(settings or {})
+        self._held = held_values(function)  # as they are now: some count what they are called with
         self.extra_needs = tuple(needs)
         parameters = inspect.signature(function).parameters.values()
+        self.chats = annotated_chats([p.annotation for p in parameters if p.name in CHATS])
+        self.steps, self.step = any(p.name == "trainer_state" for p in parameters), 0
         self.takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named, self.optional = [], set[str]()
         for p in parameters:
@@ -102,23 +116,54 @@ class FunctionReward(Stateless):
 
     @property
     def version(self) -> str:
-        return digest(self.name, _source(self.function), self.settings, self.aspects, self.weights)
+        more = [self._held] if self._held else []
+        return digest(self.name, source(self.function), self.settings, self.aspects, self.weights, *more)
+
+    def update(self, scores: Scores, step: int) -> None:
+        self.step = step + 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"step": torch.tensor(self.step)} if self.steps else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if not self.steps:
+            super().load_state_dict(state)
+        elif "step" in state:
+            self.step = int(state["step"])
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+            chats = any("messages" in prompt.facts for prompt in prompts) if self.chats is None else self.chats
             try:
-                result = self._call(prompts, media, group)
-            except Exception:  # of whatever kind: it is user code
+                result, logged = self._call(prompts, media, group, chats)
+            except Exception as error:  # of whatever kind: it is user code
+                indexes = isinstance(error, TypeError) and str(error).startswith("string indices must be integers")
+                if indexes and self.chats is None and not chats:
+                    self.chats = True  # it reads messages, of whatever prompt
+                    return self(prompts, media, group)
                 if self.looks_at != "sample" or len(prompts) < 2:
                     raise
             else:
-                return self._read(result, len(prompts), group)
-            return self._row_by_row(prompts, media, group)
+                return self._read(result, len(prompts), group, logged)
+            return self._row_by_row(prompts, media, group, chats)
 
-    def _call(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Any:
-        return self.function(**self._arguments(prompts, media, group))
+    def _call(
+        self, prompts: Sequence[Prompt], media: Media, group: Tensor | None, chats: bool
+    ) -> tuple[Any, dict[str, list[Any]]]:
+        """What the function returns, and the columns that it logs."""
+        logged: dict[str, list[Any]] = {}
+        result = self.function(**self._arguments(prompts, media, group, chats, logged))
+        return awaited(result) if inspect.isawaitable(result) else result, logged
 
-    def _arguments(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> dict[str, Any]:
+    def _arguments(
+        self,
+        prompts: Sequence[Prompt],
+        media: Media,
+        group: Tensor | None,
+        chats: bool,
+        logged: dict[str, list[Any]],
+    ) -> dict[str, Any]:
+        """What the function is called with; `logged` takes what it logs."""
         facts = [prompt.facts for prompt in prompts]
         offered: dict[str, Any] = {}
         for row in facts:
@@ -129,30 +174,43 @@ class FunctionReward(Stateless):
         offered |= {name: track.data for name, track in media.items()}
         offered |= {"prompt": texts(prompts), "facts": [dict(row) for row in facts], "media": media}
         offered["group"] = list(range(len(prompts))) if group is None else group.tolist()
+        offered |= of_trainer(self.step, len(prompts), logged)
+        plural = {"prompts": offered["prompt"], **({"completions": offered["text"]} if "text" in media else {})}
+        if chats:
+            plural = as_messages(prompts, plural.get("completions"))
+        if "text" in media and media["text"].ids is not None:
+            offered["completion_ids"] = [list(ids) for ids in media["text"].ids]
+        elif "completion_ids" in self.parameters and "completion_ids" not in self.optional:
+            raise ScoringError("reads completion_ids, which only texts that a language model of the run made have")
         chosen: dict[str, Any] = {}
         for name in self.parameters:
             source = ALIASES.get(name, name)
-            if source in offered and name not in self.settings:
+            if name in plural and name not in self.settings:
+                chosen[name] = plural[name]
+            elif source in offered and name not in self.settings:
                 chosen[name] = offered[source]
             elif name not in self.optional:  # a fact that no row has
                 chosen[name] = [None] * len(prompts)
         if self.takes_all:  # **columns, by TRL's plural names; what is named above stands as it is
-            rest = {"prompts": offered["prompt"], **({"completions": offered["text"]} if "text" in media else {})}
-            rest |= {key: value for key, value in offered.items() if key not in ("media", "facts", "prompt", "text")}
+            hidden = ("media", "facts", "prompt", "text", "trainer_state")  # the last: where it is named alone
+            rest = {**plural, **{key: value for key, value in offered.items() if key not in hidden}}
             chosen = {**rest, **chosen}
         return {**chosen, **self.settings}
 
-    def _row_by_row(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:
+    def _row_by_row(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None, chats: bool) -> Scores:
         rows = []
         for i, prompt in enumerate(prompts):
             try:
-                alone = self._call([prompt], media.select([i]), None if group is None else group[i : i + 1])
-                rows.append(self._read(alone, 1, None))
+                siblings = None if group is None else group[i : i + 1]
+                result, logged = self._call([prompt], media.select([i]), siblings, chats)
+                rows.append(self._read(result, 1, None, logged))
             except Exception as error:
                 rows.append(all_failed(self, 1, describe(error)))
         return cat_scores(rows)
 
-    def _read(self, result: Any, rows: int, group: Tensor | None) -> Scores:
+    def _read(
+        self, result: Any, rows: int, group: Tensor | None, logged: Mapping[str, list[Any]] | None = None
+    ) -> Scores:
         info: Mapping[str, Any] = {}
         if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
             result, info = result
@@ -164,7 +222,8 @@ class FunctionReward(Stateless):
         values, valid, failed, confidence = (torch.stack(part, 1) for part in zip(*columns, strict=True))
         weights = torch.tensor(self.weights)
         total, total_valid = combine(values, valid, failed, weights, group, "zero_advantage")
-        kept = {key: list(value) for key, value in info.items() if isinstance(value, list) and len(value) == rows}
+        kept = dict(logged or {})
+        kept |= {key: list(value) for key, value in info.items() if isinstance(value, list) and len(value) == rows}
         if failed.any():
             kept["error"] = ["returned a number that is not finite" if row else None for row in failed.any(1)]
         return Scores(self.aspects, values, valid, failed, total, total_valid, weights, confidence, info=kept)
@@ -252,14 +311,6 @@ def _need(parameter: str) -> str | None:
     name = ALIASES.get(parameter, parameter)
     if name in EVERY_BATCH:
         return None
+    if name == "completion_ids":
+        return "text"
     return name if name == "prompt" or name in MODALITIES else f"facts.{name}"
-
-
-def _source(function: Callable[..., Any]) -> str:
-    """The text of the file a function stands in (its helpers count too), else its byte code."""
-    plain = inspect.unwrap(function)
-    try:
-        path = inspect.getsourcefile(plain if hasattr(plain, "__code__") else type(plain))
-        return f"{getattr(plain, '__qualname__', '')} {Path(str(path)).read_text()}"
-    except (TypeError, OSError):
-        return str(getattr(plain, "__code__", plain))

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from genalign.reward.base import Scope, Stateless, aspect_weights
 from genalign.reward.wrapper import with_defaults
-from genalign.types import MODALITIES, CoreReward, UsageError
+from genalign.types import MODALITIES, CoreReward, Scores, UsageError
 
 
 def about(reward: CoreReward) -> dict[str, Any]:
@@ -18,7 +21,8 @@ def about(reward: CoreReward) -> dict[str, Any]:
         UsageError: it has a state, which training could not move from where the stand-in is.
     """
     whole = with_defaults(reward)
-    if whole.state_dict():
+    steps = bool(getattr(reward, "steps", False))  # its only state is the number of the step, which a call carries
+    if whole.state_dict() and not steps:
         raise UsageError(f"reward {whole.name!r} has a state that training moves; use its parts elsewhere, not it")
     return {
         "name": whole.name,
@@ -28,6 +32,7 @@ def about(reward: CoreReward) -> dict[str, Any]:
         "weights": aspect_weights(whole).tolist(),
         "looks_at": whole.looks_at,
         "version": whole.version,
+        **({"steps": True} if steps else {}),
     }
 
 
@@ -37,7 +42,29 @@ class RemoteProxy(Stateless):
     differentiable = False
     waits = True
     name: str
+    step = 0  # updates made so far
     _about: Mapping[str, Any]
+
+    @property
+    def steps(self) -> bool:
+        """Whether the reward reads the number of the training step."""
+        return bool(self._about.get("steps"))
+
+    def update(self, scores: Scores, step: int) -> None:
+        self.step = step + 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"step": torch.tensor(self.step)} if self.steps else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if not self.steps:
+            super().load_state_dict(state)
+        elif "step" in state:
+            self.step = int(state["step"])
+
+    def _counted(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A message, with the step where the reward reads it."""
+        return {**message, "step": self.step} if self.steps else message
 
     @property
     def needs(self) -> frozenset[str]:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genalign.data.judged import Kind
-from genalign.files.untrusted import check_model, check_template
+from genalign.files.untrusted import check_model
 from genalign.reward.base import digest, resolve_model, tensor_rows, texts, weights_digest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
+from genalign.reward.template import check_template, fill_text, places
 from genalign.types import Media, Prompt, Track, UsageError
 
 FRAMES = 2.0  # a second, that are taken of a video
@@ -37,7 +38,7 @@ class BackboneSettings(BaseModel):
     prompt: bool = True
     """Of clip: whether the features are of how the picture suits its prompt, or of the picture alone."""
     template: str | None = None
-    """Of text and vlm: what is read, with {prompt} and {text}; null: all that there is."""
+    """Of text and vlm: what is read, with {prompt} and {text}, other braces as they are; null: all that there is."""
     pool: Literal["mean", "last", "token"] = "mean"
     """Of text and vlm, over the last hidden states: their mean, the last one, or the one at `token`."""
     token: str | None = None
@@ -128,7 +129,7 @@ class _Transformer:
     def __init__(self, model: str, settings: BackboneSettings, template: str) -> None:
         self.model, self.settings = model, settings
         self.template = settings.template or template
-        check_template(self.template, ("prompt", "text"), f"backbone {model}")
+        check_template(self.template, ("prompt", "text"), f"backbone {model}", some=True)
 
     @cached_property
     def loaded(self) -> tuple[nn.Module, Any]:
@@ -157,7 +158,7 @@ class _Transformer:
         """The template, filled for each row; the token that is pooled stands at its end where it is not in it."""
         answers = [str(text) for text in media["text"].data] if "text" in media else [""] * len(prompts)
         both = zip(prompts, answers, strict=True)
-        written = [self.template.format(prompt=prompt.text, text=text) for prompt, text in both]
+        written = [fill_text(self.template, prompt=prompt.text, text=text) for prompt, text in both]
         token = self.settings.token
         return [text if token is None or token in text else text + token for text in written]
 
@@ -178,7 +179,7 @@ class TextFeatures(_Transformer):
 
     def __init__(self, model: str, settings: BackboneSettings) -> None:
         super().__init__(model, settings, "{prompt}\n{text}")
-        self.needs = frozenset({"text", *(["prompt"] if "{prompt}" in self.template else [])})
+        self.needs = frozenset({"text", *(["prompt"] if "prompt" in places(self.template) else [])})
 
     def _load(self) -> tuple[nn.Module, Any]:
         from transformers import AutoModel, AutoTokenizer
@@ -205,7 +206,7 @@ class VlmFeatures(_Transformer):
     def __init__(self, model: str, settings: BackboneSettings, reads: Kind) -> None:
         super().__init__(model, settings, "{prompt}" if reads == "image" else "{prompt}\n{text}")
         self.reads = reads
-        self.needs = frozenset({reads, *(["prompt"] if reads == "text" or "{prompt}" in self.template else [])})
+        self.needs = frozenset({reads, *(["prompt"] if reads == "text" or "prompt" in places(self.template) else [])})
 
     def _load(self) -> tuple[nn.Module, Any]:
         from transformers import AutoModelForImageTextToText, AutoProcessor

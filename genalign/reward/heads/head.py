@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from genalign.files.untrusted import check_model, check_template
+from genalign.files.untrusted import check_model
 from genalign.reward.base import Stateless, cut_info, digest, resolve_model, weights_digest
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
 from genalign.reward.scores import all_valid
+from genalign.reward.template import check_template, fill_text, places
 from genalign.types import Media, Prompt, Scores, UsageError
 
 Pool = Literal["mean", "last"]
@@ -66,14 +67,14 @@ class HeadReward(Stateless):
             self.template = self._settings["template"]
         except (OSError, SafetensorError, KeyError) as error:
             raise UsageError(f"{self.model / FILE} holds no reward head ({error}); write one with save_head") from error
-        check_template(self.template, ("prompt", "text"), str(self.model / FILE))
+        check_template(self.template, ("prompt", "text"), str(self.model / FILE), some=True)
         sound = self.pool in get_args(Pool) and self.readout in get_args(Readout)
         if not sound or len(aspects) != len(self.weight) or len(aspects) != len(self.bias):
             raise UsageError(
                 f"the settings of {self.model / FILE} do not fit its tensors; write it again with save_head"
             )
         self.aspects = (name,) if len(aspects) == 1 else tuple(aspects)
-        self.needs = frozenset({"text"} | ({"prompt"} if "{prompt}" in self.template else set()))
+        self.needs = frozenset({"text"} | ({"prompt"} if "prompt" in places(self.template) else set()))
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -96,7 +97,7 @@ class HeadReward(Stateless):
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         both = zip(prompts, media["text"].data, strict=True)
-        written = [self.template.format(prompt=prompt.text, text=text) for prompt, text in both]
+        written = [fill_text(self.template, prompt=prompt.text, text=text) for prompt, text in both]
         net, tokenizer = self._loaded
         parts = []
         for at in range(0, len(written), self.batch_size):

@@ -1,24 +1,22 @@
-"""Questions to a judge, and how its answers are read. An answer that cannot be read is a failure, never a number."""
+"""Questions to a judge, and the probability of yes. An answer that cannot be read is a failure, never a number."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
 
 from genalign.reward.base import ScoringError
-from genalign.types import Media, Prompt, UsageError, nearest
+from genalign.reward.template import FACT, Piece, check_template, places
+from genalign.types import Media, Prompt, UsageError
 
 Reads = Literal["image", "video", "text"]  # what a judge looks at; `data.judged.Kind` has more
-Piece = str | Tensor  # text, or a picture (3,H,W) in [0,1]
 FRAMES = 4  # of a video, evenly spaced, first and last included
-PLACE = re.compile(r"\{([a-z]+(?:\.\w+)?)\}")
+LEAST_MASS = 0.01  # of p(yes) + p(no): below it the next token is something else, and their ratio means nothing
+MOST_UNLISTED = 0.1  # how far from the true ratio a list of the likeliest tokens may leave p(yes)
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Answerer(Protocol):
     def version(self) -> str: ...
 
     def yes(self, questions: Sequence[Question]) -> list[float | ScoringError]:
-        """p(yes) / (p(yes) + p(no)) of the next token, in [0,1]."""
+        """p(yes) / (p(yes) + p(no)) of the next token, in [0,1]; an error where the two are below LEAST_MASS."""
         ...
 
     def write(
@@ -44,24 +42,6 @@ class Answerer(Protocol):
     ) -> list[str | ScoringError]:
         """Whole answers of at most `tokens` tokens; one that is cut off is an error. temperature 0: the likeliest."""
         ...
-
-
-def fill(template: str, values: Mapping[str, Piece | Sequence[Piece]]) -> tuple[Piece, ...]:
-    """A template with its {names} replaced by texts and pictures; any other brace stays as it is."""
-    pieces: list[Piece] = []
-    for k, part in enumerate(PLACE.split(template)):
-        value = part if k % 2 == 0 else values.get(part, f"{{{part}}}")
-        for piece in [value] if isinstance(value, str | Tensor) else value:
-            if isinstance(piece, str) and pieces and isinstance(pieces[-1], str):
-                pieces[-1] += piece
-            elif not (isinstance(piece, str) and not piece):
-                pieces.append(piece)
-    return tuple(pieces)
-
-
-def places(template: str) -> set[str]:
-    """The {names} of a template."""
-    return set(PLACE.findall(template))
 
 
 def shown(media: Media, row: int, reads: Reads, graph: bool = False) -> list[Piece]:
@@ -107,6 +87,7 @@ class Criteria:
             for aspect, text in of_task.items():
                 if not isinstance(text, str) or not text.strip():
                     raise UsageError(f"every question of judge {name!r} must be a text")
+                check_template(text, ("prompt", FACT), f"question {aspect!r} of judge {name!r}")
                 aspects[aspect] = None
                 self.mentions |= places(text)
         self.aspects = tuple(aspects)
@@ -126,18 +107,7 @@ def facts_of(prompt: Prompt) -> dict[str, Piece]:
     return {f"facts.{key}": str(value) for key, value in prompt.facts.items()}
 
 
-def check_places(name: str, template: str, known: Iterable[str]) -> None:
-    """Refuse a template with a {name} that nothing fills.
-
-    Raises:
-        UsageError: naming the nearest that is filled.
-    """
-    for place in places(template):
-        if place not in set(known) and not place.startswith("facts."):
-            raise UsageError(f"the template of judge {name!r} has {{{place}}}{nearest(place, known)}")
-
-
-# ---- reading answers ------------------------------------------------------------------------------------------------
+# ---- yes and no -----------------------------------------------------------------------------------------------------
 
 
 def yes_or_no(token: str) -> Literal["yes", "no"] | None:
@@ -149,70 +119,32 @@ def yes_or_no(token: str) -> Literal["yes", "no"] | None:
 def p_yes(tokens: Iterable[tuple[str, float]]) -> float:
     """p(yes) / (p(yes) + p(no)), summed over spellings, of (token, log-probability) pairs of one position.
 
-    A side of which no spelling is listed counts as 0: exact to within the least probability listed.
+    A side of which no spelling is listed counts as 0: it is below the least probability listed, and below what all of
+    them leave.
 
     Raises:
-        ScoringError: neither side is listed.
+        ScoringError: p(yes) + p(no) below LEAST_MASS, or a side not listed that may move the ratio by MOST_UNLISTED.
     """
-    mass = {"yes": 0.0, "no": 0.0}
+    mass, total, least, best = {"yes": 0.0, "no": 0.0}, 0.0, 1.0, ("", -math.inf)
     for token, logprob in tokens:
-        side = yes_or_no(token)
+        p, side = math.exp(min(logprob, 0.0)), yes_or_no(token)
+        total, least, best = total + p, min(least, p), max(best, (token, logprob), key=lambda pair: pair[1])
         if side is not None:
-            mass[side] += math.exp(logprob)
-    if mass["yes"] + mass["no"] <= 0:
-        raise ScoringError("the judge's next token is neither yes nor no")
-    return mass["yes"] / (mass["yes"] + mass["no"])
+            mass[side] += p
+    both = mass["yes"] + mass["no"]
+    if not both >= LEAST_MASS:
+        raise too_little(both, best[0])
+    unlisted = max(0.0, min(least, 1.0 - total)) if 0.0 in mass.values() else 0.0
+    if unlisted / (both + unlisted) > MOST_UNLISTED + 1e-9:
+        raise ScoringError("the endpoint lists yes or no, but too few tokens to tell the other; raise top_logprobs")
+    return mass["yes"] / both
 
 
-MARKED = re.compile(
-    r"score\W{0,8}?(-?\d+(?:\.\d+)?)(?![\d.]*\d|[eE][-+]?\d|\s*[-–]\s*\d)(\s*(?:/|(?:out )?of)\s*(\d+(?:\.\d+)?))?",
-    re.I,
-)
-BARE = re.compile(r"\s*(-?\d+(?:\.\d+)?)(\s*/\s*(\d+(?:\.\d+)?))?\s*\.?\s*")
-
-
-def read_score(text: str, low: float, high: float) -> float:
-    """The number of an answer that is one, or that ends in `Score: 3.5`, `{"score": 4}` or `Final Score: 4/5`.
-
-    Raises:
-        ScoringError: no such number, one outside [low, high], or one out of another maximum.
-    """
-    found = BARE.fullmatch(text) or ([None, *MARKED.finditer(text)][-1])
-    if found is None:
-        raise ScoringError(f"the judge gave no score: {_short(text)}")
-    number, most = float(found[1]), found[3]
-    if not low <= number <= high or (most is not None and float(most) != high):
-        raise ScoringError(f"the judge's score {found[0].strip()!r} is outside [{low:g}, {high:g}]")
-    return number
-
-
-def read_scores(text: str, keys: Sequence[str], low: float, high: float) -> list[float]:
-    """The numbers of an answer's last JSON object {"scores": {key: number}}, one for each key and for no other.
-
-    Raises:
-        ScoringError: no such object, a key missing or unknown, a number outside [low, high].
-    """
-    scores = _last_scores(text)
-    if scores is None or set(scores) != set(keys):
-        raise ScoringError(f"the judge did not score exactly {', '.join(keys)}: {_short(text)}")
-    numbers = [scores[key] for key in keys]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and low <= n <= high for n in numbers):
-        raise ScoringError(f"the judge's scores {numbers} are not numbers in [{low:g}, {high:g}]")
-    return [float(number) for number in numbers]
-
-
-def _last_scores(text: str) -> Mapping[str, Any] | None:
-    decoder, found = json.JSONDecoder(), None
-    for start in (match.start() for match in re.finditer(r"\{", text)):
-        try:
-            parsed, _ = decoder.raw_decode(text[start:])
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(parsed, dict) and isinstance(parsed.get("scores"), dict):
-            found = parsed["scores"]
-    return found
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return repr(line if len(line) < 80 else f"...{line[-77:]}")
+def too_little(mass: float, token: str) -> ScoringError:
+    """The error of a next token that is neither yes nor no; token: the likeliest."""
+    thinks = token.strip().startswith(("<think", "<|channel", "<seed:think", "[THINK"))
+    cure = "; it thinks first: set chat_template_kwargs: {enable_thinking: false}" if thinks else ""
+    return ScoringError(
+        f"the judge's next token is neither yes nor no: p(yes) + p(no) is {mass:.2g}, below {LEAST_MASS:g}, and the "
+        f"likeliest token is {token!r}{cure}"
+    )

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import Scope, ScoringError, Stateless, digest, first_missing
-from genalign.reward.judge.asking import Answerer, Criteria, Piece, Question, Reads, check_places, fill, places
+from genalign.reward.judge.asking import Answerer, Criteria, Question, Reads
 from genalign.reward.judge.endpoint import Endpoint
 from genalign.reward.judge.local import LocalModel
 from genalign.reward.scores import combine
+from genalign.reward.template import FACT, Piece, check_template, fill, places
 from genalign.types import Prompt, Scores, UsageError, nearest
 
 Answer = float | ScoringError | None  # None: there was no question, so the aspect abstains
@@ -26,7 +27,9 @@ class Judge(Stateless):
 
     model: a folder or hub id, run in this process (see `LocalModel`); or endpoint: a mapping for `Endpoint` (url,
     model, key, ...). reads: what is judged: image, video (some frames) or text. system: what stands before each
-    question. batch_size, device, dtype: of the model in this process. template: names what the judge `fills`.
+    question. batch_size, device, dtype: of the model in this process. chat_template_kwargs: what the model's chat
+    template reads besides the turns, such as {enable_thinking: false}; here and behind an endpoint. template: names
+    what the judge `fills`, and {facts.KEY}.
 
     Raises:
         UsageError: neither or both of model and endpoint, or a template with a name that nothing fills.
@@ -39,6 +42,7 @@ class Judge(Stateless):
     batch_size: int = 8
     device: str | None = None
     dtype: str = "float32"
+    chat_template_kwargs: Mapping[str, Any] | None = None
     template: str = ""
     name: str = "judge"
 
@@ -50,18 +54,21 @@ class Judge(Stateless):
     needs: frozenset[str] = field(init=False, default=frozenset())
 
     def __post_init__(self) -> None:
-        check_places(self.name, self.template, self.fills)
+        check_template(self.template, (*self.fills, FACT), f"judge {self.name!r}")
         if (self.model is None) == (self.endpoint is None):
             raise UsageError(f"judge {self.name!r} needs either a model (in this process) or an endpoint")
         if self.reads not in get_args(Reads):
             raise UsageError(
                 f"judge {self.name!r} cannot read {self.reads!r}{nearest(str(self.reads), get_args(Reads))}"
             )
-        self.answerer: Answerer = (
-            _endpoint(self.name, self.endpoint)
-            if self.model is None
-            else LocalModel(self.model, batch_size=self.batch_size, device=self.device, dtype=self.dtype)
-        )
+        given = self.chat_template_kwargs
+        if given is not None and (not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given)):
+            raise UsageError(f"chat_template_kwargs of judge {self.name!r} is a mapping from names, not {given!r}")
+        if self.model is None:
+            self.answerer: Answerer = _endpoint(self.name, self.endpoint, given)
+        else:
+            own = {"batch_size": self.batch_size, "device": self.device, "dtype": self.dtype}
+            self.answerer = LocalModel(self.model, chat_template_kwargs=given, **own)  # type: ignore[arg-type]
 
     @property
     def differentiable(self) -> bool:
@@ -99,9 +106,13 @@ class Judge(Stateless):
         return Scores(self.aspects, values, valid, failed, total, readable, weights, std=std, info=info)
 
 
-def _endpoint(name: str, settings: Mapping[str, Any] | None) -> Endpoint:
+def _endpoint(name: str, settings: Mapping[str, Any] | None, kwargs: Mapping[str, Any] | None) -> Endpoint:
     if not isinstance(settings, Mapping) or not {"url", "model"} <= set(settings):
         raise UsageError(f"the endpoint of judge {name!r} is a mapping with the keys url and model, not {settings!r}")
+    body = settings.get("body")
+    if kwargs and (body is None or isinstance(body, Mapping)):
+        inner = {**kwargs, **((body or {}).get("chat_template_kwargs") or {})}
+        settings = {**settings, "body": {**(body or {}), "chat_template_kwargs": inner}}
     return Endpoint(**settings)
 
 

@@ -16,8 +16,10 @@ from torch import Tensor
 from genalign.files.untrusted import neighbour
 from genalign.media.image import load_png
 from genalign.reward.base import ScoringError
-from genalign.reward.judge.asking import Piece, Question, facts_of, fill, places, read_scores, shown
+from genalign.reward.judge.asking import Question, facts_of, shown
 from genalign.reward.judge.base import Answer, CriteriaJudge, Judge, prompt_if, questions_of, raised, seed_of
+from genalign.reward.judge.reading import read_scores
+from genalign.reward.template import Piece, fill, places
 from genalign.types import Media, Prompt, Scores, UsageError
 
 COMPARE = (

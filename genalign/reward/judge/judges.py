@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import ScoringError
-from genalign.reward.judge.asking import Piece, Question, facts_of, fill, places, read_score, shown
+from genalign.reward.judge.asking import Question, facts_of, shown
 from genalign.reward.judge.base import Answer, CriteriaJudge, questions_of, raised, seed_of
 from genalign.reward.judge.local import LocalModel
+from genalign.reward.judge.reading import read_score
+from genalign.reward.template import Piece, fill, places
 from genalign.types import Media, Prompt, Scores, UsageError, nearest
 
 YES_NO = "{sample}\n{question} Answer yes or no."
@@ -54,19 +56,29 @@ class YesNoJudge(CriteriaJudge):
             questions.append(self._ask(prompts[row], shown(media, row, self.reads, graph), text))
         if graph and questions:
             assert isinstance(self.answerer, LocalModel)
-            return self._with_graph(table, self.answerer.yes_with_grad(questions), len(prompts))
+            answers_with_graph, errors = self.answerer.yes_with_grad(questions)
+            return self._with_graph(table, answers_with_graph, errors, len(prompts))
         answers = self.answerer.yes(questions)
         columns: list[list[Answer]] = [[None] * len(prompts) for _ in self.aspects]
         for (row, k, _), answer in zip(table, answers, strict=True):
             columns[k][row] = answer
         return self._scores(columns)
 
-    def _with_graph(self, table: Sequence[tuple[int, int, str]], answers: Tensor, rows: int) -> Scores:
-        """answers (Q,): to the questions of `table`, with gradients."""
-        place = (torch.tensor([row for row, *_ in table]), torch.tensor([k for _, k, _ in table]))
-        values = answers.new_zeros(rows, len(self.aspects)).index_put(place, answers)
-        valid = torch.zeros_like(values, dtype=torch.bool).index_put(place, torch.tensor(True))
-        return self._total(values, valid, torch.zeros_like(valid), None, {})
+    def _with_graph(
+        self, table: Sequence[tuple[int, int, str]], answers: Tensor, errors: Sequence[ScoringError | None], rows: int
+    ) -> Scores:
+        """answers (Q,), with gradients, and errors: of the questions of `table`."""
+        columns: list[list[Answer]] = [[None] * rows for _ in self.aspects]
+        for (row, k, _), error in zip(table, errors, strict=True):
+            columns[k][row] = 0.0 if error is None else error
+        plain = self._scores(columns)
+        sound = [at for at, error in enumerate(errors) if error is None]
+        place = (
+            torch.tensor([table[at][0] for at in sound]).long(),
+            torch.tensor([table[at][1] for at in sound]).long(),
+        )
+        values = answers.new_zeros(rows, len(self.aspects)).index_put(place, answers[sound])
+        return self._total(values, plain.valid, plain.failed, None, plain.info)
 
     def _ask(self, prompt: Prompt, sample: list[Piece], text: str) -> Question:
         values: dict[str, Piece | Sequence[Piece]] = {"prompt": prompt.text, **facts_of(prompt)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,18 @@ from torch import Tensor
 from genalign.files.untrusted import check_model
 from genalign.media.image import to_pil
 from genalign.reward.base import ScoringError, digest, resolve_model, weights_digest
-from genalign.reward.judge.asking import Question, yes_or_no
-from genalign.types import UsageError
+from genalign.reward.judge.asking import LEAST_MASS, Question, too_little, yes_or_no
+from genalign.types import UsageError, nearest
+
+OURS = (
+    "messages",
+    "conversation",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "return_dict",
+    "return_tensors",
+)
 
 
 class LocalModel:
@@ -23,23 +33,36 @@ class LocalModel:
 
     model: a folder or a hub id. batch_size: questions a forward pass (its memory, not its result). device, dtype: where
     and in what it computes; probabilities are fp32. Pictures are rounded to 8 bits, as its processor takes them; where
-    gradients are wanted they stay float, through the processor's own resize and normalisation.
+    gradients are wanted they stay float, through the processor's own resize and normalisation. chat_template_kwargs:
+    what its chat template reads besides the turns, such as enable_thinking.
 
     yes() is one forward pass: p(yes) = sum over the vocabulary's spellings of yes of the next token's softmax, over the
-    same plus those of no (VQAScore, arXiv 2404.01291; RewardDance, arXiv 2509.08826).
+    same plus those of no (VQAScore, arXiv 2404.01291; RewardDance, arXiv 2509.08826). Where the two together have less
+    than LEAST_MASS (a model that thinks first, or is not finite), the question has failed.
 
     Raises:
-        UsageError: no such model, or a tokenizer without a token for yes, or without one for no.
+        UsageError: no such model, a tokenizer without a token for yes, or without one for no, or a chat template that
+            does not read a given argument.
     """
 
     def __init__(
-        self, model: str | Path, *, batch_size: int = 8, device: str | None = None, dtype: str = "float32"
+        self,
+        model: str | Path,
+        *,
+        batch_size: int = 8,
+        device: str | None = None,
+        dtype: str = "float32",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.batch_size = resolve_model(model), batch_size
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = getattr(torch, dtype, None)
         if not isinstance(self.dtype, torch.dtype):
             raise UsageError(f"there is no dtype {dtype!r}; write float32, bfloat16 or float16")
+        self.template_kwargs = dict(chat_template_kwargs or {})
+        own = next((name for name in self.template_kwargs if name in OURS), None)
+        if own is not None:
+            raise UsageError(f"chat_template_kwargs of judge {model} has {own!r}, which is genalign's own; take it out")
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -58,7 +81,31 @@ class LocalModel:
         tokenizer = getattr(processor, "tokenizer", processor)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        self._check_kwargs(getattr(processor, "chat_template", None) or tokenizer.chat_template)
         return net.to(self.device).eval().requires_grad_(False), processor
+
+    def _check_kwargs(self, template: Any) -> None:
+        """Refuse an argument that no chat template of the model reads."""
+        from jinja2 import Environment, TemplateError, meta
+
+        if not self.template_kwargs:
+            return
+        written = list(template.values()) if isinstance(template, Mapping) else [template] if template else []
+        if not written:
+            raise UsageError(f"judge {self.model} has no chat template that reads chat_template_kwargs; take them out")
+        names: set[str] = set()
+        try:
+            for one in written:
+                parser = Environment(extensions=["jinja2.ext.loopcontrols"])
+                names |= meta.find_undeclared_variables(parser.parse(one))
+        except TemplateError:  # a tag of transformers' own, such as generation: nothing can be checked here
+            return
+        unread = next((name for name in self.template_kwargs if name not in names), None)
+        if unread is not None:
+            known = sorted(names - {*OURS, "bos_token", "eos_token", "raise_exception", "strftime_now"})
+            raise UsageError(
+                f"the chat template of judge {self.model} does not read {unread!r}{nearest(unread, known)}"
+            )
 
     @property
     def _tokenizer(self) -> Any:
@@ -75,22 +122,26 @@ class LocalModel:
 
     @cached_property
     def version(self) -> str:
-        return digest("local", weights_digest(self._loaded[0]), self._tokenizer.chat_template, str(self.dtype))
+        more = [self.template_kwargs] if self.template_kwargs else []
+        return digest("local", weights_digest(self._loaded[0]), self._tokenizer.chat_template, str(self.dtype), *more)
 
     @torch.no_grad()
     def yes(self, questions: Sequence[Question]) -> list[float | ScoringError]:
-        return self._yes(questions, graph=False).tolist()
+        answers, errors = self._yes(questions, graph=False)
+        return [p if error is None else error for p, error in zip(answers.tolist(), errors, strict=True)]
 
-    def yes_with_grad(self, questions: Sequence[Question]) -> Tensor:
-        """yes() as a tensor (R,), with gradients to the questions' pictures; all its passes are held until backward.
+    def yes_with_grad(self, questions: Sequence[Question]) -> tuple[Tensor, list[ScoringError | None]]:
+        """yes() as a tensor (R,), with gradients to the questions' pictures, and what went wrong with each.
+
+        All its passes are held until backward.
 
         Raises:
             UsageError: the model's image processor leaves torch on the way.
         """
-        answers = self._yes(questions, graph=True)
+        answers, errors = self._yes(questions, graph=True)
         if not answers.requires_grad:
             raise self._without_gradient()
-        return answers
+        return answers, errors
 
     def _without_gradient(self) -> UsageError:
         return UsageError(
@@ -98,11 +149,20 @@ class LocalModel:
             f"processor computes in torch, or take a method that only needs scores"
         )
 
-    def _yes(self, questions: Sequence[Question], graph: bool) -> Tensor:
-        parts = [self._yes_of(questions[part.start : part.stop], graph) for part in self._parts(len(questions))]
-        return torch.cat(parts) if parts else torch.zeros(0)
+    def _yes(self, questions: Sequence[Question], graph: bool) -> tuple[Tensor, list[ScoringError | None]]:
+        answers: list[Tensor] = []
+        errors: list[ScoringError | None] = []
+        for part in self._parts(len(questions)):
+            logp = self._next_token(questions[part.start : part.stop], graph)
+            yes, no = (logp[:, side].logsumexp(1) for side in self._sides)
+            answers.append((yes - no).sigmoid().cpu())
+            mass, likeliest = torch.logaddexp(yes, no).detach().exp().tolist(), logp.argmax(1).tolist()
+            for both, token in zip(mass, likeliest, strict=True):
+                errors.append(None if both >= LEAST_MASS else too_little(both, self._tokenizer.decode([token])))
+        return (torch.cat(answers) if answers else torch.zeros(0)), errors
 
-    def _yes_of(self, questions: Sequence[Question], graph: bool) -> Tensor:
+    def _next_token(self, questions: Sequence[Question], graph: bool) -> Tensor:
+        """Log-probabilities (R,V) of what follows each question."""
         net, _ = self._loaded
         inputs = self._inputs(questions, "right", graph)  # no position is shifted, and no real token sees what pads it
         last = inputs["attention_mask"].sum(1) - 1  # (R,)
@@ -110,9 +170,7 @@ class LocalModel:
         kept, which = torch.unique(last, return_inverse=True)
         few = "logits_to_keep" in inspect.signature(net.forward).parameters
         logits = net(**inputs, logits_to_keep=kept).logits if few else net(**inputs).logits[:, kept]
-        logp = logits[torch.arange(len(last)), which].float().log_softmax(1)  # (R,V)
-        yes, no = (logp[:, side].logsumexp(1) for side in self._sides)
-        return (yes - no).sigmoid().cpu()
+        return logits[torch.arange(len(last)), which].float().log_softmax(1)
 
     @torch.no_grad()
     def write(
@@ -136,7 +194,10 @@ class LocalModel:
         ends = set(stops if isinstance(stops, list) else [stops]) | {self._tokenizer.eos_token_id}
         if len(ids) == tokens and not ends & set(ids.tolist()):
             return ScoringError("the judge's answer was cut off; raise max_tokens")
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        # Where the end of thinking is a special token, it would be dropped below, and thoughts read as the answer.
+        end = self._tokenizer.get_vocab().get("</think>")
+        thought = (ids == end).nonzero() if end is not None else ids.new_zeros(0)
+        text = self._tokenizer.decode(ids[int(thought[-1]) + 1 :] if len(thought) else ids, skip_special_tokens=True)
         return text if text.strip() else ScoringError("the judge's answer is empty")
 
     def _parts(self, rows: int) -> list[range]:
@@ -179,6 +240,8 @@ class LocalModel:
             instruction: Any = question.system if text_only else [{"type": "text", "text": question.system}]
             system = [{"role": "system", "content": instruction}] if question.system else []
             messages = [*system, {"role": "user", "content": content}]
-            return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False, **self.template_kwargs
+            )
         image = getattr(processor, "image_token", "<image>")
         return "".join([question.system or "", *(p if isinstance(p, str) else image for p in question.pieces)])

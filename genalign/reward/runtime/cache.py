@@ -140,6 +140,8 @@ def content(version: str, prompt: Prompt, media: Media, row: int) -> str:
         for name, track in sorted((held or {}).items()):
             sha.update(json.dumps([name, track.rate_of(at)]).encode())
             _add(sha, track.data[at])
+            if track.ids is not None:
+                _add(sha, list(track.ids[at]))
     return sha.hexdigest()
 
 

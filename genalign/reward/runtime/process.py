@@ -91,7 +91,7 @@ class ProcessReward(RemoteProxy):
         if self._ready is None or self._worker.pid != self._ready:  # loading is not part of the call's time-out
             self._describe()
         message = {"ask": "score", **self._message, "batch": pack_batch(prompts, media, group)}
-        return unpack_scores(self._worker.ask(message, self.timeout)["scores"])
+        return unpack_scores(self._worker.ask(self._counted(message), self.timeout)["scores"])
 
     def close(self) -> None:
         """End the process now."""

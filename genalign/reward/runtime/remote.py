@@ -42,6 +42,8 @@ class RemoteReward(RemoteProxy):
                 or not len(about["aspects"]) == len(about["weights"]) > 0
             ):
                 raise ValueError("its description does not fit together")
+            if about.get("steps"):
+                raise ValueError("it reads the training step, so it must run beside training, not behind a server")
             return about
         except (ScoringError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"no reward is served at {self._web.url}: {error}; start genalign serve-reward") from error

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genalign.media import MEDIA
-from genalign.reward.base import CUT
+from genalign.reward.base import CUT, METRIC
 from genalign.reward.guard import guarded
 from genalign.reward.runtime.cache import Cached
 from genalign.reward.scores import cat_scores
@@ -50,6 +50,7 @@ class Runner(Wrapper):
         self._cut: dict[str, deque[bool]] = defaultdict(
             partial(deque, maxlen=window)
         )  # head -> rows whose text was cut
+        self._metrics: dict[str, deque[float]] = defaultdict(partial(deque, maxlen=window))  # of functions' log_metric
 
     @property
     def waits(self) -> bool:  # type: ignore[override]
@@ -102,6 +103,8 @@ class Runner(Wrapper):
         for key, rows in scores.info.items():
             if key.startswith(CUT):
                 self._cut[key.removeprefix(CUT)].extend(cut for cut in rows if cut is not None)
+            elif key.startswith(METRIC):
+                self._metrics[key.removeprefix(METRIC)].extend(number for number in rows if number is not None)
         errors = [error for error in scores.info.get("error", []) if error]
         self.last_error = errors[-1] if errors else self.last_error
         failed, seen = sum(any(row) for row, _ in self._recent), len(self._recent)
@@ -125,6 +128,7 @@ class Runner(Wrapper):
             rates[f"rewards/{aspect}/fail_rate"] = sum(failed[k] for failed, _ in self._recent) / max(rows, 1)
             rates[f"rewards/{aspect}/abstain_rate"] = sum(abstained[k] for _, abstained in self._recent) / max(rows, 1)
         rates |= {f"rewards/{head}/truncated": sum(cut) / max(len(cut), 1) for head, cut in self._cut.items()}
+        rates |= {f"rewards/{name}": sum(held) / len(held) for name, held in self._metrics.items() if held}
         rates["time/reward"], self.seconds = self.seconds, 0.0
         caches = _caches(self.reward)
         if caches:

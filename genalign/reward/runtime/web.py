@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import ipaddress
+import json
 import logging
 import os
 import random
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from genalign.reward.base import ScoringError, first_missing
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _announced: set[tuple[str, str]] = set()  # keys and addresses, once a process
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # about the server's state, not about the request
+AGAIN = (408, 409, 425, 429)  # and 5xx: about the server's state, not about the request
 
 
 class _TryAgainError(Exception):
@@ -116,6 +117,10 @@ class Web:
                 time.sleep(min(wait, self.longest_wait))
         raise AssertionError("unreachable")
 
+    def without_key(self, text: str) -> str:
+        key = os.environ.get(self.key, "") if self.key else ""
+        return text.replace(key, "***") if key else text
+
     def _once(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> bytes:
         import httpx
 
@@ -139,15 +144,43 @@ class Web:
             ) from None
         if reply.is_success:
             return bytes(body)
-        message = f"answered {reply.status_code}: {_line(body.decode(errors='replace'), key)}"
-        if reply.status_code in AGAIN:
-            raise _TryAgainError(message, _retry_after(reply.headers.get("retry-after")))
+        words = server_message(bytes(body)) or body.decode(errors="replace")
+        message = f"answered {reply.status_code}: {_line(words, key)}"
+        if reply.status_code in AGAIN or reply.status_code >= 500:
+            raise _TryAgainError(message, _wait_of(reply.headers))
         raise ScoringError(f"{self.url} {message}")
+
+
+def server_message(body: bytes) -> str | None:
+    """What a server says in an error of JSON: {"error": {"message": ...}} of OpenAI, {"message": ...} of vLLM before
+    0.10, {"detail": ...} of FastAPI; None in any other form."""
+    try:
+        found: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if (
+        isinstance(found, dict)
+        and isinstance(found.get("choices"), list)
+        and found["choices"]
+        and not found.get("error")
+    ):
+        found = found["choices"][0]
+    for key in ("error", "message", "detail", "msg"):
+        found = found[0] if isinstance(found, list) and found else found
+        found = found[key] if isinstance(found, dict) and found.get(key) else found
+    return found if isinstance(found, str) else None
 
 
 def _line(text: str, key: str) -> str:
     """One short line that does not hold the key."""
-    return " ".join((text.replace(key, "***") if key else text).split())[:200]
+    return " ".join((text.replace(key, "***") if key else text).split())[:400]
+
+
+def _wait_of(headers: Mapping[str, str]) -> float:
+    """Seconds that a server wants: of retry-after-ms, as OpenAI's and Azure's send it, else of Retry-After."""
+    with contextlib.suppress(KeyError, ValueError):
+        return max(0.0, float(headers["retry-after-ms"]) / 1000)
+    return _retry_after(headers.get("retry-after"))
 
 
 def _retry_after(value: str | None) -> float:

@@ -121,8 +121,10 @@ def _pack_media(media: Media) -> dict[str, Any]:
     packed: dict[str, Any] = {}
     for name, track in media.items():
         packed[name] = {"data": track.data, "rate": track.rate}
+        if track.ids is not None:
+            packed[name]["ids"] = [list(ids) for ids in track.ids]
         if track.rates is not None:
-            packed[name]["rates"] = track.rates
+            packed[name]["rates"] = list(track.rates)
     return packed
 
 
@@ -130,7 +132,7 @@ def _unpack_media(message: Mapping[str, Any]) -> Media:
     tracks: dict[str, Track] = {}
     for name, track in message.items():
         rates = track.get("rates")
-        tracks[name] = Track(track["data"], track["rate"], None if rates is None else tuple(rates))
+        tracks[name] = Track(track["data"], track["rate"], track.get("ids"), None if rates is None else tuple(rates))
     return Media(**tracks)
 
 

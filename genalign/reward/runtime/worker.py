@@ -174,4 +174,4 @@ class FileReward(RemoteProxy):
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         message = {"ask": "score", **self._address, "batch": pack_batch(prompts, media, group)}
-        return unpack_scores(ask(message, self.timeout)["scores"])
+        return unpack_scores(ask(self._counted(message), self.timeout)["scores"])

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from genalign.reward.base import ScoringError
-from genalign.reward.judge.asking import fill, p_yes, read_score, read_scores
+from genalign.reward.judge.asking import p_yes
+from genalign.reward.judge.reading import read_score, read_scores
+from genalign.reward.template import fill
 
 
 @pytest.mark.parametrize(
@@ -14,7 +16,7 @@ from genalign.reward.judge.asking import fill, p_yes, read_score, read_scores
     [
         ([("Yes", 0.6), (" yes", 0.1), ("No", 0.2), ("maybe", 0.1)], 0.7 / 0.9),
         ([("▁YES", 0.3), ("Ġno", 0.3), ("yesterday", 0.4)], 0.5),
-        ([("yes", 1e-8), ("no", 3e-8)], 0.25),
+        ([("yes", 0.01), ("no", 0.03), ("The", 0.9)], 0.25),
         ([("no,", 0.9)], 0.0),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import threading
 import time
@@ -331,3 +332,135 @@ def test_wrong_endpoints_are_refused_in_one_sentence_without_their_key(settings:
         YesNoJudge(endpoint={"url": "http://x/v1", "model": "m", **settings}, question="?")
     assert KEY not in str(caught.value)
     assert "pw" not in str(caught.value)
+
+
+# ---- requests as different endpoints want them -----------------------------------------------------------------------
+
+
+def ask(
+    answer: Any, judge: Any = YesNoJudge, kwargs: Any = None, retries: int = 0, **endpoint: Any
+) -> tuple[Scores, list]:
+    scripted = Scripted(answer)
+    with serving(scripted.app) as url:
+        given = {"url": f"{url}/v1", "model": "m", "pause": 0.01, "retries": retries, **endpoint}
+        more = {} if kwargs is None else {"chat_template_kwargs": kwargs}
+        made = judge(endpoint=given, question="is it {prompt}?", **more)
+        return Runner(made, max_failure=1.0)(prompts(1), images(1)), scripted.asked
+
+
+def test_a_request_has_openai_s_and_vllm_s_fields() -> None:
+    """OpenAI: max_completion_tokens in place of max_tokens, no temperature; vLLM: chat_template_kwargs in the body."""
+    plain = ask(lambda *_: likely(yes=-0.1, no=-2.5))[1][0]
+    assert {k: v for k, v in plain.items() if k not in ("messages", "model")} == {
+        "max_tokens": 1, "temperature": 0.0, "seed": 0, "logprobs": True, "top_logprobs": 20,
+    }  # fmt: skip
+    newer = {"max_completion_tokens": 16, "temperature": None, "top_logprobs": 5}
+    body = {"seed": None, "reasoning_effort": "minimal", "chat_template_kwargs": {"a": 1}}
+    scores, asked = ask(lambda *_: likely(yes=-0.1, no=-2.5), kwargs={"enable_thinking": False}, body=body, **newer)
+    assert scores.valid.all()
+    assert {k: v for k, v in asked[0].items() if k not in ("messages", "model")} == {
+        "max_completion_tokens": 16, "logprobs": True, "top_logprobs": 5, "reasoning_effort": "minimal",
+        "chat_template_kwargs": {"enable_thinking": False, "a": 1},
+    }  # fmt: skip
+    written = ask(lambda *_: said("Score: 7"), ScoreJudge, max_tokens=900, temperature=0.3)[1][0]
+    assert (written["max_tokens"], written["temperature"]) == (900, 0.3)
+    assert "logprobs" not in written
+
+
+def strict(body: dict[str, Any], number: int) -> Any:
+    """A server that allows 5 log-probabilities, in vLLM's words."""
+    if body.get("top_logprobs", 0) > 5:
+        message = "Requested sample logprobs of 20, which is greater than max allowed: 5"
+        return JSONResponse({"object": "error", "message": message, "type": "BadRequestError", "code": 400}, 400)
+    return likely(Yes=math.log(0.6), no=math.log(0.3), It=math.log(0.05), A=math.log(0.02), I=math.log(0.01))
+
+
+def test_a_server_that_allows_five_alternatives_works_and_its_refusal_names_the_key() -> None:
+    scores, _ = ask(strict)
+    assert re.search(r"answered 400: Requested sample logprobs of 20.*top_logprobs", scores.info["error"][0])
+    scores, _ = ask(strict, top_logprobs=5)
+    assert scores.total.tolist() == pytest.approx([0.6 / 0.9])
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (
+            lambda: JSONResponse({"error": {"message": "Unsupported parameter: 'max_tokens' is not supported with this "
+             "model. Use 'max_completion_tokens' instead.", "type": "invalid_request_error", "param": "max_tokens",
+             "code": "unsupported_parameter"}}, 400),
+            r"answered 400: Unsupported parameter: 'max_tokens'.*settings are max_completion_tokens",
+        ),
+        (lambda: JSONResponse({"detail": [{"msg": "field required"}]}, 422), "answered 422: field required"),
+        (lambda: JSONResponse({"error": "no such model"}, 404), "answered 404: no such model"),
+        (lambda: JSONResponse({"error": {"message": "busy"}}, 529), r"answered 529: busy \(try 2\)"),
+        (lambda: JSONResponse({"error": {"message": "no credit", "code": 402}}), "answered an error: no credit"),
+        (lambda: {"choices": [{"error": {"message": "upstream died"}}]}, "upstream died"),
+        (lambda: {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]}, "content filter"),
+        (lambda: likely(**{"<think>": -0.001, "yes": -9.0}), "neither yes nor no.*enable_thinking"),
+        (lambda: {"choices": [{"message": {"content": "y"}, "logprobs": {"content": [{"token": "y", "logprob": 0.0,
+          "top_logprobs": []}]}}]}, "gives no top_logprobs"),
+    ],
+)  # fmt: skip
+def test_an_error_says_what_the_server_said(reply: Any, told: str) -> None:
+    scores, _ = ask(lambda *_: reply(), retries=1)
+    assert scores.failed.all()
+    assert re.search(told, scores.info["error"][0])
+
+
+def test_a_wait_in_milliseconds_is_kept_and_other_5xx_are_tried_again() -> None:
+    when: list[float] = []
+
+    def answer(body: Any, number: int) -> Any:
+        when.append(time.monotonic())
+        if number == 0:
+            return JSONResponse({}, 429, {"retry-after-ms": "300"})
+        return JSONResponse({}, 520) if number == 1 else likely(yes=-1.0, no=-1.0)
+
+    scores, _ = ask(answer, retries=2)
+    assert scores.total.tolist() == [0.5]
+    assert when[1] - when[0] >= 0.29
+
+
+def test_the_older_form_of_logprobs_is_read() -> None:
+    old = {"tokens": ["Yes"], "token_logprobs": [-0.1], "top_logprobs": [{"Yes": math.log(0.6), " no": math.log(0.2)}]}
+    scores, _ = ask(lambda *_: {"choices": [{"message": {"content": "Yes"}, "logprobs": old}]})
+    assert scores.total.tolist() == pytest.approx([0.75])
+
+
+def test_thoughts_before_a_written_word_are_no_answer() -> None:
+    for text, expected in (("<think>no?</think>Yes.", 1.0), ("no?</think>\nYes", 1.0), ("<think>yes", None)):
+        scores, _ = ask(lambda *_, text=text: said(text), logprobs=False, max_tokens=64)
+        assert (scores.total.item() if scores.valid.all() else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"body": {"messages": []}}, "genalign's own"),
+        ({"body": {"stream": True}}, "genalign's own"),
+        ({"body": ["x"]}, "body of endpoint"),
+        ({"body": {"x": math.nan}}, "not JSON"),
+        ({"top_logprobs": 0}, "top_logprobs of endpoint"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens of endpoint"),
+        ({"temperature": "hot"}, "temperature of endpoint"),
+        ({"max_completion_token": 5}, "did you mean 'max_completion_tokens'"),
+    ],
+)
+def test_wrong_request_settings_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        YesNoJudge(endpoint={"url": "http://x/v1", "model": "m", **settings}, question="?")
+
+
+def test_the_version_of_an_endpoint_holds_what_changes_its_answers() -> None:
+    def version(**more: Any) -> str:
+        return YesNoJudge(endpoint={"url": "http://x/v1", "model": "m", **more}, question="?").version
+
+    plain = version()
+    assert version(timeout=3.0, at_once=2, top_logprobs=20, body={}) == plain
+    others = [
+        version(**more)
+        for more in ({"top_logprobs": 5}, {"temperature": 0.5}, {"temperature": None}, {"max_completion_tokens": 9},
+                     {"body": {"seed": None}}, {"body": {"reasoning_effort": "low"}})
+    ]  # fmt: skip
+    assert len({plain, *others}) == 7
