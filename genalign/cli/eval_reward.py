@@ -160,7 +160,7 @@ def _biases(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
 
 def _direct(reward: Any, found: Comparisons, pairs: Sequence[Comparison], size: int) -> np.ndarray:
     """(N,) logits of a reward that compares two samples directly."""
-    leads = []
+    leads, size = [], found.at_once(size)
     for at in range(0, len(pairs), size):
         part = pairs[at : at + size]
         users = [pair.user for pair in part]

@@ -48,7 +48,7 @@ def score_all(reward: Reward, found: Comparisons, samples: Sequence[Sample], siz
     columns = {name: np.full(count, np.nan) for name in (*reward.aspects, "total")}
     scored = Scored(columns, np.zeros(count, bool), Counter(), Counter())
     order = sorted(range(count), key=lambda k: group_of(found, samples[k][0]))
-    for rows in batches(found, samples, order, count if reward.looks_at == "batch" else size):
+    for rows in batches(found, samples, order, count if reward.looks_at == "batch" else found.at_once(size)):
         prompts, media = found.load([samples[k][0] for k in rows], [samples[k][1] for k in rows])
         group = torch.tensor([group_of(found, samples[k][0]) for k in rows])
         with torch.no_grad():

@@ -18,6 +18,7 @@ from genalign.types import Media, Prompt, Track
 
 Kind = Literal["image", "video", "audio", "text"]
 OVERALL = "overall"
+VIDEOS = 4  # that are held at a time: they are read whole, since each scorer takes frames of its own
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,10 @@ class Comparisons:
     @property
     def kind(self) -> Kind:
         return self.items[0].kind
+
+    def at_once(self, size: int) -> int:
+        """How many samples to load at a time, where `size` are wanted."""
+        return min(size, VIDEOS) if self.kind == "video" else size
 
     def load(self, numbers: Sequence[int], users: Sequence[str] = ()) -> tuple[list[Prompt], Media]:
         """Prompts and media of some items; a prompt's facts name its user, where there is one.

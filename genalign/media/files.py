@@ -33,29 +33,35 @@ def read_media(files: Sequence[Path]) -> Media:
         given = ", ".join(sorted({file.suffix.lower() or file.name for file in files}))
         raise UsageError(f"files must be all of one kind, not {given}; genalign reads {known}")
     (name,) = kinds
-    tracks = {name: track_of([MEDIA[name].read(file) for file in files])}
+    tracks = {name: _one_rate(track_of([MEDIA[name].read(file) for file in files]))}
     if name == "video":
         sounds = [sound for file in files if (sound := video.load_sound(file)) is not None]
         if len(sounds) == len(files):
-            tracks["audio"] = track_of(sounds)
+            tracks["audio"] = _one_rate(track_of(sounds))
     return Media(**tracks)
 
 
 def track_of(rows: Sequence[tuple[Any, float | None]]) -> Track:
-    """Rows and their rates as one Track, whose data are one tensor where shapes agree.
+    """Rows and their rates as one Track, whose data are one tensor where shapes agree."""
+    data = [row for row, _ in rows]
+    tensors = [row for row in data if isinstance(row, Tensor)]
+    alike = bool(data) and len(tensors) == len(data) and len({row.shape for row in tensors}) == 1
+    return Track.of(torch.stack(tensors) if alike else data, [rate for _, rate in rows])
+
+
+def _one_rate(track: Track) -> Track:
+    """The track, whose rows are written and compared at one rate.
 
     Raises:
-        UsageError: the rates differ, of which a Track has one.
+        UsageError: it has several.
     """
-    data, rates = [row for row, _ in rows], sorted({rate or 0.0 for _, rate in rows})
-    if len(rates) > 1:
+    if track.rates is not None:
+        rates = sorted({rate or 0.0 for rate in track.rates})
         raise UsageError(
             f"the files have several rates ({', '.join(f'{rate:g}' for rate in rates)} a second); convert them to one, "
             f"or read them apart"
         )
-    tensors = [row for row in data if isinstance(row, Tensor)]
-    alike = bool(data) and len(tensors) == len(data) and len({row.shape for row in tensors}) == 1
-    return Track(torch.stack(tensors) if alike else data, (rates[0] or None) if rates else None)
+    return track
 
 
 def write_sample(media: Media, row: int, stem: Path) -> Path:

@@ -22,7 +22,6 @@ from genalign.types import UsageError
 SUFFIXES: tuple[str, ...] = (".mp4", ".webm", ".mov", ".mkv", ".gif")
 RANGE: tuple[float, float] | None = (-0.01, 1.01)
 FILMS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi"  # a playlist would name files and addresses of its own
-CELL_RATE = 2.0  # frames a second that are taken of a table's videos
 BLACK = 0.02  # mean below which a frame counts as black
 FROZEN = 0.5 / 255  # mean change below which a frame repeats the one before
 STRIP, STRIP_HEIGHT = 4, 96  # frames of a video in a sheet, and their greatest height in px
@@ -133,12 +132,12 @@ def read(path: Path) -> tuple[Tensor, float]:
 
 
 def cell(value: Any, root: Path, where: str) -> tuple[Tensor, float]:
-    """A file's name, its bytes, or an undecoded row of datasets; CELL_RATE frames a second of it."""
+    """A file's name, its bytes, or an undecoded row of datasets; all its frames, of which each scorer takes its own."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
-        return _decoded(io.BytesIO(value), where, CELL_RATE)
-    return load_video(neighbour(root, str(value), where), CELL_RATE)
+        return _decoded(io.BytesIO(value), where, None)
+    return load_video(neighbour(root, str(value), where), None)
 
 
 def write(row: Tensor, rate: float | None, path: Path, sound: tuple[Tensor, float | None] | None = None) -> Path:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genalign.files.places import model_path
-from genalign.types import Media, Prompt, Reward, Scores, Track, UsageError
+from genalign.types import MODALITIES, Media, Prompt, Reward, Scores, Track, UsageError
 
 Scope = Literal["sample", "group", "batch"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -43,7 +43,14 @@ class RewardDefaults:
 
 
 class Stateless(RewardDefaults):
-    """The three verbs of a reward that has no state of its own."""
+    """The three verbs of a reward that has no state of its own, and which rows it cannot read."""
+
+    def faults(self, prompts: Sequence[Prompt], media: Media) -> list[str | None]:
+        """Why a row cannot be scored, in words; None of the others. A head that needs more than `unreadable` adds it.
+
+        (B,). `scores.readable_rows` keeps such rows from the head and marks them as failed.
+        """
+        return unreadable(media, self.needs, len(prompts))
 
     def update(self, scores: Scores, step: int) -> None:
         """Nothing to learn or to count."""
@@ -115,6 +122,24 @@ def texts(prompts: Sequence[Prompt]) -> list[str]:
 def tensor_rows(track: Track) -> list[Tensor]:
     """The rows of a track of pictures, videos or sounds, one tensor each."""
     return [row for row in track.data if isinstance(row, Tensor)]
+
+
+def unreadable(media: Media, needs: AbstractSet[str], rows: int) -> list[str | None]:
+    """(rows,): why nobody can score a row, one of whose `needs` is empty or holds NaN or inf; None where it is sound.
+
+    Silence, a single colour and an empty text are sound.
+    """
+    faults: list[str | None] = [None] * rows
+    for name in sorted(set(needs) & set(MODALITIES) & set(media)):
+        data = media[name].data
+        if isinstance(data, Tensor) and data.numel() and bool(torch.isfinite(data.detach()).all()):
+            continue  # the usual case, at the price of one look
+        for row, values in enumerate(data):
+            if isinstance(values, Tensor) and not values.numel():
+                faults[row] = f"the {name} is empty, of shape {tuple(values.shape)}"
+            elif isinstance(values, Tensor) and not bool(torch.isfinite(values.detach()).all()):
+                faults[row] = f"the {name} holds values that are not numbers"
+    return faults
 
 
 def image_batches(media: Media, size: int) -> list[Tensor]:

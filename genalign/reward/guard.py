@@ -4,28 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from genalign.reward.base import ScoringError
+from genalign.reward.base import ScoringError, unreadable
 from genalign.reward.function import describe
-from genalign.reward.scores import all_failed
+from genalign.reward.scores import all_failed, score_sound
 from genalign.reward.wrapper import with_defaults
-from genalign.types import CoreReward, GenalignError, Media, Prompt, Scores, Track
+from genalign.types import CoreReward, GenalignError, Media, Prompt, Reward, Scores
 
 
 def guarded(reward: CoreReward, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:
     """Scores of `reward` on the CPU in fp32, whatever it does: rows it cannot be trusted on are marked as failed.
 
-    An exception, another number of rows, other aspects or values that are not floating point fail every row; NaN, inf
-    and a confidence outside [0,1] fail their entry. Gradients pass. genalign's own errors (a missing model) pass too.
-    A sample that is not finite itself (half precision overflowed) fails its own row and no other: the reward is given
-    zeros in its place.
+    Rows whose media are empty or not finite fail without being shown to it. An exception, another number of rows, other
+    aspects or values that are not floating point fail every row; NaN, inf and a confidence outside [0,1] fail their
+    entry. Gradients pass. genalign's own errors (a missing model) pass too.
     """
+    whole = with_defaults(reward)
+    # A reward of several others leaves this to them: each reads other media.
+    several = len(whole.parts) > 1
+    faults = [None] * len(prompts) if several else unreadable(media, whole.needs, len(prompts))
+
+    def call(prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:
+        return _trusted(whole, prompts, media, group)
+
+    return score_sound(whole, call, faults, prompts, media, group)
+
+
+def _trusted(reward: Reward, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:
     rows = len(prompts)
-    media, broken = _finite(media)
     try:
         scores = reward(prompts, media, group)
         if len(scores.total) != rows or tuple(scores.names) != tuple(reward.aspects):
@@ -35,43 +44,8 @@ def guarded(reward: CoreReward, prompts: Sequence[Prompt], media: Media, group: 
     except GenalignError:
         raise
     except Exception as error:
-        return all_failed(with_defaults(reward), rows, describe(error))
-    checked = _checked(scores)
-    return _without(checked, broken) if any(broken) else checked
-
-
-def _finite(media: Media) -> tuple[Media, list[bool]]:
-    """The media with zeros for rows that hold NaN or inf, and which rows those are."""
-    broken = [False] * media.rows
-    for track in media.values():
-        for k, row in enumerate(track.data):
-            broken[k] |= isinstance(row, Tensor) and not bool(torch.isfinite(row).all())
-    if not any(broken):
-        return media, broken
-    tracks = {}
-    for name, track in media.items():
-        if isinstance(track.data, Tensor):
-            tracks[name] = Track(torch.where(torch.isfinite(track.data), track.data, 0.0), track.rate)
-        else:
-            rows: Any = [torch.nan_to_num(row) if isinstance(row, Tensor) else row for row in track.data]
-            tracks[name] = Track(rows, track.rate)
-    return Media(**tracks), broken
-
-
-def _without(scores: Scores, broken: list[bool]) -> Scores:
-    rows = torch.tensor(broken)
-    errors = list(scores.info.get("error", [None] * len(broken)))
-    for k in rows.nonzero().flatten().tolist():
-        errors[k] = "the sample itself holds values that are not numbers; sample in float32 or bfloat16"
-    return replace(
-        scores,
-        values=torch.where(rows[:, None], 0.0, scores.values),
-        valid=scores.valid & ~rows[:, None],
-        failed=scores.failed | rows[:, None],
-        total=torch.where(rows, 0.0, scores.total),
-        total_valid=scores.total_valid & ~rows,
-        info={**scores.info, "error": errors},
-    )
+        return all_failed(reward, rows, describe(error))
+    return _checked(scores)
 
 
 def _checked(scores: Scores) -> Scores:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from genalign.reward.base import aspect_weights
-from genalign.types import Reward, Scores
+from genalign.types import Media, Prompt, Reward, Scores
 
 Missing = Literal["zero_advantage", "renormalise", "invalid"]
 
@@ -80,6 +81,69 @@ def all_failed(reward: Reward, rows: int, error: str) -> Scores:
     """The scores of a reward that failed on every row; `error`, one sentence, goes to info["error"]."""
     abstained = all_abstained(reward, rows)
     return replace(abstained, failed=torch.ones_like(abstained.failed), info={"error": [error] * rows})
+
+
+Call = Callable[[Sequence[Prompt], Media, Tensor | None], Scores]
+
+
+def score_sound(
+    reward: Reward,
+    call: Call,
+    faults: Sequence[str | None],
+    prompts: Sequence[Prompt],
+    media: Media,
+    group: Tensor | None,
+) -> Scores:
+    """`call` on the rows without a fault, as if the others were not there; these fail, the fault as their error."""
+    rows = [row for row, fault in enumerate(faults) if fault is None]
+    if len(rows) == len(faults):
+        return call(prompts, media, group)
+    if not rows and reward.looks_at != "batch":  # a measure of the set is called by every rank, were it with no row
+        return replace(all_failed(reward, len(faults), ""), info={"error": list(faults)})
+    some = None if group is None else group[torch.tensor(rows, dtype=torch.long, device=group.device)]
+    return filled(call([prompts[row] for row in rows], media.select(rows), some), faults)
+
+
+def readable_rows(call: Callable[..., Scores]) -> Callable[..., Scores]:
+    """Decorates a head's `__call__`: rows that its `faults` name fail one by one, and no other row's score changes.
+
+    They are never computed on, since the gradient of a masked NaN is NaN.
+    """
+
+    @wraps(call)
+    def scored(self: Any, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        faults = self.faults(prompts, media)
+        return score_sound(self, lambda *given: call(self, *given), faults, prompts, media, group)
+
+    return scored
+
+
+def filled(scores: Scores, faults: Sequence[str | None]) -> Scores:
+    """Scores of the rows without a fault, each at its own place among all; the others failed. Gradients pass."""
+    rows = [row for row, fault in enumerate(faults) if fault is None]
+    place = torch.tensor(rows, dtype=torch.long, device=scores.values.device)
+
+    def placed(part: Tensor) -> Tensor:
+        return part.new_zeros(len(faults), *part.shape[1:]).index_copy(0, place.to(part.device), part)
+
+    failed = placed(scores.failed)
+    failed[[row for row, fault in enumerate(faults) if fault is not None]] = True
+    info: dict[str, list[Any]] = {}
+    for key, given in {"error": [None] * len(rows), **scores.info}.items():
+        info[key] = list(faults) if key == "error" else [None] * len(faults)
+        for row, value in zip(rows, given, strict=True):
+            info[key][row] = value
+    return replace(
+        scores,
+        values=placed(scores.values),
+        valid=placed(scores.valid),
+        failed=failed,
+        total=placed(scores.total),
+        total_valid=placed(scores.total_valid),
+        confidence=None if scores.confidence is None else placed(scores.confidence),
+        std=None if scores.std is None else placed(scores.std),
+        info=info,
+    )
 
 
 def cat_scores(parts: Sequence[Scores]) -> Scores:

@@ -23,21 +23,39 @@ class Track:
 
     `data`: image (B,3,H,W) and video (B,F,3,H,W) in [0,1]; audio (B,C,N) in [-1,1]; text a list of B strings. A tensor
     where shapes agree (autograd is kept), else a list of B tensors without the batch axis. `rate`: frames or samples a
-    second, None for image and text. `ids`: of texts that a language model made, their tokens.
+    second, None for image and text, and where the rows differ in it: `rates` are then those of each row. `ids`: of
+    texts that a language model made, their tokens.
     """
 
     data: Tensor | list[Tensor] | list[str]
     rate: float | None = None
     ids: Sequence[Sequence[int]] | None = None
+    rates: tuple[float | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.data)
 
+    @classmethod
+    def of(
+        cls,
+        data: Tensor | list[Tensor] | list[str],
+        rates: Sequence[float | None],
+        ids: Sequence[Sequence[int]] | None = None,
+    ) -> Track:
+        """Rows of these rates: one `rate` where they agree."""
+        if len(set(rates)) < 2:
+            return cls(data, next(iter(rates), None), ids)
+        return cls(data, None, ids, tuple(rates))
+
+    def rate_of(self, row: int) -> float | None:
+        return self.rate if self.rates is None else self.rates[row]
+
     def select(self, rows: Sequence[int]) -> Track:
+        rates = [self.rate_of(row) for row in rows] or [self.rate]
         if isinstance(self.data, Tensor):
-            return Track(self.data[torch.as_tensor(list(rows), dtype=torch.long, device=self.data.device)], self.rate)
+            return Track.of(self.data[torch.as_tensor(list(rows), dtype=torch.long, device=self.data.device)], rates)
         ids = None if self.ids is None else [self.ids[i] for i in rows]
-        return Track([self.data[i] for i in rows], self.rate, ids)  # type: ignore[arg-type]
+        return Track.of([self.data[i] for i in rows], rates, ids)  # type: ignore[arg-type]
 
     def shapes(self) -> set[tuple[int, ...]]:
         """Those of its rows, without the batch axis; none of a text."""
@@ -84,11 +102,15 @@ class Media(Mapping[str, Track]):
         for name in parts[0]:
             datas = [part[name].data for part in parts]
             tensors = [d for d in datas if isinstance(d, Tensor)]
+            rates: list[float | None] = []
+            for part in parts:
+                rates += [part[name].rate_of(row) for row in range(len(part[name]))]
+            rates = rates or [parts[0][name].rate]
             if len(tensors) == len(datas) and len({d.shape[1:] for d in tensors}) == 1:
-                joined[name] = Track(torch.cat(tensors), parts[0][name].rate)
+                joined[name] = Track.of(torch.cat(tensors), rates)
             else:
                 rows = [row for d in datas for row in d]
-                joined[name] = Track(rows, parts[0][name].rate, _joined_ids([part[name] for part in parts]))  # type: ignore[arg-type]
+                joined[name] = Track.of(rows, rates, _joined_ids([part[name] for part in parts]))  # type: ignore[arg-type]
         return Media(**joined)
 
 

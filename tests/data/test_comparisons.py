@@ -53,8 +53,8 @@ def test_videos_have_four_verdicts_a_pair(tmp_path):
     assert told[4:] == [("VQ", 0.0), ("MQ", 0.5), ("TA", 0.0), ("overall", 0.0)]
     assert len(found.items) == 4
     prompts, media = found.load([0, 1])
-    assert [tuple(film.shape) for film in media["video"].data] == [(4, 3, 32, 32)] * 2
-    assert media["video"].rate == 2.0
+    assert [tuple(film.shape) for film in media["video"].data] == [(12, 3, 32, 32)] * 2  # whole, as they were made
+    assert media["video"].rate == 6.0
     assert prompts[0].text == "a ball"
 
 

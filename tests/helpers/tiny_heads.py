@@ -21,6 +21,8 @@ from transformers import (
     Qwen2VLConfig,
 )
 
+from genalign.reward.heads.aesthetic import Mlp
+
 WORDS = ("a", "two", "cat", "cats", "star", "and", "the", "prompt", "number", *"0123456789", "good", "bad", "rate", ":")
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 VISION = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -106,6 +108,60 @@ def as_transformers_4(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for key, v in state.items()
     }
     return {**named, "lm_head.weight": torch.zeros(3, 2)}
+
+
+BLIP_VISION = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+BLIP_TEXT = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+def blip_state(vision: dict[str, int], text: dict[str, int]) -> dict[str, torch.Tensor]:
+    """A random state dict under the key names of ImageReward.pt (BLIP's own), not through our renaming."""
+    width, inner, read = vision["hidden_size"], vision["intermediate_size"], text["hidden_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 197, width),
+        "patch_embed.proj.weight": (width, 3, 16, 16),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    for block in range(vision["num_hidden_layers"]):
+        linear = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+        linear |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
+        for part, shape in linear.items():
+            shapes |= {f"blocks.{block}.{part}.weight": shape, f"blocks.{block}.{part}.bias": shape[:1]}
+        for part in ("norm1", "norm2"):
+            shapes |= {f"blocks.{block}.{part}.weight": (width,), f"blocks.{block}.{part}.bias": (width,)}
+    shapes = {f"blip.visual_encoder.{key}": shape for key, shape in shapes.items()}
+    words: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (text["vocab_size"], read),
+        "embeddings.position_embeddings.weight": (512, read),
+        "embeddings.LayerNorm.weight": (read,),
+        "embeddings.LayerNorm.bias": (read,),
+    }
+    for layer in range(text["num_hidden_layers"]):
+        at = f"encoder.layer.{layer}"
+        for kind, source in (("attention", read), ("crossattention", width)):
+            linear = {"self.query": (read, read), "self.key": (read, source), "self.value": (read, source)}
+            for part, shape in (linear | {"output.dense": (read, read)}).items():
+                words |= {f"{at}.{kind}.{part}.weight": shape, f"{at}.{kind}.{part}.bias": shape[:1]}
+            words |= {f"{at}.{kind}.output.LayerNorm.{part}": (read,) for part in ("weight", "bias")}
+        wide = text["intermediate_size"]
+        for part, shape in {"intermediate.dense": (wide, read), "output.dense": (read, wide)}.items():
+            words |= {f"{at}.{part}.weight": shape, f"{at}.{part}.bias": shape[:1]}
+        words |= {f"{at}.output.LayerNorm.{part}": (read,) for part in ("weight", "bias")}
+    shapes |= {f"blip.text_encoder.{key}": shape for key, shape in words.items()}
+    rng = torch.Generator().manual_seed(5)
+    state = {key: torch.randn(shape, generator=rng) * 0.2 for key, shape in shapes.items()}
+    state |= {f"mlp.{key}": value for key, value in randomise(Mlp(read), 0.3).state_dict().items()}
+    state["blip.text_encoder.embeddings.position_ids"] = torch.arange(512)[None]  # what a checkpoint also holds
+    return state | {"blip.vision_proj.weight": torch.zeros(256, width), "blip.text_proj.weight": torch.zeros(256, read)}
 
 
 def tiny_clap(folder: Path) -> Path:

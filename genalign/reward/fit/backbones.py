@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from genalign.reward.heads.text_features import context, hidden_states, pooled, 
 from genalign.reward.template import check_template, fill_text, places
 from genalign.types import Media, Prompt, Track, UsageError
 
+FRAMES = 2.0  # a second, that are taken of a video
 PLAIN: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": False}
 
 
@@ -29,8 +31,8 @@ class BackboneSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["clip", "text", "vlm"]
-    """clip: an open_clip model, for images, and for videos as the mean of their frames; text: a language model or
-    encoder of transformers; vlm: an image-text model of transformers."""
+    """clip: an open_clip model, for images, and for videos as the mean of two frames a second; text: a language model
+    or encoder of transformers; vlm: an image-text model of transformers."""
     model: str
     """A folder (relative to the recipe), a shipped asset or a hub id."""
     prompt: bool = True
@@ -83,7 +85,7 @@ def build_backbone(settings: BackboneSettings, reads: Kind, folder: Path) -> Bac
 class ClipFeatures:
     """(v, t, v t) of the picture's v and the prompt's t, each (E,) of length 1: their cosine is the sum of v t. Or v.
 
-    A video's v is the mean over its frames'.
+    A video's v is the mean over its frames', FRAMES of each second.
     """
 
     differentiable = True
@@ -95,12 +97,16 @@ class ClipFeatures:
 
     @property
     def version(self) -> str:
-        return digest("clip", self.clip.version, self.prompt, self.reads)
+        sampled = [FRAMES] if self.reads == "video" else []
+        return digest("clip", self.clip.version, self.prompt, self.reads, *sampled)
 
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
         if self.reads == "video":
-            frames = [self._see(Media(image=Track(video))) for video in tensor_rows(media["video"])]
-            v = torch.stack([of_video.mean(0) for of_video in frames])
+            track, means = media["video"], []
+            for row, video in enumerate(tensor_rows(track)):
+                chosen = nearest_frames(len(video), track.rate_of(row))
+                means.append(self._see(Media(image=Track(video[chosen]))).mean(0))
+            v = torch.stack(means)
         else:
             v = self._see(media)
         if not self.prompt:
@@ -248,6 +254,15 @@ class VlmFeatures(_Transformer):
             chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
             return processor.apply_chat_template(chat)
         return f"{processor.image_token}\n{text}"
+
+
+def nearest_frames(total: int, rate: float | None, wanted: float = FRAMES) -> list[int]:
+    """Of `total` frames at `rate` a second the ones nearest to the times 0, 1/wanted, 2/wanted ...; all of a slower
+    video, or of one whose rate is not known."""
+    if rate is None or rate <= wanted:
+        return list(range(total))
+    count = math.ceil((total - 0.5) / rate * wanted - 1e-9)
+    return [math.floor(k * rate / wanted + 0.5 + 1e-9) for k in range(count)]
 
 
 def _parts(rows: Any, size: int) -> Iterator[Any]:

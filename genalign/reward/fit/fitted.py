@@ -18,6 +18,7 @@ from genalign.data.judged import Kind
 from genalign.reward.base import Stateless, cut_info, digest, weights_digest
 from genalign.reward.fit.backbones import Backbone, BackboneSettings, build_backbone
 from genalign.reward.fit.train import PERSONAL, Fit, build_head
+from genalign.reward.scores import readable_rows
 from genalign.types import Media, Prompt, Scores, UsageError, nearest
 
 CONFIG, WEIGHTS = "reward.json", "reward.safetensors"
@@ -97,6 +98,7 @@ class FittedReward(Stateless):
     def version(self) -> str:
         return digest("fitted", self.name, self.backbone.version, weights_digest(self.head), self.users, self.user)
 
+    @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         rows = self.backbone.features(prompts, media)
         head, users = self.head.to(rows.device), self._users(prompts).to(rows.device)
@@ -109,7 +111,14 @@ class FittedReward(Stateless):
         return Scores(self.aspects, value[:, None], valid[:, None], none, value, valid, torch.ones(1), info=cut)
 
     def compare(self, prompts: Sequence[Prompt], a: Media, b: Media) -> Tensor:
-        """(B,) logits that a is better than b, antisymmetric."""
+        """(B,) logits that a is better than b, antisymmetric; NaN where either cannot be read."""
+        faults = zip(self.faults(prompts, a), self.faults(prompts, b), strict=True)
+        rows = [row for row, both in enumerate(faults) if both == (None, None)]
+        if len(rows) < len(prompts):
+            lead = torch.full((len(prompts),), torch.nan)
+            if rows:
+                lead[rows] = self.compare([prompts[row] for row in rows], a.select(rows), b.select(rows))
+            return lead
         rows_a, rows_b = self.backbone.features(prompts, a), self.backbone.features(prompts, b)
         return self.head.to(rows_a.device).compare(rows_a, rows_b, self._users(prompts).to(rows_a.device)).cpu()
 

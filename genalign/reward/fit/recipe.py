@@ -106,7 +106,7 @@ def read_features(backbone: Backbone, found: Comparisons, places: Sequence[int],
     """(M,H) of the items at `places`, a batch at a time."""
     from tqdm import tqdm
 
-    rows = []
+    rows, size = [], found.at_once(size)
     with tqdm(total=len(places), desc="features", leave=False, disable=None) as bar, torch.no_grad():
         for at in range(0, len(places), size):
             part = places[at : at + size]

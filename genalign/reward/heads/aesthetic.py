@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genalign.reward.base import digest, weights_digest
-from genalign.reward.heads.clips import TransformersClip
+from genalign.reward.heads.clips import TransformersClip, transform_of
 from genalign.reward.heads.weights import find_weights, fit, read_weights, weights_file
-from genalign.reward.scores import all_valid
+from genalign.reward.scores import all_valid, readable_rows
 from genalign.types import Media, Prompt, Scores
 
 FILE = "sac+logos+ava1-l14-linearMSE.safetensors"
@@ -41,7 +42,8 @@ class Aesthetic(TransformersClip):
     """score = MLP(e / |e|), e the image embedding of CLIP ViT-L/14; about 1 to 10, mostly 4.5 to 7 (LAION, 2022).
 
     model: the CLIP, in transformers' format. weights: the head's safetensors file, or a folder or hub id that holds
-    sac+logos+ava1-l14-linearMSE.safetensors (published as .pth: convert it once). Gradients flow to the pixels.
+    sac+logos+ava1-l14-linearMSE.safetensors (published as .pth: convert it once). Gradients flow to the pixels. The
+    middle is cropped as OpenAI's clip.load does it, by torchvision, which rounds an odd margin to even.
 
     Raises:
         UsageError: no such model or head, pickled weights, or weights of another shape.
@@ -57,6 +59,11 @@ class Aesthetic(TransformersClip):
         if Path(self.head_weights).exists():
             weights_file(self.head_weights, FILE)
 
+    def _transform(self, processor: Any) -> Any:
+        from torchvision.transforms import CenterCrop
+
+        return transform_of(processor, CenterCrop)
+
     @cached_property
     def _head(self) -> nn.Module:
         path = weights_file(self.head_weights, FILE)
@@ -67,6 +74,7 @@ class Aesthetic(TransformersClip):
         net, preprocess, _ = self._loaded
         return digest("aesthetic", self.name, weights_digest(net), weights_digest(self._head), preprocess.settings)
 
+    @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         seen = self.see(media)
         with torch.autocast(seen.device.type, enabled=False):

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genalign.reward.base import Stateless, cut_info, digest, texts, weights_digest
-from genalign.reward.heads.text_features import too_long
+from genalign.reward.heads.text_features import context, too_long
 from genalign.reward.heads.waves import log_mel, mono_waves
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, renamed, weights_file
-from genalign.reward.scores import all_valid
+from genalign.reward.scores import all_valid, readable_rows
 from genalign.types import Media, Prompt, Scores, UsageError
 
 
@@ -57,23 +57,24 @@ class Clap(Stateless):
     def version(self) -> str:
         return digest("clap", self.name, weights_digest(self._loaded[0]))
 
+    @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         net, extractor, tokenizer = self._loaded
         waves = mono_waves(media, extractor.sampling_rate, self.name)
         net.to(waves[0].device)
         frames = self.frames(waves)  # (B,1,T,mels)
+        longest = context(net.text_model, tokenizer)
         cosine = []
         with torch.autocast(frames.device.type, enabled=False):
             for at in range(0, len(frames), self.batch_size):
                 part = frames[at : at + self.batch_size]
-                tokens = tokenizer(
-                    texts(prompts[at : at + self.batch_size]), padding=True, truncation=True, return_tensors="pt"
-                )
+                captions = texts(prompts[at : at + self.batch_size])
+                tokens = tokenizer(captions, padding=True, truncation=True, max_length=longest, return_tensors="pt")
                 longer = torch.zeros(len(part), 1, dtype=torch.bool, device=part.device)
                 audio = net.get_audio_features(input_features=part, is_longer=longer).pooler_output
                 text = net.get_text_features(**tokens.to(part.device)).pooler_output
                 cosine.append(F.cosine_similarity(audio, text, dim=1))
-        cut = cut_info(self.name, too_long(tokenizer, texts(prompts)))
+        cut = cut_info(self.name, too_long(tokenizer, texts(prompts), longest))
         return all_valid(self.aspects, torch.cat(cosine)[:, None].cpu(), info=cut)
 
     def frames(self, waves: Sequence[Tensor]) -> Tensor:
@@ -198,6 +199,7 @@ class Audiobox(Stateless):
     def version(self) -> str:
         return digest("audiobox", self.name, weights_digest(self._loaded), dict(self._loaded.settings))
 
+    @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         net = self._loaded
         waves = mono_waves(media, RATE, self.name)

@@ -16,7 +16,7 @@ from genalign.reward.heads.aesthetic import Mlp
 from genalign.reward.heads.clip import on_tensors
 from genalign.reward.heads.text_features import too_long
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, weights_file
-from genalign.reward.scores import all_valid
+from genalign.reward.scores import all_valid, readable_rows
 from genalign.types import Media, Prompt, Scores
 
 FILE = "ImageReward.safetensors"
@@ -134,6 +134,7 @@ class ImageReward(Stateless):
     def version(self) -> str:
         return digest("imagereward", self.name, weights_digest(self._loaded[0]))
 
+    @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         net, preprocess, tokenizer = self._loaded
         images = image_batches(media, self.batch_size)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import Stateless, cut_info, digest, weights_digest
-from genalign.reward.heads.text_features import too_long
+from genalign.reward.heads.text_features import context, too_long
 from genalign.reward.heads.weights import find_weights, from_hub
 from genalign.reward.scores import all_valid
 from genalign.types import Media, Prompt, Scores, UsageError
@@ -23,7 +23,7 @@ class Classifier(Stateless):
     Skywork-Reward-V2 (arXiv 2507.01352): the tokenizer's chat template with a user turn and an assistant turn, no
     system turn, the beginning-of-text token once. Which token is read is the checkpoint's own matter (its config's
     pad_token_id decides), so rows of unequal length never share a batch, and nothing is padded. device: "cuda" where
-    there is one (None). Texts longer than the tokenizer allows are cut at their end. Without gradients.
+    there is one (None). Texts longer than the model's context are cut at their end. Without gradients.
 
     Raises:
         UsageError: no such model, pickled weights, several labels, or no chat template.
@@ -61,14 +61,19 @@ class Classifier(Stateless):
 
     @property
     def version(self) -> str:
-        return digest("classifier", self.name, weights_digest(self._loaded[0]), self._loaded[1].chat_template)
+        net, tokenizer = self._loaded
+        longest = context(net, tokenizer)
+        stricter = [longest] if longest < tokenizer.model_max_length else []  # scores of longer texts depend on it
+        return digest("classifier", self.name, weights_digest(net), tokenizer.chat_template, *stricter)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         net, tokenizer = self._loaded
         answers = [str(text) for text in media["text"].data]
         written = [self._chat(tokenizer, prompt.text, text) for prompt, text in zip(prompts, answers, strict=True)]
-        ids = [tokenizer(text, truncation=True)["input_ids"] for text in written]
+        longest, end = context(net, tokenizer), tokenizer.eos_token_id or 0
+        # A tokenizer that adds no token of its own makes nothing of an empty text: one end-of-text stands for it.
+        ids = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] or [end] for text in written]
         together = self.batch_size if net.config.pad_token_id is not None else 1  # else the model refuses a batch
         values = torch.zeros(len(ids), 1)
         for length in sorted({len(row) for row in ids}):  # rows of one length at a time: nothing is padded
@@ -77,7 +82,7 @@ class Classifier(Stateless):
                 part = rows[start : start + together]
                 tokens = torch.tensor([ids[row] for row in part], device=net.device)
                 values[part] = net(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().cpu()
-        return all_valid(self.aspects, values, info=cut_info(self.name, too_long(tokenizer, written)))
+        return all_valid(self.aspects, values, info=cut_info(self.name, too_long(tokenizer, written, longest)))
 
     @staticmethod
     def _chat(tokenizer: Any, prompt: str, answer: str) -> str:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from genalign.files.untrusted import check_model
 from genalign.reward.base import Stateless, cut_info, digest, image_batches, resolve_model, texts, weights_digest
 from genalign.reward.heads.weights import hub_file
-from genalign.reward.scores import all_valid
+from genalign.reward.scores import all_valid, readable_rows
 from genalign.types import Media, Prompt, Scores, UsageError
 
 REMEMBERED = 8192  # prompts whose features stay in memory
@@ -34,7 +35,7 @@ class ClipReward(Stateless):
     where the paper rounds to 8 bits; the two differ by less than 1e-3.
 
     Raises:
-        UsageError: no such model, no safetensors in it, or a preprocessing that has no gradient.
+        UsageError: no such model, or no safetensors in it.
     """
 
     needs = frozenset({"image", "prompt"})
@@ -87,6 +88,7 @@ class ClipReward(Stateless):
         settings = getattr(net.visual, "preprocess_cfg", None)
         return digest("clip", self.name, weights_digest(net), settings, self.scale, self.offset)
 
+    @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         seen = self.see(media)
         with torch.autocast(seen.device.type, enabled=False):
@@ -138,31 +140,30 @@ def noting_cuts(tokenizer: Any) -> Callable[[list[str]], tuple[Tensor, list[bool
 def on_tensors(preprocess: Any, clamp: bool = True) -> Callable[[Tensor], Tensor]:
     """open_clip's own transform for PIL images, run on float tensors (B,3,H,W) in [0,1] with gradients.
 
-    clamp: a bicubic resize overshoots at edges; PIL, with its 8 bits, cuts that off.
-
-    Raises:
-        UsageError: a step that only PIL images can take.
+    It resizes by the shortest side and crops, by the longest and pads with black, or to a fixed size, as the model's
+    own preprocess_cfg has it. clamp: a bicubic resize overshoots at edges; PIL, with its 8 bits, cuts that off.
     """
     from torchvision.transforms import CenterCrop, InterpolationMode, Normalize, Resize
     from torchvision.transforms.functional import resize
 
-    shape = [step for step in preprocess.transforms if isinstance(step, Resize | CenterCrop)]
-    normalise = [step for step in preprocess.transforms if isinstance(step, Normalize)]
+    steps: list[Any] = []
     for step in preprocess.transforms:
-        if type(step).__name__ in ("ResizeKeepRatio", "CenterCropOrPad"):
-            raise UsageError(
-                "this CLIP model resizes by the longest side, which has no tensor form; take another model"
-            )
+        if hasattr(step, "fill"):  # open_clip's CenterCropOrPad; its fill is one of 256 levels
+            steps.append(type(step)(step.size, fill=step.fill / 255))
+        elif isinstance(step, Resize | CenterCrop | Normalize) or hasattr(step, "longest"):
+            steps.append(step)
 
     def apply(images: Tensor) -> Tensor:
-        for step in shape:
-            if isinstance(step, Resize):  # a model may ask for no antialias; PIL has always had it
-                images = resize(images, step.size, step.interpolation, antialias=True)
-                images = images.clamp(0, 1) if clamp and step.interpolation == InterpolationMode.BICUBIC else images
-            else:
+        for step in steps:
+            if not hasattr(step, "interpolation"):
                 images = step(images)
-        for step in normalise:
-            images = step(images)
+                continue
+            size = step.size
+            if hasattr(step, "longest"):  # open_clip's ResizeKeepRatio, which reads the size alone of a PIL image
+                shown = SimpleNamespace(size=(images.shape[-1], images.shape[-2]))
+                size = [max(1, side) for side in step.get_params(shown, step.size, step.longest)]
+            images = resize(images, size, step.interpolation, antialias=True)  # some ask for none; PIL always has it
+            images = images.clamp(0, 1) if clamp and step.interpolation == InterpolationMode.BICUBIC else images
         return images
 
     return apply

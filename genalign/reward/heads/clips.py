@@ -6,16 +6,18 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from genalign.reward.base import digest, weights_digest
 from genalign.reward.heads.clip import ClipReward, noting_cuts, on_tensors
-from genalign.reward.heads.text_features import too_long
+from genalign.reward.heads.text_features import context, too_long
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, weights_file
-from genalign.reward.scores import all_valid
+from genalign.reward.scores import all_valid, readable_rows
 from genalign.types import Media, Prompt, Scores, UsageError
+
+ResizeMode = Literal["shortest", "longest", "squash"]
 
 
 class TransformersClip(ClipReward):
@@ -52,13 +54,16 @@ class TransformersClip(ClipReward):
 
         towers = _Towers(from_hub(CLIPModel, self.model))
         tokenizer = from_hub(AutoTokenizer, self.processor)
-        longest = towers.clip.config.text_config.max_position_embeddings
+        longest = context(towers.clip.text_model)
 
         def tokens(captions: list[str]) -> tuple[Tensor, list[bool]]:
             read = tokenizer(captions, padding=True, truncation=True, max_length=longest, return_tensors="pt")
             return read.input_ids, too_long(tokenizer, captions, longest)
 
-        return towers, transform_of(from_hub(CLIPImageProcessor, self.processor)), tokens
+        return towers, self._transform(from_hub(CLIPImageProcessor, self.processor)), tokens
+
+    def _transform(self, processor: Any) -> Any:
+        return transform_of(processor)
 
     @property
     def version(self) -> str:
@@ -67,6 +72,7 @@ class TransformersClip(ClipReward):
             "clip-hf", self.name, weights_digest(net), preprocess.settings, self.scale, self.offset, self.by_logit
         )
 
+    @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         cosine = super().__call__(prompts, media, group)
         if not self.by_logit:
@@ -79,10 +85,13 @@ class OpenClipWeights(ClipReward):
     """score = cos(image, prompt), by weights of an open_clip architecture that come as one bare state dict.
 
     HPSv2 and HPSv2.1 (arXiv 2306.09341): ViT-H-14, the cosine alone, about 0.2 to 0.35 (leaderboards print 100 times
-    that). model: a folder or hub id that holds `file`, or the file. arch: a name of open_clip's.
+    that). model: a folder or hub id that holds `file`, or the file. arch: a name of open_clip's. resize_mode:
+    open_clip's word: "longest" (HPSv2: the longest side becomes the model's, and black fills the rest), "shortest" (and
+    the middle is cropped) or "squash".
 
     As in the official code, float pixels are resized and not cut where they overshoot. Departs from it: it names no
-    antialias, so that its scores depend on the version of torchvision; here the resize is antialiased.
+    antialias, so that its scores depend on the version of torchvision; here the resize is antialiased. A picture whose
+    longest side is the model's already is padded too, where the official code ends in an error.
 
     Raises:
         UsageError: no such model, pickled weights, an architecture that open_clip does not know, or another shape.
@@ -94,13 +103,16 @@ class OpenClipWeights(ClipReward):
         *,
         arch: str,
         file: str = "model.safetensors",
+        resize_mode: ResizeMode = "shortest",
         scale: float = 1.0,
         offset: float = 0.0,
         batch_size: int = 64,
         name: str = "clip",
     ) -> None:
         self._set(find_weights(model, Path()), scale, offset, batch_size, name)
-        self.arch, self.file = arch, file
+        if resize_mode not in get_args(ResizeMode):
+            raise UsageError(f"reward {name!r} has no resize_mode {resize_mode!r}; {', '.join(get_args(ResizeMode))}")
+        self.arch, self.file, self.resize_mode = arch, file, resize_mode
         if Path(self.model).exists():
             weights_file(self.model, file)
 
@@ -111,13 +123,26 @@ class OpenClipWeights(ClipReward):
         path = weights_file(self.model, self.file)
         if self.arch not in open_clip.list_models():
             raise UsageError(f"open_clip knows no architecture {self.arch!r}; see open_clip.list_models()")
-        net, _, preprocess = open_clip.create_model_and_transforms(self.arch)
+        net, _, preprocess = open_clip.create_model_and_transforms(self.arch, image_resize_mode=self.resize_mode)
+        for step in preprocess.transforms:
+            if getattr(step, "longest", 0.0) == 1.0:
+                step.get_params = longest_side
         fit(net, read_weights(path), path)
         return net.float(), on_tensors(preprocess, clamp=False), noting_cuts(open_clip.get_tokenizer(self.arch))
 
     @property
     def version(self) -> str:
         return digest("clip-weights", super().version)
+
+
+def longest_side(picture: Any, size: tuple[int, int], longest: float) -> list[int]:
+    """Height and width of a picture whose longest side becomes size[0], rounded as HPSv2's ResizeMaxSize does it.
+
+    (open_clip divides where this multiplies; the two differ by a pixel at some halves.)
+    """
+    width, height = picture.size
+    scale = size[0] / float(max(height, width))
+    return [round(side * scale) for side in (height, width)]
 
 
 class _Towers(nn.Module):
@@ -144,11 +169,14 @@ class _Transform:
         return self.apply(images)
 
 
-def transform_of(processor: Any) -> Any:
+def transform_of(processor: Any, crop: Any = None) -> Any:
     """A transformers image processor's resize, centre crop and normalisation, on float tensors in [0,1].
 
+    crop: which class crops, where a scorer used another than the processor's own.
+
     Raises:
-        UsageError: it does not resize by the shortest edge (or to a fixed size), or not to [0,1].
+        UsageError: it does not resize by the shortest edge (or to a fixed size), or not to [0,1]; its crop is larger
+            than what it resizes to; or its filter has no tensor form.
     """
     from torchvision.transforms import CenterCrop, InterpolationMode, Normalize, Resize
 
@@ -162,12 +190,18 @@ def transform_of(processor: Any) -> Any:
 
     size = dict(processor.size)
     edge = size.get("shortest_edge") or (size.get("height"), size.get("width"))
-    if None in (edge if isinstance(edge, tuple) else (edge,)) or abs(processor.rescale_factor - 1 / 255) > 1e-9:
-        raise UsageError(f"the preprocessing {size} of {type(processor).__name__} has no tensor form in genalign")
+    sides = edge if isinstance(edge, tuple) else (edge, edge)
     modes = {0: InterpolationMode.NEAREST, 2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}
-    steps: list[Any] = [Resize(edge, modes[int(processor.resample)])] if processor.do_resize else []
+    filter_of = modes.get(int(processor.resample))
+    cropped = dict(processor.crop_size) if processor.do_center_crop else {"height": 0, "width": 0}
+    scaled = processor.do_rescale and abs(processor.rescale_factor - 1 / 255) < 1e-9
+    if None in sides or not scaled or filter_of is None or not processor.do_resize:
+        raise UsageError(f"the preprocessing {size} of {type(processor).__name__} has no tensor form in genalign")
+    if cropped["height"] > sides[0] or cropped["width"] > sides[1]:
+        raise UsageError(f"{type(processor).__name__} crops {cropped} from {size}; mend preprocessor_config.json")
+    steps: list[Any] = [Resize(edge, filter_of)]
     if processor.do_center_crop:
-        crop = dict(processor.crop_size)
-        steps.append(FloorCrop((crop["height"], crop["width"])))
-    steps.append(Normalize(processor.image_mean, processor.image_std))
+        steps.append((crop or FloorCrop)((cropped["height"], cropped["width"])))
+    if processor.do_normalize:
+        steps.append(Normalize(processor.image_mean, processor.image_std))
     return _Transform(on_tensors(SimpleNamespace(transforms=steps)), [str(step) for step in steps])

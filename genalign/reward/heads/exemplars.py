@@ -22,6 +22,7 @@ from genalign.reward.base import ScoringError, Stateless, digest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.runtime.user_file import import_file
 from genalign.reward.runtime.worker import ask
+from genalign.reward.scores import readable_rows
 from genalign.types import Media, Prompt, Scores, Track, UsageError, nearest
 
 FORMS = "a folder of pictures, a .txt or .jsonl file, or file.py:function"
@@ -192,6 +193,7 @@ class Similarity(Stateless):
     def version(self) -> str:
         return digest("similarity", self.name, self.clip.version, self.exemplars.digest, self.scale, self.offset)
 
+    @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         seen = F.normalize(self.clip.see(media), dim=1).cpu()
         value = self.scale * (seen @ self._mean) + self.offset

@@ -12,6 +12,11 @@ from genalign.types import UsageError
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 FEWEST, MOST = 4, 768  # frames of a video
+NARROWEST = 200  # times that one side may be the other
+
+
+class TooSmallError(UsageError):
+    """A picture that is too narrow, or a video that is too short: a fault of one row."""
 
 
 def smart_size(height: int, width: int, factor: int, least: int, most: int) -> tuple[int, int]:
@@ -20,10 +25,10 @@ def smart_size(height: int, width: int, factor: int, least: int, most: int) -> t
     (qwen-vl-utils' smart_resize.)
 
     Raises:
-        UsageError: one side is over 200 times the other.
+        TooSmallError: one side is over 200 times the other.
     """
-    if max(height, width) > 200 * min(height, width):
-        raise UsageError(f"a picture of {height}x{width} is too narrow for Qwen2-VL; crop it")
+    if max(height, width) > NARROWEST * min(height, width):
+        raise TooSmallError(f"a picture of {height}x{width} is too narrow for Qwen2-VL; crop it")
     tall, wide = max(factor, round(height / factor) * factor), max(factor, round(width / factor) * factor)
     if tall * wide > most:
         shrink = math.sqrt(height * width / most)
@@ -40,13 +45,13 @@ def sampled_frames(total: int, rate: float, wanted: float) -> list[int]:
     them (qwen-vl-utils' smart_nframes, VideoAlign's "uniform").
 
     Raises:
-        UsageError: fewer than 2 frames.
+        TooSmallError: fewer than 2 frames.
     """
     most = min(MOST, total) // 2 * 2
     count = min(max(total / rate * wanted, FEWEST), most)
     count = min(round(count / 2) * 2, total)
     if count < 2:
-        raise UsageError(f"a video of {total} frames is too short to be scored; 2 are the least")
+        raise TooSmallError(f"a video of {total} frames is too short to be scored; 2 are the least")
     return torch.linspace(0, total - 1, count).round().long().tolist()
 
 

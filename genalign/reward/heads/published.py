@@ -60,13 +60,13 @@ PRESETS: dict[str, Preset] = {
     ),
     "hpsv2.1": Preset(
         "genalign.reward.heads.clips:OpenClipWeights",
-        {"arch": "ViT-H-14", "file": "HPS_v2.1_compressed.safetensors"},
+        {"arch": "ViT-H-14", "file": "HPS_v2.1_compressed.safetensors", "resize_mode": "longest"},
         *("Apache-2.0", 2.0, "cos, about 0.2 to 0.35"),
         pickled=("xswu/HPSv2", "HPS_v2.1_compressed.pt", "model"),
     ),
     "hpsv2": Preset(
         "genalign.reward.heads.clips:OpenClipWeights",
-        {"arch": "ViT-H-14", "file": "HPS_v2_compressed.safetensors"},
+        {"arch": "ViT-H-14", "file": "HPS_v2_compressed.safetensors", "resize_mode": "longest"},
         *("Apache-2.0", 2.0, "cos, about 0.2 to 0.35"),
         pickled=("xswu/HPSv2", "HPS_v2_compressed.pt", "model"),
     ),

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from genalign.files.shipped import shipped
 from genalign.reward.base import Stateless, digest, first_missing, tensor_rows, texts, weights_digest
-from genalign.reward.heads.patches import patches, sampled_frames
+from genalign.reward.heads.patches import TooSmallError, patches, sampled_frames, smart_size
+from genalign.reward.heads.text_features import context
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, renamed, weights_file
-from genalign.reward.scores import all_valid
+from genalign.reward.scores import all_valid, readable_rows
 from genalign.types import Media, Prompt, Scores, UsageError
 
 PIXELS = 256 * 28 * 28  # of an image or a frame, at most
@@ -63,6 +64,7 @@ class QwenTokens(Stateless):
     file: str  # the weights, within `model`
     tokens: tuple[str, ...]  # what the head reads, in this order
     filler: str  # the token that stands for pixels
+    least: int  # pixels of a picture or a frame
 
     def __init__(
         self,
@@ -118,23 +120,56 @@ class QwenTokens(Stateless):
     def version(self) -> str:
         return digest(type(self).__name__, self.name, weights_digest(self._loaded[0]), self.template, self.dtype)
 
-    def read(self, prompts: Sequence[str], rows: Sequence[Tensor], least: int) -> Tensor:
+    def frames(self, media: Media) -> list[Tensor]:
+        """Of each row the frames (F,3,H,W) in [0,1] that are read.
+
+        Raises:
+            UsageError: there are too few.
+        """
+        raise NotImplementedError
+
+    def faults(self, prompts: Sequence[Prompt], media: Media) -> list[str | None]:
+        """Also: a picture too narrow, a video too short, or more tokens than the model's context."""
+        faults = super().faults(prompts, media)
+        net, tokenizer = self._loaded
+        longest, merge = context(net.model.language_model), self._shape.spatial_merge_size
+        for row, prompt in enumerate(prompts):
+            if faults[row]:
+                continue
+            try:
+                (frames,) = self.frames(media.select([row]))
+                height, width = frames.shape[-2:]
+                size = smart_size(height, width, self._shape.patch_size * merge, self.least, PIXELS)
+            except TooSmallError as error:
+                faults[row] = str(error)
+                continue
+            pairs = math.ceil(len(frames) / self._shape.temporal_patch_size)
+            written = self._write(prompt.text, pairs * math.prod(size) // (self._shape.patch_size * merge) ** 2)
+            tokens = len(tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"])
+            if tokens > longest:
+                faults[row] = f"picture and prompt are {tokens} tokens, and the model reads {longest}; shorten them"
+        return faults
+
+    @property
+    def _shape(self) -> Any:
+        return self._loaded[0].model.config.vision_config
+
+    def read(self, prompts: Sequence[str], rows: Sequence[Tensor]) -> Tensor:
         """The head's outputs (B,S,N) for frames (F,3,H,W) in [0,1], one tensor a row; batch by batch."""
         outputs = []
         for at in range(0, len(rows), self.batch_size):
             part = slice(at, at + self.batch_size)
-            outputs.append(self._read(prompts[part], rows[part], least))
+            outputs.append(self._read(prompts[part], rows[part]))
         return torch.cat(outputs)
 
-    def _read(self, prompts: Sequence[str], rows: Sequence[Tensor], least: int) -> Tensor:
+    def _read(self, prompts: Sequence[str], rows: Sequence[Tensor]) -> Tensor:
         net, tokenizer = self._loaded
         net.to(rows[0].device)
-        shape = net.model.config.vision_config
+        shape = self._shape
         pixels, grids, written = [], [], []
         for prompt, frames in zip(prompts, rows, strict=True):
-            cut, grid = patches(
-                frames.float(), shape.patch_size, shape.spatial_merge_size, shape.temporal_patch_size, least, PIXELS
-            )
+            sizes = (shape.patch_size, shape.spatial_merge_size, shape.temporal_patch_size, self.least, PIXELS)
+            cut, grid = patches(frames.float(), *sizes)
             pixels.append(cut)
             grids.append(grid)
             written.append(self._write(prompt, math.prod(grid) // shape.spatial_merge_size**2))
@@ -173,7 +208,7 @@ class HpsV3(QwenTokens):
     """
 
     needs = frozenset({"image", "prompt"})
-    file, tokens, filler = "HPSv3.safetensors", ("<|Reward|>",), "<|image_pad|>"
+    file, tokens, filler, least = "HPSv3.safetensors", ("<|Reward|>",), "<|image_pad|>", PIXELS
 
     def __init__(
         self,
@@ -194,9 +229,12 @@ class HpsV3(QwenTokens):
             *(nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)),
         )
 
+    def frames(self, media: Media) -> list[Tensor]:
+        return [image[None] for image in tensor_rows(media["image"])]
+
+    @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        rows = [image[None] for image in tensor_rows(media["image"])]
-        outputs = self.read(texts(prompts), rows, PIXELS)[:, 0].cpu()  # (B,2)
+        outputs = self.read(texts(prompts), self.frames(media))[:, 0].cpu()  # (B,2)
         return all_valid(self.aspects, outputs[:, :1], std=outputs[:, 1:].detach().exp())
 
 
@@ -207,12 +245,13 @@ class VideoReward(QwenTokens):
     MQ stand before the prompt in the template, so that they cannot see it. The template is that of the official
     repository and not shipped: give `prompt_template.py:DETAILED_PROMPT_WITH_SPECIAL_TOKEN`. model: a folder with
     model.safetensors (converted from checkpoint-*/model.pth) and model_config.json, whose LoRA weights are merged as
-    they load. Frames: 2 a second, evenly spaced, at most 448*448 pixels. Gradients flow to the pixels.
+    they load. Frames: `fps` a second of the clip as it was made, evenly spaced, first and last among them, at most
+    448*448 pixels. Gradients flow to the pixels.
     """
 
     needs = frozenset({"video", "prompt"})
     aspects = ("VQ", "MQ", "TA")
-    file, filler = "model.safetensors", "<|video_pad|>"
+    file, filler, least = "model.safetensors", "<|video_pad|>", PIXELS // 2
     tokens = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
 
     def __init__(
@@ -235,12 +274,18 @@ class VideoReward(QwenTokens):
             raise UsageError(f"the head of {self.model} has {outputs} outputs; VideoReward has 1 or 3")
         return nn.Linear(width, outputs, bias=False)
 
+    def frames(self, media: Media) -> list[Tensor]:
+        track, chosen = media["video"], []
+        for row, video in enumerate(tensor_rows(track)):
+            rate = track.rate_of(row)
+            if not rate:
+                raise UsageError(f"reward {self.name!r} needs the frames a second of a video; give Track(video, rate)")
+            chosen.append(video[sampled_frames(len(video), rate, self.fps)])
+        return chosen
+
+    @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        track = media["video"]
-        if not track.rate:
-            raise UsageError(f"reward {self.name!r} needs the frames a second of a video; give Track(video, rate)")
-        rows = [video[sampled_frames(len(video), track.rate, self.fps)] for video in tensor_rows(track)]
-        outputs = self.read(texts(prompts), rows, PIXELS // 2).cpu()  # (B,3,N)
+        outputs = self.read(texts(prompts), self.frames(media)).cpu()  # (B,3,N)
         # A head of three outputs has one for each token; a head of one is the same for all.
         values = outputs.diagonal(dim1=1, dim2=2) if outputs.shape[2] == 3 else outputs[..., 0]
         return all_valid(self.aspects, values)

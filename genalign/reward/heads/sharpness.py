@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genalign.reward.base import Stateless, digest, image_batches
+from genalign.reward.scores import readable_rows
 from genalign.types import Media, Prompt, Scores
 
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
@@ -33,6 +34,14 @@ class Sharpness(Stateless):
     def version(self) -> str:
         return digest("sharpness", self.name, self.half)
 
+    def faults(self, prompts: Sequence[Prompt], media: Media) -> list[str | None]:
+        faults = super().faults(prompts, media)
+        for row, image in enumerate(media["image"].data):
+            if isinstance(image, Tensor) and min(image.shape[-2:]) < len(LAPLACIAN):
+                faults[row] = faults[row] or f"an image of {image.shape[-2]}x{image.shape[-1]} pixels has no edges"
+        return faults
+
+    @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         images = image_batches(media, len(prompts))
         variance = torch.cat([_edges(part).flatten(1).var(1, correction=0) for part in images]).cpu()

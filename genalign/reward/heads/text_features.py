@@ -6,18 +6,37 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+TABLES = ("position_embeddings", "position_embedding", "positions_embed", "wpe", "embed_positions")  # of transformers
+OTHER_TOWERS = ("vision", "visual", "image", "audio")  # whose positions are not those of tokens
 
 
-def too_long(tokenizer: Any, texts: Sequence[str], longest: int | None = None) -> list[bool]:
-    """Which texts have more tokens, special ones included, than `longest` (None: than the tokenizer allows)."""
-    most = tokenizer.model_max_length if longest is None else longest
-    return [len(ids) > most for ids in tokenizer(list(texts), verbose=False)["input_ids"]] if texts else []
+def too_long(tokenizer: Any, texts: Sequence[str], longest: int) -> list[bool]:
+    """Which texts have more tokens, special ones included, than `longest`."""
+    return [len(ids) > longest for ids in tokenizer(list(texts), verbose=False)["input_ids"]] if texts else []
 
 
-def context(net: Any, tokenizer: Any) -> int:
-    """The most tokens that a backbone and its tokenizer take."""
-    return min(tokenizer.model_max_length, getattr(net.config, "max_position_embeddings", 1 << 20))
+def context(net: Any, tokenizer: Any = None) -> int:
+    """The most tokens, special ones included, that a language backbone and its tokenizer take.
+
+    The least of what the tokenizer states (many state none), of config's max_position_embeddings (n_positions of
+    GPT-2, max_seq_len of MPT), and of the rows of a table of learned positions, less those that no token uses: RoBERTa
+    counts from its padding_idx + 1 (514 rows are 512 tokens), BART and OPT from 2.
+    """
+    config = net.config.get_text_config()
+    stated = [getattr(tokenizer, "model_max_length", None)]
+    stated += [getattr(config, key, None) for key in ("max_position_embeddings", "max_seq_len")]
+    limits = [1 << 20, *(int(limit) for limit in stated if limit)]
+    for name, table in net.named_modules():
+        elsewhere = any(tower in name for tower in OTHER_TOWERS)
+        if elsewhere or name.rpartition(".")[2] not in TABLES or not isinstance(table, nn.Embedding):
+            continue
+        unused: Any = getattr(table, "offset", None)
+        if unused is None:
+            unused = 0 if table.padding_idx is None else table.padding_idx + 1
+        limits.append(table.num_embeddings - unused)
+    return min(limits)
 
 
 def hidden_states(net: Any, tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:

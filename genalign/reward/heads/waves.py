@@ -18,10 +18,13 @@ def mono_waves(media: Media, rate: int, reward: str) -> list[Tensor]:
     Raises:
         UsageError: the track has no sample rate.
     """
-    track = media["audio"]
-    if not track.rate:
-        raise UsageError(f"reward {reward!r} needs the sample rate of the audio; give Track(audio, rate)")
-    return [resampled(row.float().mean(0), round(track.rate), rate) for row in tensor_rows(track)]
+    track, waves = media["audio"], []
+    for row, wave in enumerate(tensor_rows(track)):
+        own = track.rate_of(row)
+        if not own:
+            raise UsageError(f"reward {reward!r} needs the sample rate of the audio; give Track(audio, rate)")
+        waves.append(resampled(wave.float().mean(0), round(own), rate))
+    return waves
 
 
 def resampled(wave: Tensor, old: int, new: int, zeros: int = 6, rolloff: float = 0.99) -> Tensor:

@@ -138,7 +138,7 @@ def content(version: str, prompt: Prompt, media: Media, row: int) -> str:
     sha = hashlib.sha256(json.dumps([version, prompt.text, dict(prompt.facts)], sort_keys=True, default=str).encode())
     for held, at in ((prompt.media, 0), (media, row)):
         for name, track in sorted((held or {}).items()):
-            sha.update(json.dumps([name, track.rate]).encode())
+            sha.update(json.dumps([name, track.rate_of(at)]).encode())
             _add(sha, track.data[at])
             if track.ids is not None:
                 _add(sha, list(track.ids[at]))

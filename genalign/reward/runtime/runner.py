@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
@@ -203,14 +204,21 @@ def _check_range(name: str, media: Media) -> None:
         if span is None:
             continue
         low, high = span
-        tensors = [data] if isinstance(data, Tensor) else [row for row in data if isinstance(row, Tensor)]
-        # A row of NaN among others is masked by `guarded`; where nothing else is there, that is what is reported.
-        finite = [tensor.detach()[torch.isfinite(tensor.detach())] for tensor in tensors]
-        readable = [values for values in finite if values.numel()] or [tensor.detach() for tensor in tensors]
-        for values in readable:
-            least, most = (float(edge) for edge in torch.aminmax(values))
-            if not (low <= least and most <= high):
+        for tensor in [data] if isinstance(data, Tensor) else data:
+            least, most = _span(tensor)  # type: ignore[arg-type]
+            if least < low or most > high:
                 raise GenalignError(
                     f"reward {name!r} was given {modality} values in [{least:.3g}, {most:.3g}], outside "
                     f"[{round(low):d}, {round(high):d}]; convert them before scoring"
                 )
+
+
+def _span(tensor: Tensor) -> tuple[float, float]:
+    """The least and the greatest finite value; (0, 0) of none. Rows that hold others are masked by `guarded`."""
+    values = tensor.detach()
+    if values.numel():
+        least, most = (float(edge) for edge in torch.aminmax(values))
+        if math.isfinite(least) and math.isfinite(most):
+            return least, most
+    values = values[torch.isfinite(values)]
+    return (float(values.min()), float(values.max())) if values.numel() else (0.0, 0.0)

@@ -14,6 +14,7 @@ import io
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -167,7 +168,7 @@ def _on(media: Media, device: str) -> Media:
             return data.to(device)
         return [row.to(device) if isinstance(row, Tensor) else row for row in data]
 
-    return Media(**{name: Track(moved(track.data), track.rate, track.ids) for name, track in media.items()})
+    return Media(**{name: replace(track, data=moved(track.data)) for name, track in media.items()})
 
 
 def _plain_scores(scores: Scores) -> Mapping[str, Any]:

@@ -123,11 +123,17 @@ def _pack_media(media: Media) -> dict[str, Any]:
         packed[name] = {"data": track.data, "rate": track.rate}
         if track.ids is not None:
             packed[name]["ids"] = [list(ids) for ids in track.ids]
+        if track.rates is not None:
+            packed[name]["rates"] = list(track.rates)
     return packed
 
 
 def _unpack_media(message: Mapping[str, Any]) -> Media:
-    return Media(**{name: Track(track["data"], track["rate"], track.get("ids")) for name, track in message.items()})
+    tracks: dict[str, Track] = {}
+    for name, track in message.items():
+        rates = track.get("rates")
+        tracks[name] = Track(track["data"], track["rate"], track.get("ids"), None if rates is None else tuple(rates))
+    return Media(**tracks)
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from genalign.ranks import gather, rank
 from genalign.reward.base import Stateless, digest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.heads.exemplars import read_exemplars
+from genalign.reward.scores import filled
 from genalign.reward.sets.frechet import Frechet, Moments
 from genalign.reward.sets.kernel import Coverage, KernelDistance
 from genalign.reward.sets.neighbours import Precision, Recall
@@ -144,13 +145,16 @@ class SetReward(Stateless):
         return seen if self.basis is None else seen @ self.basis
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        siblings = torch.arange(len(prompts)) if group is None else group.cpu()
+        faults = self.faults(prompts, media)
+        rows = [row for row, fault in enumerate(faults) if fault is None]
+        siblings = (torch.arange(len(prompts)) if group is None else group.cpu())[rows]
         try:
-            seen = self.features(media)
+            if len(rows) < len(faults):
+                media = media.select(rows)
+            seen = self.features(media) if rows else self._none()
         except Exception:
             if self.level == "set":  # the other ranks wait in `gather`: give them no rows, then fail here alone
-                width = self.clip.read(["-"]).shape[1] if self.basis is None else self.basis.shape[1]
-                _everyone(torch.zeros(0, width, dtype=torch.float64), siblings[:0])
+                _everyone(self._none(), siblings[:0])
             raise
         sound = torch.isfinite(seen).all(1)
         if self.level == "sample":
@@ -158,7 +162,13 @@ class SetReward(Stateless):
         else:
             value = self._together(seen[sound], siblings[sound])
         total = torch.zeros(len(seen), dtype=seen.dtype).masked_scatter(sound, value).float()
-        return Scores(self.aspects, total[:, None], sound[:, None], ~sound[:, None], total, sound, torch.ones(1))
+        scores = Scores(self.aspects, total[:, None], sound[:, None], ~sound[:, None], total, sound, torch.ones(1))
+        return filled(scores, faults) if len(rows) < len(faults) else scores
+
+    def _none(self) -> Tensor:
+        """(0,d): the features of no image."""
+        width = self.clip.read(["-"]).shape[1] if self.basis is None else self.basis.shape[1]
+        return torch.zeros(0, width, dtype=torch.float64)
 
     def _together(self, mine: Tensor, siblings: Tensor) -> Tensor:
         """(B,) scores of this rank's rows."""

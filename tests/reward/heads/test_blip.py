@@ -5,64 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 from genalign.reward import build_reward
-from genalign.reward.heads.aesthetic import Mlp
 from genalign.reward.heads.blip import FILE as BLIP_FILE
 from genalign.reward.heads.blip import BlipRegressor, published_names
 from genalign.types import Media, Track, UsageError
 from tests.helpers.pictures import pictures
-from tests.helpers.tiny_heads import randomise, save_state, word_tokenizer
+from tests.helpers.tiny_heads import BLIP_TEXT, BLIP_VISION, blip_state, save_state, word_tokenizer
 from tests.helpers.toy_rewards import prompts
-
-VISION = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-TEXT = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-def blip_state(vision: dict[str, int], text: dict[str, int]) -> dict[str, torch.Tensor]:
-    """A random state dict under the key names of ImageReward.pt (BLIP's own), not through our renaming."""
-    width, inner, read = vision["hidden_size"], vision["intermediate_size"], text["hidden_size"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "cls_token": (1, 1, width),
-        "pos_embed": (1, 197, width),
-        "patch_embed.proj.weight": (width, 3, 16, 16),
-        "patch_embed.proj.bias": (width,),
-        "norm.weight": (width,),
-        "norm.bias": (width,),
-    }
-    for block in range(vision["num_hidden_layers"]):
-        linear = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-        linear |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
-        for part, shape in linear.items():
-            shapes |= {f"blocks.{block}.{part}.weight": shape, f"blocks.{block}.{part}.bias": shape[:1]}
-        for part in ("norm1", "norm2"):
-            shapes |= {f"blocks.{block}.{part}.weight": (width,), f"blocks.{block}.{part}.bias": (width,)}
-    shapes = {f"blip.visual_encoder.{key}": shape for key, shape in shapes.items()}
-    words: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (text["vocab_size"], read),
-        "embeddings.position_embeddings.weight": (512, read),
-        "embeddings.LayerNorm.weight": (read,),
-        "embeddings.LayerNorm.bias": (read,),
-    }
-    for layer in range(text["num_hidden_layers"]):
-        at = f"encoder.layer.{layer}"
-        for kind, source in (("attention", read), ("crossattention", width)):
-            linear = {"self.query": (read, read), "self.key": (read, source), "self.value": (read, source)}
-            for part, shape in (linear | {"output.dense": (read, read)}).items():
-                words |= {f"{at}.{kind}.{part}.weight": shape, f"{at}.{kind}.{part}.bias": shape[:1]}
-            words |= {f"{at}.{kind}.output.LayerNorm.{part}": (read,) for part in ("weight", "bias")}
-        wide = text["intermediate_size"]
-        for part, shape in {"intermediate.dense": (wide, read), "output.dense": (read, wide)}.items():
-            words |= {f"{at}.{part}.weight": shape, f"{at}.{part}.bias": shape[:1]}
-        words |= {f"{at}.output.LayerNorm.{part}": (read,) for part in ("weight", "bias")}
-    shapes |= {f"blip.text_encoder.{key}": shape for key, shape in words.items()}
-    rng = torch.Generator().manual_seed(5)
-    state = {key: torch.randn(shape, generator=rng) * 0.2 for key, shape in shapes.items()}
-    state |= {f"mlp.{key}": value for key, value in randomise(Mlp(read), 0.3).state_dict().items()}
-    state["blip.text_encoder.embeddings.position_ids"] = torch.arange(512)[None]  # what a checkpoint also holds
-    return state | {"blip.vision_proj.weight": torch.zeros(256, width), "blip.text_proj.weight": torch.zeros(256, read)}
 
 
 def attend(
@@ -123,7 +76,7 @@ def image_reward_by_hand(
 
 def test_imagereward_is_its_forward_pass_written_out(tmp_path: Path) -> None:
     """Invariants 1, 2."""
-    state = blip_state(VISION, TEXT)
+    state = blip_state(BLIP_VISION, BLIP_TEXT)
     save_state(state, tmp_path / BLIP_FILE)
     tokenizer = word_tokenizer()
     tokenizer.save_pretrained(tmp_path / "words")
@@ -137,7 +90,7 @@ def test_imagereward_is_its_forward_pass_written_out(tmp_path: Path) -> None:
         for row in range(3)
     ]
     spec = {"use": "imagereward", "model": str(tmp_path), "tokenizer": str(tmp_path / "words")}
-    reward = build_reward({**spec, "vision": VISION, "text": TEXT, "batch_size": 2}, Path())
+    reward = build_reward({**spec, "vision": BLIP_VISION, "text": BLIP_TEXT, "batch_size": 2}, Path())
     got = reward(asked, media).total
     assert np.std(expected) > 0.05
     assert got.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
@@ -181,14 +134,35 @@ def blip_state_shapes(vision: dict[str, int], text: dict[str, int]) -> dict[str,
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_its_first_wrong_weight(tmp_path: Path) -> None:
-    state = blip_state(VISION, TEXT)
+    state = blip_state(BLIP_VISION, BLIP_TEXT)
     del state["blip.visual_encoder.norm.bias"]
     save_state(state, tmp_path / BLIP_FILE)
     word_tokenizer().save_pretrained(tmp_path)
-    spec = {"use": "imagereward", "model": str(tmp_path), "tokenizer": str(tmp_path), "vision": VISION, "text": TEXT}
+    spec = {
+        "use": "imagereward",
+        "model": str(tmp_path),
+        "tokenizer": str(tmp_path),
+        "vision": BLIP_VISION,
+        "text": BLIP_TEXT,
+    }
     with pytest.raises(UsageError, match=r"no weight 'vision.post_layernorm.bias'"):
         build_reward(spec, Path())(prompts(1), pictures(1, 224, 224)[1])
-    save_state(blip_state(VISION, TEXT), tmp_path / BLIP_FILE)
-    wider = build_reward({**spec, "vision": {**VISION, "hidden_size": 32}}, Path())
+    save_state(blip_state(BLIP_VISION, BLIP_TEXT), tmp_path / BLIP_FILE)
+    wider = build_reward({**spec, "vision": {**BLIP_VISION, "hidden_size": 32}}, Path())
     with pytest.raises(UsageError, match=r"has shape \(.*16.*\), but BlipRegressor needs \(.*32.*\)"):
         wider(prompts(1), pictures(1, 224, 224)[1])
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 500), (500, 301), (227, 224), (40, 60), (3, 7)])
+def test_pixels_are_those_of_the_official_transform(tmp_path: Path, height: int, width: int) -> None:
+    """_transform of ImageReward.py on PIL images: the shortest side to 224, the middle, a margin rounded to even."""
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    official = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224), ToTensor(), Normalize(mean, std)])
+    save_state(blip_state(BLIP_VISION, BLIP_TEXT), tmp_path / BLIP_FILE)
+    word_tokenizer().save_pretrained(tmp_path)
+    where = {"model": str(tmp_path), "tokenizer": str(tmp_path)}
+    reward = build_reward({"use": "imagereward", **where, "vision": BLIP_VISION, "text": BLIP_TEXT}, Path())
+    drawn = [Image.eval(one, lambda level: 64 + level // 2) for one in pictures(2, height, width)[0]]  # none cut at 0
+    tensor = torch.stack([torch.from_numpy(np.array(one)) for one in drawn]).permute(0, 3, 1, 2) / 255
+    got, expected = reward._loaded[1](tensor), torch.stack([official(one) for one in drawn])  # type: ignore[attr-defined]
+    assert (got - expected).abs().max() * 255 * 0.27 < 1.6  # levels: PIL rounds to 8 bits after each of two passes

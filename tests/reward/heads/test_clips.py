@@ -1,16 +1,21 @@
 """CLIPScore, PickScore and HPSv2 on tiny models, against their formulas written out."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, Normalize, ToTensor
+from torchvision.transforms import functional as F
 
 from genalign.reward import build_reward
-from genalign.types import Media, Track
+from genalign.reward.heads.clip import on_tensors
+from genalign.reward.heads.clips import longest_side, transform_of
+from genalign.types import Media, Track, UsageError
 from tests.helpers.pictures import official_embeddings, pictures
 from tests.helpers.tiny_heads import save_state, tiny_transformers_clip, write_json
 from tests.helpers.toy_rewards import prompts
@@ -89,15 +94,28 @@ def tiny_arch(tmp_path_factory: pytest.TempPathFactory) -> str:
     return "ViT-tiny-test"
 
 
-def test_hpsv2_is_the_cosine_by_its_own_transform(tmp_path: Path, tiny_arch: str) -> None:
+def resize_max_size(picture: Tensor, size: int) -> Tensor:
+    """ResizeMaxSize of tgxs002/HPSv2, after ToTensor: the longest side becomes `size`, black around the rest."""
+    height, width = picture.shape[1:]
+    scale = size / float(max(height, width))
+    tall, wide = round(height * scale), round(width * scale)
+    picture = F.resize(picture, [tall, wide], InterpolationMode.BICUBIC, antialias=True)
+    below, right = size - tall, size - wide
+    return F.pad(picture, [right // 2, below // 2, right - right // 2, below - below // 2], fill=0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(50, 70), (70, 50), (32, 32), (20, 24), (9, 5), (27, 48), (300, 500)])
+def test_hpsv2_is_the_cosine_by_its_own_transform(tmp_path: Path, tiny_arch: str, height: int, width: int) -> None:
     """Invariants 1, 2."""
     torch.manual_seed(3)
     net = open_clip.create_model(tiny_arch).eval()
     save_state(net.state_dict(), tmp_path / "HPS_v2.1_compressed.safetensors")
-    drawn, media = pictures(4, 50, 70)
+    drawn, media = pictures(4, height, width)
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-    resize = Resize(32, InterpolationMode.BICUBIC, antialias=True)
-    official = Compose([ToTensor(), resize, CenterCrop(32), Normalize(mean, std)])  # on the tensor: hpsv2's order
+
+    def official(picture: Image.Image) -> Tensor:
+        return Normalize(mean, std)(resize_max_size(ToTensor()(picture), 32))
+
     asked = prompts(4)
     tokens = open_clip.get_tokenizer(tiny_arch)([prompt.text for prompt in asked])
     with torch.no_grad():
@@ -107,6 +125,73 @@ def test_hpsv2_is_the_cosine_by_its_own_transform(tmp_path: Path, tiny_arch: str
     assert expected.std() > 1e-3
     assert torch.allclose(reward(asked, media).total, expected, atol=1e-5)  # no 8-bit rounding on either side
     assert reward.aspects == ("hpsv2.1",)
+    other = build_reward(
+        {"use": "hpsv2.1", "model": str(tmp_path), "arch": tiny_arch, "resize_mode": "shortest"}, Path()
+    )
+    assert other.version != reward.version  # the two share no cache
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"), [(1080, 1920, (126, 224)), (85, 320, (59, 224)), (45, 320, (31, 224))]
+)
+def test_the_longest_side_is_rounded_as_hpsv2_rounds_it(height: int, width: int, expected: tuple[int, int]) -> None:
+    """At 85/320 and 45/320 its product falls below the half that the quotient of open_clip hits."""
+    assert tuple(longest_side(SimpleNamespace(size=(width, height)), (224, 224), 1.0)) == expected
+    assert tuple(resize_max_size(torch.rand(3, height, width), 224).shape[1:]) == (224, 224)
+
+
+def test_the_edges_of_a_wide_picture_count_for_hpsv2(tmp_path: Path, tiny_arch: str) -> None:
+    """A 16:9 picture lost 44% of its width."""
+    torch.manual_seed(3)
+    save_state(open_clip.create_model(tiny_arch).state_dict(), tmp_path / "HPS_v2_compressed.safetensors")
+    reward = build_reward({"use": "hpsv2", "model": str(tmp_path), "arch": tiny_arch}, Path())
+    pixels = torch.rand(1, 3, 36, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (gradient,) = torch.autograd.grad(reward(prompts(1), Media(image=Track(pixels))).total.sum(), pixels)
+    assert bool((gradient.abs().sum((0, 1)) > 0).all())
+
+
+@pytest.mark.parametrize("mode", ["longest", "shortest", "squash"])
+@pytest.mark.parametrize(("height", "width"), [(47, 80), (80, 33), (7, 5), (300, 90)])
+def test_every_resize_mode_of_open_clip_has_its_tensor_form(mode: str, height: int, width: int) -> None:
+    """open_clip's own transform of PIL images, with a gray fill."""
+    drawn, _ = pictures(2, height, width)
+    drawn = [Image.eval(one, lambda level: 64 + level // 2) for one in drawn]  # nothing is cut at 0
+    tensor = torch.stack([torch.from_numpy(np.array(one)) for one in drawn]).permute(0, 3, 1, 2) / 255
+    official = open_clip.transform.image_transform(32, is_train=False, resize_mode=mode, fill_color=128)
+    expected = torch.stack([official(one) for one in drawn])
+    got = on_tensors(official)(tensor)
+    assert got.shape == expected.shape
+    assert (got - expected).abs().max() * 255 * 0.27 < 1.6  # levels: PIL rounds to 8 bits after each of two passes
+
+
+def processor_of(folder: Path, **changes: object) -> Path:
+    from transformers import CLIPImageProcessor
+
+    settings = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, **changes}
+    CLIPImageProcessor(**settings).save_pretrained(folder)
+    return folder
+
+
+def test_a_processor_that_does_not_normalise_is_taken_at_that(tmp_path: Path, clip_folder: Path) -> None:
+    from transformers import CLIPImageProcessor
+
+    processor = CLIPImageProcessor.from_pretrained(processor_of(tmp_path, do_normalize=False))
+    drawn = [Image.eval(one, lambda level: 64 + level // 2) for one in pictures(2, 47, 80)[0]]  # nothing is cut at 0
+    tensor = torch.stack([torch.from_numpy(np.array(one)) for one in drawn]).permute(0, 3, 1, 2) / 255
+    official = processor(images=drawn, return_tensors="pt").pixel_values
+    assert official.min() >= 0
+    assert (transform_of(processor)(tensor) - official).abs().max() * 255 < 1.6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"resample": 1}, {"do_rescale": False}, {"do_resize": False}, {"crop_size": {"height": 40, "width": 40}}],
+)
+def test_a_processor_without_a_tensor_form_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    from transformers import CLIPImageProcessor
+
+    with pytest.raises(UsageError, match=r"no tensor form in genalign|crops .* from"):
+        transform_of(CLIPImageProcessor.from_pretrained(processor_of(tmp_path, **changes)))
 
 
 def test_hpsv2_keys_and_shapes_are_those_of_open_clips_vit_h_14() -> None:

@@ -10,10 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Qwen2VLModel
 
+from genalign.data.judged import Comparisons
 from genalign.files.shipped import shipped
-from genalign.reward import build_reward
+from genalign.media.files import read_media
+from genalign.media.video import write as write_video
+from genalign.reward import Runner, build_reward
 from genalign.reward.heads.patches import patches
 from genalign.reward.heads.qwen import HpsV3, TokenHead, merged, published_names, read_template
+from genalign.reward.runtime.cache import Cached
+from genalign.reward.runtime.wire import pack_batch, unpack_batch
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.helpers.pictures import as_tensor, photographs
 from tests.helpers.tiny_heads import as_transformers_4, qwen_config, randomise, save_state, tiny_qwen_base, write_json
@@ -190,6 +195,84 @@ def test_videoreward_reads_each_aspect_at_its_own_token(tmp_path: Path, base: Pa
     assert torch.allclose(torch.tensor(normed.info["raw"]), scores.values, atol=1e-5)
     with pytest.raises(UsageError, match="frames a second"):
         reward(asked, Media(video=Track(videos)))
+
+
+def tiny_videoreward(folder: Path, base: Path, **settings: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(list(TOKENS), special_tokens=True)
+    net = net_of(torch.nn.Linear(32, 3, bias=False), len(tokenizer))
+    save_state(as_transformers_4(dict(net.state_dict())), folder / "model.safetensors")
+    (folder / "t.txt").write_text(TEMPLATE)
+    spec = {"use": "videoreward", "model": str(folder), "base": str(base), "dtype": "float32", "template": "t.txt"}
+    return build_reward({**spec, **settings}, folder)
+
+
+def official_frames(total: int, rate: float, fps: float) -> list[int]:
+    """VideoAlign's smart_nframes, and the linspace of its readers."""
+    most = math.floor(min(768, total) / 2) * 2
+    count = round(min(max(total / rate * fps, 4), most) / 2) * 2
+    return torch.linspace(0, total - 1, min(count, total)).round().long().tolist()
+
+
+@pytest.mark.parametrize(
+    ("total", "rate", "fps", "by_hand"),
+    [(24, 24, 2.0, [0, 8, 15, 23]), (24, 24, 8.0, None), (24, 24, 24.0, None), (60, 30, 2.0, None), (5, 2, 2.0, None)],
+)
+@pytest.mark.parametrize("through", ["a file to score", "a judged sample"])
+def test_frames_of_a_file_are_the_official_choice(
+    tmp_path: Path, base: Path, total: int, rate: int, fps: float, by_hand: list[int] | None, through: str
+) -> None:
+    """Frame k is gray of level k / total, so that the frames read are known by their brightness."""
+    levels = torch.arange(total).view(-1, 1, 1, 1).expand(-1, 3, 32, 32) / total
+    file = write_video(levels, rate, tmp_path / "x.mp4")
+    if through == "a file to score":
+        media = read_media([file])
+    else:
+        found = Comparisons("x", "x", tmp_path, "x")
+        media = found.load([found.item("a ball", "x.mp4", "video")])[1]
+    reward = tiny_videoreward(tmp_path, base, fps=fps)
+    (frames,) = reward.frames(media)
+    chosen = (frames.mean((1, 2, 3)) * total).round().long().tolist()
+    assert chosen == official_frames(total, rate, fps)
+    assert by_hand in (None, chosen)
+
+
+def test_videos_of_several_rates_are_each_read_at_their_own(tmp_path: Path, base: Path) -> None:
+    found = Comparisons("x", "x", tmp_path, "x")
+    for name, rate in (("a", 24), ("b", 12)):
+        write_video(torch.rand(24, 3, 32, 32), rate, tmp_path / f"{name}.mp4")
+        found.item("a ball", f"{name}.mp4", "video")
+    reward = tiny_videoreward(tmp_path, base, batch_size=1, fps=4.0)
+    asked, both = found.load([0, 1])
+    assert both["video"].rates == (24.0, 12.0)
+    assert [len(frames) for frames in reward.frames(both)] == [4, 8]
+    alone = torch.cat([reward(*found.load([place])).values for place in (0, 1)])
+    assert torch.allclose(Runner(reward)(asked, both).values, alone, atol=1e-6)
+    assert Cached(reward)(asked, both).values.shape == (2, 3)
+    again = unpack_batch(pack_batch(asked, both, None))[1]
+    assert (again["video"].rate, again["video"].rates) == (None, (24.0, 12.0))
+
+
+def test_a_video_or_picture_that_cannot_be_read_masks_its_row(tmp_path: Path, base: Path) -> None:
+    reward = tiny_videoreward(tmp_path, base)
+    good = [as_tensor(photographs(6, 56, 84)), as_tensor(photographs(6, 84, 56))]
+    bad = {
+        "a video of 1 frames is too short": good[0][:1],
+        "is too narrow": torch.rand(4, 3, 2, 500),
+        "not numbers": torch.full((4, 3, 56, 56), math.nan),
+        "is empty": torch.rand(0, 3, 56, 56),
+        "and the model reads 2048; shorten them": good[0],
+    }
+    asked = [*prompts(2), *prompts(4), Prompt("cat " * 3000)]
+    scores = reward(asked, Media(video=Track([*good, *bad.values()], rate=6.0)))
+    assert scores.failed[:, 0].tolist() == [False, False, *[True] * 5]
+    for error, wanted in zip(scores.info["error"][2:], bad, strict=True):
+        assert wanted in error
+    assert torch.allclose(scores.values[:2], reward(asked[:2], Media(video=Track(good, rate=6.0))).values, atol=1e-6)
+    assert bool(scores.total_valid[:2].all())
+    assert not scores.total_valid[2:].any()
 
 
 def test_lora_weights_are_merged_as_peft_merges_them(tmp_path: Path) -> None:

@@ -150,12 +150,31 @@ def test_batches_do_not_change_a_sum_with_abstentions() -> None:
     assert whole.total[1] == 5.0 + 2.0  # the sibling that has an opinion says 5
 
 
-@pytest.mark.parametrize("values", [-0.5, 1.5, 200.0, float("nan")])
+@pytest.mark.parametrize("values", [-0.5, 1.5, 200.0])
 def test_images_outside_their_range_stop_the_run(values: float) -> None:
     """Invariant 3."""
     media = Media(image=Track(torch.full((1, 3, 8, 8), values)))
     with pytest.raises(GenalignError, match=r"'sharpness' was given image values in .* outside \[0, 1\]"):
         Runner(Sharpness())(prompts(1), media)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_image_that_holds_no_number_masks_its_row_and_the_run_goes_on(bad: float) -> None:
+    pixels = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    clean = Runner(Sharpness())(prompts(2), Media(image=Track(pixels[[0, 2]])))
+    pixels[1, 0, 4, 4] = bad
+    runner = Runner(Sharpness(), max_failure=0.5)
+    scores = runner(prompts(3), Media(image=Track(pixels)))
+    assert scores.failed[:, 0].tolist() == [False, True, False]
+    assert scores.total_valid.tolist() == [True, False, True]
+    assert torch.equal(scores.total[[0, 2]], clean.total)
+    assert scores.info["error"] == [None, "the image holds values that are not numbers", None]
+    assert runner.log()["rewards/sharpness/fail_rate"] == pytest.approx(1 / 3)
+    with pytest.raises(GenalignError, match="the image holds values that are not numbers"):
+        Runner(Sharpness(), max_failure=0.0)(prompts(3), Media(image=Track(pixels)))  # at the first, with the reason
+    pixels[0] = 1.5  # the range is still looked at
+    with pytest.raises(GenalignError, match=r"outside \[0, 1\]"):
+        runner(prompts(3), Media(image=Track(pixels)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
