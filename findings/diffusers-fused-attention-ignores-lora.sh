@@ -8,8 +8,7 @@
 # Versions: diffusers 0.42.1, peft 0.21.2.
 # Harm: A pipeline that was sped up before training trains new copies of base weights, which no LoRA file holds,
 #   and the saved adapter is the untrained one; fused after training, the adapter is off.
-# genalign: policy/adapter.py should refuse attention with fused_projections, or unfuse it first (which restores
-#   everything).
+# genalign: A policy refuses attention with fused projections and names the cure (policy/adapter.py).
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

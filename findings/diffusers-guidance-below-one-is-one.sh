@@ -8,8 +8,7 @@
 # Versions: diffusers 0.42.1, WanPipeline (most pipelines of classifier-free guidance have the same condition).
 # Harm: Sweeps of the scale, guidance-free baselines, unconditional samples for FID or precision and recall, and
 #   prompt-dropout checks silently use the prompt.
-# genalign: policy.sampler.guidance passes the value on; it should say, or refuse, what values below 1 do not
-#   do.
+# genalign: Scales below 1 are refused, but for 0, which some write for none (policy/pipe.py).
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -8,8 +8,7 @@
 #   set_adapters, it is exact.
 # Versions: diffusers 0.42.1, peft 0.21.2 (15 families of transformers and UNets share the code).
 # Harm: Training at a LoRA scale, an ordinary wish, follows a wrong gradient with a loss that is right.
-# genalign: It passes no scale itself, but a user's fixed call arguments may: refuse a scale other than 1 with
-#   recomputation.
+# genalign: A scale other than 1 among the fixed call arguments is refused (policy/call.py).
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

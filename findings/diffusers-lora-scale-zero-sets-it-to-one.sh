@@ -8,7 +8,7 @@
 # Versions: diffusers 0.42.1, peft 0.21.2.
 # Harm: Scale 0 is the obvious way to get the base model as the reference of a KL or a DPO loss. After the first
 #   reference pass the policy runs at another strength than chosen, silently.
-# genalign: It switches adapters by its own flag and does not pass a scale. A row in docs for users who do.
+# genalign: It switches adapters by its own flag; a scale among the fixed call arguments is refused (policy/call.py).
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -8,7 +8,7 @@
 # Versions: diffusers 0.42.1, peft 0.21.2.
 # Harm: The published adapter has half (or, with alpha 1, four times) the strength that was evaluated; rsLoRA is
 #   off by the square root of the rank.
-# genalign: It gives save_lora_weights the adapter's metadata, which the loader then obeys.
+# genalign: It multiplies alpha / rank into B, so that alpha is the rank with and without metadata (policy/adapter.py).
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -9,8 +9,8 @@
 # Versions: peft 0.21.2 with torch 2.13.0 and 2.14.1; open_clip builds its towers from nn.MultiheadAttention.
 # Harm: The adapted reward model or encoder trains with a part of its adapters dead; or trains right and is
 #   evaluated, in eval mode, as the base model.
-# genalign: A parameter without a gradient counts as zero today (another rank may have one), so a dead adapter
-#   goes unnoticed; it should refuse an adapted layer that gets no gradient on any rank in the first update.
+# genalign: After the first update a warning names adapted layers that got no gradient, from a tenth of them on
+#   (training/backend.py).
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

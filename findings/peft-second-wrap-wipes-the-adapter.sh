@@ -8,9 +8,8 @@
 # Versions: peft 0.21.2.
 # Harm: A notebook cell run twice, a reward and a policy that share a backbone, or a resume that wraps before
 #   loading, silently throws a trained adapter away and goes on from zero.
-# genalign: It injects its adapter once and does not call get_peft_model. A pipeline handed over with a LoRA of
-#   its own (load_lora_weights names it default_0) has that switched off silently, so it should refuse a network
-#   that holds LoRA layers.
+# genalign: It injects its adapter once and does not call get_peft_model. A model that holds a LoRA already is
+#   refused (policy/adapter.py): the new adapter would switch that off silently.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -52,6 +52,9 @@ class Calls:
         if ours:
             raise UsageError(f"policy.call cannot set {ours[0]!r}; {ELSEWHERE[ours[0]]}")
         for name, value in self.fixed.items():
+            # A LoRA scale reaches the forward pass, but not the recomputation of a checkpointed backward; 0 resets it.
+            if name.endswith("attention_kwargs") and isinstance(value, Mapping) and value.get("scale", 1.0) != 1.0:
+                raise UsageError(f"policy.call.{name} scales the trained adapter; remove its key 'scale'")
             if isinstance(value, list) and _wants_tuple(self.parameters[name]):  # YAML has no tuples
                 self.fixed[name] = tuple(value)
 

@@ -50,7 +50,6 @@ REASONS = {
     "reward/heads/waves.py": HEAD,
     "reward/judge/base.py": JUDGE,
     "reward/judge/asking.py": JUDGE,
-    "reward/judge/base.py": JUDGE,
     "reward/judge/comparing.py": JUDGE,
     "reward/judge/endpoint.py": JUDGE,
     "reward/judge/judges.py": JUDGE,

@@ -32,3 +32,10 @@ def test_fused_projections_are_refused(name: str, part: str) -> None:
         DiffusionPolicy(pipeline, settings())
     getattr(pipeline, part).unfuse_qkv_projections()
     DiffusionPolicy(pipeline, settings())
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_a_scale_of_the_adapter_among_the_call_arguments_is_refused(scale: float) -> None:
+    call = {"joint_attention_kwargs": {"scale": scale}}
+    with pytest.raises(UsageError, match=r"policy.call.joint_attention_kwargs scales the trained adapter"):
+        DiffusionPolicy(stable_diffusion_3(), settings().model_copy(update={"call": call}))
