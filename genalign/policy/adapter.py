@@ -154,7 +154,9 @@ def _check_bare(model: nn.Module, adapter: type) -> None:
                 f"the model holds a LoRA already (at {name}), which training would switch off or overwrite; merge it "
                 f"by fuse_lora and unload_lora_weights, or unload it"
             )
-        if getattr(module, "fused_projections", False):
+        # The older attention modules stay marked once they are unfused; there the processor tells.
+        fused = hasattr(module, "unfuse_projections") or "Fused" in type(getattr(module, "processor", None)).__name__
+        if getattr(module, "fused_projections", False) and fused:
             raise UsageError(
                 f"{name or 'the model'} has fused attention projections, which skip an adapter; call "
                 f"unfuse_qkv_projections first"

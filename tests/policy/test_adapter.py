@@ -6,7 +6,7 @@ from peft import LoraConfig
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import PolicySettings, Sampler
 from genalign.types import UsageError
-from tests.helpers.tiny_pipelines import stable_diffusion, stable_diffusion_3
+from tests.helpers.tiny_pipelines import FAMILIES, stable_diffusion_3
 
 
 def settings() -> PolicySettings:
@@ -24,10 +24,11 @@ def test_a_lora_that_is_there_already_is_refused(name: str) -> None:
     DiffusionPolicy(pipeline, settings())
 
 
-def test_fused_projections_are_refused() -> None:
-    pipeline = stable_diffusion()
-    pipeline.fuse_qkv_projections(vae=False)
+@pytest.mark.parametrize(("name", "part"), [("stable-diffusion", "unet"), ("flux", "transformer")])
+def test_fused_projections_are_refused(name: str, part: str) -> None:
+    pipeline = FAMILIES[name].build()
+    getattr(pipeline, part).fuse_qkv_projections()
     with pytest.raises(UsageError, match="fused attention projections"):
         DiffusionPolicy(pipeline, settings())
-    pipeline.unfuse_qkv_projections(vae=False)
+    getattr(pipeline, part).unfuse_qkv_projections()
     DiffusionPolicy(pipeline, settings())
