@@ -48,7 +48,6 @@ REASONS = {
     "reward/heads/sharpness.py": HEAD,
     "reward/heads/structured.py": HEAD,
     "reward/heads/waves.py": HEAD,
-    "reward/judge/base.py": JUDGE,
     "reward/judge/asking.py": JUDGE,
     "reward/judge/comparing.py": JUDGE,
     "reward/judge/endpoint.py": JUDGE,

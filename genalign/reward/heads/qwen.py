@@ -268,6 +268,10 @@ class VideoReward(QwenTokens):
         super().__init__(model, base, template, dtype, batch_size, name)
         self.fps = float(fps)
 
+    @property
+    def version(self) -> str:
+        return super().version if self.fps == 2.0 else digest(super().version, self.fps)
+
     def head(self, width: int, state: Mapping[str, Tensor]) -> nn.Module:
         outputs = state.get("rm_head.weight", torch.empty(0)).shape[0]
         if outputs not in (1, 3):

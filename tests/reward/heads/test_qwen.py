@@ -237,6 +237,7 @@ def test_frames_of_a_file_are_the_official_choice(
     chosen = (frames.mean((1, 2, 3)) * total).round().long().tolist()
     assert chosen == official_frames(total, rate, fps)
     assert by_hand in (None, chosen)
+    assert (reward.version == tiny_videoreward(tmp_path, base).version) == (fps == 2.0)  # of which caches are made
 
 
 def test_videos_of_several_rates_are_each_read_at_their_own(tmp_path: Path, base: Path) -> None:
