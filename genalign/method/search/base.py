@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
@@ -271,9 +271,8 @@ def candidate_seed(seed: int, prompt: Prompt, k: int) -> int:
 
 
 def _detached(media: Media) -> Media:
-    return Media(
-        **{
-            name: type(track)(track.data.detach() if isinstance(track.data, Tensor) else track.data, track.rate)
-            for name, track in media.items()
-        }
-    )
+    tracks = {}
+    for name, track in media.items():
+        data = track.data.detach() if isinstance(track.data, Tensor) else track.data
+        tracks[name] = replace(track, data=data)
+    return Media(**tracks)
