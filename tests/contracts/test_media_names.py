@@ -49,6 +49,7 @@ REASONS = {
     "reward/heads/structured.py": HEAD,
     "reward/heads/waves.py": HEAD,
     "reward/judge/asking.py": JUDGE,
+    "reward/judge/base.py": JUDGE,
     "reward/judge/comparing.py": JUDGE,
     "reward/judge/endpoint.py": JUDGE,
     "reward/judge/judges.py": JUDGE,
