@@ -70,6 +70,28 @@ class Stateless(RewardDefaults):
             )
 
 
+class StepCounting(Stateless):
+    """A reward that may read the number of the training step, which is then all the state that it has.
+
+    steps: whether it reads it. step: updates made so far.
+    """
+
+    steps: bool = False
+    step: int = 0
+
+    def update(self, scores: Scores, step: int) -> None:
+        self.step = step + 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"step": torch.tensor(self.step)} if self.steps else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if not self.steps:
+            super().load_state_dict(state)
+        elif "step" in state:
+            self.step = int(state["step"])
+
+
 def digest(*parts: Any) -> str:
     """A short hash of JSON-like parts; the same on every machine."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
