@@ -112,7 +112,7 @@ class ChainPolicy:
         pipe = self.painter._pipe
         return _with_text(generate_centred(pipe, prompts, written, seeds, guidance, steps, self.share), written)
 
-    def check_prompt(self, prompt: Prompt) -> None:
+    def check_prompt(self, prompt: Prompt, answer: str | None = None) -> None:
         """Refuse a prompt that the writer cannot complete."""
         self.writer.check_prompt(_bare(prompt))
 
