@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 Row = Any  # one row of a Track: (3,H,W), (F,3,H,W), (C,N), or a str
 
 
@@ -79,6 +81,11 @@ class Medium(Protocol):
     def element(self, folder: Path, shown: str, label: str) -> str:
         """HTML that shows what a sheet's list has: a file of `folder`, which is carried inside, or a text itself."""
         ...
+
+
+def is_finite(row: Row) -> bool:
+    """Whether a row holds numbers only; a text does."""
+    return not isinstance(row, Tensor) or bool(row.isfinite().all())
 
 
 @dataclass
