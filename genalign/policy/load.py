@@ -27,7 +27,7 @@ def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> Diffu
 
     check_model(folder)
     try:
-        index = json.loads((folder / "model_index.json").read_text())
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         # An absent component must be given as None, else diffusers warns that it expected one.
         absent = {name: None for name, kind in index.items() if kind == [None, None]}
         parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and kind != [None, None]}
