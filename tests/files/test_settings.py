@@ -228,6 +228,6 @@ def test_changed_key_names_the_first_difference_and_skips_what_may_change() -> N
 
 @pytest.mark.parametrize("text", ["a: &a [*a]", "a: &a {sum: {b: *a}}"])
 def test_what_is_part_of_itself_is_refused_and_what_is_shared_is_read(text):
-    with pytest.raises(UsageError, match="^F is not YAML: Circular reference"):
+    with pytest.raises(UsageError, match=r"^F is not YAML: Circular reference"):
         parse_yaml(text, "F")
     assert parse_yaml("a: &a [1, .nan]\nb: *a\n1: *a", "F").keys() == {"a", "b", 1}
