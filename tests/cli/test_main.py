@@ -108,6 +108,20 @@ def test_sample_tells_what_a_writer_made_of_the_prompt(tmp_path: Path) -> None:
     assert re.search(r"star.* background", row["told"])
 
 
+@pytest.mark.parametrize("source", ["tiny-flwo", "./nowhere", "tiny-flow"])
+def test_samples_that_exist_are_never_overwritten(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by a misspelt source, nor by a right one: labels refer to a picture's name and to its row's digests."""
+    index, picture = tmp_path / "samples.jsonl", tmp_path / "00000.png"
+    index.write_text('{"file": "00000.png", "prompt": "a"}\n')
+    picture.write_bytes(b"drawn before")
+    assert main(["sample", source, "b", "--steps", "1", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert index.read_text() == '{"file": "00000.png", "prompt": "a"}\n'
+    assert picture.read_bytes() == b"drawn before"
+
+
 def test_samples_of_a_plain_model_are_those_of_plain_diffusers(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
