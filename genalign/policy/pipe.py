@@ -78,7 +78,8 @@ class Pipe:
     ) -> dict[str, Any]:
         """Arguments of the pipeline's __call__; None: guidance and steps of the sampler. Guidance 1 is none."""
         self._look(prompts[0])
-        self.like = next((prompt for prompt in reversed(prompts) if prompt.media is not None), self.like)
+        known = prompts[0] if self.like.media is None else self.like  # a text that is encoded anyway
+        self.like = next((prompt for prompt in reversed(prompts) if prompt.media is not None), known)
         self._last = prompts[0]
         sampler = self.settings.sampler
         scale = sampler.guidance if guidance is None else guidance
