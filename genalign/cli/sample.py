@@ -243,6 +243,8 @@ def sample_files(
 
     given = listed(prompts)
     rows_of(given, n, seed)  # refuses a wrong n before anything is written
+    if steps is not None and steps < 1:
+        raise UsageError(f"--steps is {steps}; it must be at least 1")
     if rollout and (guidance is not None or steps is not None):
         raise UsageError("--rollout samples as the recipe says; drop --guidance and --steps, or set them in the recipe")
     opened = open_source(source, overrides)

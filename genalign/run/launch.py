@@ -117,7 +117,8 @@ def run_folder(recipe: Recipe, out: Path | None, held: ExitStack) -> tuple[Path,
     held: keeps the folder for this process until it is closed.
 
     Raises:
-        UsageError: it cannot be written, holds another run, another process trains there, or (on resuming) belongs to another recipe.
+        UsageError: it cannot be written, holds another run, another process trains there, or (on resuming) it is
+            another recipe's.
     """
     resolved = recipe.resolved()
     if recipe.train.resume is not None:

@@ -69,7 +69,7 @@ def test_a_folder_in_which_another_process_trains_is_refused_until_that_ends(tmp
         seed = 1 if resumed else 2
         recipe = load_recipe(str(file), [f"train.seed={seed}"])
         recipe.train.resume = str(run) if resumed else None
-        with ExitStack() as held, pytest.raises(UsageError, match="another process trains in .*; wait for it"):
+        with ExitStack() as held, pytest.raises(UsageError, match=r"another process trains in .*; wait for it"):
             run_folder(recipe, run, held)
         assert (run / "recipe.yaml").read_bytes() == before
     finally:
