@@ -242,14 +242,12 @@ def sample_files(
 
     given = listed(prompts)
     rows_of(given, n, seed)  # refuses a wrong n before anything is written
+    if steps is not None and steps < 1:
+        raise UsageError(f"--steps is {steps}; it must be at least 1")
     if rollout and (guidance is not None or steps is not None):
         raise UsageError("--rollout samples as the recipe says; drop --guidance and --steps, or set them in the recipe")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "samples.jsonl").write_text("")
-    except OSError as error:
-        raise UsageError(f"cannot write {out} ({error.strerror}); choose another folder with --out") from error
     opened = open_source(source, overrides)
+    _claim(out)
     if found := searches_of(opened.built, searches, rewards, budget):
         if rollout:
             raise UsageError(
@@ -274,6 +272,20 @@ def sample_files(
         drawn = sample(opened, given, n=n, seed=seed, guidance=guidance, steps=steps, base=base, trajectories=stored)
         count = _write(drawn, out)
     print(f"{count} samples in {out}")
+
+
+def _claim(out: Path) -> None:
+    """Make the folder and see that it can be written and holds no samples, before weights load."""
+    index = out / "samples.jsonl"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with index.open("a"):
+            pass
+        taken = index.stat().st_size > 0
+    except OSError as error:
+        raise UsageError(f"cannot write {out} ({error.strerror}); choose another folder with --out") from error
+    if taken:
+        raise UsageError(f"{out} already holds samples; choose another --out, or remove them first")
 
 
 def _write(samples: Iterable[Sample], out: Path, named: bool = False) -> int:

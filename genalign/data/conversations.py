@@ -42,7 +42,7 @@ def answers_of(row: Mapping[str, Any]) -> Answers:
     Raises:
         ValueError: there is no prompt, or the two part before their last message.
     """
-    chosen, rejected = _turns(row["chosen"]), _turns(row["rejected"])
+    chosen, rejected = turns_of(row["chosen"]), turns_of(row["rejected"])
     most = min(len(chosen), len(rejected)) - 1  # the last message is an answer, even where both are equal
     common = 0
     while common < most and chosen[common] == rejected[common]:
@@ -50,7 +50,7 @@ def answers_of(row: Mapping[str, Any]) -> Answers:
     if len(chosen) - common != 1 or len(rejected) - common != 1:
         raise ValueError("has answers that part before their last message; keep one answer of each")
     before = [{"role": "user", "content": row["prompt"]}] if isinstance(row.get("prompt"), str) else row.get("prompt")
-    prompt = _turns(before or [])
+    prompt = turns_of(before or [])
     shared = chosen[:common]
     if prompt and not _begins(shared, prompt):
         shared = [*prompt, *shared]
@@ -72,7 +72,7 @@ def _begins(turns: Sequence[Turn], prompt: Sequence[Turn]) -> bool:
     return list(turns[: len(prompt)]) == list(prompt) or behind[: len(prompt)] == list(prompt)
 
 
-def _turns(value: Any) -> list[Turn]:
+def turns_of(value: Any) -> list[Turn]:
     """The turns of a list of messages, of a transcript, or of one answer."""
     if isinstance(value, str) and not TURN.match(value):
         return [{"role": "assistant", "content": value}]

@@ -6,13 +6,15 @@ Nothing here has state: the prompts of a step follow from (seed, step) alone, so
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from genalign.data.conversations import is_messages, prompt_text, turns_of
 from genalign.data.preferences import Pairs, find_pairs
 from genalign.files.text import Line, decode_text, lines_of, parse_row
 from genalign.files.untrusted import neighbour
@@ -117,6 +119,8 @@ def read_prompts(path: Path | str, kind: str | None = None) -> Prompts:
 def _json_row(line: Line, uid: int, path: Path) -> Prompt:
     wanted = 'each line must be a JSON object such as {"prompt": "two stars", "facts": {}}'
     where, row = f"line {line.number} of {path}", parse_row(line, path, wanted)
+    if is_messages(row.get("prompt")):
+        row = _conversation(row, where)
     if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise UsageError(f"{where} has no text under 'prompt'; {wanted}")
     if not isinstance(row.get("facts") or {}, dict):
@@ -126,3 +130,16 @@ def _json_row(line: Line, uid: int, path: Path) -> Prompt:
         raise UsageError(f"'image' in {where} is not the name of a picture file; {wanted}")
     media = None if picture is None else Media(image=Track(load_png(neighbour(path.parent, picture, where))[None]))
     return Prompt(row["prompt"], media, row.get("facts") or {}, uid)
+
+
+def _conversation(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """TRL's conversational prompt: one user turn is its text; of a longer one the messages become a fact."""
+    try:
+        turns = turns_of(row["prompt"])
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"the prompt in {where} is not a list of messages of text ({error})") from error
+    alone = len(turns) == 1 and turns[0]["role"] == "user"
+    facts = row.get("facts") or {}
+    if not alone and isinstance(facts, dict):
+        facts = {**facts, "messages": turns}
+    return {**row, "prompt": prompt_text(turns), "facts": facts}

@@ -39,6 +39,8 @@ def model_path(name: str, folder: Path) -> Path | str:
     found = find(name, folder, "assets")
     if found is not None:
         return found
+    if name.startswith("."):  # a path, whatever follows: no owner on the hub begins with a dot
+        raise UsageError(f"there is no model folder {name!r}; check the path")
     if HUB_ID.fullmatch(name):
         return name
     raise UsageError(
@@ -57,7 +59,10 @@ def file_path(name: str, folder: Path) -> Path:
     if found is not None and found.is_file():
         return found
     pattern = f"*{Path(name).suffix}"
-    known = [file.name for file in (*folder.glob(pattern), *shipped("rewards").glob(pattern))]
+    rooms = [shipped("rewards")]
+    if folder.resolve() != shipped("pipelines").resolve():  # which holds recipes only
+        rooms.append(folder)
+    known = sorted({file.name for room in rooms for file in room.glob(pattern)})
     raise UsageError(
         f"there is no reward file {name!r} in {folder.resolve()} or among the shipped rewards{nearest(name, known)}"
     )

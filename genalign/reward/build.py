@@ -137,6 +137,8 @@ def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
         return _head(HEADS[name], name, settings, folder)
     if name in PRESETS:
         return _preset(name, settings, folder)
+    if name.endswith(".py"):
+        raise UsageError(f"{name!r} is a file of functions; name one of them, as {name}:FUNCTION")
     if path.endswith(".py"):
         return FileReward(name, folder, **settings)
     if (fitted := fitted_folder(name, folder, Path())) is not None:
@@ -154,6 +156,8 @@ def _from_name(name: str, settings: dict[str, Any], folder: Path) -> Reward:
         ) from error
     _check_keys(name, settings, {"name"})
     spec = read_yaml(found)
+    if spec is None:
+        raise UsageError(f"the reward file {found} is empty; write a reward into it, for example use: clip")
     renamed = {**spec, **settings} if isinstance(spec, Mapping) else spec
     return build_reward(renamed, found.parent)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +67,21 @@ def train_recipe(
         check_prompts(built)
         print_plan(built)
         return None
-    run, resumed = run_folder(recipe, out)
-    check_prompts(built)
-    if isinstance(built.method, Searching):
-        measure_search(built, built.method, run)
-        return run
-    # The policy first: it seeds the global generators, from which the loading of a reward may draw.
-    policy, digests = built.policy, {"data.prompts": built.data.digest}
-    if built.reward is not None:
-        digests["reward"] = built.reward.version
-    progress = start(policy, built.reward, recipe.train, digests)
-    if resumed:
-        resume_from(progress, run)
-    run_steps(built, progress, run)
-    finish(built, run)
+    with ExitStack() as held:
+        run, resumed = run_folder(recipe, out, held)
+        check_prompts(built)
+        if isinstance(built.method, Searching):
+            measure_search(built, built.method, run)
+            return run
+        # The policy first: it seeds the global generators, from which the loading of a reward may draw.
+        policy, digests = built.policy, {"data.prompts": built.data.digest}
+        if built.reward is not None:
+            digests["reward"] = built.reward.version
+        progress = start(policy, built.reward, recipe.train, digests)
+        if resumed:
+            resume_from(progress, run)
+        run_steps(built, progress, run)
+        finish(built, run)
     return run
 
 
@@ -108,11 +111,14 @@ def join_ranks() -> str:
     return str(PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device)
 
 
-def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
+def run_folder(recipe: Recipe, out: Path | None, held: ExitStack) -> tuple[Path, bool]:
     """Make the run's folder and write recipe.yaml into it, or find the one to resume; (folder, whether it is resumed).
 
+    held: keeps the folder for this process until it is closed.
+
     Raises:
-        UsageError: it cannot be written, holds another run, or (on resuming) belongs to another recipe.
+        UsageError: it cannot be written, holds another run, another process trains there, or (on resuming) it is
+            another recipe's.
     """
     resolved = recipe.resolved()
     if recipe.train.resume is not None:
@@ -134,10 +140,35 @@ def run_folder(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
         probe.write_text("")
         probe.unlink()
         if rank() == 0:
+            held.enter_context(_alone_in(run))  # before recipe.yaml: it is the other run's, where there is one
             replace_file(run / RECIPE, write_yaml(resolved), sync=True)
     except OSError as error:
         raise UsageError(f"cannot write the run folder {run} ({error.strerror}); choose another with --out") from error
     return run, recipe.train.resume is not None
+
+
+@contextmanager
+def _alone_in(run: Path) -> Iterator[None]:
+    """Hold the lock of the folder `run`. The system frees it when the process ends, however it ends.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise UsageError(f"another process trains in {run}; wait for it, or choose another --out") from error
+    except OSError:  # a file system without locks
+        os.close(folder)
+        yield
+        return
+    try:
+        yield
+    finally:
+        fcntl.flock(folder, fcntl.LOCK_UN)  # a forked child may still have it open
+        os.close(folder)
 
 
 def _new_folder(wanted: Path) -> Path:

@@ -108,6 +108,51 @@ def test_sample_tells_what_a_writer_made_of_the_prompt(tmp_path: Path) -> None:
     assert re.search(r"star.* background", row["told"])
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["sample", "tiny-flow", "a", "--steps", "-1", "--out", "new"], "--steps is -1; it must be at least 1"),
+        (["sample", "./nowhere", "a", "--out", "new"], "there is no model folder './nowhere'; check the path"),
+        (["score", "rules.py", "--media", "x.txt", "--prompt", "a"], "name one of them, as rules.py:FUNCTION"),
+        (["score", "empty.yaml", "--media", "x.txt", "--prompt", "a"], "empty.yaml is empty; write a reward into it"),
+    ],
+)
+def test_a_wrong_word_is_answered_by_one_sentence_before_weights_load(
+    words: list[str], wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty.yaml", "x.txt"):
+        Path(name).write_text("")
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert wanted in printed.err
+    assert printed.err.count("\n") == 1
+    assert not Path("new").exists()
+
+
+def test_a_misspelt_reward_file_of_a_shipped_recipe_is_not_compared_with_recipes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "image-nft", "reward=zzzz.yaml", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "image-hybrid.yaml" in error
+    assert "image-nft.yaml" not in error
+
+
+@pytest.mark.parametrize("source", ["tiny-flwo", "./nowhere", "tiny-flow"])
+def test_samples_that_exist_are_never_overwritten(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by a misspelt source, nor by a right one: labels refer to a picture's name and to its row's digests."""
+    index, picture = tmp_path / "samples.jsonl", tmp_path / "00000.png"
+    index.write_text('{"file": "00000.png", "prompt": "a"}\n')
+    picture.write_bytes(b"drawn before")
+    assert main(["sample", source, "b", "--steps", "1", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert index.read_text() == '{"file": "00000.png", "prompt": "a"}\n'
+    assert picture.read_bytes() == b"drawn before"
+
+
 def test_samples_of_a_plain_model_are_those_of_plain_diffusers(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -552,9 +552,9 @@ def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
     recipe = load_recipe(write_recipe(tmp_path / "recipe"))
-    first, _ = run_folder(recipe, None)
+    first, _ = run_folder(recipe, None, ExitStack())
     try:
-        second, _ = run_folder(recipe, None)
+        second, _ = run_folder(recipe, None, ExitStack())
     except UsageError:
         return
     assert first != second

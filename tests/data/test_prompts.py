@@ -1,5 +1,6 @@
 """Prompts from a file: their rows, and the order in which a run draws them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,16 @@ def test_prompt_rows_carry_facts_and_row_numbers(tmp_path: Path) -> None:
     ]
     assert rows.facts() == {"answer"}
     assert isinstance(next(iter(rows)), Prompt)
+
+
+def test_conversational_prompts_of_trl_are_read(tmp_path: Path) -> None:
+    """One user turn is what its text alone is; a longer conversation reaches the chat template as it stands."""
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "two stars"}
+    rows = [{"prompt": [user], "facts": {"n": 2}}, {"prompt": [system, user]}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alone, longer = read_prompts(tmp_path / "p.jsonl").rows
+    assert (alone.text, dict(alone.facts)) == ("two stars", {"n": 2})
+    assert longer.facts["messages"] == [system, user]
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": [{"image": "a.png"}]}]}))
+    with pytest.raises(UsageError, match=r"line 1 of .* is not a list of messages of text"):
+        read_prompts(tmp_path / "q.jsonl")
