@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("score", score, "score files with a reward")
     sub.add_argument("reward", metavar="REWARD", help="a reward file, file.py:function, or a shipped reward")
     sub.add_argument(
-        "--media", nargs="+", type=_path, required=True, metavar="FILE", help="pictures, videos, sounds, or .txt files"
+        "--media", nargs="+", type=_path, required=True, metavar="FILE", help="pictures, videos, sounds or .txt files"
     )
     sub.add_argument("--prompt", nargs="+", default=[], help="one for all files, or one each")
     sub.add_argument("--prompts", type=_path, metavar="FILE", help="a .jsonl with prompt and facts of each file")
@@ -213,7 +213,7 @@ def _size(folder: Path) -> str:
 
 
 def _first_comment(path: Path) -> str:
-    line = path.read_text().lstrip().partition("\n")[0]
+    line = path.read_text(encoding="utf-8").lstrip().partition("\n")[0]
     return line.strip('#" ').strip()
 
 

@@ -17,7 +17,7 @@ from genalign.media.files import write_sample, written_for
 from genalign.run.build import Built, build
 from genalign.run.launch import RECIPE, load_run
 from genalign.run.recipe import load_recipe
-from genalign.types import Media, Policy, Prompt, Trajectory, UsageError
+from genalign.types import ChecksPrompts, Media, Policy, Prompt, Trajectory, UsageError
 
 
 def device() -> str:
@@ -209,10 +209,9 @@ def rows_of(prompts: Sequence[Prompt], n: int, seed: int) -> tuple[list[Prompt],
 
 def check_prompts(policy: Policy, prompts: Sequence[Prompt]) -> None:
     """Refuse a prompt that the policy cannot read, before the first is drawn."""
-    check: Callable[[Prompt], None] | None = getattr(policy, "check_prompt", None)
-    if check is not None:
+    if isinstance(policy, ChecksPrompts):
         for prompt in prompts:
-            check(prompt)
+            policy.check_prompt(prompt)
 
 
 # ---- genalign sample ------------------------------------------------------------------------------------------------

@@ -18,13 +18,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from genalign.evaluation.report import read_eval, read_metrics
+from genalign.evaluation.report import read_eval
 from genalign.files.atomic import replace_file
 from genalign.files.settings import read_yaml
 from genalign.files.shipped import shipped
 from genalign.run.build import build
 from genalign.run.launch import RECIPE, train_recipe
 from genalign.run.recipe import load_recipe
+from genalign.training.metrics import METRICS, read_rows
 from genalign.types import UsageError
 
 DIVERSITY = "vendi"
@@ -105,7 +106,7 @@ def measure(cell: Cell, work: Path) -> dict[str, Any]:
     run = work / f"{cell.name}-{cell.digest()[:8]}"
     begun = (run / RECIPE).is_file() and (run / "metrics.jsonl").is_file()
     train_recipe(cell.recipe, cell.overrides(work), run, resume=str(run) if begun else None)
-    result, log = read_eval(run), read_metrics(run)
+    result, log = read_eval(run), read_rows(run / METRICS)
     assert result is not None
     learnt = {name.split(" on ")[0]: name for name in result["metrics"] if name.endswith(" training prompts")}
     totals = [name for name in result["metrics"] if name.endswith("/total")]  # of what a search optimised, first

@@ -104,6 +104,8 @@ def _pick_a_pic(found: Comparisons, row: Mapping[str, Any]) -> None:
         found.undecided += 1
         return
     first, second = _numbers([row["label_0"], row["label_1"]])
+    if min(first, second) < 0:
+        raise ValueError(f"has the labels {first:g} and {second:g}, of which none may be below 0")
     if row.get("are_different") is False or first + second == 0:  # nobody preferred either
         found.undecided += 1
         return

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -14,9 +14,9 @@ from genalign.data.conversations import Turn, prompt_text
 from genalign.data.tables import Cell
 from genalign.media import MEDIA
 from genalign.media.files import track_of
-from genalign.types import Media, Prompt, Track
+from genalign.types import Media, Modality, Prompt, Track
 
-Kind = Literal["image", "video", "audio", "text"]
+Kind = Modality  # of a sample
 OVERALL = "overall"
 VIDEOS = 4  # that are held at a time: they are read whole, since each scorer takes frames of its own
 

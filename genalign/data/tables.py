@@ -120,7 +120,7 @@ def _of_folder(folder: Path) -> Table:
 def _check_state(file: Path) -> None:
     """Refuse a saved table whose rows lie elsewhere."""
     try:
-        names = [str(part["filename"]) for part in json.loads(file.read_text())["_data_files"]]
+        names = [str(part["filename"]) for part in json.loads(file.read_text(encoding="utf-8"))["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is not part of a saved table ({error}); save it again") from error
     for name in names:
@@ -151,10 +151,8 @@ def _of_dataset(source: str, table: Any, root: Path, digest: str | None = None) 
         if SPLIT not in table:
             raise UsageError(f"{source} has no split {SPLIT!r}, only {', '.join(table)}; save that one alone")
         table = table[SPLIT]
-    digest, table = (
-        digest or str(table._fingerprint),
-        table.cast(_undecoded(table.features)),
-    )  # datasets would fetch what rows name
+    digest = digest or str(table._fingerprint)
+    table = table.cast(_undecoded(table.features))  # datasets would fetch what rows name
     heavy = [name for name, feature in table.features.items() if _is_picture(feature)]
     light = table.select_columns([name for name in table.column_names if name not in heavy])
     rows: list[dict[str, Any]] = [dict(row) for row in light] if light.column_names else [{} for _ in range(len(table))]

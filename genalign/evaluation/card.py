@@ -17,7 +17,7 @@ from genalign.evaluation.results import HEADINGS, read_eval, rows
 from genalign.files.atomic import replace_file
 from genalign.files.places import find
 from genalign.files.settings import parse_yaml
-from genalign.files.shipped import shipped
+from genalign.files.shipped import PIPELINE, shipped
 from genalign.files.text import decode_text
 from genalign.types import GenalignError
 
@@ -168,11 +168,11 @@ def pipeline_index(model: str) -> dict[str, Any] | None:
     """model_index.json of a diffusers pipeline, from its folder, a shipped one or the hub's cache; None for any other
     model."""
     folder = find(model, Path(), "assets")
-    path = (folder or Path(model)) / "model_index.json"
+    path = (folder or Path(model)) / PIPELINE
     if folder is None and model.count("/") == 1:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(model, "model_index.json")
+        cached = try_to_load_from_cache(model, PIPELINE)
         path = Path(cached) if isinstance(cached, str) else path
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from genalign.files.atomic import replace_file
 from genalign.files.untrusted import neighbour
 from genalign.media import MEDIA, image
 from genalign.media.sheet import read_pairs
-from genalign.types import GenalignError
+from genalign.training.metrics import METRICS, read_rows
 
 PLAYED = 24 << 20  # bytes of sounds and videos that a report carries
 CHARTS = {  # title: the log keys that are its curves; a group in brackets is what the legend shows of them
@@ -65,7 +64,7 @@ def write_report(run: Path) -> Path:
     Raises:
         GenalignError: metrics.jsonl or eval.json is not what a run writes.
     """
-    metrics, result = read_metrics(run), read_eval(run)
+    metrics, result = read_rows(run / METRICS), read_eval(run)
     recipe = run / "recipe.yaml"
     sections = [
         f"<h1>{html.escape(run.name)}</h1>",
@@ -87,21 +86,6 @@ def write_report(run: Path) -> Path:
     if curve:
         replace_file(run / "reward.svg", curve.encode())
     return path
-
-
-def read_metrics(run: Path) -> list[dict[str, float]]:
-    """Rows of metrics.jsonl; [] where there is none. A last line torn by a kill is left out."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines, metrics = path.read_text(encoding="utf-8").splitlines(), []
-    for number, line in enumerate(lines, start=1):
-        try:
-            metrics.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise GenalignError(f"{path}, line {number} is not JSON ({error}); mend or delete that line") from error
-    return metrics
 
 
 def _charts(metrics: Sequence[Mapping[str, float]]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from genalign.files.shipped import PIPELINE
+
 SMALL_FILES = (".json", ".txt", ".model", ".jinja")  # settings, vocabularies, chat templates
 
 
@@ -14,7 +16,7 @@ def needed_files(files: Sequence[str]) -> list[str]:
     Repositories hold the same weights as pickles, for other frameworks, in half precision (a variant, *.fp16.*) and as
     one file of everything; a variant is taken only where a folder has nothing else.
     """
-    pipeline = "model_index.json" in files
+    pipeline = PIPELINE in files
     kept = [name for name in files if name.endswith(SMALL_FILES) and (pipeline or "/" not in name)]
     weights = [name for name in files if name.endswith((".safetensors", ".safetensors.index.json"))]
     folders = {name.rpartition("/")[0] for name in weights}

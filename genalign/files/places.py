@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genalign.files.hub_files import needed_files
-from genalign.files.shipped import shipped, shipped_models, shipped_recipes
+from genalign.files.shipped import CONFIG, PIPELINE, shipped, shipped_models, shipped_recipes
 from genalign.types import GenalignError, UsageError, nearest
 
 PATH_LENGTH = 256  # a longer text is not a path
@@ -75,11 +75,11 @@ def modality_of(model: Path | str) -> str:
         UsageError: the folder holds no model. GenalignError: the hub cannot be reached.
     """
     if isinstance(model, str):
-        return "image" if _hub_file(model, "model_index.json") else "text"
-    if (model / "model_index.json").is_file():
+        return "image" if _hub_file(model, PIPELINE) else "text"
+    if (model / PIPELINE).is_file():
         return "image"
     check_component(model)
-    if (model / "config.json").is_file():
+    if (model / CONFIG).is_file():
         return "text"
     raise UsageError(
         f"{model} is not a model: it has neither model_index.json (diffusers pipeline) nor config.json (language model)"
@@ -88,14 +88,14 @@ def modality_of(model: Path | str) -> str:
 
 def check_component(model: Path) -> None:
     """Raises UsageError where a folder holds a part of a pipeline and not a model of its own."""
-    file = model / "config.json"
+    file = model / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError:
         config = {}
     part = config.get("_class_name") if isinstance(config, dict) else None
-    inside = (model.parent / "model_index.json").is_file()
-    if part is not None or (inside and not (model / "model_index.json").is_file()):
+    inside = (model.parent / PIPELINE).is_file()
+    if part is not None or (inside and not (model / PIPELINE).is_file()):
         whole = f", {model.parent}" if inside else ", which holds a model_index.json"
         raise UsageError(
             f"{model} is a part of a pipeline ({part or model.name}) and not a model; give the folder of the whole"

@@ -76,10 +76,12 @@ def parse_yaml(text: str, where: Path | str) -> Any:
     """Plain data from YAML 1.2, its core schema alone; `where` names the text in the sentence about a fault.
 
     Raises:
-        UsageError: not YAML, or a key that stands twice in one mapping (with the line).
+        UsageError: not YAML, a key that stands twice in one mapping (with the line), or an alias within what it names.
     """
     try:
-        return yaml.load(text, _Loader)
+        found = yaml.load(text, _Loader)
+        json.dumps(found, default=str, skipkeys=True)  # raises ValueError where an alias makes something part of itself
+        return found
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f", line {mark.line + 1}"

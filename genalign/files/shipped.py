@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-MODEL_MARKS = ("model_index.json", "config.json", "open_clip_config.json")  # a folder with one of them is a model
+PIPELINE, CONFIG, OPEN_CLIP = "model_index.json", "config.json", "open_clip_config.json"
+MODEL_MARKS = (PIPELINE, CONFIG, OPEN_CLIP)  # a folder with one of them is a model
 ROOMS = ("rewards", "pipelines", "assets")
 
 

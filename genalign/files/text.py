@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from genalign.types import UsageError
 
 LINE_END = re.compile(r"\r\n|\n|\r")  # str.splitlines also cuts at U+2028 and others, which JSON may hold
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -69,7 +70,7 @@ def parse_row(line: Line, path: Path | str, shape: str) -> dict[str, Any]:
     """The JSON object that a line of a .jsonl file is; `shape`, what to write instead, ends the sentence about others.
 
     Raises:
-        UsageError: not JSON, or not an object.
+        UsageError: not JSON, not an object, or a text with half a character in it.
     """
     try:
         row: Any = json.loads(line.text)
@@ -78,4 +79,10 @@ def parse_row(line: Line, path: Path | str, shape: str) -> dict[str, Any]:
         raise UsageError(f"line {line.number} of {path} is not JSON ({reason}); {shape}") from error
     if not isinstance(row, dict):
         raise UsageError(f"line {line.number} of {path} is not a JSON object; {shape}")
+    if SURROGATE.search(line.text):  # two of them are a character, one alone can be neither encoded nor tokenized
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise UsageError(f"line {line.number} of {path} has half a character ({half}); write it whole") from error
     return row

@@ -14,12 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from genalign.files.shipped import CONFIG, OPEN_CLIP, PIPELINE
 from genalign.types import UsageError
 
-PIPELINE, ADAPTER, TOKENIZER, OPEN_CLIP = (
-    "model_index.json", "adapter_config.json", "tokenizer_config.json", "open_clip_config.json",
-)  # fmt: skip
-CONFIGS = (PIPELINE, "config.json", ADAPTER, TOKENIZER, OPEN_CLIP)
+ADAPTER, TOKENIZER = "adapter_config.json", "tokenizer_config.json"
+CONFIGS = (PIPELINE, CONFIG, ADAPTER, TOKENIZER, OPEN_CLIP)
 INDICES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -82,7 +81,7 @@ def _check_folder(folder: Path) -> None:
 def _check_file(file: Path, name: str) -> None:
     checks = {
         PIPELINE: _check_pipeline, ADAPTER: _check_adapter, TOKENIZER: _check_tokenizer, OPEN_CLIP: _check_open_clip,
-        "config.json": _check_config,
+        CONFIG: _check_config,
     }  # fmt: skip
     if name.endswith(".safetensors.index.json"):
         check_shards(file)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genalign.media import MEDIA, leading, video
+from genalign.media.medium import is_finite
 from genalign.types import GenalignError, Media, Track, UsageError
 
 MEDIUM_OF = {suffix: name for name, medium in MEDIA.items() for suffix in medium.SUFFIXES}
@@ -73,7 +74,7 @@ def write_sample(media: Media, row: int, stem: Path) -> Path:
     name = leading(media)
     track, beside = media[name], media.get("audio") if name == "video" else None
     data = track.data[row]
-    if isinstance(data, Tensor) and not bool(data.isfinite().all()):
+    if not is_finite(data):
         raise GenalignError(
             f"sample {stem.name} holds {name} values that are not numbers, so it is not written; sample in float32, or "
             f"look at the adapter"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from genalign.media import MEDIA, leading
+from genalign.media.medium import is_finite
 from genalign.types import GenalignError, Policy, Prompt, Weights, sample_seed
+
+log = logging.getLogger(__name__)
 
 
 def sample_grid(
@@ -19,12 +23,13 @@ def sample_grid(
     guidance: float | None = None,
     steps: int | None = None,
     tuned: Weights = "policy",
-) -> Path:
+) -> Path | None:
     """Draw each prompt once a seed with the base and with the tuned weights and write the pairs to `path` (.png).
 
     Videos give a strip of frames each, sounds a wave and a spectrogram; both also stand beside the picture as files,
     with a .jsonl that lists them. Texts give a .jsonl of rows {prompt, seed, base, tuned} instead of a picture.
-    Returns the path written.
+    Pairs of which a sample is not finite are left out, with a warning in the log. Returns the path written, None where
+    no pair is left.
     """
     repeated = [prompt for prompt in prompts for _ in seeds]
     drawn = [sample_seed(seed, prompt.uid, 0) for prompt in prompts for seed in seeds]
@@ -35,8 +40,16 @@ def sample_grid(
     path.parent.mkdir(parents=True, exist_ok=True)
     name = leading(pair[0])
     base, after = (media[name] for media in pair)
-    each = [(prompt.text, seed) for prompt, seed in zip(repeated, drawn, strict=True)]
-    return MEDIA[name].sheet(list(base.data), list(after.data), each, path, base.rate)
+    # Values that are not numbers would be drawn as black, or written as silence: such pairs are left out.
+    rows = [row for row in range(len(drawn)) if is_finite(base.data[row]) and is_finite(after.data[row])]
+    if len(rows) < len(drawn):
+        what = "%d of %d pairs of samples hold values that are not numbers and are left out of %s; look at the adapter"
+        log.warning(what, len(drawn) - len(rows), len(drawn), path)
+    if not rows:
+        return None
+    each = [(repeated[row].text, drawn[row]) for row in rows]
+    shown = [[track.data[row] for row in rows] for track in (base, after)]
+    return MEDIA[name].sheet(shown[0], shown[1], each, path, base.rate)
 
 
 def read_pairs(path: Path) -> list[dict[str, Any]]:

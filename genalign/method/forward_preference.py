@@ -101,8 +101,8 @@ class ForwardPreference:
     """-log sigmoid(beta/2 [(e_ref - e)_w - (e_ref - e)_l]), e the squared error of the model's output at x_t.
 
     Diffusion-DPO (arXiv 2311.12908) and Flow-DPO (arXiv 2501.13918): the output is the noise, the velocity or whatever
-    the model was trained to say. A prompt's samples share time and noise, and the reference is the policy without its
-    adapters, in the same call, so that the first loss is exactly log 2. Pairs come from a reward (`pair_rule`
+    the model was trained to predict. A prompt's samples share time and noise, and the reference is the policy without
+    its adapters, in the same call, so that the first loss is exactly log 2. Pairs come from a reward (`pair_rule`
     within each group of the policy's present samples, ties dropped) or are given as pictures.
 
     Departs from the papers: (1) A pair is compared at several times and noises in each update. (2) beta is constant

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genalign.files.places import check_component
-from genalign.types import UsageError
+from genalign.files.places import modality_of
 
 if TYPE_CHECKING:
     from genalign.policy.settings import PolicySettings
@@ -25,16 +24,10 @@ def load_policy(settings: PolicySettings, model_path: Path | str, device: str = 
         from genalign.policy.chain import load_chain
 
         return load_chain(settings, folder, device)
-    if (folder / "model_index.json").is_file():
-        from genalign.policy.load import load_diffusion
-
-        return load_diffusion(settings, folder, device)
-    check_component(folder)
-    if (folder / "config.json").is_file():
+    if modality_of(folder) == "text":
         from genalign.policy.language import load_language
 
         return load_language(settings, folder, device)
-    raise UsageError(
-        f"{folder} is not a model: it holds neither model_index.json (a diffusion pipeline) nor config.json (a language"
-        " model)"
-    )
+    from genalign.policy.load import load_diffusion
+
+    return load_diffusion(settings, folder, device)

@@ -129,15 +129,15 @@ class Adapter:
             tensors = load_file(file)
         except SafetensorError as error:
             raise GenalignError(f"{file} is corrupt ({error}); copy it again or export it from a checkpoint") from error
+        found = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+        wanted = {name: tuple(parameter.shape) for name, parameter in self._trainable.items()}
+        if {name: tuple(tensor.shape) for name, tensor in found.items()} != wanted:
+            raise UsageError(f"{file} belongs to another model or policy.lora; use the recipe it was trained by")
         alpha = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("lora_alpha")
         if alpha != self.config.lora_alpha:
             raise UsageError(
                 f"{file} was trained with policy.lora.alpha={alpha}; set that instead of {self.config.lora_alpha}"
             )
-        found = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
-        wanted = {name: tuple(parameter.shape) for name, parameter in self._trainable.items()}
-        if {name: tuple(tensor.shape) for name, tensor in found.items()} != wanted:
-            raise UsageError(f"{file} belongs to another model or policy.lora; use the recipe it was trained by")
         for name, parameter in self._trainable.items():
             parameter.copy_(found[name])
 

@@ -14,7 +14,7 @@ from genalign.types import Prompt, UsageError
 OURS = ("prompt", "generator", "num_inference_steps", "output_type")
 # Arguments that a recipe sets elsewhere, or that are no choice, and what to do instead.
 ELSEWHERE = {
-    "prompt": "prompts are those of data.file",
+    "prompt": "prompts are those of data.prompts",
     "num_inference_steps": "set policy.sampler.steps",
     "sigmas": "set policy.sampler.sigmas",
     "timesteps": "set policy.sampler.steps",

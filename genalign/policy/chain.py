@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genalign.files.shipped import PIPELINE
 from genalign.policy.centred import generate_centred
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.language import LanguagePolicy, load_language
@@ -112,7 +113,7 @@ class ChainPolicy:
         pipe = self.painter._pipe
         return _with_text(generate_centred(pipe, prompts, written, seeds, guidance, steps, self.share), written)
 
-    def check_prompt(self, prompt: Prompt) -> None:
+    def check_prompt(self, prompt: Prompt, answer: str | None = None) -> None:
         """Refuse a prompt that the writer cannot complete."""
         self.writer.check_prompt(_bare(prompt))
 
@@ -162,7 +163,7 @@ def load_chain(settings: PolicySettings, folder: Path, device: str) -> ChainPoli
 
     Raises UsageError where one of them is not what it should be.
     """
-    if not (folder / "model_index.json").is_file():
+    if not (folder / PIPELINE).is_file():
         raise UsageError(f"{folder} is not a diffusion pipeline, so nothing can be written for it; drop policy.writer")
     lora = settings.lora.model_copy(update={"targets": None})  # those named are the pipeline's
     own = settings.model_copy(update={"lora": lora, "attention": "sdpa"})

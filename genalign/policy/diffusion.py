@@ -73,7 +73,7 @@ class DiffusionPolicy:
         assert isinstance(trajectory, Trajectory)
         return trajectory
 
-    def check_prompt(self, prompt: Prompt) -> None:
+    def check_prompt(self, prompt: Prompt, answer: str | None = None) -> None:
         """Refuse a prompt whose media the pipeline cannot take."""
         self._pipe.tracks.inputs([prompt])
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from genalign.files.hub_files import variant_of
+from genalign.files.shipped import PIPELINE
 from genalign.files.untrusted import check_model
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import PolicySettings
@@ -27,7 +28,7 @@ def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> Diffu
 
     check_model(folder)
     try:
-        index = json.loads((folder / "model_index.json").read_text())
+        index = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
         # An absent component must be given as None, else diffusers warns that it expected one.
         absent = {name: None for name, kind in index.items() if kind == [None, None]}
         parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and kind != [None, None]}

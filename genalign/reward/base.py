@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genalign.files.places import model_path
+from genalign.media.medium import is_finite
 from genalign.types import MODALITIES, Media, Prompt, Reward, Scores, Track, UsageError
 
 Scope = Literal["sample", "group", "batch"]
@@ -68,6 +69,28 @@ class Stateless(RewardDefaults):
             raise UsageError(
                 f"{type(self).__name__} has no state, but was given {', '.join(state)}; check the checkpoint"
             )
+
+
+class StepCounting(Stateless):
+    """A reward that may read the number of the training step, which is then all the state that it has.
+
+    steps: whether it reads it. step: updates made so far.
+    """
+
+    steps: bool = False
+    step: int = 0
+
+    def update(self, scores: Scores, step: int) -> None:
+        self.step = step + 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"step": torch.tensor(self.step)} if self.steps else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if not self.steps:
+            super().load_state_dict(state)
+        elif "step" in state:
+            self.step = int(state["step"])
 
 
 def digest(*parts: Any) -> str:
@@ -132,20 +155,14 @@ def unreadable(media: Media, needs: AbstractSet[str], rows: int) -> list[str | N
     faults: list[str | None] = [None] * rows
     for name in sorted(set(needs) & set(MODALITIES) & set(media)):
         data = media[name].data
-        if isinstance(data, Tensor) and data.numel() and _all_finite(data):
+        if isinstance(data, Tensor) and data.numel() and is_finite(data):
             continue  # the usual case, at the price of one look
         for row, values in enumerate(data):
             if isinstance(values, Tensor) and not values.numel():
                 faults[row] = f"the {name} is empty, of shape {tuple(values.shape)}"
-            elif isinstance(values, Tensor) and not _all_finite(values):
+            elif not is_finite(values):
                 faults[row] = f"the {name} holds values that are not numbers"
     return faults
-
-
-def _all_finite(values: Tensor) -> bool:
-    """Of a tensor that is not empty; by its extremes, which NaN takes over: a twentieth of the time of isfinite."""
-    values = values.detach()
-    return not values.is_floating_point() or all(bool(edge.isfinite()) for edge in torch.aminmax(values))
 
 
 def image_batches(media: Media, size: int) -> list[Tensor]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from genalign.reward.base import StepCounting
 from genalign.reward.build import build_reward
 from genalign.reward.function import describe
 from genalign.reward.heads.exemplars import made_by
@@ -51,7 +52,7 @@ def serve(lock: Callable[[], None] | None = None) -> None:
 def _end_with_asker(pipe: int) -> None:
     """Wait until nobody holds the other end of the pipe, then end this process and all that it started."""
     waiting = select.poll()
-    waiting.register(pipe, 0)  # a hang-up is always told
+    waiting.register(pipe, 0)  # a hang-up is always reported
     waiting.poll()
     os.killpg(0, signal.SIGKILL)
 
@@ -67,11 +68,12 @@ def answer(message: Mapping[str, Any]) -> dict[str, Any]:
     key = json.dumps(address, sort_keys=True)
     if key not in _loaded:
         _loaded[key] = _load(address)
+    reward = _loaded[key]
     if message["ask"] == "score":
-        if "step" in message:
-            _loaded[key].step = message["step"]  # type: ignore[attr-defined]
-        return {"scores": pack_scores(_loaded[key](*unpack_batch(message["batch"])))}
-    return about(_loaded[key])
+        if "step" in message and isinstance(reward, StepCounting):
+            reward.step = message["step"]
+        return {"scores": pack_scores(reward(*unpack_batch(message["batch"])))}
+    return about(reward)
 
 
 def _load(address: Mapping[str, Any]) -> Reward:

@@ -34,7 +34,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Scope, ScoringError, Stateless, digest, texts
+from genalign.reward.base import Scope, ScoringError, StepCounting, digest, texts
 from genalign.reward.calling import annotated_chats, as_messages, awaited, of_trainer
 from genalign.reward.identity import held_values, source
 from genalign.reward.scores import all_failed, cat_scores, combine
@@ -51,7 +51,7 @@ CHATS = ("prompts", "completions")  # what TRL gives as lists of messages where 
 EVERY_BATCH = ("facts", "media", "group", "trainer_state", "log_extra", "log_metric")
 
 
-class FunctionReward(Stateless):
+class FunctionReward(StepCounting):
     """A function as a reward; see the module for what it may read and return.
 
     name: None takes the function's. needs: what it reads beyond its parameter names. aspects: the keys of the mapping
@@ -118,18 +118,6 @@ class FunctionReward(Stateless):
     def version(self) -> str:
         more = [self._held] if self._held else []
         return digest(self.name, source(self.function), self.settings, self.aspects, self.weights, *more)
-
-    def update(self, scores: Scores, step: int) -> None:
-        self.step = step + 1
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"step": torch.tensor(self.step)} if self.steps else {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        if not self.steps:
-            super().load_state_dict(state)
-        elif "step" in state:
-            self.step = int(state["step"])
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):

@@ -45,6 +45,6 @@ def source(function: Callable[..., Any]) -> str:
     plain = inspect.unwrap(function)
     try:
         path = inspect.getsourcefile(plain if hasattr(plain, "__code__") else type(plain))
-        return f"{getattr(plain, '__qualname__', '')} {Path(str(path)).read_text()}"
+        return f"{getattr(plain, '__qualname__', '')} {Path(str(path)).read_text(encoding='utf-8', errors='replace')}"
     except (TypeError, OSError):
         return str(getattr(plain, "__code__", plain))

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from genalign.reward.base import Scope, Stateless, aspect_weights
+from genalign.reward.base import Scope, StepCounting, aspect_weights
 from genalign.reward.wrapper import with_defaults
-from genalign.types import MODALITIES, CoreReward, Scores, UsageError
+from genalign.types import MODALITIES, CoreReward, UsageError
 
 
 def about(reward: CoreReward) -> dict[str, Any]:
@@ -21,7 +18,7 @@ def about(reward: CoreReward) -> dict[str, Any]:
         UsageError: it has a state, which training could not move from where the stand-in is.
     """
     whole = with_defaults(reward)
-    steps = bool(getattr(reward, "steps", False))  # its only state is the number of the step, which a call carries
+    steps = isinstance(reward, StepCounting) and reward.steps  # a call carries the number of the step
     if whole.state_dict() and not steps:
         raise UsageError(f"reward {whole.name!r} has a state that training moves; use its parts elsewhere, not it")
     return {
@@ -36,31 +33,18 @@ def about(reward: CoreReward) -> dict[str, Any]:
     }
 
 
-class RemoteProxy(Stateless):
+class RemoteProxy(StepCounting):
     """A reward that is elsewhere: `_about`, what `about` says of it there, is fetched when first needed."""
 
     differentiable = False
     waits = True
     name: str
-    step = 0  # updates made so far
     _about: Mapping[str, Any]
 
     @property
-    def steps(self) -> bool:
+    def steps(self) -> bool:  # type: ignore[override]
         """Whether the reward reads the number of the training step."""
         return bool(self._about.get("steps"))
-
-    def update(self, scores: Scores, step: int) -> None:
-        self.step = step + 1
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"step": torch.tensor(self.step)} if self.steps else {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        if not self.steps:
-            super().load_state_dict(state)
-        elif "step" in state:
-            self.step = int(state["step"])
 
     def _counted(self, message: dict[str, Any]) -> dict[str, Any]:
         """A message, with the step where the reward reads it."""

@@ -20,7 +20,7 @@ from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit.noisy import NoisyReward
 from genalign.run.recipe import Recipe
 from genalign.training.monitor import Monitor
-from genalign.types import Method, Policy, Prompt, Reward, UsageError, Weights
+from genalign.types import ChecksPrompts, Method, Policy, Prompt, Reward, UsageError, Weights
 
 log = logging.getLogger("genalign")
 
@@ -110,9 +110,9 @@ def check_prompts(built: Built) -> None:
     Raises:
         UsageError: with the file and the line: longer than the model's context, or media that the model cannot take.
     """
-    check: Callable[..., None] | None = getattr(built.policy, "check_prompt", None)
-    if check is None:
+    if not isinstance(built.policy, ChecksPrompts):
         return
+    check = built.policy.check_prompt
     pairs = built.data.pairs if built.reward is None else None
     if pairs is not None and pairs.kind == "text":
         for prompt in built.data:
@@ -142,7 +142,7 @@ def _monitor(built: Built, modality: str) -> Monitor | None:
         return None
     prompts = built.eval_prompts or built.prompts_to_sample
     if settings.prompts is not None:
-        prompts = read_prompts(data_path(settings.prompts, folder))
+        prompts = read_prompts(data_path(settings.prompts, folder), modality)
     held_out = [_reward(spec, folder, modality, prompts) for spec in settings.held_out]
     if not held_out and built.held_out is not None and settings.prompts is None:
         held_out = [built.held_out]

@@ -91,9 +91,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     fault = _fault(folder)
     if fault is not None:
         raise GenalignError(f"{folder} cannot be resumed from: {fault}; resume from an older checkpoint or start anew")
-    names = json.loads((folder / MANIFEST).read_text())["sha256"]
+    names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
     parts = {Path(n).stem: load_file(folder / n) for n in sorted(names) if n.endswith(".safetensors")}
-    state = json.loads((folder / "state.json").read_text())
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     return Checkpoint(folder, state["step"], parts, state)
 
 
@@ -105,7 +105,7 @@ def _folders(run: Path) -> list[Path]:
 def _fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         sums = manifest["sha256"]
         for name, expected in sums.items():
             if Path(name).name != name or not (folder / name).is_file():

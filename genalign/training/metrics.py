@@ -65,6 +65,17 @@ def truncate_metrics(path: Path, step: int) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics file, none where there is no file; a torn last line is not a row."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The lines of a metrics file, none where there is no file; a last line torn by a kill is not a row.
+
+    Raises:
+        GenalignError: another line is not JSON.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise GenalignError(f"{path}, line {number} is not JSON ({error}); mend or delete that line") from error
+    return rows

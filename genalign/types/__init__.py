@@ -7,12 +7,23 @@ S steps, K aspects of a reward, R rows of a micro-batch.
 """
 
 from genalign.types.errors import GenalignError, UsageError, nearest
-from genalign.types.protocols import CoreReward, Differentiable, ForwardProcess, Guide, Method, Policy, Reward, Weights
+from genalign.types.protocols import (
+    ChecksPrompts,
+    CoreReward,
+    Differentiable,
+    ForwardProcess,
+    Guide,
+    Method,
+    Policy,
+    Reward,
+    Weights,
+)
 from genalign.types.records import Experience, Loss, Scores, Steps, Trajectory
 from genalign.types.samples import (
     MODALITIES,
     SIBLING_BITS,
     Media,
+    Modality,
     Prompt,
     Track,
     family_seed,
@@ -23,6 +34,7 @@ from genalign.types.samples import (
 __all__ = [
     "MODALITIES",
     "SIBLING_BITS",
+    "ChecksPrompts",
     "CoreReward",
     "Differentiable",
     "Experience",
@@ -32,6 +44,7 @@ __all__ = [
     "Loss",
     "Media",
     "Method",
+    "Modality",
     "Policy",
     "Prompt",
     "Reward",

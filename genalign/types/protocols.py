@@ -164,6 +164,19 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class ChecksPrompts(Protocol):
+    """A policy that can refuse a prompt before anything is sampled."""
+
+    def check_prompt(self, prompt: Prompt, answer: str | None = None) -> None:
+        """Refuse a prompt that it cannot sample for; with a given answer (of a language model), that it cannot score.
+
+        Raises:
+            UsageError: longer than the model's context, or with media that the model cannot take.
+        """
+        ...
+
+
+@runtime_checkable
 class ForwardProcess(Protocol):
     """A policy that can be trained on given samples by its forward process (Diffusion-DPO, RWR, NFT and their kin)."""
 
@@ -188,7 +201,7 @@ class ForwardProcess(Protocol):
         clean: x0 (R,*L). at in [0,1): which step of a fine sampling grid, 0 the noisiest; one time a call, so rows that
         shall share t are given in one call. eps (R,*L) is drawn from each row's seed: equal seeds share their noise.
         score (R,1) = -|target - out|^2 with grad, SUMMED over latent dims, target being what the model was trained to
-        say (velocity, epsilon, v or sample); versus_score without grad, gap with grad. Errors are fp32 or wider.
+        predict (velocity, epsilon, v or sample); versus_score without grad, gap with grad. Errors are fp32 or wider.
         """
         ...
 
@@ -228,7 +241,7 @@ class Differentiable(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """What you collect and what you lose.
+    """What experience is collected, and the losses that are computed from it.
 
     needs: any of "rollout", "pairs", "reference", "reward", "constraints" (in the reward), "forward" (a policy that is
     ForwardProcess) and "reward_grad" (a differentiable reward, and a policy that is Differentiable).

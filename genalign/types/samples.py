@@ -6,14 +6,15 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from genalign.types.errors import UsageError
 
-MODALITIES = ("image", "video", "audio", "text")
+Modality = Literal["image", "video", "audio", "text"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
 ROWS = {"image": ("(3,H,W)", 3, 0), "video": ("(F,3,H,W)", 4, 1), "audio": ("(C,N)", 2, None)}  # form, axes, colours
 
 

@@ -28,6 +28,7 @@ REASONS = {
     "method/forward_preference.py": PAIRS,
     "method/preference.py": PAIRS,
     "method/settings.py": PAIRS,
+    "policy/__init__.py": "which policy draws what a model makes",
     "policy/chain.py": POLICY,
     "policy/language.py": POLICY,
     "policy/tracks.py": "where a pipeline's output becomes tracks, and a prompt's media its arguments",

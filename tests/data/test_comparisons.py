@@ -131,3 +131,11 @@ def test_bad_paths_and_media(tmp_path):
     films(tmp_path)
     frames, rate = load_video(tmp_path / "dim.mp4", fps=100)
     assert (len(frames), rate) == (12, 6.0)
+
+
+@pytest.mark.parametrize("labels", [(-1, 1), (2, -1), (-1, -1)])
+def test_labels_below_0_are_not_a_preference(tmp_path, labels: tuple[int, int]):
+    row = {"caption": "q", "jpg_0": "a.png", "jpg_1": "b.png", "label_0": labels[0], "label_1": labels[1]}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UsageError, match=rf"^line 1 of .* has the labels {labels[0]} and {labels[1]}, of which none"):
+        read_comparisons(tmp_path / "pairs.jsonl")

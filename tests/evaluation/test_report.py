@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from genalign.evaluation.report import log_line, read_metrics, write_report
+from genalign.evaluation.report import log_line, write_report
+from genalign.training.metrics import read_rows
 from genalign.types import GenalignError
 
 EVAL = {
@@ -179,10 +180,10 @@ def test_half_a_run_has_a_report(tmp_path):
 def test_torn_last_line_is_left_out_but_a_broken_middle_is_an_error(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0, "reward": 1.0}\n{"step": 1, "rew')
-    assert read_metrics(tmp_path) == [{"step": 0, "reward": 1.0}]
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 0, "reward": 1.0}]
     path.write_text('{"step": 0\n{"step": 1, "reward": 1.0}\n')
     with pytest.raises(GenalignError, match="line 1"):
-        read_metrics(tmp_path)
+        read_rows(tmp_path / "metrics.jsonl")
 
 
 def test_log_line_tells_what_there_is():

@@ -224,3 +224,10 @@ def test_changed_key_names_the_first_difference_and_skips_what_may_change() -> N
     assert changed_key(old, {"a": {"b": 2, "c": [1, 2]}, "d": None}, free=("a.b",)) is None
     assert changed_key(old, {"a": {"b": 1}, "d": None}) == "a.c (was [1, 2], is None)"
     assert changed_key(old, {"a": 3, "d": 4}, free=("a",)) == "d (was None, is 4)"
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "a: &a {sum: {b: *a}}"])
+def test_what_is_part_of_itself_is_refused_and_what_is_shared_is_read(text):
+    with pytest.raises(UsageError, match=r"^F is not YAML: Circular reference"):
+        parse_yaml(text, "F")
+    assert parse_yaml("a: &a [1, .nan]\nb: *a\n1: *a", "F").keys() == {"a", "b", 1}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from genalign.data.prompts import read_prompts
-from genalign.files.text import lines_of, parse_row, read_lines, read_text
+from genalign.files.text import Line, lines_of, parse_row, read_lines, read_text
 from genalign.types import UsageError
 
 SEPARATORS = ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e")  # where str.splitlines also cuts
@@ -77,3 +77,12 @@ def test_a_line_that_is_not_a_row(tmp_path: Path, text: str, message: str) -> No
     (line,) = lines_of(text)
     with pytest.raises(UsageError, match=rf"line 1 of x\.jsonl {message}"):
         parse_row(line, "x.jsonl", "write an object a line")
+
+
+def test_half_a_character_in_json_is_named_and_a_whole_one_is_read() -> None:
+    """A surrogate alone is no character (Unicode 15, section 3.8); the two halves of U+1F600 are d83d and de00."""
+    whole = Line(3, r'{"prompt": "a \ud83d\ude00", "facts": {"b": "\\ud83d"}}')
+    assert parse_row(whole, "p.jsonl", "") == {"prompt": "a \U0001f600", "facts": {"b": r"\ud83d"}}
+    for text in (r'{"prompt": "\ud83d"}', r'{"prompt": "x", "facts": {"\uDE00": 1}}', r'{"prompt": "\ude00\ud83d"}'):
+        with pytest.raises(UsageError, match=r"^line 3 of p.jsonl has half a character \(\\ud[8e]"):
+            parse_row(Line(3, text), "p.jsonl", "")

@@ -188,7 +188,7 @@ def test_a_scale_that_is_an_input_of_the_model_stays_in_a_fit() -> None:
     ("call", "sentence"),
     [
         ({"num_inference_steps": 8}, "policy.call cannot set 'num_inference_steps'; set policy.sampler.steps"),
-        ({"prompt": "x"}, "prompts are those of data.file"),
+        ({"prompt": "x"}, "prompts are those of data.prompts"),
         ({"output_type": "pil"}, "cannot set 'output_type'"),
         ({"generator": 3}, "seeds are those of the run"),
         ({"num_images_per_prompt": 2}, "set method.group"),

@@ -64,7 +64,7 @@ class FittedReward(Stateless):
         self.name = name or self.folder.name
         self.aspects = (self.name,)
         try:
-            config = json.loads((self.folder / CONFIG).read_text())
+            config = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
             self.fit = Fit.model_validate({key: config[key] for key in ("head", "loss")})
             settings = BackboneSettings.model_validate(config["backbone"])
             self.users, self.features = tuple(map(str, config["users"])), int(config["features"])

@@ -184,7 +184,7 @@ class Audiobox(Stateless):
         path = weights_file(self.model, "model.safetensors")
         settings = weights_file(self.model, "config.json")
         try:
-            config = {**DEFAULTS, **json.loads(settings.read_text())}
+            config = {**DEFAULTS, **json.loads(settings.read_text(encoding="utf-8"))}
             units = {}
             for axis in AXES:
                 unit = config["target_transform"][axis]

@@ -304,8 +304,8 @@ def read_template(where: str | Path) -> str:
     path, _, name = str(where).rpartition(":")
     try:
         if not path.endswith(".py"):
-            return Path(where).read_text()
-        for statement in ast.parse(Path(path).read_text()).body:
+            return Path(where).read_text(encoding="utf-8")
+        for statement in ast.parse(Path(path).read_text(encoding="utf-8")).body:
             if isinstance(statement, ast.Assign) and any(getattr(to, "id", None) == name for to in statement.targets):
                 return str(ast.literal_eval(statement.value))
     except (OSError, SyntaxError, ValueError) as error:
@@ -343,7 +343,7 @@ def merged(state: Mapping[str, Tensor], settings: Path) -> dict[str, Tensor]:
 
 def _lora_scale(settings: Path) -> float:
     try:
-        lora = json.loads(settings.read_text())["peft_lora_config"]
+        lora = json.loads(settings.read_text(encoding="utf-8"))["peft_lora_config"]
         rank = lora["lora_r"]
         return float(lora["lora_alpha"]) / (math.sqrt(rank) if lora.get("use_rslora") else rank)
     except (OSError, ValueError, KeyError) as error:

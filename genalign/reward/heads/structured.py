@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from genalign.files.text import lines_of
 from genalign.reward.combine.combination import number
 from genalign.reward.heads.rules import TextRule
 from genalign.types import Prompt, UsageError
@@ -92,7 +93,7 @@ def read_calls(source: Any) -> list[Call] | None:
             entries = json.loads(source)
         except ValueError:
             try:  # JSON lines
-                entries = [json.loads(line) for line in source.splitlines() if line.strip()]
+                entries = [json.loads(line.text) for line in lines_of(source)]
             except ValueError:
                 return None
     calls = []

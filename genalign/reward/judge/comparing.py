@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import string
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from genalign.files.text import parse_row, read_lines
 from genalign.files.untrusted import neighbour
 from genalign.media.image import load_png
 from genalign.reward.base import ScoringError
@@ -139,9 +139,12 @@ def drawn_files(folder: Path) -> dict[str, Path]:
     Raises:
         UsageError: no samples.jsonl there, or one that is not of that form.
     """
+    index = folder / "samples.jsonl"
+    if not index.is_file():
+        raise UsageError(f"{folder} holds no samples to compare with (no {index.name}); write it by genalign sample")
     try:
-        rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-        files = {row["prompt"]: neighbour(folder, row["file"], str(folder / "samples.jsonl")) for row in reversed(rows)}
+        rows = [parse_row(line, index, "write it by genalign sample") for line in read_lines(index)]
+        files = {row["prompt"]: neighbour(folder, row["file"], str(index)) for row in reversed(rows)}
         missing = next((file for file in files.values() if not file.is_file()), None)
         if missing is not None:
             raise OSError(f"{missing.name} is missing")

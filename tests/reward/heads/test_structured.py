@@ -56,6 +56,14 @@ def test_calls_of_one_name_are_matched_for_the_best_sum() -> None:
     assert told(StructuredMatch(), json.dumps([far, near]), calls=[[near, far]]) == [3.0]
 
 
+def test_a_line_separator_in_a_string_ends_no_line_of_json_lines() -> None:
+    """U+2028 may stand in a JSON string as it is (RFC 8259, section 7)."""
+    other = {"name": "find", "parameters": {"place": "Oslo\u2028Rome", "days": 2}}
+    text = "\n".join(json.dumps(call, ensure_ascii=False) for call in (other, B))
+    assert "\u2028" in text
+    assert told(StructuredMatch(), text, calls=[[other, B]]) == [3.0]
+
+
 def test_texts_that_hold_no_calls_are_wrong_and_prompts_without_any_are_not_asked() -> None:
     for text in ("no JSON", "[1]", '{"name": 3}', '{"name": "find", "parameters": [1]}', '{"name": "fi', "[[]]"):
         assert told(StructuredMatch(), text, calls=[[A]]) == [-3.0]

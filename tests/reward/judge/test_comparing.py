@@ -40,16 +40,19 @@ def test_both_orders_make_a_comparison_antisymmetric_and_its_bias_is_told(vlm: P
 def test_references_are_a_folder_that_sample_wrote_and_a_row_without_one_abstains(vlm: Path, tmp_path: Path) -> None:
     other, mine = images(2, seed=5), images(3)
     drawn = tmp_path / "base"
-    rows = [{"file": f"{i:05d}.png", "prompt": prompt, "seed": i} for i, prompt in enumerate(["cat", "dog"])]
+    names = ["cat", "dog\u2028bone"]  # a line separator, which other writers leave in a string as it is
+    rows = [{"file": f"{i:05d}.png", "prompt": prompt, "seed": i} for i, prompt in enumerate(names)]
     for i, row in enumerate(rows):
         save_png(other["image"].data[i], drawn / str(row["file"]))  # type: ignore[arg-type]
-    (drawn / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (drawn / "samples.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     judge = build_reward({"use": "judge-compare", "model": str(vlm), "references": "base"}, tmp_path)
     assert isinstance(judge, Reward)
-    scores = judge([Prompt("dog"), Prompt("star"), Prompt("cat")], mine)
+    scores = judge([Prompt(names[1]), Prompt("star"), Prompt("cat")], mine)
     assert scores.valid[:, 0].tolist() == [True, False, True]
     assert not scores.failed.any()
     exact = Media(image=Track(other["image"].data.mul(255).round().div(255)))  # type: ignore[union-attr]
-    asked = [Prompt("dog", media=exact.select([1])), Prompt("cat", media=exact.select([0]))]
+    asked = [Prompt(names[1], media=exact.select([1])), Prompt("cat", media=exact.select([0]))]
     expected = CompareJudge(model=vlm, reference="prompt")(asked, mine.select([0, 2])).total
     assert scores.total[[0, 2]].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
