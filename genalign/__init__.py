@@ -60,3 +60,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'genalign' has no attribute {name!r}")
     return getattr(import_module(f"genalign.{_HOMES.get(name, 'types')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -46,7 +46,7 @@ def combination(facts: Facts) -> str:
 
 
 def held_out(facts: Facts) -> bool:
-    """Whether the combination belongs to the held-out split (fixed for ever: a hash, no random state)."""
+    """Whether the combination belongs to the held-out split (fixed: by a hash, without random state)."""
     if len(facts["objects"]) == 1 and facts["objects"][0]["count"] == 1 and facts["background"] is None:
         return False  # a lone object without a background is no combination: every sprite must be learnt
     digest = hashlib.sha256(combination(facts).encode()).digest()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SUFFIXES: tuple[str, ...] = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif")
 RANGE: tuple[float, float] | None = (-1.01, 1.01)
-SILENT = 1e-3  # peak below which nothing is heard: -60 dB
+SILENT = 1e-3  # peak below which a sound is inaudible: -60 dB
 CLIPPED = 0.999
 PICTURE = (320, 160)  # of a sound, in px
 
@@ -129,7 +129,7 @@ def picture(row: Tensor, rate: float) -> Image:
 
 
 def symptoms(rows: Sequence[Tensor]) -> dict[str, float]:
-    """Shares: `silent` of rows that nobody hears, `clipped` and `not_finite` of samples; `loudness`, the mean RMS."""
+    """Shares: `silent` of inaudible rows, `clipped` and `not_finite` of samples; `loudness`, the mean RMS."""
     waves = [row.detach().float().cpu() for row in rows]
     finite = [torch.nan_to_num(wave, posinf=0.0, neginf=0.0) for wave in waves]
     count = max(len(waves), 1)

@@ -124,15 +124,15 @@ def test_the_held_out_judge_stands_beside_the_searches(
         reward={"use": "sharpness"},
         eval={"prompts": str(prompts), "guidance": [1.0], "held_out": "rules.py:knows"},
     )
-    search = ["--search", "best-of-n", "--budget", "2", "--steps", "2", "--out", str(tmp_path / "s")]
-    assert main(["sample", str(recipe), "--prompts", str(prompts), *search]) == 0
+    search = ["--search", "best-of-n", "--budget", "2", "--steps", "2", "--out"]
+    assert main(["sample", str(recipe), "--prompts", str(prompts), *search, str(tmp_path / "facts")]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
     told = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
     assert [row[4:] for row in told] == [["0.5000", ""], ["0.5000", "+0.0000 ±0.000"]]
-    assert main(["sample", str(recipe), "a cat", *search]) == 0
+    assert main(["sample", str(recipe), "a cat", *search, str(tmp_path / "plain")]) == 0
     assert "judge ┃" not in capsys.readouterr().out
     itself = ["--reward", str(tmp_path / "rules.py:knows")]
-    assert main(["sample", str(recipe), "--prompts", str(prompts), *search, *itself]) == 0
+    assert main(["sample", str(recipe), "--prompts", str(prompts), *search, str(tmp_path / "goal"), *itself]) == 0
     assert "judge ┃" not in capsys.readouterr().out
 
 
