@@ -299,6 +299,8 @@ def serve_reward(args: argparse.Namespace) -> None:
     token = os.environ.get(args.token_env) if args.token_env else None
     if args.token_env and not token:
         raise UsageError(f"the environment variable {args.token_env} is not set; export the token")
+    if not 0 <= args.port < 1 << 16:
+        raise UsageError(f"--port is {args.port}; it must lie in 0..65535")
     reward = build_reward(args.reward, Path())
     print(f"serving {reward.name} ({', '.join(reward.aspects)}) at http://{args.host}:{args.port}", flush=True)
     serve(reward, args.host, args.port, token=token, max_body=args.max_body << 20, device=args.device)

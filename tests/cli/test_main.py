@@ -281,3 +281,10 @@ def test_a_run_killed_by_sigkill_resumes_bit_for_bit(tmp_path: Path) -> None:
         assert {k: v for k, v in one.items() if "time" not in k and "perf" not in k} == {
             k: v for k, v in other.items() if "time" not in k and "perf" not in k
         }
+
+
+def test_a_port_that_cannot_be_is_refused_before_anything_is_served(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve-reward", "image-rule", "--port", "99999"]) == 2
+    shown = capsys.readouterr()
+    assert "--port is 99999; it must lie in 0..65535" in shown.err
+    assert shown.out == ""

@@ -25,4 +25,7 @@ def test_exemplars_are_read_in_every_form(room: Path, tmp_path: Path):
     assert (len(both.pictures), both.texts) == (3, ("p0", "p1", "p2"))
     assert len(read_exemplars(f"{room / 'made.py'}:shown").pictures) == 8
     assert len(read_exemplars(str(room / "shown")).pictures) == 40
-    assert read_exemplars(str(room / "shown")).digest == read_exemplars(str(room / "shown")).digest
+    shutil.copytree(room / "shown", tmp_path / "again")  # the digest is of what they show, wherever they lie
+    assert read_exemplars(str(room / "shown")).digest == read_exemplars(str(tmp_path / "again")).digest
+    (tmp_path / "again" / "00.png").unlink()
+    assert read_exemplars(str(room / "shown")).digest != read_exemplars(str(tmp_path / "again")).digest
