@@ -617,11 +617,9 @@ def test_model_pipeline(tmp_path: Path, marker: Path, unpickled: list[Any], monk
         whole.unlink()
 
     def indexed(folder: Path) -> None:
+        whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        names = dict.fromkeys(load_file(whole), "diffusion_pytorch_model.bin")
         pickled(folder)
-        names = dict.fromkeys(
-            torch.load(folder / "unet" / "diffusion_pytorch_model.bin"), "diffusion_pytorch_model.bin"
-        )
-        unpickled.clear()
         index = {"metadata": {}, "weight_map": names}
         (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
 
