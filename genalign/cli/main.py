@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from genalign.allocator import keep_freed_memory
+
 PLAIN = "\0"  # no argument of a process can hold it
 KINDS = ("recipes", "rewards", "methods", "models")
 SEARCHES = ("best-of-n", "random", "reno", "fk")
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):  # the bars of libraries; ours are asked for by name
         os.environ.setdefault(name, "1")
+    keep_freed_memory()
     warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries will change does not concern a user
     try:
         args = parse(words)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genalign.files.shipped import shipped
 from genalign.lab.judge import Judge
 from genalign.lab.verifier import verify_batch
-from genalign.lab.world import WEB_OMIT, WEB_WRONG, change_one_fact, place, render, sample_facts
+from genalign.lab.world import WEB, change_one_fact, place, render, sample_facts
 from genalign.types import Media, Prompt, Track
 
 GUIDANCE = (1.0, 2.0, 3.0, 5.0)
@@ -74,7 +74,7 @@ def judge_accuracy(count: int = 1000, seed: int = 30) -> tuple[float, float]:
 
 def _pipeline_card(folder: Path, what: str, tag: str, **call: Any) -> str:
     sweep, agreement = base_sweep(folder, **call)
-    shares = ", ".join(f"{kind} omitted {WEB_OMIT[kind]:.0%}, contradicted {WEB_WRONG[kind]:.0%}" for kind in WEB_WRONG)
+    shares = ", ".join(f"{kind} omitted {WEB.omitted[kind]:.0%}, contradicted {WEB.contradicted[kind]:.0%}" for kind in WEB.omitted)
     row = " | ".join(f"{value:.1%}" for value in sweep.values())
     argument = "".join(f", {key}={value}" for key, value in call.items())
     text = f"""{what} {_WORLD}

@@ -1,5 +1,6 @@
 """tiny-flow as a teacher: its pipeline frozen, and what its transformer predicts for noisy latents and texts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def read(pipeline: Any, texts: list[str], zeros: int = 1) -> tuple[Tensor, Tenso
     return torch.cat([context, blank], dim=1), encoded.text_embeds.repeat(1, 2)
 
 
-def velocity(net: nn.Module, x: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+def velocity(net: Callable[..., Any], x: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
     """fp32 velocity (B, 4, 16, 16) at noise levels sigma (B,)."""
     # plain matrix products: the fused attention's backward pass is slow on a CPU
     with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):

@@ -79,10 +79,14 @@ def sample_facts(rng: np.random.Generator, split: str | None = None) -> dict[str
             return facts
 
 
-def place(facts: Facts, rng: np.random.Generator) -> Scene:
-    """Put the objects down without overlap (2 px apart), obeying the relation by at least 14 px on its axis."""
+def place(facts: Facts, rng: np.random.Generator, smallest: int | None = None) -> Scene:
+    """Put the objects down without overlap (2 px apart), obeying the relation by at least 14 px on its axis.
+
+    The fewer the objects the larger they are, unless `smallest`, in pixels, is the lower bound whatever their number.
+    """
     total = sum(o["count"] for o in facts["objects"])
     low, high = {1: (30, 40), 2: (24, 29), 3: (20, 26), 4: (19, 25)}[total]
+    low = low if smallest is None else smallest
     names = [o["name"] for o in facts["objects"] for _ in range(o["count"])]
     while True:
         sizes = rng.integers(low, high + 1, size=total)
@@ -186,28 +190,71 @@ def change_one_fact(facts: Facts, rng: np.random.Generator, kinds: tuple[str, ..
     return {"objects": objects, "relation": relation, "background": background}
 
 
-# How web-like captions differ from the truth: each stated fact of the kind is left out or contradicted with this
-# probability. Objects are always named, as alt texts do; that leaves alignment something to strengthen, not to teach.
-WEB_OMIT = {"background": 0.35, "relation": 0.15, "count": 0.0}
-WEB_WRONG = {"background": 0.25, "relation": 0.12, "count": 0.18}
+@dataclass(frozen=True)
+class Shares:
+    """How web-like captions differ from the truth: each stated fact of a kind is left out, or contradicted, with this
+    probability. Objects are always named, as alt texts do."""
+
+    omitted: Mapping[str, float]
+    contradicted: Mapping[str, float]
 
 
-def web_caption(facts: Facts, rng: np.random.Generator) -> str:
+WEB = Shares(
+    {"background": 0.35, "relation": 0.15, "count": 0.0}, {"background": 0.25, "relation": 0.12, "count": 0.18}
+)
+DISTRACTED = Shares(  # what guidance cannot undo: tiny-flow's second edition
+    {"background": 0.30, "relation": 0.20, "count": 0.0, "colour": 0.0},
+    {"background": 0.40, "relation": 0.36, "count": 0.45, "colour": 0.30},
+)
+
+
+def web_caption(facts: Facts, rng: np.random.Generator, shares: Shares = WEB) -> str:
     """A caption as the web would write it: objects named, other facts omitted or contradicted in the stated shares.
 
     A contradiction that happens to name a held-out combination is left out, for it would teach that these words never
     mean what they say.
     """
     stated = dict(facts)
-    for kind in ("background", "relation", "count"):
+    for kind, omitted in shares.omitted.items():
         draw = rng.random()
-        if kind == "count" and (len(facts["objects"]) > 1 or facts["objects"][0]["count"] == 1):
+        if not _can_be_wrong(kind, facts):
             continue
-        if kind == "relation" and facts["relation"] is None:
-            continue
-        if draw < WEB_OMIT[kind]:
+        if draw < omitted:
             stated[kind] = None
-        elif draw < WEB_OMIT[kind] + WEB_WRONG[kind]:
-            changed = change_one_fact(stated, rng, kinds=(kind,))
+        elif draw < omitted + shares.contradicted[kind]:
+            changed = change_colour(stated, rng) if kind == "colour" else change_one_fact(stated, rng, kinds=(kind,))
             stated = stated if held_out(changed) else changed
     return caption(stated, rng)
+
+
+def _can_be_wrong(kind: str, facts: Facts) -> bool:
+    if kind == "count":
+        return len(facts["objects"]) == 1 and facts["objects"][0]["count"] > 1
+    if kind == "relation":
+        return facts["relation"] is not None
+    if kind == "colour":
+        return bool(_recolourings(facts))
+    return True
+
+
+def other_colours(name: str) -> list[str]:
+    """The sprites of the same shape in another colour; of most there are none."""
+    shape = name.split(" ")[-1]
+    return [other for other in sprites() if " " in other and other.split(" ")[-1] == shape and other != name]
+
+
+def change_colour(facts: Facts, rng: np.random.Generator) -> dict[str, Any]:
+    """Facts with one object in another colour, of those that come in several."""
+    changes = _recolourings(facts)
+    old, new = changes[int(rng.integers(len(changes)))]
+    relation = facts["relation"]
+    if relation is not None:
+        relation = [new if name == old else name for name in relation]
+    objects = [{**o, "name": new} if o["name"] == old else o for o in facts["objects"]]
+    return {"objects": objects, "relation": relation, "background": facts["background"]}
+
+
+def _recolourings(facts: Facts) -> list[tuple[str, str]]:
+    """(old, new) names; no pair of objects becomes twice the same."""
+    names = [o["name"] for o in facts["objects"]]
+    return [(old, new) for old in names for new in other_colours(old) if new not in names]

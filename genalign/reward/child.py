@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from genalign.allocator import keep_freed_memory
 from genalign.reward.base import StepCounting
 from genalign.reward.build import build_reward
 from genalign.reward.function import describe
@@ -30,6 +31,7 @@ def serve(lock: Callable[[], None] | None = None) -> None:
 
     lock: called before any user code is loaded; where it raises, its message is the answer to every frame.
     """
+    keep_freed_memory()
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     threading.Thread(target=_end_with_asker, args=[source.fileno()], daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
