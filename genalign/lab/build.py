@@ -62,9 +62,11 @@ def _autoencoder(work: Path) -> Any:
 
 
 def _flow(work: Path, out: Path) -> None:
-    from genalign.lab.flow import build_flow
+    from genalign.lab.flow_build import build_flow
 
-    _save_pipeline(build_flow(work, _autoencoder(work)), out)
+    pipeline, figures = build_flow(work, _autoencoder(work))
+    _save_pipeline(pipeline, out)
+    (out / "stages.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def _turbo(work: Path, out: Path) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from genalign.files.shipped import shipped
 from genalign.lab.judge import Judge
 from genalign.lab.verifier import verify_batch
-from genalign.lab.world import WEB, change_one_fact, place, render, sample_facts
+from genalign.lab.world import DISTRACTED, WEB, Shares, change_one_fact, place, render, sample_facts
 from genalign.types import Media, Prompt, Track
 
 GUIDANCE = (1.0, 2.0, 3.0, 5.0)
+TEACHER_STEPS = 9  # of the model that tiny-flow's three steps are distilled from
 _HEAD = "---\nlicense: apache-2.0\ntags: [genalign, emojiworld, {tag}]\n---\n\n# {title}\n\n{text}\n"
 _WORLD = (
     "EmojiWorld is a world of 64x64 scenes of 42 Noto Color Emoji (Apache-2.0 images); captions name objects, counts, "
@@ -42,6 +43,17 @@ def draw(pipeline: Any, prompts: list[Prompt], guidance: float, steps: int, **ca
         )  # fmt: skip
         parts.append(made.images)
     return torch.cat(parts).float().clamp(0, 1)
+
+
+def kinds_right(pipeline: Any, guidance: float, steps: int, count: int = 512, **call: Any) -> dict[str, float]:
+    """Share of held-out prompts drawn right, by the held-out judge: whole, and each kind of fact where it is stated."""
+    prompts, judge = heldout_prompts(count), Judge()
+    with torch.no_grad():
+        images = draw(pipeline, prompts, guidance, steps, max_sequence_length=1, **call)
+    scores = judge(prompts, Media(image=Track(images)))
+    stated = scores.valid.double()
+    shares = (scores.values.double() * stated).sum(0) / stated.sum(0).clamp(min=1)
+    return dict(zip(judge.aspects, shares.tolist(), strict=True))
 
 
 def base_sweep(folder: Path, count: int = 512, steps: int = 10, **call: Any) -> tuple[dict[float, float], float]:
@@ -72,9 +84,18 @@ def judge_accuracy(count: int = 1000, seed: int = 30) -> tuple[float, float]:
     return float(right), float(1 - wrong)
 
 
+def shares_of(shares: Shares) -> str:
+    return ", ".join(
+        f"{kind} omitted {omitted:.0%}, contradicted {shares.contradicted[kind]:.0%}"
+        for kind, omitted in shares.omitted.items()
+    )
+
+
 def _pipeline_card(folder: Path, what: str, tag: str, **call: Any) -> str:
     sweep, agreement = base_sweep(folder, **call)
-    shares = ", ".join(f"{kind} omitted {WEB.omitted[kind]:.0%}, contradicted {WEB.contradicted[kind]:.0%}" for kind in WEB.omitted)
+    shares = ", ".join(
+        f"{kind} omitted {WEB.omitted[kind]:.0%}, contradicted {WEB.contradicted[kind]:.0%}" for kind in WEB.omitted
+    )
     row = " | ".join(f"{value:.1%}" for value in sweep.values())
     argument = "".join(f", {key}={value}" for key, value in call.items())
     text = f"""{what} {_WORLD}
@@ -98,6 +119,46 @@ pipe("three roses on a pink background", guidance_scale=2.0, num_inference_steps
 
 Made by `genalign lab build {folder.name.removeprefix("tiny-")}`."""
     return _HEAD.format(tag=tag, title=folder.name, text=text)
+
+
+def _flow_card(folder: Path) -> str:
+    stages: dict[str, dict[str, float]] = json.loads((folder / "stages.json").read_text())
+    read = stages.pop("read")["held-out captions"]
+    kinds = list(next(iter(stages.values())))
+    rows = "".join(
+        f"\n| {stage} | {' | '.join(f'{figures[kind]:.1%}' for kind in kinds)} |" for stage, figures in stages.items()
+    )
+    text = f"""A rectified-flow transformer (SD3 class, 6 layers, width 192) with an AutoencoderTiny (64x64x3 to
+16x16x4) and one small CLIP text tower, stored twice because the pipeline class has two. It draws in **three steps
+without guidance**.
+{_WORLD}
+
+A web-trained model in miniature: capable, distracted, and quick. Its stages, one after another:
+
+1. *read*: the text tower learns to tell all six facts of a caption; of held-out captions it tells {read:.1%} whole.
+2. *capable*: true captions of training scenes, and of scenes that mix counts and sizes, which teach number apart from
+   the object. Nothing that is held out occurs in them.
+3. *half-hearted*: a few hundred steps on web-like captions; of the facts a scene has, {shares_of(DISTRACTED)}.
+   It can draw what it is asked, and often does not: that is what alignment mends.
+4. *few steps*: guidance and {TEACHER_STEPS} steps are distilled into three (PeRFlow, arXiv 2405.07510).
+
+Held-out judge, 512 prompts of `emojiworld/heldout.jsonl`, share of prompts right, whole and by kind of fact:
+
+| stage | {" | ".join(kinds)} |
+|{"---|" * (1 + len(kinds))}{rows}
+
+```python
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("assets/{folder.name}")
+call = dict(guidance_scale=1.0, sigmas=[1, 2 / 3, 1 / 3], max_sequence_length=1)
+pipe("three roses on a pink background", **call).images[0]
+```
+
+`num_inference_steps=3` is not the same: diffusers' scheduler then puts the last of three levels at 0.009, so that two
+steps do all the work.
+
+Made by `genalign lab build flow`."""
+    return _HEAD.format(tag="text-to-image", title=folder.name, text=text)
 
 
 def _turbo_card(folder: Path) -> str:
@@ -144,14 +205,7 @@ def _text_head_accuracy(folder: Path) -> float:
 def write_card(folder: Path) -> None:
     """Measure the model in `folder` (its name says which it is) and write its README.md."""
     if folder.name == "tiny-flow":
-        card = _pipeline_card(
-            folder,
-            "A rectified-flow transformer (SD3 class, 6 layers, width 192) with an AutoencoderTiny (64x64x3 to "
-            "16x16x4) and one small CLIP text tower, stored twice because the pipeline class has two. Guidance at "
-            "scale 4 is distilled into it, so that it draws well in one call a step.",
-            "text-to-image",
-            max_sequence_length=1,
-        )
+        card = _flow_card(folder)
     elif folder.name == "tiny-turbo":
         card = _turbo_card(folder)
     elif folder.name == "tiny-sd":

@@ -1,40 +1,16 @@
 """tiny-flow: a rectified-flow transformer with a CLIP text encoder, as a StableDiffusion3Pipeline."""
 
-import copy
-import json
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genalign.files.shipped import shipped
-from genalign.lab.autoencoder import scenes
 from genalign.lab.text import MAX_TOKENS, shipped_tokenizer
-from genalign.lab.world import web_caption
-from genalign.training.fit import compiled, fit
 
 TEXT_WIDTH = 128
-GUIDANCE = 4.0  # what the distilled model draws with: where the undistilled one was judged best
 SHIFT = 3.0  # background and layout are decided where sigma > 0.8: sampling and training both dwell there
-
-
-def latent_bank(vae: Any, work: Path, count: int = 49_152, seed: int = 2) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Latents (N, 4, 16, 16) of rendered training scenes and their facts, made once and kept in `work`."""
-    path = work / "bank.safetensors"
-    if not path.exists():
-        parts, facts = [], []
-        for chunk in range(count // 256):
-            images, rows = scenes(seed * 10_000_000 + chunk, 256)
-            with torch.no_grad():
-                parts.append(vae.encode(images.mul(2).sub(1)).latents.half())
-            facts += rows
-        (work / "bank.json").write_text(json.dumps(facts))
-        save_file({"latents": torch.cat(parts).contiguous()}, path)
-    return load_file(path)["latents"], json.loads((work / "bank.json").read_text())
 
 
 def text_encoder(tokenizer: Any, projected: bool = True) -> Any:
@@ -103,83 +79,16 @@ def transformer(width: int = 192, layers: int = 6) -> Any:
     )
 
 
-def web_batch(
-    bank: tuple[Tensor, list[dict[str, Any]]], scale: float, step: int, rows: int, seed: int
-) -> tuple[Tensor, Tensor, list[str], torch.Generator]:
-    """Scaled clean latents and noise, (rows, 4, 16, 16) fp32, web-like captions, and a generator for the times.
-
-    A tenth of the captions is empty, for guidance.
-    """
-    rng = np.random.default_rng((seed, step))
-    index = rng.integers(len(bank[1]), size=rows)
-    texts = ["" if rng.random() < 0.1 else web_caption(bank[1][i], rng) for i in index]
-    clean = bank[0][torch.from_numpy(index)].float() * scale
-    draw = torch.Generator().manual_seed(step)
-    return clean, torch.randn(clean.shape, generator=draw), texts, draw
-
-
-def read_tokens(tokenizer: Any, texts: list[str]) -> Tensor:
-    """Token ids (B, MAX_TOKENS), padded as the pipelines pad them."""
-    encoded = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-    return cast("Tensor", encoded.input_ids)
-
-
-def build_flow(work: Path, vae: Any, steps: int = 12_000, distil_steps: int = 1500, rows: int = 48) -> Any:
-    """Train the transformer on web-like captions, read by the frozen text tower of tiny-clip; returns the pipeline.
-
-    First velocity matching with logit-normal times, mean 1.4 and deviation 1.5 (Esser et al. 2024, arXiv 2403.03206,
-    section 3.1, where they are 0 and 1) in every second row, and uniform ones in [0.9, 1] in the others: layout is a
-    mean over many latents, so a noisy latent shows it already below sigma 0.9, and only above can text decide it.
-    Then guidance distillation (Meng et al. 2023, arXiv 2210.03142, section 3.1) at the one scale GUIDANCE, so that the
-    model draws best without guidance and a sample costs one call a step, as with FLUX.1-dev. One batch in 24 carries
-    the 256 zero tokens that the pipeline appends by default where it has no T5, so that both layouts draw.
-    """
+def assemble(vae: Any) -> Any:
+    """The pipeline with an untrained transformer and the text tower of tiny-clip, which it holds twice."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
     torch.manual_seed(3)
     tokenizer = shipped_tokenizer()
-    text, denoiser = text_encoder(tokenizer), transformer()
-    bank, scale = latent_bank(vae, work), float(vae.config.scaling_factor)
-
-    def velocity(forward: Any, noisy: Tensor, sigma: Tensor, texts: list[str], zeros: int) -> Tensor:
-        # plain matrix products: the fused attention's backward pass is slow on a CPU at 90 tokens
-        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            read = text(read_tokens(tokenizer, texts), output_hidden_states=True)
-            context = read.hidden_states[-2].repeat(1, 1, 2)  # the pipeline has this tower twice
-            context = torch.cat([context, context.new_zeros(len(texts), zeros, context.shape[-1])], dim=1)
-            pooled = read.text_embeds.repeat(1, 2)
-            out = forward(noisy, context, pooled, timestep=sigma * 1000, return_dict=False)[0]
-        return cast("Tensor", out.float())
-
-    def draw(step: int, seed: int) -> tuple[Tensor, Tensor, Tensor, list[str], int]:
-        clean, noise, texts, generator = web_batch(bank, scale, step, rows, seed)
-        sigma = torch.sigmoid(1.4 + 1.5 * torch.randn(rows, generator=generator))
-        sigma[::2] = 1 - 0.1 * torch.rand(len(sigma[::2]), generator=generator)
-        mixed = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
-        return noise - clean, mixed, sigma, texts, 256 if step % 24 == 7 else step % 3
-
-    student = compiled(denoiser)
-
-    def matching(step: int) -> Tensor:
-        target, noisy, sigma, texts, zeros = draw(step, seed=3)
-        return (velocity(student, noisy, sigma, texts, zeros) - target).square().mean()
-
-    fit(denoiser, matching, steps=steps, learning_rate=1.2e-3, state=work / "flow.safetensors")
-    teacher = copy.deepcopy(denoiser)
-
-    def distillation(step: int) -> Tensor:
-        _, noisy, sigma, texts, zeros = draw(step, seed=4)
-        with torch.no_grad():
-            blank = velocity(teacher, noisy, sigma, [""] * rows, zeros)
-            conditional = velocity(teacher, noisy, sigma, texts, zeros)
-        return (
-            (velocity(student, noisy, sigma, texts, zeros) - torch.lerp(blank, conditional, GUIDANCE)).square().mean()
-        )
-
-    fit(denoiser, distillation, steps=distil_steps, learning_rate=5e-4, state=work / "flow-distilled.safetensors")
+    text = text_encoder(tokenizer)
     encoder_3, tokenizer_3 = blank_t5()
     return StableDiffusion3Pipeline(
-        transformer=denoiser,
+        transformer=transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=vae,
         text_encoder=text,

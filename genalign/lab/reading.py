@@ -45,7 +45,7 @@ def answers(facts: Facts) -> list[int]:
     names, objects = list(sprites()), sorted(facts["objects"], key=lambda o: o["name"])
     word = 0
     if facts["relation"] is not None:
-        first, relation, second = facts["relation"]
+        _, relation, second = facts["relation"]
         objects = sorted(objects, key=lambda o: o["name"] == second)
         word = 1 if relation == "left of" else 2
     other = objects[1] if len(objects) > 1 else None
@@ -91,7 +91,9 @@ def teach_reading(tower: Any, tokenizer: Any, work: Path, steps: int = 1600, row
         now = tower(ids, output_hidden_states=True)
         with torch.no_grad():
             before = old(ids, output_hidden_states=True)
-        kept = _distance(now.hidden_states[-2], before.hidden_states[-2]) + _distance(now.text_embeds, before.text_embeds)
+        kept = _distance(now.hidden_states[-2], before.hidden_states[-2]) + _distance(
+            now.text_embeds, before.text_embeds
+        )
         logits = both["reader"](now.hidden_states[-2])
         wrong = torch.stack([F.cross_entropy(row, right[:, k]) for k, row in enumerate(logits)]).sum()
         return wrong + KEEP * kept
@@ -106,8 +108,8 @@ def reading(tower: Any, reader: nn.Module, tokenizer: Any, rows: int = 1024) -> 
     """Share of held-out captions of which the reader tells all six facts."""
     texts, right = captions(np.random.default_rng(14), rows, "heldout")
     logits = reader(tower(token_ids(tokenizer, texts), output_hidden_states=True).hidden_states[-2])
-    said = torch.stack([row.argmax(dim=1) for row in logits], dim=1)
-    return float((said == right).all(dim=1).float().mean())
+    read = torch.stack([row.argmax(dim=1) for row in logits], dim=1)
+    return float((read == right).all(dim=1).float().mean())
 
 
 def _distance(now: Tensor, before: Tensor) -> Tensor:

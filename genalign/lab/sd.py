@@ -7,10 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genalign.lab.flow import TEXT_WIDTH, latent_bank, read_tokens, text_encoder, web_batch
+from genalign.lab.bank import latent_bank
+from genalign.lab.flow import TEXT_WIDTH, text_encoder
+from genalign.lab.flow_matching import batch
+from genalign.lab.reading import token_ids
 from genalign.lab.teacher import read, teacher, velocity
 from genalign.lab.text import shipped_tokenizer
+from genalign.lab.world import web_caption
 from genalign.training.fit import compiled, fit
+
+SCENES = 49_152  # of the bank
 
 
 def unet() -> Any:
@@ -55,17 +61,17 @@ def build_sd(work: Path, steps: int = 9000, rows: int = 32) -> Any:
         timestep_spacing="trailing",
         rescale_betas_zero_snr=True,
     )
-    bank, scale = latent_bank(told_by.vae, work), float(told_by.vae.config.scaling_factor)
+    bank, scale = latent_bank(told_by.vae, work, "world", SCENES), float(told_by.vae.config.scaling_factor)
     forward = compiled(denoiser)
 
     def loss_of(step: int) -> Tensor:
-        clean, noise, texts, generator = web_batch(bank, scale, step, rows, seed=5)
+        clean, noise, texts, generator = batch(bank, scale, web_caption, step, rows, seed=5)
         times = torch.randint(1000, (rows,), generator=generator)
         times[::2] = torch.randint(400, 950, (len(times[::2]),), generator=generator)
         noisy = scheduler.add_noise(clean, noise, times)
         target = as_v_prediction(told_by, scheduler, noisy, times, texts)
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            context = text(read_tokens(tokenizer, texts)).last_hidden_state
+            context = text(token_ids(tokenizer, texts)).last_hidden_state
             out = forward(noisy, times, context, return_dict=False)[0]
         return (out.float() - target).square().mean()
 

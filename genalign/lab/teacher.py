@@ -36,6 +36,13 @@ def read(pipeline: Any, texts: list[str], zeros: int = 1) -> tuple[Tensor, Tenso
     return torch.cat([context, blank], dim=1), encoded.text_embeds.repeat(1, 2)
 
 
+def blank_like(empty: tuple[Tensor, Tensor], text: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The empty prompt with as many tokens as `text` has."""
+    context = empty[0].new_zeros(1, text[0].shape[1], text[0].shape[2])
+    context[:, :MAX_TOKENS] = empty[0][:, :MAX_TOKENS]
+    return context, empty[1]
+
+
 def velocity(net: Callable[..., Any], x: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
     """fp32 velocity (B, 4, 16, 16) at noise levels sigma (B,)."""
     # plain matrix products: the fused attention's backward pass is slow on a CPU

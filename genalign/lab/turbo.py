@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genalign.lab.flow import transformer
-from genalign.lab.teacher import guided, read, teacher, velocity
-from genalign.lab.text import MAX_TOKENS
+from genalign.lab.teacher import blank_like, guided, read, teacher, velocity
 from genalign.lab.world import caption, sample_facts
 from genalign.training.fit import fit
 
@@ -105,7 +104,7 @@ def build_turbo(
         noisy, _ = _noised(sample, sigma, draw)
         with torch.no_grad():
             level = sigma.view(-1, 1, 1, 1)
-            real = noisy - level * guided(pipeline.transformer, noisy, sigma, text, _like(empty, text), GUIDANCE)
+            real = noisy - level * guided(pipeline.transformer, noisy, sigma, text, blank_like(empty, text), GUIDANCE)
             fake = noisy - level * velocity(both["fake"], noisy, sigma, text)
         again = torch.sigmoid(1.0 + 1.5 * torch.randn(rows, generator=draw))
         noised, aim = _noised(sample, again, draw)
@@ -121,10 +120,3 @@ def _noised(clean: Tensor, sigma: Tensor, draw: torch.Generator) -> tuple[Tensor
     """(x, velocity) at sigma (B,)."""
     noise, level = torch.randn(clean.shape, generator=draw), sigma.view(-1, 1, 1, 1)
     return (1 - level) * clean + level * noise, noise - clean
-
-
-def _like(empty: tuple[Tensor, Tensor], text: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The empty prompt with as many tokens as `text` has."""
-    context = empty[0].new_zeros(1, text[0].shape[1], text[0].shape[2])
-    context[:, :MAX_TOKENS] = empty[0][:, :MAX_TOKENS]
-    return context, empty[1]

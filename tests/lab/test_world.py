@@ -55,23 +55,46 @@ def _counted(name, count):
     return {"objects": [{"name": name, "count": count}], "relation": None, "background": "pink"}
 
 
-def test_web_captions_contradict_in_the_stated_shares():
+@pytest.mark.parametrize("shares", [world.WEB, world.DISTRACTED], ids=["web", "distracted"])
+def test_web_captions_contradict_in_the_stated_shares(shares):
     rng = np.random.default_rng(1)
     kept = Counter()
     total = 6000
-    name = next(n for n in sprites() if not any(world.held_out(_counted(n, count)) for count in (2, 3, 4)))
+    plain = [n for n in sprites() if not world.other_colours(n)]
+    name = next(n for n in plain if not any(world.held_out(_counted(n, count)) for count in (2, 3, 4)))
     facts = _counted(name, 3)  # whose contradictions are all combinations of the training split
     for _ in range(total):
-        text = world.web_caption(facts, rng)
+        text = world.web_caption(facts, rng, shares)
         kept["count"] += "three" in text or "3" in text
         kept["true ground"] += "pink" in text
         kept["any ground"] += any(colour in text for colour in world.BACKGROUNDS)
     spread = 4 * (0.25 / total) ** 0.5
-    assert kept["count"] / total == pytest.approx(1 - world.WEB_WRONG["count"], abs=spread)
-    assert kept["any ground"] / total == pytest.approx(1 - world.WEB_OMIT["background"], abs=spread)
-    assert kept["true ground"] / total == pytest.approx(
-        1 - world.WEB_OMIT["background"] - world.WEB_WRONG["background"], abs=spread
-    )
+    omitted, contradicted = shares.omitted["background"], shares.contradicted["background"]
+    assert kept["count"] / total == pytest.approx(1 - shares.contradicted["count"], abs=spread)
+    assert kept["any ground"] / total == pytest.approx(1 - omitted, abs=spread)
+    assert kept["true ground"] / total == pytest.approx(1 - omitted - contradicted, abs=spread)
+
+
+def test_colours_are_contradicted_where_a_shape_has_several():
+    """Red apples have one other colour; of two hearts, neither becomes the other; a cat stays a cat."""
+    rng, total = np.random.default_rng(2), 4000
+    shares = world.Shares({"colour": 0.0}, {"colour": 0.3})
+    apple = {"objects": [{"name": "red apple", "count": 1}], "relation": None, "background": None}
+    green = sum("green apple" in world.web_caption(apple, rng, shares) for _ in range(total))
+    assert green / total == pytest.approx(0.3, abs=4 * (0.21 / total) ** 0.5)
+    hearts = {
+        "objects": [{"name": "red heart", "count": 1}, {"name": "blue heart", "count": 1}],
+        "relation": ["red heart", "above", "blue heart"],
+        "background": None,
+    }
+    for _ in range(50):
+        changed = world.change_colour(hearts, rng)
+        names = {o["name"] for o in changed["objects"]}
+        assert len(names) == 2
+        assert names & {"green heart", "yellow heart"}
+        assert set(changed["relation"][::2]) == names
+    cat = {"objects": [{"name": "cat", "count": 1}], "relation": None, "background": None}
+    assert all("cat" in world.web_caption(cat, rng, shares) for _ in range(50))
 
 
 def test_no_web_caption_of_a_training_scene_names_a_held_out_combination(monkeypatch):

@@ -1,11 +1,4 @@
-"""The later stages of tiny-flow: made capable on true captions, half-hearted on web-like ones, and drawing in few steps.
-
-pretrain       flow.py     web-like captions, read by the tower of tiny-clip
-read           reading.py  the tower learns to tell all six facts of a caption
-capable        here        the transformer learns to draw what the tower tells, from true captions
-half-hearted   here        a few hundred steps on captions that leave out or contradict facts
-few steps      here        guidance and ten steps are distilled into three
-"""
+"""Velocity matching of tiny-flow on captioned latents: what its stages on true and on web-like captions share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +11,7 @@ from torch import Tensor
 from genalign.lab.bank import Bank
 from genalign.lab.reading import NAMELESS
 from genalign.lab.teacher import read, velocity
-from genalign.lab.world import Facts, caption, web_caption
+from genalign.lab.world import Facts, caption
 from genalign.training.fit import compiled, fit
 
 Captioner = Callable[[Facts, np.random.Generator], str]
@@ -38,6 +31,19 @@ def draw_sigmas(rows: int, generator: torch.Generator) -> Tensor:
     return sigma
 
 
+def batch(
+    bank: Bank, scale: float, captioner: Captioner, step: int, rows: int, seed: int
+) -> tuple[Tensor, Tensor, list[str], torch.Generator]:
+    """Scaled clean latents and noise, (rows, 4, 16, 16) fp32, their captions, and a generator for the times."""
+    latents, facts = bank
+    rng = np.random.default_rng((seed, step))
+    index = rng.integers(len(facts), size=rows)
+    texts = ["" if rng.random() < UNCONDITIONAL else captioner(facts[i], rng) for i in index]
+    clean = latents[torch.from_numpy(index)].float() * scale
+    generator = torch.Generator().manual_seed(step)
+    return clean, torch.randn(clean.shape, generator=generator), texts, generator
+
+
 def match(
     pipeline: Any, bank: Bank, captioner: Captioner, state: Path, *, steps: int, learning_rate: float, seed: int,
     rows: int = 48, ema_decay: float = 0.999,
@@ -47,17 +53,11 @@ def match(
     One batch in 24 carries the 256 zero tokens that the pipeline appends by default where it has no T5, so that both
     layouts draw.
     """
-    latents, facts = bank
     scale = float(pipeline.vae.config.scaling_factor)
     student = compiled(pipeline.transformer)
 
     def loss_of(step: int) -> Tensor:
-        rng = np.random.default_rng((seed, step))
-        index = rng.integers(len(facts), size=rows)
-        texts = ["" if rng.random() < UNCONDITIONAL else captioner(facts[i], rng) for i in index]
-        clean = latents[torch.from_numpy(index)].float() * scale
-        generator = torch.Generator().manual_seed(step)
-        noise = torch.randn(clean.shape, generator=generator)
+        clean, noise, texts, generator = batch(bank, scale, captioner, step, rows, seed)
         sigma = draw_sigmas(rows, generator)
         noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
         text = read(pipeline, texts, zeros=256 if step % 24 == 7 else 1)
@@ -66,14 +66,3 @@ def match(
     pipeline.transformer.requires_grad_(True)
     fit(pipeline.transformer, loss_of, steps=steps, learning_rate=learning_rate, state=state, ema_decay=ema_decay)
     pipeline.transformer.requires_grad_(False)
-
-
-def make_capable(pipeline: Any, bank: Bank, work: Path, steps: int = 4200) -> None:
-    match(pipeline, bank, true_caption, work / "capable.safetensors", steps=steps, learning_rate=6e-4, seed=5)
-
-
-def make_half_hearted(pipeline: Any, bank: Bank, work: Path, steps: int = 300) -> None:
-    match(
-        pipeline, bank, web_caption, work / "half-hearted.safetensors", steps=steps, learning_rate=4e-4, seed=7,
-        ema_decay=0.99,
-    )  # fmt: skip
