@@ -137,19 +137,38 @@ def _placed(place: str, check: Callable[..., None], *given: Any) -> None:
 
 
 def _monitor(built: Built, modality: str) -> Monitor | None:
-    settings, folder = built.recipe.train.monitor, built.recipe.folder
+    settings, report, folder = built.recipe.train.monitor, built.recipe.eval, built.recipe.folder
     if settings is None:
         return None
     prompts = built.eval_prompts or built.prompts_to_sample
     if settings.prompts is not None:
         prompts = read_prompts(data_path(settings.prompts, folder), modality)
     held_out = [_reward(spec, folder, modality, prompts) for spec in settings.held_out]
-    if not held_out and built.held_out is not None and settings.prompts is None:
-        held_out = [built.held_out]
+    if not held_out and settings.prompts is None:
+        held_out = [] if built.held_out is None else [built.held_out]
     if not held_out:
         raise UsageError("train.monitor has no reward to follow; name some in train.monitor.held_out")
+    if report is not None:
+        own = settings.model_dump(include={"steps", "guidance"}, exclude_none=True)
+        settings = settings.model_copy(update={"steps": report.steps, "guidance": report.guidance[0], **own})
+    # Counted apart: what a look scores is not among the failures and abstentions of the steps.
+    proxy = built.reward.apart() if isinstance(built.reward, Runner) else built.reward
     weights: Weights = "policy" if built.recipe.train.ema is None else "ema"
-    return Monitor(settings, list(prompts), built.reward, held_out, weights)
+    return Monitor(settings, _watched_prompts(built, prompts), proxy, held_out, weights)
+
+
+def _watched_prompts(built: Built, prompts: Prompts) -> list[Prompt]:
+    """Of eval.prompts those that the report leaves out, so that it stays blind to a choice by looks."""
+    settings, report, rows = built.recipe.train.monitor, built.recipe.eval, list(prompts)
+    if report is None or settings is None or settings.prompts is not None:
+        return rows
+    apart = rows[report.count :]
+    if not apart and settings.stop == "peak":
+        what = (
+            "the checkpoint is chosen on prompts of the report, which flatters it: eval.count %d leaves none of %s out"
+        )
+        log.warning(what, report.count, report.prompts)
+    return apart or rows
 
 
 def _reward(spec: str | dict[str, Any], folder: Path, modality: str, prompts: Prompts) -> Reward:

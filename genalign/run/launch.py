@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from genalign.run.build import Built, build, check_prompts
 from genalign.run.recipe import Recipe, load_recipe
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
 from genalign.training.loop import Progress, restore, start, train
-from genalign.training.metrics import METRICS
+from genalign.training.metrics import METRICS, read_rows
 from genalign.training.monitor import ALARM
 from genalign.training.signal import lack_of_signal, warn_without_signal
 from genalign.training.stopping import until_no_better, watched
@@ -61,6 +62,10 @@ def train_recipe(
             f"data.prompts_per_step is {recipe.data.prompts_per_step}, fewer than the {world()} ranks; raise it"
         )
     built = build(recipe, device)
+    if built.monitor is not None and len(built.monitor.chosen) < world():
+        raise UsageError(
+            f"train.monitor follows {len(built.monitor.chosen)} prompts, fewer than the {world()} ranks; name more"
+        )
     if plan:
         from genalign.run.plan import print_plan
 
@@ -213,33 +218,56 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
     """Train with a progress bar, one line a step, grids of samples, and the trackers that the recipe names."""
     from tqdm import tqdm
 
-    from genalign.evaluation.report import log_line
+    from genalign.evaluation.report import Smoothed, log_line
 
     settings = built.recipe.train
     seed, count = settings.seed, built.recipe.data.prompts_per_step
     tracker = _trackers(settings.report_to, run, built.recipe)
     first, begun = progress.step, time.perf_counter()
+    smoothed = Smoothed(row["reward"] for row in read_rows(run / METRICS) if "reward" in row and row["step"] <= first)
+    held_out = [reward.name for reward in built.monitor.held_out] if built.monitor is not None else []
     with tqdm(total=settings.steps, initial=first, unit="step", disable=rank() != 0 or None) as bar:
         logs = train(progress, built.method, lambda step: built.data.draw(step, count, seed), run)
-        alarmed = False
+        log: dict[str, float] = {}
         logs = until_no_better(progress, warn_without_signal(logs, run), run)
         for log in watched(progress, logs, run, built.monitor):
-            alarmed = ALARM in log and settings.monitor is not None and settings.monitor.stop
             step = int(log["step"])
             bar.update()
             if rank() == 0:
                 left = round((time.perf_counter() - begun) / (step - first) * (settings.steps - step))
-                bar.write(f"{log_line(step, settings.steps, log)}  eta {left // 60}:{left % 60:02d}", file=sys.stdout)
+                line = log_line(step, settings.steps, smoothed.shown(log), held_out)
+                bar.write(f"{line}  eta {left // 60}:{left % 60:02d}", file=sys.stdout)
                 sys.stdout.flush()
                 if tracker is not None:
                     tracker.log({name: value for name, value in log.items() if name != "step"}, step=step)
             if step % settings.sample_every == 0 or step == settings.steps:
                 _draw_grid(built, run, step)
-    if progress.step < settings.steps and rank() == 0:
-        why = "the reward was hacked" if alarmed else "the reward no longer grew"
-        print(f"{why}: the weights are those of step {progress.step}{'' if alarmed else ', the best checkpoint'}")
+    if progress.step < settings.steps:
+        _say_where_it_ended(built, progress.step, log)
+        _redraw(built, run, progress.step)
     if tracker is not None:
         tracker.end_training()
+
+
+def _say_where_it_ended(built: Built, step: int, last: Mapping[str, float]) -> None:
+    """One line about weights that were put back; last: the log of the last step, empty where none was taken."""
+    stop = built.monitor.settings.stop if built.monitor is not None else False
+    why, best = "the reward no longer grew", ", the best checkpoint"
+    if stop == "peak" and built.monitor is not None:
+        why = f"the held-out {built.monitor.held_out[0].name} was best at step {step}"
+    elif stop and ALARM in last:
+        why, best = "the reward was hacked", ""
+    if rank() == 0:
+        print(f"{why}: the weights are those of step {step}{best}")
+
+
+def _redraw(built: Built, run: Path, step: int) -> None:
+    """The grid of weights that were put back is the run's last: those of later ones go."""
+    if rank() == 0:
+        for grid in run.glob("samples/step-*"):
+            if int(grid.name.removeprefix("step-")) > step:
+                shutil.rmtree(grid)
+    _draw_grid(built, run, step)
 
 
 def measure_search(built: Built, method: Searching, run: Path) -> None:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from genalign.evaluation.report import log_line, write_report
+from genalign.evaluation.report import Smoothed, log_line, write_report
 from genalign.training.metrics import read_rows
 from genalign.types import GenalignError
 
@@ -192,3 +192,26 @@ def test_log_line_tells_what_there_is():
     )
     assert line == "step 3/40  reward 0.5123  std 0.1000  kl 0.0123  clip 25.0%  s/step 1.50"
     assert log_line(1, 2, {"loss": 0.693147}) == "step 1/2  loss 0.6931"
+    look = {"monitor/judge": 0.59375, "monitor/judge/count": 0.5, "monitor/clip": 0.3}
+    assert log_line(8, 9, look, ["judge", "other"]) == "step 8/9  held-out judge 0.5938"
+
+
+def test_the_reward_on_the_console_is_an_average_that_a_resumed_run_takes_up():
+    """The weights written out: 0.9 for each step back, divided by their sum."""
+    rewards = [0.2, float("nan"), 0.8, 0.5]
+    smoothed = Smoothed()
+    shown = [smoothed.shown({"step": k, "reward": reward}) for k, reward in enumerate(rewards)]
+    assert shown[0] == {"step": 0, "smoothed": pytest.approx(0.2)}
+    assert shown[1]["smoothed"] == pytest.approx(0.2)
+    assert shown[3]["smoothed"] == pytest.approx((0.81 * 0.2 + 0.9 * 0.8 + 0.5) / (0.81 + 0.9 + 1))
+    assert Smoothed(rewards[:3]).shown({"reward": 0.5}) == {"smoothed": shown[3]["smoothed"]}
+    assert smoothed.shown({"loss": 1.0}) == {"loss": 1.0}
+    assert log_line(3, 4, shown[0]) == "step 3/4  smoothed reward 0.2000"
+
+
+def test_a_watched_reward_and_its_aspects_share_a_chart(run):
+    rows = [{"step": k, "monitor/judge": 0.1 * k, "monitor/judge/count": 0.2 * k, "monitor/clip": 1.0} for k in (2, 4)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    charts = re.findall(r"<figure><svg.*?</svg>", write_report(run).read_text(), re.DOTALL)
+    assert len(charts) == 2
+    assert [chart.count("-alone") + len(set(re.findall(r"curve-\d+", chart))) for chart in charts] == [2, 1]
