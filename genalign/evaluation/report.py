@@ -11,6 +11,7 @@ from typing import Any
 
 from genalign.evaluation.charts import SMOOTH_FROM, chart, inline, window
 from genalign.evaluation.results import HEADINGS, headline, read_eval, rows, shown
+from genalign.evaluation.summary import lead_in, sentence
 from genalign.files.atomic import replace_file
 from genalign.files.untrusted import neighbour
 from genalign.media import MEDIA, image
@@ -101,7 +102,7 @@ def write_report(run: Path) -> Path:
     recipe = run / "recipe.yaml"
     sections = [
         f"<h1>{html.escape(run.name)}</h1>",
-        _table(result)
+        _table(result, lead_in(metrics))
         if result
         else '<p class="note">No evaluation yet: <code>genalign eval RUN</code> makes one.</p>',
         _sweep(result) if result else "",
@@ -163,13 +164,13 @@ def _curve(metrics: Sequence[Mapping[str, float]], key: str) -> list[tuple[float
     ]
 
 
-def _table(result: Mapping[str, Any]) -> str:
+def _table(result: Mapping[str, Any], begin: str) -> str:
     lines = [_row("th", HEADINGS)]
     lines += [_row("td", row.cells, ' class="held"' if row.held_out else "") for row in rows(result)]
     prompts, seeds = html.escape(str(result["prompts"])), html.escape(", ".join(str(seed) for seed in result["seeds"]))
     swept = len(result["sweep"]["guidance"]) > 1
     return (
-        f"<h2>Before and after</h2><table>{''.join(lines)}</table>"
+        f"<h2>Before and after</h2><p>{html.escape(sentence(result, begin))}</p><table>{''.join(lines)}</table>"
         f'<p class="note">{prompts} prompts, sampling seeds {seeds}; '
         f"{'base and tuned model each at its best guidance scale; ' if swept else ''}"
         "paired bootstrap over prompts; held-out rewards were never optimised.</p>"

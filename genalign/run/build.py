@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from genalign.data.prompts import Prompts, read_prompts
+from genalign.evaluation.base_rows import drawing_digest
 from genalign.files.places import data_path, fetch_model, find, modality_of, model_path
+from genalign.files.shipped import shipped
 from genalign.method import MethodSettings, build_method
 from genalign.policy import load_policy
 from genalign.reward import Runner, build_reward, check_needs
@@ -29,8 +31,8 @@ log = logging.getLogger("genalign")
 class Built:
     """What a recipe stands for. Rewards load their weights at their first call, the policy when it is first used.
 
-    data: the training prompts. eval_rewards: the training reward and those of `eval.rewards`; held_out: the judge,
-    which is never optimised; both score eval_prompts.
+    data: the training prompts. eval_rewards: the training reward and those of `eval.rewards`; held_out: the judges,
+    which are never optimised; all score eval_prompts.
     """
 
     recipe: Recipe
@@ -40,7 +42,7 @@ class Built:
     method: Method
     eval_prompts: Prompts | None = None
     eval_rewards: list[Reward] = field(default_factory=list)
-    held_out: Reward | None = None
+    held_out: list[Reward] = field(default_factory=list)
     monitor: Monitor | None = None
 
     @property
@@ -54,6 +56,19 @@ class Built:
     def rewarded_prompts(self) -> tuple[Prompt, ...]:
         """The prompts whose samples the training reward scored; none where pairs were given instead."""
         return self.prompts_to_sample.rows if self.reward is not None else ()
+
+    @property
+    def drawing(self) -> str | None:
+        """The digest of how an evaluation draws the base; None where its model is not shipped, so that nobody could
+        have shipped its rows."""
+        settings, report = self.recipe.policy, self.recipe.eval
+        names = [settings.model] if settings.writer is None else [settings.model, settings.writer]
+        models = [model_path(name, self.recipe.folder) for name in names]
+        room = shipped("assets").resolve()
+        own = [Path(model).resolve() for model in models if Path(model).resolve().is_relative_to(room)]
+        if report is None or self.eval_prompts is None or len(own) < len(models):
+            return None
+        return drawing_digest(own, settings, report, self.eval_prompts.digest)
 
     @cached_property
     def policy(self) -> Policy:
@@ -98,8 +113,7 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
         built.eval_rewards = [_reward(spec, folder, modality, prompts) for spec in settings.rewards]
         if reward is not None:
             built.eval_rewards.insert(0, reward)
-        if settings.held_out is not None:
-            built.held_out = _reward(settings.held_out, folder, modality, prompts)
+        built.held_out = [_reward(spec, folder, modality, prompts) for spec in settings.judges]
     built.monitor = _monitor(built, modality)
     return built
 
@@ -145,7 +159,7 @@ def _monitor(built: Built, modality: str) -> Monitor | None:
         prompts = read_prompts(data_path(settings.prompts, folder), modality)
     held_out = [_reward(spec, folder, modality, prompts) for spec in settings.held_out]
     if not held_out and settings.prompts is None:
-        held_out = [] if built.held_out is None else [built.held_out]
+        held_out = built.held_out
     if not held_out:
         raise UsageError("train.monitor has no reward to follow; name some in train.monitor.held_out")
     if report is not None:

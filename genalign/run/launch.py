@@ -17,17 +17,18 @@ import torch
 
 from genalign.files.atomic import replace_file
 from genalign.files.settings import changed_key, write_yaml
-from genalign.method.search.base import Searched, Searching
+from genalign.method.search.base import Searching
 from genalign.ranks import gather, rank, world
 from genalign.run.build import Built, build, check_prompts
+from genalign.run.finish import finish, measure_search, tuned
 from genalign.run.recipe import Recipe, load_recipe
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
 from genalign.training.loop import Progress, restore, start, train
 from genalign.training.metrics import METRICS, read_rows
 from genalign.training.monitor import ALARM
-from genalign.training.signal import lack_of_signal, warn_without_signal
+from genalign.training.signal import warn_without_signal
 from genalign.training.stopping import until_no_better, watched
-from genalign.types import GenalignError, UsageError, Weights
+from genalign.types import GenalignError, UsageError
 
 RECIPE = "recipe.yaml"
 TWO_RANKS = (
@@ -268,53 +269,6 @@ def _redraw(built: Built, run: Path, step: int) -> None:
             if int(grid.name.removeprefix("step-")) > step:
                 shutil.rmtree(grid)
     _draw_grid(built, run, step)
-
-
-def measure_search(built: Built, method: Searching, run: Path) -> None:
-    """The run of a method that trains nothing: plain samples (before) against searched ones (after), and the report."""
-    from genalign.evaluation.evaluate import evaluate, print_table
-    from genalign.evaluation.report import write_report
-
-    settings = built.recipe.eval
-    if settings is None or built.eval_prompts is None:
-        raise UsageError(
-            f"method {method.name} trains nothing, so its run is its evaluation; add the key 'eval', or search by "
-            f"genalign sample {built.recipe.name} PROMPT"
-        )
-    policy = Searched(built.policy, method, built.reward, built.recipe.policy.batch_size)
-    with built.policy.weights("reference"):
-        result = evaluate(policy, list(built.eval_prompts), built.eval_rewards, built.held_out, settings, run)
-    if rank() == 0:
-        print_table(result)
-        write_report(run)
-        print(f"{run}: eval.json and report.html are written")
-
-
-def finish(built: Built, run: Path) -> None:
-    """What a run ends with: the adapter, the evaluation, the report and the model card."""
-    if rank() == 0:
-        with built.policy.weights(tuned(built.recipe)):
-            built.policy.save_adapter(run / "adapter")
-    if built.recipe.eval is not None and built.eval_prompts is not None:
-        from genalign.evaluation.evaluate import evaluate, print_table
-
-        prompts, settings = list(built.eval_prompts), built.recipe.eval
-        rewards, training = built.eval_rewards, built.rewarded_prompts
-        result = evaluate(built.policy, prompts, rewards, built.held_out, settings, run, tuned(built.recipe), training)
-        if rank() == 0:
-            print_table(result)
-    if rank() == 0:
-        from genalign.evaluation.card import write_card
-        from genalign.evaluation.report import write_report
-
-        write_report(run)
-        write_card(run)
-        lack = lack_of_signal(run)
-        print(f"{run}: report.html, README.md and adapter/ are written{f', but {lack}' if lack else ''}")
-
-
-def tuned(recipe: Recipe) -> Weights:
-    return "policy" if recipe.train.ema is None else "ema"
 
 
 def _draw_grid(built: Built, run: Path, step: int) -> None:

@@ -1,6 +1,7 @@
 """The report is one page that asks nothing of the outside, shows every number, and survives half a run."""
 
 import base64
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -92,6 +93,15 @@ def test_page_is_whole_self_contained_and_escaped(run):
     for number in ("0.4000", "0.6000", "+0.2000", "+0.1100 to +0.2900", "0.7500"):
         assert number in words
     assert words.index("judge/all_facts") < words.index("hybrid/total")  # the held-out judge leads
+
+
+def test_the_sentence_stands_before_the_table(run):
+    rows = [{"step": 1, "step_time": 200.0, "reward": 0.1}, {"step": 2, "step_time": 160.0, "reward": 0.2}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "eval.json").write_text(json.dumps({**EVAL, "judged": {"by": "follows", "aspects": {}}}))
+    text = write_report(run).read_text()
+    said = "After 6 minutes the model follows 20 more prompts in 100 (40.0 -> 60.0, interval +11.0 to +29.0)."
+    assert f"<p>{html.escape(said)}</p><table>" in text
 
 
 def test_first_and_last_grid_are_inside(run):
