@@ -20,7 +20,7 @@ from genalign.run.build import build
 from genalign.run.finish import measure
 from genalign.run.recipe import load_recipe
 from genalign.types import GenalignError
-from tests.evaluation.test_evaluate import Level
+from tests.helpers.level import Level
 from tests.helpers.painter import PROMPTS, SCALES, Painter
 
 SMALL = ["eval.count=5", "eval.steps=2", "eval.guidance=[1.0]", "reward=image-rule.yaml", "policy.dtype=float32"]

@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +17,8 @@ from genalign.evaluation.intervals import compare
 from genalign.evaluation.settings import EvalSettings
 from genalign.ranks import leave
 from genalign.types import Prompt, Scores, UsageError, sample_seed
+from tests.helpers.level import Level
 from tests.helpers.painter import GAIN, PROMPTS, SCALES, Painter
-
-
-@dataclass
-class Level:
-    """Reads the grey level; `odd` abstains on even prompts, `broken` fails on prompt 3."""
-
-    name: str = "level"
-    aspects: tuple[str, ...] = ("grey", "odd", "broken")
-    version: str = "1"
-    needs: frozenset[str] = frozenset({"image"})
-    looks_at: str = "sample"
-    rows: list = field(default_factory=list)
-
-    def __call__(self, prompts, media, group=None):
-        self.rows.append(len(prompts))
-        track = next(iter(media.values())).data
-        level = torch.tensor([float(t) for t in track]) if isinstance(track, list) else track.mean((1, 2, 3))
-        uid = torch.tensor([p.uid for p in prompts])
-        valid = torch.stack([uid >= 0, uid % 2 == 1, uid != 3], dim=1)
-        failed = torch.stack([uid < 0, uid < 0, uid == 3], dim=1)
-        values = torch.stack([level, 2 * level, 3 * level], dim=1) * valid
-        total_valid = torch.ones(len(uid), dtype=torch.bool)
-        return Scores(self.aspects, values, valid, failed, values.sum(1), total_valid, torch.ones(3))
 
 
 def run(

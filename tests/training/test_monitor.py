@@ -1,17 +1,21 @@
 """The hacking monitor: the proxy point by hand, a toy run that overshoots, and a run from the command line."""
 
 import json
+import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as spawn
 import yaml
 from safetensors.torch import load_file
 
 from genalign.cli.main import main
 from genalign.files.settings import changed_key
 from genalign.method import MethodSettings, build_method
+from genalign.ranks import leave
 from genalign.run.build import build
 from genalign.run.launch import MAY_CHANGE
 from genalign.run.recipe import load_recipe
@@ -28,6 +32,8 @@ PROMPTS = [Prompt(f"prompt {i}", uid=i) for i in range(3)]
 SETTINGS = TrainSettings(
     steps=60, learning_rate=0.1, checkpoint_every=2, keep_checkpoints=30, ema=0.5, max_grad_norm=100.0
 )
+
+SHORT = SETTINGS.model_copy(update={"steps": 24})
 
 
 @pytest.mark.parametrize(
@@ -132,12 +138,12 @@ def test_the_peak_by_hand(held, patience: int, ends):
     assert watcher.peak([{"step": 1}]) is None
 
 
-@pytest.mark.parametrize("steps", [60, 14])
+@pytest.mark.parametrize("steps", [24, 12])
 def test_a_run_may_end_with_its_best_look(tmp_path: Path, steps: int):
-    """At 60 steps it is stopped; at 14 it comes to its end when it is past the peak, not yet for long enough."""
+    """At 24 steps it is stopped; at 12 it comes to its end when it is past the peak, not yet for long enough."""
     settings = SETTINGS.model_copy(update={"steps": steps})
-    _, whole = steps_of(tmp_path / "whole", monitor(), SETTINGS)
-    held = [log["monitor/near"] for log in whole if "monitor/near" in log][: steps // 2]
+    _, whole = steps_of(tmp_path / "whole", monitor(), settings)
+    held = [log["monitor/near"] for log in whole if "monitor/near" in log]
     best = held.index(max(held))
     progress, logs = steps_of(tmp_path / "run", monitor(stop="peak", patience=4), settings)
     assert 0 < best < len(held) - 1
@@ -205,6 +211,30 @@ def test_a_resumed_run_looks_and_stops_as_an_unbroken_one(tmp_path: Path):
         assert {k: v for k, v in mine.items() if not k.startswith(timed)} == {
             k: v for k, v in theirs.items() if not k.startswith(timed)
         }
+
+
+def _one_of_two(index: int, port: int, folder: str) -> None:
+    os.environ |= {"RANK": str(index), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo")
+    progress, logs = steps_of(Path(folder), monitor(stop="peak"), SHORT)
+    torch.save([progress.step, progress.policy.delta, logs[-1]["step"]], Path(folder) / f"end-{index}.pt")
+    torch.distributed.destroy_process_group()
+    leave(0)
+
+
+def test_two_ranks_look_and_stop_as_one(tmp_path: Path):
+    alone, logs = steps_of(tmp_path / "alone", monitor(stop="peak"), SHORT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "both").mkdir()
+    spawn.spawn(_one_of_two, args=(port, str(tmp_path / "both")), nprocs=2)
+    for index in (0, 1):
+        step, delta, last = torch.load(tmp_path / f"both/end-{index}.pt", weights_only=True)
+        assert (step, last) == (alone.step, logs[-1]["step"])
+        torch.testing.assert_close(delta, alone.policy.delta)
+    seen = [[row.get("monitor/near", 0.0) for row in rows(tmp_path / name)] for name in ("both", "alone")]
+    assert seen[0] == pytest.approx(seen[1], rel=1e-4)
 
 
 def test_honest_runs_raise_no_alarm(tmp_path: Path, capsys):
