@@ -79,21 +79,25 @@ def watched(
     if monitor is None:
         yield from logs
         return
-    every, stop = monitor.settings.every, monitor.settings.stop
+    stop = monitor.settings.stop
     looked_at = {log["step"] for log in _looks(run)}
-    if progress.step and progress.step % every == 0 and progress.step not in looked_at:
+    if progress.step and _is_due(progress, monitor) and progress.step not in looked_at:
         _look(progress, monitor, run, {"step": progress.step})  # killed between the checkpoint and the look
     if stop and _ended(progress, monitor, run):
         return
     for log in logs:
-        looks = progress.step % every == 0 or progress.step == progress.settings.steps
-        if looks:
+        due = _is_due(progress, monitor)
+        if due:
             log = _look(progress, monitor, run, log)
         yield log
-        if stop and looks and _ended(progress, monitor, run):
+        if stop and due and _ended(progress, monitor, run):
             return
     best = monitor.peak(_looks(run)) if stop == "peak" else None
     _put_back(progress, run, _of_rank_0(best and best[0]))
+
+
+def _is_due(progress: Progress, monitor: Monitor) -> bool:
+    return progress.step % monitor.settings.every == 0 or progress.step == progress.settings.steps
 
 
 def _look(progress: Progress, monitor: Monitor, run: Path, log: dict[str, float]) -> dict[str, float]:

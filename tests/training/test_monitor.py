@@ -213,6 +213,18 @@ def test_a_resumed_run_looks_and_stops_as_an_unbroken_one(tmp_path: Path):
         }
 
 
+def test_a_run_killed_before_its_last_look_takes_it_when_resumed(tmp_path: Path):
+    """Also where the last step is no multiple of `every`."""
+    short = SETTINGS.model_copy(update={"steps": 5})
+    steps_of(tmp_path / "run", monitor(stop="peak"), short)
+    whole = rows(tmp_path / "run")
+    torn = {name: value for name, value in whole[-1].items() if not name.startswith("monitor/")}
+    assert torn != whole[-1]
+    (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*whole[:-1], torn]))
+    steps_of(tmp_path / "run", monitor(stop="peak"), short, saved=tmp_path / "run/checkpoint-5")
+    assert rows(tmp_path / "run") == whole
+
+
 def _one_of_two(index: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(index), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo")
