@@ -9,8 +9,9 @@ from typing import Any
 
 from genalign.cli.sample import device
 from genalign.files.places import portable
-from genalign.run.launch import RECIPE, load_run
-from genalign.types import UsageError
+from genalign.run.finish import measure
+from genalign.run.launch import load_run
+from genalign.training.metrics import METRICS, read_rows
 
 
 def evaluate_run(run: str | Path, rewards: Sequence[str] = ()) -> dict[str, Any]:
@@ -24,34 +25,24 @@ def evaluate_run(run: str | Path, rewards: Sequence[str] = ()) -> dict[str, Any]
         UsageError: not a run folder, or its recipe has no key 'eval'. GenalignError: the run has no adapter yet.
     """
     from genalign.evaluation.card import write_card
-    from genalign.evaluation.evaluate import evaluate
     from genalign.evaluation.report import write_report
 
     folder = Path(run)
     more = [str(portable(name, Path())) for name in rewards]  # relative to here, not to the run
     built = load_run(folder, device(), more)
-    settings = built.recipe.eval
-    if settings is None or built.eval_prompts is None:
-        raise UsageError(f"{folder / RECIPE} has no key 'eval'; add one that names eval.prompts")
-    result = evaluate(
-        built.policy,
-        list(built.eval_prompts),
-        built.eval_rewards,
-        built.held_out,
-        settings,
-        folder,
-        training=built.rewarded_prompts,
-    )
+    result = measure(built, folder)
     write_report(folder)
     write_card(folder)
     return result
 
 
-def print_evaluation(result: dict[str, Any], as_json: bool = False) -> None:
-    """The table of an evaluation, or one JSON object a metric."""
+def print_evaluation(result: dict[str, Any], run: Path, as_json: bool = False) -> None:
+    """The table of an evaluation and a sentence about it, or one JSON object a metric."""
     if as_json:
         print("\n".join(json.dumps({"metric": name, **row}) for name, row in result["metrics"].items()))
         return
     from genalign.evaluation.evaluate import print_table
+    from genalign.evaluation.summary import lead_in, sentence
 
     print_table(result)
+    print(sentence(result, lead_in(read_rows(run / METRICS))))

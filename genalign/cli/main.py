@@ -178,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("lab", lab, "build the tiny models and data in assets/")
     sub.add_argument("action", choices=("build",))
-    sub.add_argument("name", metavar="NAME", help="as `genalign ls models` prints it, or sprites")
+    sub.add_argument("name", metavar="NAME", help="as `genalign ls models` prints it, sprites, or base-rows")
     sub.add_argument("--out", type=_path, metavar="DIR", help="default: its folder in assets/")
     sub.add_argument("--work", type=_path, metavar="DIR", help="checkpoints of the training (default: runs/lab)")
     sub.add_argument("--font", type=_path, metavar="TTF", help="Noto Color Emoji, for sprites")
@@ -283,7 +283,7 @@ def score(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> None:
     from genalign.cli.evaluate import evaluate_run, print_evaluation
 
-    print_evaluation(evaluate_run(args.run, args.reward), args.json)
+    print_evaluation(evaluate_run(args.run, args.reward), args.run, args.json)
 
 
 def fit_reward(args: argparse.Namespace) -> None:
@@ -328,6 +328,11 @@ def export(args: argparse.Namespace) -> None:
 
 
 def lab(args: argparse.Namespace) -> None:
+    if args.name == "base-rows":
+        from genalign.cli.base_rows import build_base_rows
+
+        build_base_rows(args.out)
+        return
     from genalign.lab.build import main as build
 
     build(args.name, out=args.out, work=args.work, font=args.font)

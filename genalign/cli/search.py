@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from genalign.cli.sample import PLAIN, Sample, Source, check_prompts, listed, opened_source, rows_of
-from genalign.evaluation.evaluate import compare
+from genalign.evaluation.intervals import compare
 from genalign.evaluation.trial import by_prompt
 from genalign.method import MethodSettings
 from genalign.method.search.base import InferenceSettings, Searching
@@ -202,7 +202,7 @@ def _unread(prompt: list[str]) -> list[None]:
 
 def judge_of(built: Built | None, modality: str, prompts: Sequence[Prompt], reward: Reward) -> Reward | None:
     """The recipe's held-out judge, where the prompts have what it reads and it is not what is searched for."""
-    judge = built.held_out if built is not None else None
+    judge = built.held_out[0] if built is not None and built.held_out else None
     if judge is None or judge.version == reward.version or judge.lacks(_offered(modality, prompts)):
         return None
     return judge

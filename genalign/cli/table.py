@@ -71,7 +71,7 @@ class Cell:
         recipe = load_recipe(self.recipe, [f"train.seed={self.seed}", *self._rewarded()])
         built = build(recipe)
         files = [built.data, built.eval_prompts]
-        rewards = [built.reward, built.held_out, *built.eval_rewards]
+        rewards = [built.reward, *built.held_out, *built.eval_rewards]
         hashed = [self.name, json.dumps(read_yaml(shipped("pipelines", f"{self.recipe}.yaml")), sort_keys=True)]
         hashed += [prompts.digest for prompts in files if prompts] + [reward.version for reward in rewards if reward]
         hashed += [file_digest(path) for path in sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))]

@@ -14,11 +14,13 @@ import yaml
 
 from genalign.evaluation.report import players
 from genalign.evaluation.results import HEADINGS, read_eval, rows
+from genalign.evaluation.summary import lead_in, sentence
 from genalign.files.atomic import replace_file
 from genalign.files.places import find
 from genalign.files.settings import parse_yaml
 from genalign.files.shipped import PIPELINE, shipped
 from genalign.files.text import decode_text
+from genalign.training.metrics import METRICS, read_rows
 from genalign.types import GenalignError
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -41,7 +43,9 @@ def write_card(run: Path) -> Path:
         f"by {facts['method']} on the reward `{facts['reward']}`. "
         f"`recipe.yaml` (SHA-256 {facts['recipe_sha256'][:16]}) repeats it: `genalign train recipe.yaml`.",
         f"## Use\n\n```python\n{loading(run)}\n```",
-        f"## Before and after\n\n{table(result)}" if result else "Not evaluated yet: `genalign eval` does that.",
+        f"## Before and after\n\n{sentence(result, lead_in(read_rows(run / METRICS)))}\n\n{table(result)}"
+        if result
+        else "Not evaluated yet: `genalign eval` does that.",
         _samples(run),
         f"## Licence\n\nThe adapter follows the licence of its base model, `{facts['base_model']}`.",
     ]
@@ -183,7 +187,9 @@ def table(result: Mapping[str, Any]) -> str:
     lines += [f"| {' | '.join(row.cells)} |" for row in rows(result)]
     sweep = result["sweep"]
     measured = f"{result['prompts']} prompts, sampling seeds {', '.join(map(str, result['seeds']))}"
-    if sweep["guidance"] != [None]:
+    if len(sweep["guidance"]) > 1:
         measured += f"; guidance {sweep['before']['best']:g} before and {sweep['after']['best']:g} after, the best of "
         measured += f"{', '.join(f'{scale:g}' for scale in sweep['guidance'])} for each, {sweep['steps']} steps"
+    elif sweep["guidance"] != [None]:
+        measured += f"; guidance {sweep['guidance'][0]:g}, {sweep['steps']} steps"
     return "\n".join(lines) + f"\n\n{measured}. Held-out rewards were never optimised."

@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 from genalign.evaluation.charts import SMOOTH_FROM, chart, inline, window
 from genalign.evaluation.results import HEADINGS, headline, read_eval, rows, shown
+from genalign.evaluation.summary import lead_in, sentence
 from genalign.files.atomic import replace_file
 from genalign.files.untrusted import neighbour
 from genalign.media import MEDIA, image
@@ -41,9 +43,13 @@ audio { width: 16em; }
 """
 
 
-def log_line(step: int, steps: int, log: Mapping[str, float]) -> str:
-    """One line a step for the console; keys that a method does not log are left out."""
+def log_line(step: int, steps: int, log: Mapping[str, float], held_out: Sequence[str] = ()) -> str:
+    """One line a step for the console; keys that a method does not log are left out.
+
+    held_out: rewards that a monitor follows, shown where the step had a look at them.
+    """
     shown = (
+        ("smoothed reward", "smoothed", "{:.4f}"),
         ("reward", "reward", "{:.4f}"),
         ("std", "reward_std", "{:.4f}"),
         ("loss", "loss", "{:.4g}"),
@@ -53,7 +59,35 @@ def log_line(step: int, steps: int, log: Mapping[str, float]) -> str:
         ("s/step", "step_time", "{:.2f}"),
     )
     parts = [f"{name} {form.format(log[key])}" for name, key, form in shown if key in log]
+    parts += [f"held-out {name} {log[f'monitor/{name}']:.4f}" for name in held_out if f"monitor/{name}" in log]
     return "  ".join([f"step {step}/{steps}", *parts])
+
+
+class Smoothed:
+    """What the console shows of the rewards of steps whose prompts differ: their average, the last steps counting most.
+
+    Weights fall by `DECAY` a step back and sum to 1 from the first step on (Adam's bias correction, arXiv 1412.6980,
+    section 3). NaN is left out.
+    """
+
+    DECAY = 0.9
+
+    def __init__(self, rewards: Iterable[float] = ()) -> None:
+        self._sum = self._weight = 0.0
+        for reward in rewards:
+            self.add(reward)
+
+    def add(self, reward: float) -> float:
+        """The average after one more step; NaN as long as no step had a reward."""
+        if not isnan(reward):
+            self._sum = self.DECAY * self._sum + reward
+            self._weight = self.DECAY * self._weight + 1
+        return self._sum / self._weight if self._weight else nan
+
+    def shown(self, log: Mapping[str, float]) -> dict[str, float]:
+        """A step's log with the average in the place of its reward."""
+        rest = {name: value for name, value in log.items() if name != "reward"}
+        return {**rest, "smoothed": self.add(log["reward"])} if "reward" in log else rest
 
 
 def write_report(run: Path) -> Path:
@@ -68,7 +102,7 @@ def write_report(run: Path) -> Path:
     recipe = run / "recipe.yaml"
     sections = [
         f"<h1>{html.escape(run.name)}</h1>",
-        _table(result)
+        _table(result, lead_in(metrics))
         if result
         else '<p class="note">No evaluation yet: <code>genalign eval RUN</code> makes one.</p>',
         _sweep(result) if result else "",
@@ -98,8 +132,7 @@ def _charts(metrics: Sequence[Mapping[str, float]]) -> str:
             if match:
                 curves[next(iter(match.groups()), key)] = _curve(metrics, key)
         drawn.append(chart(title, curves, smooth=True))
-    looks = [key for key in keys if key.startswith("monitor/") and key != "monitor/alarm"]
-    drawn += [chart(key, {key: _curve(metrics, key)}) for key in looks]
+    drawn += _looks(metrics, [key for key in keys if key.startswith("monitor/") and key != "monitor/alarm"])
     figures = [f"<figure>{inline(svg, number)}</figure>" for number, svg in enumerate(filter(None, drawn))]
     note = ""
     if len(metrics) >= SMOOTH_FROM:
@@ -110,6 +143,19 @@ def _charts(metrics: Sequence[Mapping[str, float]]) -> str:
     return f"<h2>Training</h2>{note}{''.join(figures)}"
 
 
+def _looks(metrics: Sequence[Mapping[str, float]], keys: Sequence[str]) -> list[str]:
+    """A chart of each thing that a monitor follows; the aspects of a reward stand in the chart of that reward."""
+    together: dict[str, list[str]] = {}
+    for key in keys:
+        whole = next((title for title in together if key.startswith(f"{title}/")), key)
+        together.setdefault(whole, []).append(key)
+    drawn = []
+    for title, curves in together.items():
+        named = {key.removeprefix(f"{title}/"): _curve(metrics, key) for key in curves}
+        drawn.append(chart(title, named))
+    return drawn
+
+
 def _curve(metrics: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
     return [
         (float(row.get("step", number)), float("nan") if row[key] is None else float(row[key]))
@@ -118,13 +164,13 @@ def _curve(metrics: Sequence[Mapping[str, float]], key: str) -> list[tuple[float
     ]
 
 
-def _table(result: Mapping[str, Any]) -> str:
+def _table(result: Mapping[str, Any], begin: str) -> str:
     lines = [_row("th", HEADINGS)]
     lines += [_row("td", row.cells, ' class="held"' if row.held_out else "") for row in rows(result)]
     prompts, seeds = html.escape(str(result["prompts"])), html.escape(", ".join(str(seed) for seed in result["seeds"]))
     swept = len(result["sweep"]["guidance"]) > 1
     return (
-        f"<h2>Before and after</h2><table>{''.join(lines)}</table>"
+        f"<h2>Before and after</h2><p>{html.escape(sentence(result, begin))}</p><table>{''.join(lines)}</table>"
         f'<p class="note">{prompts} prompts, sampling seeds {seeds}; '
         f"{'base and tuned model each at its best guidance scale; ' if swept else ''}"
         "paired bootstrap over prompts; held-out rewards were never optimised.</p>"

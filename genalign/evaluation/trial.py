@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genalign.evaluation.settings import EvalSettings
 from genalign.files.atomic import replace_file
 from genalign.ranks import all_sum, gather, rank, world
 from genalign.types import Media, Prompt, Reward, UsageError, Weights, sample_seed
@@ -142,8 +143,30 @@ class Trial:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+def trial_of(
+    policy: Drawing, prompts: Sequence[Prompt], rewards: Sequence[Reward], names: Sequence[str], settings: EvalSettings
+) -> Trial:
+    """The trial that an evaluation with these settings makes; scales and steps only where sampling has guidance."""
+    return Trial(
+        policy=policy,
+        prompts=tuple(prompts)[: settings.count],
+        rewards=tuple(rewards),
+        names=tuple(names),
+        scales=tuple(settings.guidance) if policy.guided else (None,),
+        steps=settings.steps if policy.guided else None,
+        seeds=tuple(settings.seeds),
+        batch_size=settings.batch_size,
+    )
+
+
 def metric_name(reward: Reward, aspect: str) -> str:
     return reward.name if aspect == reward.name else f"{reward.name}/{aspect}"
+
+
+def metrics_of(reward: Reward) -> list[str]:
+    """The names of all that a reward says: its aspects and, where these are several, their total, last."""
+    total = ["total"] if len(reward.aspects) > 1 and "total" not in reward.aspects else []
+    return [metric_name(reward, aspect) for aspect in (*reward.aspects, *total)]
 
 
 def by_prompt(values: np.ndarray) -> np.ndarray:

@@ -174,7 +174,7 @@ def main(name: str, out: Path | None = None, work: Path | None = None, font: Pat
         build_sheet(font, out or shipped("assets", "emojiworld"))
         return
     if name not in BUILDERS:
-        raise UsageError(f"unknown part {name!r}; genalign lab build knows sprites, {', '.join(BUILDERS)}")
+        raise UsageError(f"unknown part {name!r}; genalign lab build knows sprites, base-rows, {', '.join(BUILDERS)}")
     folder_name, builder = BUILDERS[name]
     target = out or shipped("assets", folder_name)
     work = work or Path("runs/lab")

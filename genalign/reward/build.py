@@ -32,6 +32,7 @@ HEADS = {
     "set": "genalign.reward.sets.reward:SetReward",
     "similarity": "genalign.reward.heads.exemplars:Similarity",
     "emojiworld-judge": "genalign.lab.judge:Judge",
+    "emojiworld-facts": "genalign.lab.fact_judge:FactJudge",
     "judge": "genalign.lab.judge:Judge",  # its name in older recipes
     "judge-yes-no": "genalign.reward.judge.judges:YesNoJudge",
     "judge-score": "genalign.reward.judge.judges:ScoreJudge",

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from genalign.data.prompts import Prompts, read_prompts
+from genalign.evaluation.base_rows import drawing_digest
 from genalign.files.places import data_path, fetch_model, find, modality_of, model_path
+from genalign.files.shipped import shipped
 from genalign.method import MethodSettings, build_method
 from genalign.policy import load_policy
 from genalign.reward import Runner, build_reward, check_needs
@@ -29,8 +31,8 @@ log = logging.getLogger("genalign")
 class Built:
     """What a recipe stands for. Rewards load their weights at their first call, the policy when it is first used.
 
-    data: the training prompts. eval_rewards: the training reward and those of `eval.rewards`; held_out: the judge,
-    which is never optimised; both score eval_prompts.
+    data: the training prompts. eval_rewards: the training reward and those of `eval.rewards`; held_out: the judges,
+    which are never optimised; all score eval_prompts.
     """
 
     recipe: Recipe
@@ -40,7 +42,7 @@ class Built:
     method: Method
     eval_prompts: Prompts | None = None
     eval_rewards: list[Reward] = field(default_factory=list)
-    held_out: Reward | None = None
+    held_out: list[Reward] = field(default_factory=list)
     monitor: Monitor | None = None
 
     @property
@@ -54,6 +56,19 @@ class Built:
     def rewarded_prompts(self) -> tuple[Prompt, ...]:
         """The prompts whose samples the training reward scored; none where pairs were given instead."""
         return self.prompts_to_sample.rows if self.reward is not None else ()
+
+    @property
+    def drawing(self) -> str | None:
+        """The digest of how an evaluation draws the base; None where its model is not shipped, so that nobody could
+        have shipped its rows."""
+        settings, report = self.recipe.policy, self.recipe.eval
+        names = [settings.model] if settings.writer is None else [settings.model, settings.writer]
+        models = [model_path(name, self.recipe.folder) for name in names]
+        room = shipped("assets").resolve()
+        own = [Path(model).resolve() for model in models if Path(model).resolve().is_relative_to(room)]
+        if report is None or self.eval_prompts is None or len(own) < len(models):
+            return None
+        return drawing_digest(own, settings, report, self.eval_prompts.digest)
 
     @cached_property
     def policy(self) -> Policy:
@@ -98,8 +113,7 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
         built.eval_rewards = [_reward(spec, folder, modality, prompts) for spec in settings.rewards]
         if reward is not None:
             built.eval_rewards.insert(0, reward)
-        if settings.held_out is not None:
-            built.held_out = _reward(settings.held_out, folder, modality, prompts)
+        built.held_out = [_reward(spec, folder, modality, prompts) for spec in settings.judges]
     built.monitor = _monitor(built, modality)
     return built
 
@@ -137,19 +151,38 @@ def _placed(place: str, check: Callable[..., None], *given: Any) -> None:
 
 
 def _monitor(built: Built, modality: str) -> Monitor | None:
-    settings, folder = built.recipe.train.monitor, built.recipe.folder
+    settings, report, folder = built.recipe.train.monitor, built.recipe.eval, built.recipe.folder
     if settings is None:
         return None
     prompts = built.eval_prompts or built.prompts_to_sample
     if settings.prompts is not None:
         prompts = read_prompts(data_path(settings.prompts, folder), modality)
     held_out = [_reward(spec, folder, modality, prompts) for spec in settings.held_out]
-    if not held_out and built.held_out is not None and settings.prompts is None:
-        held_out = [built.held_out]
+    if not held_out and settings.prompts is None:
+        held_out = built.held_out
     if not held_out:
         raise UsageError("train.monitor has no reward to follow; name some in train.monitor.held_out")
+    if report is not None:
+        own = settings.model_dump(include={"steps", "guidance"}, exclude_none=True)
+        settings = settings.model_copy(update={"steps": report.steps, "guidance": report.guidance[0], **own})
+    # Counted apart: what a look scores is not among the failures and abstentions of the steps.
+    proxy = built.reward.apart() if isinstance(built.reward, Runner) else built.reward
     weights: Weights = "policy" if built.recipe.train.ema is None else "ema"
-    return Monitor(settings, list(prompts), built.reward, held_out, weights)
+    return Monitor(settings, _watched_prompts(built, prompts), proxy, held_out, weights)
+
+
+def _watched_prompts(built: Built, prompts: Prompts) -> list[Prompt]:
+    """Of eval.prompts those that the report leaves out, so that it stays blind to a choice by looks."""
+    settings, report, rows = built.recipe.train.monitor, built.recipe.eval, list(prompts)
+    if report is None or settings is None or settings.prompts is not None:
+        return rows
+    apart = rows[report.count :]
+    if not apart and settings.stop == "peak":
+        what = (
+            "the checkpoint is chosen on prompts of the report, which flatters it: eval.count %d leaves none of %s out"
+        )
+        log.warning(what, report.count, report.prompts)
+    return apart or rows
 
 
 def _reward(spec: str | dict[str, Any], folder: Path, modality: str, prompts: Prompts) -> Reward:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,17 +17,18 @@ import torch
 
 from genalign.files.atomic import replace_file
 from genalign.files.settings import changed_key, write_yaml
-from genalign.method.search.base import Searched, Searching
+from genalign.method.search.base import Searching
 from genalign.ranks import gather, rank, world
 from genalign.run.build import Built, build, check_prompts
+from genalign.run.finish import finish, measure_search, tuned
 from genalign.run.recipe import Recipe, load_recipe
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
 from genalign.training.loop import Progress, restore, start, train
-from genalign.training.metrics import METRICS
+from genalign.training.metrics import METRICS, read_rows
 from genalign.training.monitor import ALARM
-from genalign.training.signal import lack_of_signal, warn_without_signal
+from genalign.training.signal import warn_without_signal
 from genalign.training.stopping import until_no_better, watched
-from genalign.types import GenalignError, UsageError, Weights
+from genalign.types import GenalignError, UsageError
 
 RECIPE = "recipe.yaml"
 TWO_RANKS = (
@@ -61,6 +63,10 @@ def train_recipe(
             f"data.prompts_per_step is {recipe.data.prompts_per_step}, fewer than the {world()} ranks; raise it"
         )
     built = build(recipe, device)
+    if built.monitor is not None and len(built.monitor.chosen) < world():
+        raise UsageError(
+            f"train.monitor follows {len(built.monitor.chosen)} prompts, fewer than the {world()} ranks; name more"
+        )
     if plan:
         from genalign.run.plan import print_plan
 
@@ -213,80 +219,56 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
     """Train with a progress bar, one line a step, grids of samples, and the trackers that the recipe names."""
     from tqdm import tqdm
 
-    from genalign.evaluation.report import log_line
+    from genalign.evaluation.report import Smoothed, log_line
 
     settings = built.recipe.train
     seed, count = settings.seed, built.recipe.data.prompts_per_step
     tracker = _trackers(settings.report_to, run, built.recipe)
     first, begun = progress.step, time.perf_counter()
+    smoothed = Smoothed(row["reward"] for row in read_rows(run / METRICS) if "reward" in row and row["step"] <= first)
+    held_out = [reward.name for reward in built.monitor.held_out] if built.monitor is not None else []
     with tqdm(total=settings.steps, initial=first, unit="step", disable=rank() != 0 or None) as bar:
         logs = train(progress, built.method, lambda step: built.data.draw(step, count, seed), run)
-        alarmed = False
+        log: dict[str, float] = {}
         logs = until_no_better(progress, warn_without_signal(logs, run), run)
         for log in watched(progress, logs, run, built.monitor):
-            alarmed = ALARM in log and settings.monitor is not None and settings.monitor.stop
             step = int(log["step"])
             bar.update()
             if rank() == 0:
                 left = round((time.perf_counter() - begun) / (step - first) * (settings.steps - step))
-                bar.write(f"{log_line(step, settings.steps, log)}  eta {left // 60}:{left % 60:02d}", file=sys.stdout)
+                line = log_line(step, settings.steps, smoothed.shown(log), held_out)
+                bar.write(f"{line}  eta {left // 60}:{left % 60:02d}", file=sys.stdout)
                 sys.stdout.flush()
                 if tracker is not None:
                     tracker.log({name: value for name, value in log.items() if name != "step"}, step=step)
             if step % settings.sample_every == 0 or step == settings.steps:
                 _draw_grid(built, run, step)
-    if progress.step < settings.steps and rank() == 0:
-        why = "the reward was hacked" if alarmed else "the reward no longer grew"
-        print(f"{why}: the weights are those of step {progress.step}{'' if alarmed else ', the best checkpoint'}")
+    if progress.step < settings.steps:
+        _say_where_it_ended(built, progress.step, log)
+        _redraw(built, run, progress.step)
     if tracker is not None:
         tracker.end_training()
 
 
-def measure_search(built: Built, method: Searching, run: Path) -> None:
-    """The run of a method that trains nothing: plain samples (before) against searched ones (after), and the report."""
-    from genalign.evaluation.evaluate import evaluate, print_table
-    from genalign.evaluation.report import write_report
-
-    settings = built.recipe.eval
-    if settings is None or built.eval_prompts is None:
-        raise UsageError(
-            f"method {method.name} trains nothing, so its run is its evaluation; add the key 'eval', or search by "
-            f"genalign sample {built.recipe.name} PROMPT"
-        )
-    policy = Searched(built.policy, method, built.reward, built.recipe.policy.batch_size)
-    with built.policy.weights("reference"):
-        result = evaluate(policy, list(built.eval_prompts), built.eval_rewards, built.held_out, settings, run)
+def _say_where_it_ended(built: Built, step: int, last: Mapping[str, float]) -> None:
+    """One line about weights that were put back; last: the log of the last step, empty where none was taken."""
+    stop = built.monitor.settings.stop if built.monitor is not None else False
+    why, best = "the reward no longer grew", ", the best checkpoint"
+    if stop == "peak" and built.monitor is not None:
+        why = f"the held-out {built.monitor.held_out[0].name} was best at step {step}"
+    elif stop and ALARM in last:
+        why, best = "the reward was hacked", ""
     if rank() == 0:
-        print_table(result)
-        write_report(run)
-        print(f"{run}: eval.json and report.html are written")
+        print(f"{why}: the weights are those of step {step}{best}")
 
 
-def finish(built: Built, run: Path) -> None:
-    """What a run ends with: the adapter, the evaluation, the report and the model card."""
+def _redraw(built: Built, run: Path, step: int) -> None:
+    """The grid of weights that were put back is the run's last: those of later ones go."""
     if rank() == 0:
-        with built.policy.weights(tuned(built.recipe)):
-            built.policy.save_adapter(run / "adapter")
-    if built.recipe.eval is not None and built.eval_prompts is not None:
-        from genalign.evaluation.evaluate import evaluate, print_table
-
-        prompts, settings = list(built.eval_prompts), built.recipe.eval
-        rewards, training = built.eval_rewards, built.rewarded_prompts
-        result = evaluate(built.policy, prompts, rewards, built.held_out, settings, run, tuned(built.recipe), training)
-        if rank() == 0:
-            print_table(result)
-    if rank() == 0:
-        from genalign.evaluation.card import write_card
-        from genalign.evaluation.report import write_report
-
-        write_report(run)
-        write_card(run)
-        lack = lack_of_signal(run)
-        print(f"{run}: report.html, README.md and adapter/ are written{f', but {lack}' if lack else ''}")
-
-
-def tuned(recipe: Recipe) -> Weights:
-    return "policy" if recipe.train.ema is None else "ema"
+        for grid in run.glob("samples/step-*"):
+            if int(grid.name.removeprefix("step-")) > step:
+                shutil.rmtree(grid)
+    _draw_grid(built, run, step)
 
 
 def _draw_grid(built: Built, run: Path, step: int) -> None:

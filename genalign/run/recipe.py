@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PrivateAttr, SerializeAsAny
 
 from genalign.data.prompts import DataSettings
-from genalign.evaluation.evaluate import EvalSettings
+from genalign.evaluation.settings import EvalSettings
 from genalign.files.places import portable, stable_name
 from genalign.files.settings import read_recipe
 from genalign.method.settings import MethodSettings

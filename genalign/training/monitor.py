@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,7 +13,7 @@ from torch import Tensor
 from genalign.media import MEDIA, source
 from genalign.ranks import all_sum, rank, world
 from genalign.training import checkpoint as ck
-from genalign.types import Media, Policy, Prompt, Reward, Weights, sample_seed
+from genalign.types import Media, Policy, Prompt, Reward, Scores, Weights, sample_seed
 
 PREFIX = "monitor/"
 ALARM = f"{PREFIX}alarm"
@@ -27,21 +27,25 @@ class MonitorSettings(BaseModel):
     every: int = Field(default=10, ge=1)
     """Steps between looks; there is one more at the end."""
     prompts: str | None = None
-    """File of prompts, relative to the recipe; null: those of eval, or else the training prompts."""
+    """File of prompts, relative to the recipe; null: those of eval.prompts that eval.count leaves out of the report,
+    all of eval.prompts where it leaves none out, or the training prompts without eval."""
     count: int = Field(default=16, ge=1)
     """How many of them: the first ones."""
     per_prompt: int = Field(default=2, ge=1)
     """Samples of each, at the same seeds in every look; diversity needs two."""
     steps: int | None = Field(default=None, ge=1)
-    """Denoising steps; null: the recipe's."""
+    """Denoising steps; null: those of eval, or of the sampler without eval."""
     guidance: float | None = None
-    """Guidance scale; null: the pipeline's."""
+    """Guidance scale; null: the first one of eval, or the sampler's without eval."""
     held_out: list[str | dict[str, Any]] = []
     """Reward specs that are never optimised; empty: eval.held_out. A set measure such as vendi may be one of them."""
     patience: int = Field(default=3, ge=1)
-    """Looks in a row with a better training reward and a worse held-out one than at the latter's best: the alarm."""
-    stop: bool = False
-    """End the run at the alarm, with the newest kept checkpoint that is not past the held-out reward's best."""
+    """Looks in a row with a better training reward and a worse held-out one than at the latter's best: the alarm. With
+    `stop: peak` also looks in a row that are no better than the best one."""
+    stop: bool | Literal["peak"] = False
+    """true: end the run at the alarm, with the newest kept checkpoint that is not past the held-out reward's best.
+    peak: end it after `patience` looks that are no better by the first held-out reward; such a run ends, early or at
+    its last step, with the checkpoint of its best look."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,21 @@ class Monitor:
     held_out: Sequence[Reward]
     weights: Weights = "policy"
 
+    @property
+    def chosen(self) -> list[Prompt]:
+        """The prompts of a look, over all ranks."""
+        return list(self.prompts)[: self.settings.count]
+
     @torch.no_grad()
     def look(self, policy: Policy) -> dict[str, float]:
-        """`monitor/NAME` of each reward, `monitor/diversity` and symptoms: means over all ranks' samples.
+        """`monitor/NAME` of each reward, `monitor/NAME/ASPECT` of those held out, `monitor/diversity` and symptoms.
+
+        Means over all ranks' samples, each over those on which it is valid.
 
         The global generators are left as they were, so a run that is watched takes the same steps as one that is not.
         """
         kept = ck.random_state()
-        chosen = list(self.prompts)[: self.settings.count][rank() :: world()]
+        chosen = self.chosen[rank() :: world()]
         rows = [prompt for prompt in chosen for _ in range(self.settings.per_prompt)]
         group = torch.tensor([prompt.uid for prompt in rows])
         with policy.weights(self.weights):
@@ -71,6 +82,8 @@ class Monitor:
             scores = reward(rows, media, group)
             valid = scores.total_valid
             measured[reward.name] = (float(scores.total[valid].sum()), float(valid.sum()))
+            if reward is not self.proxy:
+                measured |= _aspects(reward, scores)
         measured |= {name: (value * len(rows), float(len(rows))) for name, value in symptoms(media, group).items()}
         ck.set_random_state(kept)
         sums = all_sum(torch.tensor(list(measured.values()), dtype=torch.float64))
@@ -81,6 +94,27 @@ class Monitor:
             return policy.rollout(chosen, self.settings.per_prompt, 0).media
         seeds = [sample_seed(0, p.uid, k) for p in chosen for k in range(self.settings.per_prompt)]
         return policy.generate(rows, seeds, self.settings.guidance, self.settings.steps)
+
+    @property
+    def headline(self) -> str:
+        """The log key of the first held-out reward."""
+        return f"{PREFIX}{self.held_out[0].name}"
+
+    def peak(self, looks: Iterable[Mapping[str, float]]) -> tuple[int, int] | None:
+        """(step, since): the look with the best headline (the first of equal ones), and how many came after it."""
+        seen = [(int(log["step"]), log[self.headline]) for log in looks if self.headline in log]
+        if not seen:
+            return None
+        best = max(range(len(seen)), key=lambda at: seen[at][1])
+        return seen[best][0], len(seen) - 1 - best
+
+    def end(self, looks: Sequence[Mapping[str, float]]) -> int | None:
+        """The step whose weights the run is to end with, where the looks say that it should end now; else None."""
+        if self.settings.stop == "peak":
+            found = self.peak(looks)
+            return found[0] if found is not None and found[1] >= self.settings.patience else None
+        alarm = self.alarm(looks) if self.settings.stop else None
+        return None if alarm is None else alarm[0]
 
     def alarm(self, looks: Iterable[Mapping[str, float]]) -> tuple[int, str] | None:
         """(step, name): the proxy point, where held-out reward `name` was best before it fell; None: no alarm.
@@ -122,6 +156,16 @@ def warning(proxy: str, held_out: str, step: int, looks: Sequence[Mapping[str, f
         f"the reward is being hacked: since step {step} {proxy} rises while the held-out {held_out} falls ({moved}); "
         f"stop there, or raise method.kl_beta where the method has one"
     )
+
+
+def _aspects(reward: Reward, scores: Scores) -> dict[str, tuple[float, float]]:
+    """NAME/ASPECT -> sum over the rows on which it is valid, and their number; none of a reward with one aspect."""
+    found: dict[str, tuple[float, float]] = {}
+    for k, aspect in enumerate(scores.names):
+        if len(scores.names) > 1 and aspect != reward.name:
+            valid = scores.valid[:, k]
+            found[f"{reward.name}/{aspect}"] = (float(scores.values[valid, k].sum()), float(valid.sum()))
+    return found
 
 
 # ---- diversity and symptoms -----------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from genalign.training.monitor import MonitorSettings
 
@@ -40,3 +42,23 @@ class TrainSettings(BaseModel):
     """Run folder to go on with, or `latest`: the newest one of this recipe."""
     report_to: list[str] = []
     """Trackers that accelerate knows, such as tensorboard or wandb, besides metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _best_look_is_kept(self) -> Self:
+        """With `stop: peak` every look has a checkpoint, and the best one's is still there `patience` looks later."""
+        watched = self.monitor
+        if watched is None or watched.stop != "peak":
+            return self
+        if watched.every % self.checkpoint_every:
+            raise ValueError(
+                f"train.monitor.stop peak goes back to the checkpoint of a look, but train.monitor.every "
+                f"{watched.every} is no multiple of train.checkpoint_every {self.checkpoint_every}; "
+                f"set train.checkpoint_every={watched.every}"
+            )
+        kept = watched.patience * watched.every // self.checkpoint_every + 1
+        if self.keep_checkpoints < kept:
+            raise ValueError(
+                f"train.monitor.stop peak goes back to a checkpoint that train.keep_checkpoints "
+                f"{self.keep_checkpoints} deletes; set train.keep_checkpoints={kept}"
+            )
+        return self

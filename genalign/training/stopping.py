@@ -72,57 +72,67 @@ def watched(
     """The logs of `train`, each `every` steps with a look at held-out rewards, which also goes into the run's metrics.
 
     A log with `monitor/alarm` is one where the training reward has been hacked for `patience` looks; rank 0 warns on
-    stderr, once. With `stop` the run then ends, with the newest checkpoint on disk that is not past the proxy point (if
-    none is left, with the last weights). The run's metrics are the only memory, as in `until_no_better`.
+    stderr, once. With `stop: true` the run then ends, with the newest checkpoint on disk that is not past the proxy
+    point (if none is left, with the last weights). With `stop: peak` it ends after `patience` looks without a gain, and
+    in any case with the checkpoint of its best look. The run's metrics are the only memory, as in `until_no_better`.
     """
     if monitor is None:
         yield from logs
         return
-    every, stop = monitor.settings.every, monitor.settings.stop
+    stop = monitor.settings.stop
     looked_at = {log["step"] for log in _looks(run)}
-    if progress.step and progress.step % every == 0 and progress.step not in looked_at:
+    if progress.step and _is_due(progress, monitor) and progress.step not in looked_at:
         _look(progress, monitor, run, {"step": progress.step})  # killed between the checkpoint and the look
-    if stop and _back(progress, monitor, run):
+    if stop and _ended(progress, monitor, run):
         return
     for log in logs:
-        if progress.step % every == 0 or progress.step == progress.settings.steps:
+        due = _is_due(progress, monitor)
+        if due:
             log = _look(progress, monitor, run, log)
         yield log
-        if stop and ALARM in log and _back(progress, monitor, run):
+        if stop and due and _ended(progress, monitor, run):
             return
+    best = monitor.peak(_looks(run)) if stop == "peak" else None
+    _put_back(progress, run, _of_rank_0(best and best[0]))
+
+
+def _is_due(progress: Progress, monitor: Monitor) -> bool:
+    return progress.step % monitor.settings.every == 0 or progress.step == progress.settings.steps
 
 
 def _look(progress: Progress, monitor: Monitor, run: Path, log: dict[str, float]) -> dict[str, float]:
     seen = monitor.look(progress.policy)
     earlier = [row for row in _looks(run) if row["step"] < log["step"]]
     looks = [*earlier, {**log, **seen}]
-    found = _agreed(monitor.alarm(looks))  # of rank 0, the one that has read all looks
-    if found:
+    hacked = monitor.alarm(looks)
+    if _of_rank_0(hacked and hacked[0]):  # the one that has read all looks
         seen[ALARM] = 1.0
     if rank() == 0:
         written = next((row for row in read_rows(run / METRICS) if row["step"] == log["step"]), {})
         amend_metrics(run / METRICS, {**written, **log, **seen})
-        hacked = monitor.alarm(looks)
         if hacked is not None and monitor.proxy is not None and not any(ALARM in row for row in earlier):
             print(warning(monitor.proxy.name, hacked[1], hacked[0], looks), file=sys.stderr)
     return {**log, **seen}
 
 
-def _back(progress: Progress, monitor: Monitor, run: Path) -> bool:
-    """Whether the last look raised the alarm; then the newest checkpoint before the proxy point is put back."""
-    point = _agreed(monitor.alarm(_looks(run)))
-    if not point:
-        return False
+def _ended(progress: Progress, monitor: Monitor, run: Path) -> bool:
+    """Whether the looks end the run; then the checkpoint that they ask for is put back."""
+    step = _of_rank_0(monitor.end(_looks(run)))
+    _put_back(progress, run, step)
+    return step > 0
+
+
+def _put_back(progress: Progress, run: Path, step: int) -> None:
+    """Restore the newest checkpoint on disk up to `step`; nothing where there is none, or where step is 0."""
     saved = [int(path.name.partition("-")[2]) for path in run.glob("checkpoint-*")]
-    sound = [step for step in saved if step <= point]
-    if sound:
-        restore(progress, load_checkpoint(run / f"checkpoint-{max(sound)}"))
-    return True
+    sound = max((at for at in saved if at <= step), default=progress.step)
+    if sound != progress.step:
+        restore(progress, load_checkpoint(run / f"checkpoint-{sound}"))
 
 
-def _agreed(found: tuple[int, str] | None) -> int:
-    """The step of an alarm, 0 for none: rank 0 wrote the metrics, so its answer counts."""
-    return int(gather(torch.tensor([found[0] if found else 0]))[0])
+def _of_rank_0(step: int | None) -> int:
+    """A step, 0 for None: rank 0 wrote the metrics, so its answer counts."""
+    return int(gather(torch.tensor([step or 0]))[0])
 
 
 def _looks(run: Path) -> list[dict[str, float]]:

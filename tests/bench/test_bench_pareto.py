@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genalign import build, load_recipe, start, train
-from genalign.evaluation.evaluate import compare
+from genalign.evaluation.intervals import compare
 from genalign.method.pareto import tag_prompts
 from genalign.types import Prompt
 

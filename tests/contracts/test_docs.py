@@ -22,6 +22,8 @@ from genalign.reward import PRESETS as REWARDS
 from genalign.reward.build import HEADS, KINDS
 from genalign.reward.fit.recipe import load_fit_recipe
 from genalign.reward.fit.train import Fit
+from genalign.run.build import build
+from genalign.run.recipe import Recipe
 from tests.contracts.tree import PAGE, ROOT, files, tree
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -38,6 +40,7 @@ NOT_RUN = {
     "genalign train text-": "needs a language model from the hub",
     "genalign sample image-": "a search with the recipe's whole budget; tests/cli/test_search.py runs small ones",
     "genalign sample RUN": "needs a trained run",
+    "genalign eval RUN": "needs a trained run; test_readme.py evaluates one again",
     "genalign export RUN": "needs a trained run; tests/cli/test_export.py and test_comfyui.py",
     "genalign fit-reward": "minutes; test_readme.py runs a small image-nrg, tests/reward/fit/test_fitted.py the others",
     "genalign eval-reward REWARD": "a pattern with placeholders",
@@ -164,11 +167,14 @@ def test_python_examples_run(page, elsewhere):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_yaml_examples_are_rewards_or_fits(page, elsewhere):
+def test_yaml_examples_are_rewards_fits_or_sections_of_a_recipe(page, elsewhere):
     for k, text in enumerate(blocks(page, "yaml")):
         plain = yaml.safe_load(text)
         if set(KINDS) & set(plain):
             assert build_reward(plain, shipped("rewards")).aspects
+        elif set(plain) <= set(Recipe.model_fields):  # sections of a recipe
+            keys = [f"{name}.{key}={json.dumps(value)}" for name, keys in plain.items() for key, value in keys.items()]
+            assert build(load_recipe("image-nft", keys)).recipe.eval is not None
         else:
             (elsewhere / f"{k}.yaml").write_text(text)
             recipe, _ = load_fit_recipe(f"{k}.yaml")

@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,37 +12,17 @@ import torch
 import torch.multiprocessing as spawn
 from scipy import stats
 
-from genalign.evaluation.evaluate import EvalSettings, compare, evaluate
+from genalign.evaluation.evaluate import evaluate, print_table
+from genalign.evaluation.intervals import compare
+from genalign.evaluation.settings import EvalSettings
 from genalign.ranks import leave
 from genalign.types import Prompt, Scores, UsageError, sample_seed
+from tests.helpers.level import Level
 from tests.helpers.painter import GAIN, PROMPTS, SCALES, Painter
 
 
-@dataclass
-class Level:
-    """Reads the grey level; `odd` abstains on even prompts, `broken` fails on prompt 3."""
-
-    name: str = "level"
-    aspects: tuple[str, ...] = ("grey", "odd", "broken")
-    version: str = "1"
-    needs: frozenset[str] = frozenset({"image"})
-    looks_at: str = "sample"
-    rows: list = field(default_factory=list)
-
-    def __call__(self, prompts, media, group=None):
-        self.rows.append(len(prompts))
-        track = next(iter(media.values())).data
-        level = torch.tensor([float(t) for t in track]) if isinstance(track, list) else track.mean((1, 2, 3))
-        uid = torch.tensor([p.uid for p in prompts])
-        valid = torch.stack([uid >= 0, uid % 2 == 1, uid != 3], dim=1)
-        failed = torch.stack([uid < 0, uid < 0, uid == 3], dim=1)
-        values = torch.stack([level, 2 * level, 3 * level], dim=1) * valid
-        total_valid = torch.ones(len(uid), dtype=torch.bool)
-        return Scores(self.aspects, values, valid, failed, values.sum(1), total_valid, torch.ones(3))
-
-
 def run(
-    out, policy=None, rewards=(), held_out=None, seeds=(0,), count=7, batch_size=3, base_cache=None, learnt=0, **more
+    out, policy=None, rewards=(), held_out=(), seeds=(0,), count=7, batch_size=3, base_cache=None, learnt=0, **more
 ):
     settings = EvalSettings(
         prompts="x", seeds=list(seeds), guidance=SCALES, count=count, batch_size=batch_size, steps=4,
@@ -64,7 +44,12 @@ def test_training_prompts_are_scored_by_the_training_reward_at_the_first_scale(t
     training = [Prompt(f"learnt {i}", uid=100 + i) for i in range(9)]
     cache = str(tmp_path / "base.safetensors")
     policy = Painter()
-    options = {"rewards": [Level("own"), Level("more")], "held_out": Level(), "base_cache": cache, "training": training}
+    options = {
+        "rewards": [Level("own"), Level("more")],
+        "held_out": [Level()],
+        "base_cache": cache,
+        "training": training,
+    }
     result = run(tmp_path, policy, learnt=5, **options)
     learnt = {sample_seed(0, prompt.uid, 0) for prompt in training[:5]}
     asked = [(which, scale) for which, scale, _, seeds in policy.asked if learnt & set(seeds)]
@@ -79,7 +64,7 @@ def test_training_prompts_are_scored_by_the_training_reward_at_the_first_scale(t
 
 
 def test_values_sweep_and_best_scale(tmp_path):
-    result = run(tmp_path, held_out=Level())
+    result = run(tmp_path, held_out=[Level()])
     assert result == json.loads((tmp_path / "eval.json").read_text())
     noise = np.mean([(s % 1000) / 1e5 for s in run_seeds(Painter(), tmp_path)])
     metric = result["metrics"]["level/grey"]
@@ -95,12 +80,12 @@ def test_values_sweep_and_best_scale(tmp_path):
 
 
 def run_seeds(policy, out):
-    run(out, policy, held_out=Level())
+    run(out, policy, held_out=[Level()])
     return [seed for which, scale, _, seeds in policy.asked if which == "policy" and scale == 1.0 for seed in seeds]
 
 
 def test_abstaining_and_failed_rows_are_left_out_and_never_zero(tmp_path):
-    result = run(tmp_path, held_out=Level())
+    result = run(tmp_path, held_out=[Level()])
     grey, odd, broken = (result["metrics"][f"level/{name}"] for name in Level.aspects)
     odd_mean = np.mean([1, 3, 5]) / 100 + 0.5
     assert odd["after"] == pytest.approx(2 * odd_mean, abs=0.02 + 1e-6)
@@ -111,7 +96,7 @@ def test_abstaining_and_failed_rows_are_left_out_and_never_zero(tmp_path):
 
 def test_same_seeds_steps_and_weights_before_and_after(tmp_path):
     policy = Painter()
-    run(tmp_path, policy, held_out=Level(), tuned="ema", seeds=(0, 5))
+    run(tmp_path, policy, held_out=[Level()], tuned="ema", seeds=(0, 5))
     asked = {which: [call[1:] for call in policy.asked if call[0] == which] for which in ("reference", "ema", "policy")}
     assert asked["reference"] == asked["ema"]
     assert not asked["policy"]
@@ -122,11 +107,71 @@ def test_same_seeds_steps_and_weights_before_and_after(tmp_path):
 
 
 def test_training_rewards_are_marked_and_have_a_total(tmp_path):
-    result = run(tmp_path, rewards=[Level("train")], held_out=Level("judge"))
+    result = run(tmp_path, rewards=[Level("train")], held_out=[Level("judge")])
     assert result["metrics"]["train/total"]["held_out"] is False
     assert result["metrics"]["train/grey"]["held_out"] is False
     assert "judge/total" not in result["metrics"]
     assert result["sweep"]["headline"] == "judge/grey"
+
+
+def test_several_judges_are_held_out_and_the_first_one_leads(tmp_path):
+    result = run(tmp_path, rewards=[Level("own")], held_out=[Level("first"), Level("second")])
+    assert result["sweep"]["headline"] == "first/grey"
+    assert result["metrics"]["second/grey"] == result["metrics"]["first/grey"]
+    marked = [name for name, metric in result["metrics"].items() if metric["held_out"]]
+    assert marked == [f"{judge}/{aspect}" for judge in ("first", "second") for aspect in Level.aspects]
+    assert {part["metric"] for part in result["judged"]["aspects"].values()} == {"first/odd", "first/broken"}
+    assert result["judged"]["by"] == "value"
+    with pytest.raises(UsageError, match=r"eval\.rewards or from eval\.held_out"):
+        run(tmp_path, held_out=[Level(), Level()])
+
+
+def test_one_guidance_scale_is_one_pass(tmp_path, capsys):
+    policy, judge = Painter(), Level()
+    settings = EvalSettings(prompts="x", count=7, guidance=[2.0], steps=4)
+    result = evaluate(policy, PROMPTS, [], [judge], settings, tmp_path)
+    assert [(which, scale) for which, scale, _, _ in policy.asked] == [("reference", 2.0), ("policy", 2.0)]
+    assert judge.rows == [7, 7]
+    print_table(result)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "7 prompts, seeds 0; guidance 2 " in said
+    assert "best" not in said
+
+
+@pytest.mark.parametrize(
+    ("needs", "levels", "unit"),
+    [
+        ({"image", "facts.objects"}, [0, 1, 1], "follows"),
+        ({"image", "prompt"}, [0, 1, 0], "follows"),
+        ({"image"}, [0, 1, 1], "passes"),
+        ({"image", "prompt"}, [0, 1, 0.5], "value"),
+    ],
+)
+def test_what_a_headline_counts(tmp_path, needs, levels, unit):
+    class Verdicts(Level):
+        """One aspect, with given values; the fourth prompt is abstained on."""
+
+        aspects = ("verdict",)
+
+        def __call__(self, prompts, media, group=None):
+            values = torch.tensor([float([*levels, 7][p.uid % 4]) for p in prompts])[:, None]
+            valid = torch.tensor([p.uid % 4 < 3 for p in prompts])[:, None]
+            return Scores(("verdict",), values, valid, ~valid & False, values[:, 0], valid[:, 0], torch.ones(1))
+
+    judge = Verdicts("judge", ("verdict",), needs=frozenset(needs))
+    assert run(tmp_path, held_out=[judge])["judged"]["by"] == unit
+
+
+def test_words_of_the_facts_have_their_own_rows(tmp_path):
+    """`odd` is stated as a fact by odd prompts; its words are compared at the scales that the headline chose."""
+    prompts = [replace(p, facts={"odd": ["x", "low" if p.uid < 4 else "high"]}) for p in PROMPTS]
+    settings = EvalSettings(prompts="x", count=7, guidance=SCALES, steps=4)
+    result = evaluate(Painter(), prompts, [], [Level()], settings, tmp_path)
+    words = result["judged"]["aspects"]["odd"]["words"]
+    assert set(words) == {"x", "low", "high"}
+    odd = result["metrics"]["level/odd"]
+    assert words["x"] == {key: odd[key] for key in ("before", "after", "delta", "ci95")}
+    assert (2 * words["low"]["before"] + words["high"]["before"]) / 3 == pytest.approx(odd["before"])  # 1, 3; 5
 
 
 def test_an_aspect_called_like_its_reward_is_named_once(tmp_path):
@@ -135,16 +180,16 @@ def test_an_aspect_called_like_its_reward_is_named_once(tmp_path):
 
 
 def test_batch_size_changes_nothing(tmp_path):
-    assert run(tmp_path, held_out=Level(), batch_size=1) == run(tmp_path, held_out=Level(), batch_size=64)
+    assert run(tmp_path, held_out=[Level()], batch_size=1) == run(tmp_path, held_out=[Level()], batch_size=64)
 
 
 def test_count_takes_the_first_prompts(tmp_path):
-    assert run(tmp_path, held_out=Level(), count=3)["prompts"] == 3
+    assert run(tmp_path, held_out=[Level()], count=3)["prompts"] == 3
 
 
 def test_language_policy_has_one_entry_without_guidance(tmp_path):
     policy = Painter(modalities=frozenset({"text"}))
-    result = run(tmp_path, policy, held_out=Level())
+    result = run(tmp_path, policy, held_out=[Level()])
     assert result["sweep"]["guidance"] == [None]
     assert {(scale, steps) for _, scale, steps, _ in policy.asked} == {(None, None)}
     assert result["metrics"]["level/grey"]["delta"] == pytest.approx(0.4, abs=2e-5)
@@ -152,12 +197,12 @@ def test_language_policy_has_one_entry_without_guidance(tmp_path):
 
 def test_base_cache_spares_the_base_and_notices_another_model(tmp_path, monkeypatch):
     cache = str(tmp_path / "base.safetensors")
-    first = run(tmp_path, held_out=Level(), base_cache=cache)
+    first = run(tmp_path, held_out=[Level()], base_cache=cache)
     again = Painter()
-    assert run(tmp_path, again, held_out=Level(), base_cache=cache) == first
+    assert run(tmp_path, again, held_out=[Level()], base_cache=cache) == first
     assert [call[0] for call in again.asked].count("reference") == 1  # only the sample that identifies the model
     monkeypatch.setitem(GAIN, "reference", {scale: value - 0.05 for scale, value in GAIN["reference"].items()})
-    other = run(tmp_path, held_out=Level(), base_cache=cache)
+    other = run(tmp_path, held_out=[Level()], base_cache=cache)
     assert other["metrics"]["level/grey"]["delta"] == pytest.approx(0.25, abs=1e-6)
 
 
@@ -181,7 +226,7 @@ def test_interval_needs_a_pair():
     ("arguments", "culprit"),
     [
         ({}, "nothing to evaluate with"),
-        ({"rewards": [Level()], "held_out": Level()}, "level/grey"),
+        ({"rewards": [Level()], "held_out": [Level()]}, "level/grey"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, arguments, culprit):
@@ -192,7 +237,7 @@ def test_bad_input_is_one_sentence(tmp_path, arguments, culprit):
 def _one_of_two(index: int, port: int, out: str) -> None:
     os.environ |= {"RANK": str(index), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo")
-    run(Path(out) / f"rank{index}", held_out=Level(), seeds=(0, 1))
+    run(Path(out) / f"rank{index}", held_out=[Level()], seeds=(0, 1))
     torch.distributed.destroy_process_group()
     leave(0)
 
@@ -203,5 +248,5 @@ def test_two_ranks_share_the_work_and_rank_0_writes(tmp_path):
         port = free.getsockname()[1]
     spawn.spawn(_one_of_two, args=(port, str(tmp_path)), nprocs=2)
     written = json.loads((tmp_path / "rank0" / "eval.json").read_text())
-    assert written == run(tmp_path / "alone", held_out=Level(), seeds=(0, 1))
+    assert written == run(tmp_path / "alone", held_out=[Level()], seeds=(0, 1))
     assert not (tmp_path / "rank1").exists()

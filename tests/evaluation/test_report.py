@@ -1,6 +1,7 @@
 """The report is one page that asks nothing of the outside, shows every number, and survives half a run."""
 
 import base64
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -9,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from genalign.evaluation.report import log_line, write_report
+from genalign.evaluation.report import Smoothed, log_line, write_report
 from genalign.training.metrics import read_rows
 from genalign.types import GenalignError
 
@@ -92,6 +93,15 @@ def test_page_is_whole_self_contained_and_escaped(run):
     for number in ("0.4000", "0.6000", "+0.2000", "+0.1100 to +0.2900", "0.7500"):
         assert number in words
     assert words.index("judge/all_facts") < words.index("hybrid/total")  # the held-out judge leads
+
+
+def test_the_sentence_stands_before_the_table(run):
+    rows = [{"step": 1, "step_time": 200.0, "reward": 0.1}, {"step": 2, "step_time": 160.0, "reward": 0.2}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "eval.json").write_text(json.dumps({**EVAL, "judged": {"by": "follows", "aspects": {}}}))
+    text = write_report(run).read_text()
+    said = "After 6 minutes the model follows 20 more prompts in 100 (40.0 -> 60.0, interval +11.0 to +29.0)."
+    assert f"<p>{html.escape(said)}</p><table>" in text
 
 
 def test_first_and_last_grid_are_inside(run):
@@ -192,3 +202,26 @@ def test_log_line_tells_what_there_is():
     )
     assert line == "step 3/40  reward 0.5123  std 0.1000  kl 0.0123  clip 25.0%  s/step 1.50"
     assert log_line(1, 2, {"loss": 0.693147}) == "step 1/2  loss 0.6931"
+    look = {"monitor/judge": 0.59375, "monitor/judge/count": 0.5, "monitor/clip": 0.3}
+    assert log_line(8, 9, look, ["judge", "other"]) == "step 8/9  held-out judge 0.5938"
+
+
+def test_the_reward_on_the_console_is_an_average_that_a_resumed_run_takes_up():
+    """The weights written out: 0.9 for each step back, divided by their sum."""
+    rewards = [0.2, float("nan"), 0.8, 0.5]
+    smoothed = Smoothed()
+    shown = [smoothed.shown({"step": k, "reward": reward}) for k, reward in enumerate(rewards)]
+    assert shown[0] == {"step": 0, "smoothed": pytest.approx(0.2)}
+    assert shown[1]["smoothed"] == pytest.approx(0.2)
+    assert shown[3]["smoothed"] == pytest.approx((0.81 * 0.2 + 0.9 * 0.8 + 0.5) / (0.81 + 0.9 + 1))
+    assert Smoothed(rewards[:3]).shown({"reward": 0.5}) == {"smoothed": shown[3]["smoothed"]}
+    assert smoothed.shown({"loss": 1.0}) == {"loss": 1.0}
+    assert log_line(3, 4, shown[0]) == "step 3/4  smoothed reward 0.2000"
+
+
+def test_a_watched_reward_and_its_aspects_share_a_chart(run):
+    rows = [{"step": k, "monitor/judge": 0.1 * k, "monitor/judge/count": 0.2 * k, "monitor/clip": 1.0} for k in (2, 4)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    charts = re.findall(r"<figure><svg.*?</svg>", write_report(run).read_text(), re.DOTALL)
+    assert len(charts) == 2
+    assert [chart.count("-alone") + len(set(re.findall(r"curve-\d+", chart))) for chart in charts] == [2, 1]

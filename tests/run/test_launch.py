@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -11,10 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from genalign.cli.main import main
+from genalign.evaluation.summary import lead_in, sentence
 from genalign.reward import Runner
 from genalign.run.launch import run_folder, train_recipe
 from genalign.run.recipe import load_recipe
 from genalign.training.checkpoint import load_checkpoint
+from genalign.training.metrics import read_rows
 from genalign.types import UsageError
 from tests.helpers.tiny_recipe import write_recipe
 
@@ -77,3 +82,23 @@ def test_a_folder_in_which_another_process_trains_is_refused_until_that_ends(tmp
         other.communicate()
     with ExitStack() as held:
         assert run_folder(recipe, run, held) == (run, resumed)
+
+
+def test_a_run_ends_with_its_sentence_and_an_evaluation_repeats_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the console last; in the report and the card; computed from what eval.json holds."""
+    file = write_recipe(
+        tmp_path, train={"steps": 1, "sample_every": 1}, eval={"guidance": [1.0], "held_out": "sharpness"}
+    )
+    run = tmp_path / "run"
+    train_recipe(str(file), out=run)
+    said = capsys.readouterr().out.splitlines()
+    result, log = json.loads((run / "eval.json").read_text()), read_rows(run / "metrics.jsonl")
+    assert said[-1] == sentence(result, lead_in(log))
+    assert said[-1].startswith("After ")
+    assert "sharpness" in said[-1]
+    assert html.escape(said[-1]) in (run / "report.html").read_text()
+    assert said[-1] in (run / "README.md").read_text()
+    assert main(["eval", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == said[-1]

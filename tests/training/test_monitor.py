@@ -1,15 +1,21 @@
 """The hacking monitor: the proxy point by hand, a toy run that overshoots, and a run from the command line."""
 
 import json
+import os
+import re
+import socket
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as spawn
 import yaml
+from safetensors.torch import load_file
 
 from genalign.cli.main import main
 from genalign.files.settings import changed_key
 from genalign.method import MethodSettings, build_method
+from genalign.ranks import leave
 from genalign.run.build import build
 from genalign.run.launch import MAY_CHANGE
 from genalign.run.recipe import load_recipe
@@ -17,7 +23,7 @@ from genalign.training.checkpoint import load_checkpoint
 from genalign.training.loop import TrainSettings, restore, start, train
 from genalign.training.monitor import ALARM, Monitor, MonitorSettings, proxy_point, symptoms
 from genalign.training.stopping import watched
-from genalign.types import Media, Prompt, Track, UsageError
+from genalign.types import Media, Prompt, Scores, Track, UsageError
 from tests.helpers.averaged import Averaged
 from tests.helpers.tiny_recipe import write_recipe
 from tests.helpers.toy_policy import ToyReward, make_scores
@@ -26,6 +32,8 @@ PROMPTS = [Prompt(f"prompt {i}", uid=i) for i in range(3)]
 SETTINGS = TrainSettings(
     steps=60, learning_rate=0.1, checkpoint_every=2, keep_checkpoints=30, ema=0.5, max_grad_norm=100.0
 )
+
+SHORT = SETTINGS.model_copy(update={"steps": 24})
 
 
 @pytest.mark.parametrize(
@@ -113,6 +121,82 @@ def test_it_may_stop_with_the_checkpoint_before_the_proxy_point(tmp_path: Path):
     assert again.step == progress.step
 
 
+@pytest.mark.parametrize(
+    ("held", "patience", "ends"),
+    [
+        ([1, 2, 3], 2, None),
+        ([1, 3, 2, 2], 2, 4),
+        ([1, 3, 3, 3], 2, 4),  # as good is no better
+        ([3, 1], 2, None),
+        ([1, 3, 2, 2], 3, None),
+    ],
+)
+def test_the_peak_by_hand(held, patience: int, ends):
+    watcher = monitor(stop="peak", patience=patience)
+    looks = [{"step": 2 * (k + 1), "monitor/near": float(value)} for k, value in enumerate(held)]
+    assert watcher.end([{"step": 1}, *looks]) == ends
+    assert watcher.peak([{"step": 1}]) is None
+
+
+@pytest.mark.parametrize("steps", [24, 12])
+def test_a_run_may_end_with_its_best_look(tmp_path: Path, steps: int):
+    """At 24 steps it is stopped; at 12 it comes to its end when it is past the peak, not yet for long enough."""
+    settings = SETTINGS.model_copy(update={"steps": steps})
+    _, whole = steps_of(tmp_path / "whole", monitor(), settings)
+    held = [log["monitor/near"] for log in whole if "monitor/near" in log]
+    best = held.index(max(held))
+    progress, logs = steps_of(tmp_path / "run", monitor(stop="peak", patience=4), settings)
+    assert 0 < best < len(held) - 1
+    assert progress.step == 2 * (best + 1)
+    assert int(logs[-1]["step"]) == min(steps, 2 * (best + 1 + 4))
+    saved = load_checkpoint(tmp_path / "run" / f"checkpoint-{progress.step}")
+    with progress.policy.weights("ema"):
+        assert torch.equal(progress.policy.delta, saved.parts["ema"]["delta"])
+    newest = tmp_path / "run" / f"checkpoint-{int(logs[-1]['step'])}"
+    again, more = steps_of(tmp_path / "run", monitor(stop="peak", patience=4), settings, saved=newest)
+    assert more == []
+    assert again.step == progress.step
+
+
+@pytest.mark.parametrize(
+    ("keys", "cure"),
+    [
+        ({"checkpoint_every": 4}, "set train.checkpoint_every=6"),
+        ({"checkpoint_every": 3, "keep_checkpoints": 6}, "set train.keep_checkpoints=7"),
+    ],
+)
+def test_a_best_look_whose_checkpoint_would_be_gone_is_refused(tmp_path: Path, keys, cure: str):
+    train = {"monitor": {"every": 6, "patience": 3, "stop": "peak"}, **keys}
+    with pytest.raises(UsageError, match=re.escape(cure)):
+        load_recipe(write_recipe(tmp_path, train=train))
+    TrainSettings(monitor=MonitorSettings(every=6, patience=3, stop="peak"), checkpoint_every=3, keep_checkpoints=7)
+
+
+class Kinds(ToyReward):
+    """Two aspects, the second of which says nothing about the first prompt."""
+
+    name = "kinds"
+    aspects = ("kinds", "second")
+
+    def __call__(self, prompts, media, group=None):
+        values = super().__call__(prompts, media, group).values
+        valid = torch.tensor([[True, prompt.uid != 0] for prompt in prompts])
+        both = torch.cat([values, 3 * values], dim=1) * valid
+        none = torch.zeros_like(valid)
+        return Scores(self.aspects, both, valid, none, both[:, 0], valid[:, 0], torch.tensor([1.0, 0.0]))
+
+
+def test_aspects_of_held_out_rewards_are_followed_where_they_are_valid():
+    policy, settings = Averaged(), MonitorSettings(per_prompt=1)
+    alone = [Monitor(settings, [prompt], None, [ToyReward()]).look(policy) for prompt in PROMPTS]
+    each = [look[f"monitor/{ToyReward().name}"] for look in alone]
+    seen = Monitor(settings, PROMPTS, None, [Kinds()]).look(policy)
+    assert seen["monitor/kinds"] == pytest.approx(sum(each) / 3)
+    assert seen["monitor/kinds/second"] == pytest.approx(3 * (each[1] + each[2]) / 2)
+    assert "monitor/kinds/kinds" not in seen
+    assert "monitor/kinds/second" not in Monitor(settings, PROMPTS, Kinds(), [ToyReward()]).look(policy)
+
+
 def test_a_resumed_run_looks_and_stops_as_an_unbroken_one(tmp_path: Path):
     short = SETTINGS.model_copy(update={"steps": 8})
     steps_of(tmp_path / "run", monitor(stop=True), short)
@@ -127,6 +211,42 @@ def test_a_resumed_run_looks_and_stops_as_an_unbroken_one(tmp_path: Path):
         assert {k: v for k, v in mine.items() if not k.startswith(timed)} == {
             k: v for k, v in theirs.items() if not k.startswith(timed)
         }
+
+
+def test_a_run_killed_before_its_last_look_takes_it_when_resumed(tmp_path: Path):
+    """Also where the last step is no multiple of `every`."""
+    short = SETTINGS.model_copy(update={"steps": 5})
+    steps_of(tmp_path / "run", monitor(stop="peak"), short)
+    whole = rows(tmp_path / "run")
+    torn = {name: value for name, value in whole[-1].items() if not name.startswith("monitor/")}
+    assert torn != whole[-1]
+    (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*whole[:-1], torn]))
+    steps_of(tmp_path / "run", monitor(stop="peak"), short, saved=tmp_path / "run/checkpoint-5")
+    assert rows(tmp_path / "run") == whole
+
+
+def _one_of_two(index: int, port: int, folder: str) -> None:
+    os.environ |= {"RANK": str(index), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo")
+    progress, logs = steps_of(Path(folder), monitor(stop="peak"), SHORT)
+    torch.save([progress.step, progress.policy.delta, logs[-1]["step"]], Path(folder) / f"end-{index}.pt")
+    torch.distributed.destroy_process_group()
+    leave(0)
+
+
+def test_two_ranks_look_and_stop_as_one(tmp_path: Path):
+    alone, logs = steps_of(tmp_path / "alone", monitor(stop="peak"), SHORT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "both").mkdir()
+    spawn.spawn(_one_of_two, args=(port, str(tmp_path / "both")), nprocs=2)
+    for index in (0, 1):
+        step, delta, last = torch.load(tmp_path / f"both/end-{index}.pt", weights_only=True)
+        assert (step, last) == (alone.step, logs[-1]["step"])
+        torch.testing.assert_close(delta, alone.policy.delta)
+    seen = [[row.get("monitor/near", 0.0) for row in rows(tmp_path / name)] for name in ("both", "alone")]
+    assert seen[0] == pytest.approx(seen[1], rel=1e-4)
 
 
 def test_honest_runs_raise_no_alarm(tmp_path: Path, capsys):
@@ -177,10 +297,56 @@ def test_what_is_followed_by_default(tmp_path: Path):
     built = build(load_recipe(recipe))
     assert [reward.name for reward in built.monitor.held_out] == ["sharpness"]
     assert [prompt.text for prompt in built.monitor.prompts] == ["exam a", "exam b", "exam c"]
-    assert built.monitor.proxy is built.reward
+    assert built.monitor.proxy.reward is built.reward.reward
+    assert built.monitor.proxy is not built.reward  # counted apart
+    assert (built.monitor.settings.steps, built.monitor.settings.guidance) == (2, 1.0)  # those of eval
+    own = build(load_recipe(recipe, ["train.monitor={steps: 5, guidance: 3.0}"])).monitor
+    assert (own.settings.steps, own.settings.guidance) == (5, 3.0)
+    apart = build(load_recipe(recipe, ["eval.count=1"])).monitor
+    assert [prompt.text for prompt in apart.prompts] == ["exam b", "exam c"]  # not those of the report
     assert build(load_recipe(recipe, ["train.monitor=null"])).monitor is None
     with pytest.raises(UsageError, match=r"name some in train\.monitor\.held_out"):
         build(load_recipe(recipe, ["eval=null"]))
     with pytest.raises(UsageError, match=r"'train\.monitor\.evry'; did you mean 'every'"):
         load_recipe(recipe, ["train.monitor.evry=2"])
     assert yaml.safe_load(recipe.read_text())["train"]["monitor"] == {}
+
+
+def test_a_run_from_the_command_line_shows_its_looks_and_its_best_weights(tmp_path: Path, capsys):
+    train = {"steps": 4, "checkpoint_every": 1, "keep_checkpoints": 9, "sample_every": 1}
+    recipe = write_recipe(tmp_path, train={**train, "monitor": {**WATCH, "stop": "peak"}}, eval=None)
+    plain = write_recipe(tmp_path / "plain", train=train, eval=None)
+    assert main(["train", str(plain), "--out", str(tmp_path / "plain/run")]) == 0
+    capsys.readouterr()
+    assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 0
+    said, told = capsys.readouterr().out, rows(tmp_path / "run")
+    for row in told:
+        assert f"held-out sharpness {row['monitor/sharpness']:.4f}" in said
+    held = [row["monitor/sharpness"] for row in told]
+    best = 1 + held.index(max(held))
+    assert len(held) == min(4, best + 1)
+    for step in range(1, len(held) + 1):  # the same training, and the same counters, but for the looks
+        mine, theirs = (
+            load_checkpoint(folder / f"checkpoint-{step}") for folder in (tmp_path / "run", tmp_path / "plain/run")
+        )
+        exact = {"rtol": 0, "atol": 0, "equal_nan": True}
+        for part in ("adapter", "ema", "random"):
+            torch.testing.assert_close(dict(mine.parts[part]), dict(theirs.parts[part]), **exact)
+    for mine, theirs in zip(told, rows(tmp_path / "plain/run"), strict=False):
+        same = {
+            name: value
+            for name, value in mine.items()
+            if not name.startswith(("monitor/", "time", "step_time", "perf"))
+        }
+        assert same == {
+            name: value for name, value in theirs.items() if not name.startswith(("time", "step_time", "perf"))
+        }
+    adapter = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
+    saved = load_checkpoint(tmp_path / "run" / f"checkpoint-{best}").parts["ema"]
+    assert sorted(float(value.sum()) for value in adapter.values()) == sorted(
+        float(value.sum()) for value in saved.values()
+    )
+    grids = {path.name for path in (tmp_path / "run/samples").iterdir()}
+    assert grids == {f"step-{step}" for step in range(1, best + 1)}
+    if best < 4:
+        assert f"the held-out sharpness was best at step {best}: the weights are those of step {best}" in said

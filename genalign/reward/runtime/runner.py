@@ -52,6 +52,10 @@ class Runner(Wrapper):
         )  # head -> rows whose text was cut
         self._metrics: dict[str, deque[float]] = defaultdict(partial(deque, maxlen=window))  # of functions' log_metric
 
+    def apart(self) -> Runner:
+        """The same reward, whose failures, abstentions and seconds are counted apart from this one's."""
+        return Runner(self.reward, self.batch_size, self.max_failure, overlaps=self.overlaps)
+
     @property
     def waits(self) -> bool:  # type: ignore[override]
         return self.overlaps
