@@ -45,10 +45,12 @@ def drawing_digest(models: Sequence[Path], policy: PolicySettings, settings: Eva
     is what only rounds (the sizes of batches), what only reaches rollouts, and the adapter, which is off.
     """
     keys = DRAWS | ({"asked_share"} if policy.writer is not None else set())
+    levels = policy.sampler.model_dump(mode="json", include={"steps", "sigmas"}) if settings.steps is None else None
     identity = {
         "models": [_files(folder) for folder in models],
         "policy": policy.model_dump(mode="json", include=keys),
         "eval": settings.model_dump(mode="json", include=ASKS),
+        "sampler": levels,
         "prompts": prompts,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -21,8 +21,9 @@ class EvalSettings(BaseModel):
     guidance: list[float] = Field(default=[1.0, 2.0, 3.0, 5.0], min_length=1)
     """Guidance scales; base and tuned model are each reported at their best one. Ignored where sampling
     has no guidance scale, as a language model's."""
-    steps: int = Field(default=10, gt=0)
-    """Denoising steps, equal before and after. Ignored where guidance is."""
+    steps: int | None = Field(default=None, gt=0)
+    """Denoising steps, equal before and after; null: those of policy.sampler, at its noise levels. Ignored where
+    guidance is."""
     held_out: str | dict[str, Any] | list[str | dict[str, Any]] | None = None
     """The judge that is never optimised, a reward spec, or a list of several. The first aspect of the first one chooses
     the best guidance scale; the others are measured beside it."""
