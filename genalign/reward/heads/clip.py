@@ -102,11 +102,15 @@ class ClipReward(Stateless):
         """Seeing the images; prompts are read when all are scored."""
         if "image" not in modalities:
             return ()
-        return (Prefetch(self, lambda prompts, media, group: self.see(media), torch.cat, self.batch_size),)  # type: ignore[arg-type]
+
+        def see(prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Tensor:
+            return self.see(media)
+
+        return (Prefetch(self, see, torch.cat, self.batch_size, what="features"),)  # type: ignore[arg-type]
 
     def see(self, media: Media) -> Tensor:
         """Image features (B,E) of any length, with gradients, on the images' device."""
-        made: Tensor | None = prefetched(self, media)
+        made: Tensor | None = prefetched(self, media, "features")
         if made is not None:
             return made
         net, preprocess, _ = self._loaded

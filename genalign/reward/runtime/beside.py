@@ -61,8 +61,8 @@ class Scoring:
         """Further rows of the rollout, group (R,)."""
         self._given.append((list(prompts), media, group))
         if self._tasks is None:
-            found = {id(each.owner): each for each in self._runner.prefetches(frozenset(media))}
-            self._tasks = [_Task(each) for each in found.values()]
+            found = {each.key(media): each for each in self._runner.prefetches(frozenset(media))}
+            self._tasks = [_Task(each) for each in found.values()]  # a reward that stands in two places does it once
         for task in self._tasks:
             self._hand_over(task, self._ready(task.prefetch))
 
@@ -75,12 +75,12 @@ class Scoring:
         tasks = self._tasks or []
         for task in tasks:
             self._hand_over(task, len(prompts))
-        made: list[tuple[object, Any]] = []
+        made: list[tuple[Prefetch, Any]] = []
         for task in sorted(tasks, key=lambda task: task.prefetch.elsewhere):
             with spent("wait" if task.prefetch.elsewhere else "score"):
                 value = self._value(task, media)
             if value is not None:
-                made.append((task.prefetch.owner, value))
+                made.append((task.prefetch, value))
         with spent("score"), torch.no_grad(), holding(made, media):
             return self._runner(prompts, media, group)
 
