@@ -117,12 +117,15 @@ class Scoring:
         return prompts, media[0] if len(media) == 1 else Media.cat(media), torch.cat(group)
 
     def _value(self, task: _Task, media: Media) -> Any:
-        """The result on all rows; None where the reward had better do the work itself, and meet any error there."""
+        """The result on all rows; None where the reward had better do the work itself, and meet any error there.
+
+        (A measure of the set must be called on every rank, or the others wait for it.)
+        """
         results = [result.exception() or result.result() for result in task.results]
         for result in results:
-            if isinstance(result, GenalignError):
+            if isinstance(result, GenalignError) and task.prefetch.elsewhere:
                 raise result
-        if not results or any(isinstance(result, BaseException) for result in results):
+        if any(isinstance(result, BaseException) for result in results):
             return None
         parts, seconds = zip(*results, strict=True)
         self._runner.seconds += sum(seconds)
