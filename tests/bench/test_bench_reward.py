@@ -78,8 +78,8 @@ def overhead(rows: int = 256, size: int = 128, repeats: int = 9) -> dict[str, fl
 
 
 def beside(rounds: int = 5, prompts_a_step: int = 16) -> dict[str, dict[str, float]]:
-    """Median seconds of a rollout of image-nft with its scores: on the wall, and of this process's CPU (which the rule's
-    process is not part of). In turns A B A B; the two draw and score the same samples."""
+    """Median seconds of a rollout of image-nft with its scores: on the wall, and of this process's CPU (without that of
+    the rule's process). In turns A B A B; the two draw and score the same samples."""
     built = build(load_recipe("image-nft", []))
     asked = built.data.draw(0, prompts_a_step, 0)
     assert isinstance(built.reward, Runner)
