@@ -56,6 +56,12 @@ REWARDS: dict[str, Any] = {
     "a running mean and std": {"shape": {"sum": [CLIP, {"use": "rules.py:wary"}]}, "against": "running"},
     "a multiplier": {"constraint": {"use": "rules.py:bright"}, "at_least": 0.4, "rate": 0.5},
     "two who fail": {"sum": [{"use": "rules.py:raises"}, {"use": "rules.py:wary"}, CLIP], "missing": "renormalise"},
+    "a judge in this process": {
+        "use": "judge-yes-no",
+        "model": "tiny-vlm-judge",
+        "question": "Does this picture show {prompt}?",
+        "batch_size": 8,
+    },
     "in a thread": {**CLIP, "run": {"on": "thread", "batch_size": 8}},
     "in batches": {"use": "rules.py:rank", "run": {"batch_size": 8}},
     "remembered": {"use": "rules.py:bright", "run": {"cache": True}},
