@@ -189,7 +189,11 @@ def table(result: Mapping[str, Any]) -> str:
     measured = f"{result['prompts']} prompts, sampling seeds {', '.join(map(str, result['seeds']))}"
     if len(sweep["guidance"]) > 1:
         measured += f"; guidance {sweep['before']['best']:g} before and {sweep['after']['best']:g} after, the best of "
-        measured += f"{', '.join(f'{scale:g}' for scale in sweep['guidance'])} for each, {sweep['steps']} steps"
+        measured += f"{', '.join(f'{scale:g}' for scale in sweep['guidance'])} for each, {_steps(sweep)}"
     elif sweep["guidance"] != [None]:
-        measured += f"; guidance {sweep['guidance'][0]:g}, {sweep['steps']} steps"
+        measured += f"; guidance {sweep['guidance'][0]:g}, {_steps(sweep)}"
     return "\n".join(lines) + f"\n\n{measured}. Held-out rewards were never optimised."
+
+
+def _steps(sweep: Mapping[str, Any]) -> str:
+    return "the sampler's steps" if sweep["steps"] is None else f"{sweep['steps']} steps"

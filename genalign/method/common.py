@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from genalign.clock import spent
 from genalign.method.losses import k3
 from genalign.ranks import all_sum, gather, gather_scores, rank
 from genalign.types import (
@@ -38,18 +40,20 @@ class Rolling(Protocol):
 
 
 class Scoring(Protocol):
+    def __enter__(self) -> Scoring: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
     def give(self, prompts: Sequence[Prompt], media: Media, group: Tensor) -> None: ...
 
-    def result(self) -> Scores: ...
+    def result(self, prompts: Sequence[Prompt], media: Media, group: Tensor) -> Scores: ...
 
 
 @runtime_checkable
 class Overlapping(Protocol):
     """A reward that may be given a rollout in parts, and whose scores are waited for late."""
 
-    overlaps: bool
-
-    def begin(self) -> Scoring: ...
+    def begin(self, rows: Counter[int]) -> Scoring: ...
 
 
 def rollout_seed(seed: int, step: int) -> int:
@@ -58,27 +62,49 @@ def rollout_seed(seed: int, step: int) -> int:
 
 
 def sample_and_score(
-    policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, group: int, seed: int, method: str
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    reward: Reward | None,
+    group: int,
+    seed: int,
+    method: str,
+    shown: Sequence[Prompt] | None = None,
 ) -> tuple[Trajectory, Scores]:
     """Roll out `group` rows a prompt and score them; scores come back on the CPU, detached.
 
-    Where the reward overlaps (it is served, or in a process) and the policy rolls, each micro-batch is scored while the
-    next one is sampled; not where a prompt is drawn twice in one step, since its siblings are then not adjacent.
+    shown: what the reward sees in the place of the prompts. Where the policy rolls, what the reward can do in parts is
+    done while further rows are sampled; the scores are those of a call on all rows.
     """
     if reward is None:
         raise UsageError(f"method {method} needs a reward; add the key 'reward' to the recipe")
-    apart = len({prompt.uid for prompt in prompts}) == len(prompts)
-    if isinstance(policy, Rolling) and isinstance(reward, Overlapping) and reward.overlaps and apart:
-        scoring = reward.begin()
-        for part in policy.rolling(prompts, group, seed):
+    asked = None if shown is None else [prompt for prompt in shown for _ in range(group)]
+    if not isinstance(reward, Overlapping):
+        trajectory = policy.rollout(prompts, group, seed)
+        with spent("score"), torch.no_grad():
+            return trajectory, to_cpu(reward(asked or trajectory.prompts, trajectory.media, trajectory.group))
+    with reward.begin(Counter(prompt.uid for prompt in prompts for _ in range(group))) as scoring:
+        rows = 0
+        for part in _parts(policy, prompts, group, seed):
             if isinstance(part, Trajectory):
                 trajectory = part
-            else:
-                scoring.give(*part)
-        return trajectory, to_cpu(scoring.result())
-    trajectory = policy.rollout(prompts, group, seed)
-    with torch.no_grad():
-        return trajectory, to_cpu(reward(trajectory.prompts, trajectory.media, trajectory.group))
+                continue
+            own, media, siblings = part
+            scoring.give(own if asked is None else asked[rows : rows + len(own)], media, siblings)
+            rows += len(own)
+        scores = scoring.result(asked or trajectory.prompts, trajectory.media, trajectory.group)
+    return trajectory, to_cpu(scores)
+
+
+def _parts(
+    policy: Policy, prompts: Sequence[Prompt], group: int, seed: int
+) -> Iterator[tuple[list[Prompt], Media, Tensor] | Trajectory]:
+    """A rollout as it comes about; of a policy that does not roll, in one part."""
+    if isinstance(policy, Rolling):
+        yield from policy.rolling(prompts, group, seed)
+        return
+    whole = policy.rollout(prompts, group, seed)
+    yield list(whole.prompts), whole.media, whole.group
+    yield whole
 
 
 def check_noise(trajectory: Trajectory, method: str) -> None:
@@ -97,7 +123,8 @@ def check_noise(trajectory: Trajectory, method: str) -> None:
 def over_ranks(scores: Scores, group: Tensor) -> tuple[Scores, Tensor, slice]:
     """Scores and group of all ranks' rows, and where this rank's rows are among them; what no method reads (`info`,
     `confidence`, `std`) stays behind."""
-    lengths = gather(torch.tensor([len(group)]))
+    with spent("wait"):  # for ranks that are not as far
+        lengths = gather(torch.tensor([len(group)]))
     start = int(lengths[: rank()].sum())
     everyone = gather_scores(replace(scores, confidence=None, std=None, info={}))
     return everyone, gather(group.cpu()), slice(start, start + len(group))

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from genalign.fronts import RELATIVE_FLOOR, front_ranks
-from genalign.method.common import check_noise, over_ranks, reward_log, rollout_seed, to_cpu
+from genalign.method.common import check_noise, over_ranks, reward_log, rollout_seed, sample_and_score
 from genalign.method.gradient import GradientSettings, PolicyGradient
 from genalign.method.settings import MethodSettings
 from genalign.ranks import all_sum
@@ -86,13 +86,10 @@ class Parrot:
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
     ) -> Experience:
         s = self.settings
-        if reward is None:
-            raise UsageError(f"method {self.name} needs a reward; add the key 'reward' to the recipe")
         tagged, plain, tag_of = tag_prompts(prompts, list(s.tags.values()))
-        trajectory = policy.rollout(tagged, s.group, rollout_seed(seed, step))
+        seeds = rollout_seed(seed, step)
+        trajectory, scores = sample_and_score(policy, tagged, reward, s.group, seeds, self.name, shown=plain)
         check_noise(trajectory, self.name)
-        with torch.no_grad():
-            scores = to_cpu(reward([p for p in plain for _ in range(s.group)], trajectory.media, trajectory.group))
         group = trajectory.group.cpu()
         weighted = [name for name, weight in zip(scores.names, scores.weights, strict=True) if weight]
         names = [name for name in s.tags if name != TOTAL] or weighted

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genalign.clock import switch
 from genalign.policy.chunk import Chunk
 from genalign.policy.tape import Replay, Stage
 from genalign.policy.transition import StepTable
@@ -88,6 +89,8 @@ class Recorder:
             self.received.append(out)
             self.arguments.append([])
         self._step += 1
+        if self._step == len(table):
+            switch("decode")
         return moved
 
     def _known_table(self) -> StepTable:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genalign.clock import spent
 from genalign.policy.agreement import check_agreement
 from genalign.policy.chunk import Chunk, features, gather
 from genalign.policy.pipe import Pipe
@@ -113,7 +114,8 @@ class Rollouts:
         generators = explorers if sampler.shared_start else started["generator"]
         twins = twins_of(prompts, self._starts(seeds))
         record = Recorder(self.stage, generators, make_table, first or self.remembers, twins)
-        made = self.pipe.draw(started, record.denoise, record.step)
+        with spent("sample"):  # and, from its last step on, decode
+            made = self.pipe.draw(started, record.denoise, record.step)
         if first:
 
             def play(replay: Replay) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from genalign.files.places import model_path
 from genalign.media.medium import is_finite
 from genalign.types import MODALITIES, Media, Prompt, Reward, Scores, Track, UsageError
+
+if TYPE_CHECKING:
+    from genalign.reward.prefetch import Prefetch
 
 Scope = Literal["sample", "group", "batch"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -41,6 +44,11 @@ class RewardDefaults:
 
     def lacks(self, offered: AbstractSet[str]) -> frozenset[str]:
         return frozenset(self.needs - offered)
+
+    def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
+        """Work on media of these modalities that may be done in parts, without a bit of the scores changing. A reward
+        that `waits` need not name its scoring (see `guard.prefetches_of`)."""
+        return ()
 
 
 class Stateless(RewardDefaults):

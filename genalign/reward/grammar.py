@@ -134,8 +134,9 @@ def run_as(
 ) -> Runner:
     """The reward that `spec` describes, called as `settings` prescribe:
 
-    on: inline; thread (beside sampling, in this process); process (one of its own, killed when its time is over);
-    sandbox (the same, for code that nobody has read). Default: thread for a served reward, else inline. timeout:
+    on: inline (when all is sampled); thread (beside sampling, in this process); process (one of its own, killed when
+    its time is over); sandbox (the same, for code that nobody has read). Default: what waits for a server or a process,
+    and what is the same to the bit in parts, beside sampling; the rest inline. timeout:
     seconds a call may take, and memory: GiB, in a process or sandbox. batch_size: rows a call. cache: true, or an
     SQLite file relative to `folder`. max_failure: share of failed rows that ends the run.
 
@@ -164,7 +165,7 @@ def run_as(
     if cache:
         reward = Cached(reward, folder / cache if isinstance(cache, str) else None)
     options = {key: settings[key] for key in ("batch_size", "max_failure") if key in settings}
-    return Runner(reward, overlaps=on == "thread" or (reward.waits and on != "inline"), **options)
+    return Runner(reward, overlaps={"thread": True, "inline": False}.get(str(on)), **options)
 
 
 def _check_number(what: str, value: Any, least: float) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from genalign.reward.base import ScoringError, unreadable
+from genalign.reward.base import RewardDefaults, ScoringError, unreadable
 from genalign.reward.function import describe
-from genalign.reward.scores import all_failed, score_sound
+from genalign.reward.prefetch import Prefetch, prefetched
+from genalign.reward.scores import all_failed, cat_scores, score_sound
 from genalign.reward.wrapper import with_defaults
 from genalign.types import CoreReward, GenalignError, Media, Prompt, Reward, Scores
 
@@ -20,8 +24,11 @@ def guarded(reward: CoreReward, prompts: Sequence[Prompt], media: Media, group: 
 
     Rows whose media are empty or not finite fail without being shown to it. An exception, another number of rows, other
     aspects or values that are not floating point fail every row; NaN, inf and a confidence outside [0,1] fail their
-    entry. Gradients pass. genalign's own errors (a missing model) pass too.
+    entry. Gradients pass. genalign's own errors (a missing model) pass too. Scores that were made ahead are returned.
     """
+    made: Scores | None = prefetched(reward, media)
+    if made is not None:
+        return made
     whole = with_defaults(reward)
     # A reward of several others leaves this to them: each reads other media.
     several = len(whole.parts) > 1
@@ -31,6 +38,29 @@ def guarded(reward: CoreReward, prompts: Sequence[Prompt], media: Media, group: 
         return _trusted(whole, prompts, media, group)
 
     return score_sound(whole, call, faults, prompts, media, group)
+
+
+def prefetches_of(reward: CoreReward, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
+    """What of a reward's work on media of these modalities can be done in parts while further rows are sampled.
+
+    Its own `prefetches`; or, where it waits for a server or another process, its scoring, unless it looks at the batch.
+    """
+    whole = with_defaults(reward)
+    assert isinstance(whole, RewardDefaults)
+    own = whole.prefetches(modalities)
+    if own or not whole.waits or whole.looks_at == "batch":
+        return own
+    return (Prefetch(whole, partial(guarded, whole), cat_scores, scope=whole.looks_at, elsewhere=True),)
+
+
+def in_batches(reward: Any, rows: int) -> Prefetch:
+    """The scoring of a reward in this process that computes `rows` samples at once, each as if it were alone.
+
+    Where a row fails all are scored once more, together: what fails beside it depends on that.
+    """
+    return Prefetch(
+        reward, partial(guarded, reward), cat_scores, rows, sound=lambda scores: not bool(scores.failed.any())
+    )
 
 
 def _trusted(reward: Reward, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:

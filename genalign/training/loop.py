@@ -7,7 +7,6 @@ gradient, reduce and clip, step    training/backend.py
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from genalign.clock import PARTS, spent, taken
 from genalign.ranks import all_sum, gather, gather_scores, rank, world
 from genalign.training import checkpoint as ck
 from genalign.training.backend import Backend, Replicated
@@ -92,9 +92,10 @@ def train(
         step, clock = progress.step, Clock(policy)
 
         # Sample, score, and turn scores into advantages (or pairs), without gradients.
-        prompts = draw(step)[rank() :: world()]
-        experience = method.collect(policy, prompts, reward, settings.seed, step)
-        clock.lap("time/rollout")
+        with spent("sample"):
+            prompts = draw(step)[rank() :: world()]
+            experience = method.collect(policy, prompts, reward, settings.seed, step)
+        clock.lap()
 
         # Before the first update of this process: does replay repeat what was sampled, and do the ranks agree?
         if step == first:
@@ -103,11 +104,12 @@ def train(
             clock.skip()
 
         # Losses, gradients, optimizer steps; then the reward's own state moves, by the scores of all ranks.
-        log = update(progress, method, experience, check=step == first)
-        if reward is not None and experience.scores is not None:
-            reward.update(gather_scores(experience.scores), step)
+        with spent("learn"):
+            log = update(progress, method, experience, check=step == first)
+            if reward is not None and experience.scores is not None:
+                reward.update(gather_scores(experience.scores), step)
         progress.step += 1
-        clock.lap("time/update")
+        clock.lap()
 
         # One line of metrics, and now and then a checkpoint.
         counters: Mapping[str, float] = reward.log() if isinstance(reward, Counting) else {}
@@ -120,20 +122,22 @@ def train(
 
 
 class Clock:
-    """The seconds of each part of a step, and the policy's forward passes in them."""
+    """The seconds of each part of a step (see genalign.clock), and the policy's forward passes in them."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy, self.seconds, self.calls = policy, dict[str, float](), 0
+        self.policy, self.seconds, self.calls = policy, dict.fromkeys(PARTS, 0.0), 0
         self.skip()
 
     def skip(self) -> None:
         """What was done since the last lap is not what a step costs."""
-        self._begun, self._before = time.perf_counter(), self.policy.calls()
+        taken()
+        self._before = self.policy.calls()
 
-    def lap(self, name: str) -> None:
-        self.seconds[name] = time.perf_counter() - self._begun
+    def lap(self) -> None:
+        for part, seconds in taken().items():
+            self.seconds[part] += seconds
         self.calls += self.policy.calls() - self._before
-        self.skip()
+        self._before = self.policy.calls()
 
     def log(self, samples: int) -> dict[str, float]:
         """Seconds of this rank; samples and passes of all ranks."""
@@ -141,7 +145,7 @@ class Clock:
         everywhere = all_sum(torch.tensor([samples, self.calls], dtype=torch.float64)).tolist()
         return {
             "step_time": whole,
-            **self.seconds,
+            **{f"time/{part}": seconds for part, seconds in self.seconds.items()},
             "perf/samples_per_s": everywhere[0] / whole,
             "calls": everywhere[1],
         }

@@ -1,4 +1,4 @@
-"""What asking a reward costs beside scoring, and what is left of a served reward's time beside sampling.
+"""What asking a reward costs beside scoring, and what is left of its time beside sampling.
 
 `python -m tests.bench.test_bench_reward` prints the table.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 import torch
 
+from genalign import build, load_recipe
 from genalign.method.common import sample_and_score
 from genalign.reward import FunctionReward, RemoteReward, Runner, Sharpness
 from genalign.reward.runtime.serving import application
@@ -75,6 +77,26 @@ def overhead(rows: int = 256, size: int = 128, repeats: int = 9) -> dict[str, fl
     return best
 
 
+def beside(rounds: int = 5, prompts_a_step: int = 16) -> dict[str, dict[str, float]]:
+    """Median seconds of a rollout of image-nft with its scores: on the wall, and of this process's CPU (without that of
+    the rule's process). In turns A B A B; the two draw and score the same samples."""
+    built = build(load_recipe("image-nft", []))
+    asked = built.data.draw(0, prompts_a_step, 0)
+    assert isinstance(built.reward, Runner)
+    rewards = {
+        "alone": Runner(built.reward.reward, overlaps=False, max_failure=1.0),
+        "beside": Runner(built.reward.reward, max_failure=1.0),
+    }
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in rewards}
+    for turn in range(rounds + 1):
+        for name, reward in rewards.items():
+            cpu, begun = time.process_time(), time.perf_counter()
+            sample_and_score(built.policy, asked, reward, 8, turn, "bench")
+            spent[name].append((time.perf_counter() - begun, time.process_time() - cpu))
+    measured = {name: list(zip(*each[1:], strict=True)) for name, each in spent.items()}  # the first turn loads models
+    return {name: {"wall": median(wall), "cpu": median(cpu)} for name, (wall, cpu) in measured.items()}
+
+
 def test_a_served_reward_is_asked_once_a_part() -> None:
     calls: list[int] = []
 
@@ -92,6 +114,8 @@ def main() -> None:
     told = hidden()
     longer = max(told["sampling"], told["scoring"])
     print({name: round(value, 3) for name, value in told.items()}, f"both / longer = {told['both'] / longer:.3f}")
+    for name, seconds in beside().items():
+        print(f"image-nft, 128 samples, scored {name}:", {kind: f"{value:.2f} s" for kind, value in seconds.items()})
     cost = overhead()
     added = cost["runner"] / cost["bare"] - 1
     print({name: f"{1000 * value:.2f} ms" for name, value in cost.items()}, f"the Runner adds {100 * added:.1f}%")

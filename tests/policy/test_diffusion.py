@@ -283,6 +283,11 @@ def test_siblings_that_start_together_part_at_the_window_and_are_one_until_then(
     branches = 2 if guided and name != "flux" else 1
     assert made.calls() - before == branches * (3 * len(PROMPTS) + 5 * ROWS)  # a step before the noise, and the next
     assert float(log_ratio(made, trajectory).abs().max()) == 0
+    at_once = policy(name, guided, shared_start=True, window=2, window_start=(0, 1), steps=8, kernel="cps", noise=0.4)
+    at_once.initial_noise(PROMPTS[:1], [0])
+    before = at_once.calls()
+    at_once.rollout(PROMPTS, 2, seed=0)
+    assert at_once.calls() - before == branches * (len(PROMPTS) + 7 * ROWS)  # the first call is one a prompt
     first, last = (torch.cat([chunk.latents[i] for chunk in trajectory.tape.chunks]) for i in (2, 3))  # (ROWS, ...)
     torch.testing.assert_close(first[0::2], first[1::2], rtol=0, atol=1e-6)
     noise = (last - first)[0::2] - (last - first)[1::2]

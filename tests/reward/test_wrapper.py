@@ -66,8 +66,8 @@ def test_what_a_class_has_is_its_own() -> None:
     whole = with_defaults(Weighted())
     assert (whole.weights, whole.waits, whole.users, whole.pairwise) == ((1.0, 0.0), True, ("ann",), False)
     assert not whole.lacks({"image"})
-    assert Runner(Weighted()).overlaps
-    assert not Runner(Plain()).overlaps
+    assert Runner(Weighted()).waits
+    assert not Runner(Plain()).waits
 
 
 def test_a_reward_of_ours_stays_the_object_that_it_is() -> None:

@@ -21,8 +21,9 @@ from genalign.reward.base import (
     first_repeated,
     widest,
 )
-from genalign.reward.guard import guarded
+from genalign.reward.guard import guarded, prefetches_of
 from genalign.reward.needs import reads_another_modality
+from genalign.reward.prefetch import Prefetch
 from genalign.reward.scores import all_abstained, combine, total_confidence
 from genalign.reward.wrapper import with_defaults
 from genalign.types import CoreReward, Media, Prompt, Reward, Scores, UsageError, nearest
@@ -93,6 +94,14 @@ class Combination(RewardDefaults):
         for part in self.parts:
             prefix = f"{part.name}."
             part.load_state_dict({key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)})
+
+    def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
+        """Those of its parts, which `_score_parts` calls on the rows as they are."""
+        found: list[Prefetch] = []
+        for part in self.parts:
+            if not reads_another_modality(part, modalities):
+                found += prefetches_of(part, modalities)
+        return tuple(found)
 
     def _score_parts(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> list[Scores]:
         """The scores of each part, on the CPU; a part that reads another modality is not called."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from genalign.data.judged import Kind
 from genalign.reward.base import Stateless, cut_info, digest, weights_digest
-from genalign.reward.fit.backbones import Backbone, BackboneSettings, build_backbone
+from genalign.reward.fit.backbones import Backbone, BackboneSettings, ClipFeatures, build_backbone
 from genalign.reward.fit.train import PERSONAL, Fit, build_head
+from genalign.reward.prefetch import Prefetch
 from genalign.reward.scores import readable_rows
 from genalign.types import Media, Prompt, Scores, UsageError, nearest
 
@@ -97,6 +99,10 @@ class FittedReward(Stateless):
     @property
     def version(self) -> str:
         return digest("fitted", self.name, self.backbone.version, weights_digest(self.head), self.users, self.user)
+
+    def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
+        backbone = self.backbone
+        return backbone.clip.prefetches(modalities) if isinstance(backbone, ClipFeatures) else ()
 
     @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from genalign.reward.base import Stateless, cut_info, digest, image_batches, texts, weights_digest
+from genalign.reward.guard import in_batches
 from genalign.reward.heads.aesthetic import Mlp
 from genalign.reward.heads.clip import on_tensors
 from genalign.reward.heads.text_features import too_long
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, weights_file
+from genalign.reward.prefetch import Prefetch
 from genalign.reward.scores import all_valid, readable_rows
 from genalign.types import Media, Prompt, Scores
 
@@ -133,6 +136,9 @@ class ImageReward(Stateless):
     @property
     def version(self) -> str:
         return digest("imagereward", self.name, weights_digest(self._loaded[0]))
+
+    def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
+        return (in_batches(self, self.batch_size),) if "image" in modalities else ()
 
     @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:

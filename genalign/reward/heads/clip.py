@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from genalign.files.untrusted import check_model
 from genalign.reward.base import Stateless, cut_info, digest, image_batches, resolve_model, texts, weights_digest
 from genalign.reward.heads.weights import hub_file
+from genalign.reward.prefetch import Prefetch, prefetched
 from genalign.reward.scores import all_valid, readable_rows
 from genalign.types import Media, Prompt, Scores, UsageError
 
@@ -96,8 +98,21 @@ class ClipReward(Stateless):
         cut = cut_info(self.name, self.cut(texts(prompts)))
         return all_valid(self.aspects, (self.scale * cosine.cpu() + self.offset)[:, None], info=cut)
 
+    def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
+        """Seeing the images; prompts are read when all are scored."""
+        if "image" not in modalities:
+            return ()
+
+        def see(prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Tensor:
+            return self.see(media)
+
+        return (Prefetch(self, see, torch.cat, self.batch_size, what="features"),)  # type: ignore[arg-type]
+
     def see(self, media: Media) -> Tensor:
         """Image features (B,E) of any length, with gradients, on the images' device."""
+        made: Tensor | None = prefetched(self, media, "features")
+        if made is not None:
+            return made
         net, preprocess, _ = self._loaded
         images = image_batches(media, self.batch_size)
         device = images[0].device

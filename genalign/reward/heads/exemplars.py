@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from genalign.files.untrusted import neighbour
 from genalign.media.image import SUFFIXES, load_png
 from genalign.reward.base import ScoringError, Stateless, digest
 from genalign.reward.heads.clip import ClipReward
+from genalign.reward.prefetch import Prefetch
 from genalign.reward.runtime.user_file import import_file
 from genalign.reward.runtime.worker import ask
 from genalign.reward.scores import readable_rows
@@ -192,6 +194,9 @@ class Similarity(Stateless):
     @property
     def version(self) -> str:
         return digest("similarity", self.name, self.clip.version, self.exemplars.digest, self.scale, self.offset)
+
+    def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
+        return self.clip.prefetches(modalities)
 
     @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import digest
+from genalign.reward.heads.clip import ClipReward
+from genalign.reward.prefetch import Prefetch
 from genalign.reward.wrapper import Wrapper
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
@@ -200,6 +203,9 @@ class Calibrated(Wrapper):
     @property
     def version(self) -> str:
         return digest("calibrated", self.reward.version, self.mean.tolist(), self.std.tolist())
+
+    def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
+        return self.reward.prefetches(modalities) if isinstance(self.reward, ClipReward) else ()
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         raw = self.reward(prompts, media, group)

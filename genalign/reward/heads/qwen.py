@@ -6,6 +6,7 @@ import ast
 import json
 import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from genalign.files.shipped import shipped
 from genalign.reward.base import Stateless, digest, first_missing, tensor_rows, texts, weights_digest
+from genalign.reward.guard import in_batches
 from genalign.reward.heads.patches import TooSmallError, patches, sampled_frames, smart_size
 from genalign.reward.heads.text_features import context
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, renamed, weights_file
+from genalign.reward.prefetch import Prefetch
 from genalign.reward.scores import all_valid, readable_rows
 from genalign.types import Media, Prompt, Scores, UsageError
 
@@ -153,6 +156,9 @@ class QwenTokens(Stateless):
     @property
     def _shape(self) -> Any:
         return self._loaded[0].model.config.vision_config
+
+    def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
+        return (in_batches(self, self.batch_size),)
 
     def read(self, prompts: Sequence[str], rows: Sequence[Tensor]) -> Tensor:
         """The head's outputs (B,S,N) for frames (F,3,H,W) in [0,1], one tensor a row; batch by batch."""

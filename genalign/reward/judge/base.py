@@ -75,6 +75,10 @@ class Judge(Stateless):
         return False
 
     @property
+    def waits(self) -> bool:  # type: ignore[override]
+        return self.endpoint is not None
+
+    @property
     def version(self) -> str:
         settings = (self.name, self.reads, self.system, self.aspects, self.weights, *self.settings)
         return digest(type(self).__name__, self.answerer.version, settings)

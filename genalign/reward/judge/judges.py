@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from genalign.reward.base import ScoringError
+from genalign.reward.guard import in_batches
 from genalign.reward.judge.asking import Question, facts_of, shown
 from genalign.reward.judge.base import Answer, CriteriaJudge, questions_of, raised, seed_of
 from genalign.reward.judge.local import LocalModel
 from genalign.reward.judge.reading import read_score
+from genalign.reward.prefetch import Prefetch
 from genalign.reward.template import Piece, fill, places
 from genalign.types import Media, Prompt, Scores, UsageError, nearest
 
@@ -47,6 +50,11 @@ class YesNoJudge(CriteriaJudge):
     @property
     def differentiable(self) -> bool:
         return isinstance(self.answerer, LocalModel) and self.reads == "image" and "sample" in places(self.template)
+
+    def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
+        """Where all samples are asked equally many questions, batches of questions begin at the same samples."""
+        here = self.model is not None and self.tasks is None
+        return (in_batches(self, self.batch_size),) if here else ()
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         table = questions_of(self.asks, prompts)

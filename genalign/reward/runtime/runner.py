@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Set as AbstractSet
 from functools import partial
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from genalign.media import MEDIA
 from genalign.reward.base import CUT, METRIC
-from genalign.reward.guard import guarded
+from genalign.reward.guard import guarded, prefetches_of
+from genalign.reward.prefetch import Prefetch, prefetched
+from genalign.reward.runtime.beside import Scoring
 from genalign.reward.runtime.cache import Cached
 from genalign.reward.scores import cat_scores
 from genalign.reward.wrapper import Wrapper
@@ -25,9 +27,9 @@ class Runner(Wrapper):
     """A reward, called in batches, with its failures masked and counted; a reward itself.
 
     batch_size: rows a call (None: all); siblings stay together where the reward looks at them. max_failure: more than
-    this share of the last `window` rows failed, and more than one, ends the run; 0 ends it at the first. overlaps: the
-    rows of a rollout may be scored in a thread while the rest is sampled (see `begin`); None: where the reward `waits`
-    for a server or a process.
+    this share of the last `window` rows failed, and more than one, ends the run; 0 ends it at the first. overlaps: may
+    rows of a rollout be scored while the rest is sampled (see `begin`)? True: all that it does, in a thread. False:
+    nothing. None: what waits for a server or a process, and what is the same to the bit in parts (`prefetches`).
 
     Raises (when called):
         GenalignError: too many failures, or media outside the range of its modality.
@@ -43,7 +45,7 @@ class Runner(Wrapper):
     ) -> None:
         super().__init__(reward)
         self.batch_size, self.max_failure = batch_size, max_failure
-        self.overlaps = self.reward.waits if overlaps is None else overlaps
+        self.overlaps = overlaps
         self.seconds = 0.0
         self.last_error = "no message"
         self._recent: deque[tuple[list[bool], list[bool]]] = deque(maxlen=window)  # rows: failed (K,), abstained (K,)
@@ -58,22 +60,39 @@ class Runner(Wrapper):
 
     @property
     def waits(self) -> bool:  # type: ignore[override]
-        return self.overlaps
+        return self.reward.waits if self.overlaps is None else self.overlaps
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+        begun = time.perf_counter()
         scores = self._score(prompts, media, group)
+        self.seconds += time.perf_counter() - begun
         self._count(scores)
         return scores
 
-    def begin(self) -> Scoring:
-        """Scores of one rollout, given part by part while sampling goes on, and waited for late."""
-        return Scoring(self)
+    def begin(self, rows: Counter[int]) -> Scoring:
+        """Scores of one rollout, given part by part while sampling goes on, and waited for late.
+
+        rows: how many rows of each group there will be. To be left as a context, whatever happens within.
+        """
+        return Scoring(self, rows)
+
+    def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
+        if self.overlaps is False:
+            return ()
+        if self.batch_size is None and self.overlaps is None:
+            return prefetches_of(self.reward, modalities)
+        if self.looks_at == "batch" or not self.waits:
+            return ()
+        rows, elsewhere = self.batch_size or 1, self.reward.waits
+        return (Prefetch(self, self._score, cat_scores, rows, self.looks_at, elsewhere),)
 
     def _score(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None) -> Scores:
-        begun = time.perf_counter()
         if len(prompts) != media.rows:
             raise GenalignError(f"reward {self.name!r} was given {len(prompts)} prompts but {media.rows} rows of media")
         _check_range(self.name, media)
+        made: Scores | None = prefetched(self, media)
+        if made is not None:
+            return made
         chunks = self._chunks(len(prompts), group)
         parts = []
         order: list[int] = []  # of the rows, as they lie in the chunks
@@ -83,7 +102,6 @@ class Runner(Wrapper):
             parts.append(guarded(self.reward, [prompts[i] for i in rows], chosen, siblings))
             order += rows
         joined = parts[0] if len(parts) == 1 else cat_scores(parts)
-        self.seconds += time.perf_counter() - begun
         return joined if order == sorted(order) else joined.select([order.index(i) for i in range(len(order))])
 
     def _chunks(self, rows: int, group: Tensor | None) -> list[list[int]]:
@@ -149,57 +167,6 @@ def _caches(reward: Reward) -> list[Cached]:
     for part in reward.parts:
         found += _caches(part)
     return found
-
-
-class Scoring:
-    """See `Runner.begin`. Rows are scored in their order, in one thread, without gradients; siblings in one call."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self._held: list[tuple[list[Prompt], Media, Tensor]] = []
-        self._given: list[Future[Scores]] = []
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="genalign-reward")
-
-    def give(self, prompts: Sequence[Prompt], media: Media, group: Tensor) -> None:
-        """Further rows of the rollout, group (R,); siblings must be adjacent.
-
-        A group may go on in the next part, so the rows of the last one are held back until another group begins, or
-        until `result`; a reward that looks at the batch is given nothing before that.
-        """
-        self._held.append((list(prompts), media, group))
-        scope = self._runner.looks_at
-        if scope == "batch":
-            return
-        whole = torch.cat([part[2] for part in self._held])
-        before = (whole != whole[-1]).nonzero().flatten().tolist() if scope == "group" else [len(whole) - 1]
-        self._hand_over(before[-1] + 1 if before else 0)
-
-    def _hand_over(self, rows: int) -> None:
-        """Score the first `rows` of those that are held, in the thread."""
-        prompts: list[Prompt] = []
-        for part in self._held:
-            prompts += part[0]
-        media, group = Media.cat([part[1] for part in self._held]), torch.cat([part[2] for part in self._held])
-        ready, rest = list(range(rows)), list(range(rows, len(prompts)))
-        self._held = [(prompts[rows:], media.select(rest), group[rest])] if rest else []
-        if ready:
-            score = torch.no_grad()(self._runner._score)
-            self._given.append(self._pool.submit(score, prompts[:rows], media.select(ready), group[ready]))
-
-    def result(self) -> Scores:
-        """Scores of all rows, in their order.
-
-        Raises:
-            GenalignError: as the runner does.
-        """
-        try:
-            if self._held:
-                self._hand_over(sum(len(part[0]) for part in self._held))
-            scores = cat_scores([future.result() for future in self._given])
-        finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        self._runner._count(scores)
-        return scores
 
 
 def _check_range(name: str, media: Media) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol, get_args
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genalign.clock import spent
 from genalign.ranks import gather, rank
 from genalign.reward.base import Stateless, digest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.heads.exemplars import read_exemplars
+from genalign.reward.prefetch import Prefetch
 from genalign.reward.scores import filled
 from genalign.reward.sets.frechet import Frechet, Moments
 from genalign.reward.sets.kernel import Coverage, KernelDistance
@@ -139,6 +142,10 @@ class SetReward(Stateless):
         settings = (self.measure_name, self.level, self.credit, self.components, self.order)
         return digest("set", self.name, self.clip.version, sources, settings)
 
+    def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
+        """Seeing the images; the set is measured when all of them are there."""
+        return self.clip.prefetches(modalities)
+
     def features(self, media: Media) -> Tensor:
         """(B,d) float64 on the CPU, with gradients."""
         seen = F.normalize(self.clip.see(media).double().cpu(), dim=1)
@@ -203,7 +210,8 @@ class SetReward(Stateless):
 
 def _everyone(mine: Tensor, group: Tensor) -> tuple[Tensor, Tensor, int]:
     """Rows and groups of all ranks, and where this rank's begin."""
-    lengths = gather(torch.tensor([len(mine)]))
+    with spent("wait"):
+        lengths = gather(torch.tensor([len(mine)]))
     return gather(mine.detach()), gather(group), int(lengths[: rank()].sum())
 
 
