@@ -26,7 +26,7 @@ def mixed_facts(rng: np.random.Generator) -> dict[str, Any]:
         objects = [{"name": str(name), "count": count} for name, count in zip(names, counts, strict=True)]
         facts = {"objects": objects, "relation": None, "background": str(rng.choice(list(BACKGROUNDS)))}
         pair = {**facts, "objects": [{**o, "count": 1} for o in objects]}
-        several = [{**facts, "objects": [o]} for o in objects if o["count"] > 1]
+        several = [{**facts, "objects": [one]} for one, count in zip(objects, counts, strict=True) if count > 1]
         if not any(held_out(part) for part in (facts, pair, *several)):
             return facts
 

@@ -288,17 +288,3 @@ def test_a_port_that_cannot_be_is_refused_before_anything_is_served(capsys: pyte
     shown = capsys.readouterr()
     assert "--port is 99999; it must lie in 0..65535" in shown.err
     assert shown.out == ""
-
-
-def test_a_port_that_cannot_be_is_refused_before_anything_is_served(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve-reward", "image-rule", "--port", "99999"]) == 2
-    shown = capsys.readouterr()
-    assert "--port is 99999; it must lie in 0..65535" in shown.err
-    assert shown.out == ""
-
-
-def test_a_port_that_cannot_be_is_refused_before_anything_is_served(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve-reward", "image-rule", "--port", "99999"]) == 2
-    shown = capsys.readouterr()
-    assert "--port is 99999; it must lie in 0..65535" in shown.err
-    assert shown.out == ""
