@@ -132,7 +132,9 @@ class Encoder:
 
             def before(probes: Tensor) -> Tensor:
                 shown = []
-                for part in self.pipe.parts(len(probes)) if times == 1 else [slice(k, k + 1) for k in range(len(probes))]:
+                for part in (
+                    self.pipe.parts(len(probes)) if times == 1 else [slice(k, k + 1) for k in range(len(probes))]
+                ):
                     given.clear()
                     rows = probes[part]
                     decoded(self.pipe, len(rows), lambda x, z=rows: z, _decoding(autoencoder, enough))  # type: ignore[misc]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from genalign.policy.hooks import attribute, named
+from genalign.policy.memo import tensors
 from genalign.policy.pipe import Pipe
 from genalign.policy.tape import Denoise, Enough, Stage
 from genalign.policy.transition import StepTable, step_table
@@ -160,10 +161,11 @@ def shows_its_input(pipe: Pipe, prompt: Prompt, clean: Tensor | None) -> bool:
     if prompt.media is None or clean is None:
         return False
     like, drawn = pipe.like, []
-    for pipe.like in (prompt, pipe.tracks.other_input(prompt)):
-        drawn.append(decode(pipe, clean[:1]))
+    for brought in (prompt, pipe.tracks.other_input(prompt)):
+        pipe.like = brought
+        drawn.append(list(tensors([track.data for track in decode(pipe, clean[:1]).values()])))
     pipe.like = like
-    return any(not torch.equal(drawn[0][medium].data, drawn[1][medium].data) for medium in drawn[0])
+    return any(not torch.equal(a, b) for a, b in zip(*drawn, strict=True))
 
 
 def decoded(pipe: Pipe, rows: int, last: Callable[[Tensor], Tensor], *hooks: AbstractContextManager[None]) -> Any:
@@ -171,7 +173,8 @@ def decoded(pipe: Pipe, rows: int, last: Callable[[Tensor], Tensor], *hooks: Abs
     with pipe.on_kernel():
         call = pipe.call([pipe.like] * rows, range(rows))
         grid = pipe.at_one_time(lambda steps: steps - 1, 1, lambda path, step: None)
-        turn, held = Turn(pipe.stage.turn, rows), []
+        turn = Turn(pipe.stage.turn, rows)
+        held: list[Tensor] = []
 
         def step(out: Tensor, sample: Tensor) -> Tensor:
             if not held:

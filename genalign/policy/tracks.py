@@ -153,15 +153,20 @@ class Tracks:
         Raises UsageError where a video has another number of frames than is drawn.
         """
         if self.modalities == {"audio"}:
-            return torch.stack([F.pad(row[..., : size[0]].float(), (0, max(0, size[0] - row.shape[-1]))) for row in rows])
+            return torch.stack(
+                [F.pad(row[..., : size[0]].float(), (0, max(0, size[0] - row.shape[-1]))) for row in rows]
+            )
         counts = {len(row) for row in rows} if self.modalities == {"video"} else set()
         if counts - {size[0]}:
-            raise UsageError(f"a clip of {(counts - {size[0]}).pop()} frames, where {self.name} draws {size[0]}; cut it")
-        sized = torch.stack([resize(row.float(), *size[-2:]) for row in rows])
+            raise UsageError(
+                f"a clip of {(counts - {size[0]}).pop()} frames, where {self.name} draws {size[0]}; cut it"
+            )
+        height, width = size[-2:]
+        sized = torch.stack([resize(row.float(), height, width) for row in rows])
         if self.modalities == {"video"}:
-            clips: Tensor = self.pipeline.video_processor.preprocess_video(sized, *size[-2:])
+            clips: Tensor = self.pipeline.video_processor.preprocess_video(sized, height, width)
             return clips.transpose(1, 2).flatten(0, 1) if axes == 4 else clips
-        pixels: Tensor = self.pipeline.image_processor.preprocess(sized, *size)
+        pixels: Tensor = self.pipeline.image_processor.preprocess(sized, height, width)
         return pixels.unsqueeze(2) if axes == pixels.ndim + 1 else pixels
 
     # ---- what a prompt brings along ---------------------------------------------------------------------------------
@@ -176,8 +181,8 @@ class Tracks:
 
     def other_input(self, prompt: Prompt) -> Prompt:
         """The same with its picture in negative."""
-        picture = prompt.media["image"].data[0]  # type: ignore[index]
-        return replace(prompt, media=self.as_input(1 - picture))  # type: ignore[operator]
+        picture: Any = prompt.media["image"].data[0] if prompt.media is not None else None
+        return replace(prompt, media=self.as_input(1 - picture))
 
     def input_shape(self, prompt: Prompt) -> tuple[int, ...] | None:
         """What of a prompt's media may set the size that is drawn."""
@@ -206,7 +211,7 @@ class Tracks:
             raise UsageError(f"input images of one batch must have one size, not {' and '.join(map(str, sizes))}")
         if self.bare and len({image.tobytes() for image in images}) > 1:
             raise UsageError(
-                f"{self.name} draws a batch from one picture; set policy.batch_size so that a batch holds samples of one"
-                " prompt alone, or to 1"
+                f"{self.name} draws a batch from one picture; set policy.batch_size so that a batch holds samples of"
+                " one prompt alone, or to 1"
             )
         return {"image": images[0] if self.bare else images}

@@ -25,8 +25,8 @@ Prediction = Literal["velocity", "reversed_velocity", "epsilon", "v_prediction",
 class Path:
     """Where T steps start and end: a, s, a_next, s_next (T,) float64, and what the model's output means.
 
-    predicts: "velocity" is eps - x0 on a = 1 - s, and "reversed_velocity" x0 - eps there; "epsilon", "v_prediction" and "sample" are the variance-preserving
-    ones. clip: x0_hat is clamped to [-clip, clip], or None. unit: std of eps, where a model was not trained with 1.
+    predicts: "velocity" is eps - x0 on a = 1 - s, and "reversed_velocity" x0 - eps there; "epsilon", "v_prediction" and
+    "sample" are the variance-preserving ones. clip: x0_hat is clamped to [-clip, clip], or None. unit: std of eps, where a model was not trained with 1.
     """
 
     a: Tensor

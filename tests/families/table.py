@@ -17,9 +17,7 @@ from tests.helpers.tiny_videos import ANIMATING, CLIPS, REFUSED_CLIPS
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 OPEN, CLOSE = "<!-- written by python -m tests.families.table -->", "<!-- the end of that -->"
-HEAD = (
-    "| diffusers pipeline | draws | from | its adapter is loaded by, or it is refused because |\n|---|---|---|---|\n"
-)
+HEAD = "| diffusers pipeline | draws | from | its adapter is loaded by, or it is refused because |\n|---|---|---|---|\n"
 
 
 def loaders(policy: DiffusionPolicy) -> str:

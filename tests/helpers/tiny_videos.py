@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 
 from tests.helpers.tiny_pipelines import (
-    BETAS,
-    BLOCKS,
     CHAT,
     CLIP,
     DECODER,
-    SAFE,
     T5_TEXT,
     TOKENS,
     WIDTH,
@@ -25,7 +23,6 @@ from tests.helpers.tiny_pipelines import (
     letter_tokenizer,
     part,
     qwen_text,
-    t5_text,
     text,
     text_model,
     umt5_text,
@@ -102,6 +99,13 @@ ltx_transformer = part(
     cross_attention_dim=24, num_layers=1, caption_channels=WIDTH,
 )
 LTX = {"transformer": ltx_transformer, "scheduler": flow(use_dynamic_shifting=True), "vae": ltx_autoencoder, **T5_TEXT}
+
+
+def own_letter_tokenizer() -> Any:
+    """One that a pipeline may turn to the other side of padding."""
+    return copy.deepcopy(letter_tokenizer())
+
+
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
 CONNECTORS = {
     f"{medium}_connector_{name}": value
@@ -134,7 +138,7 @@ LTX_2 = {
         "pipelines.ltx2.vocoder", "LTX2Vocoder", in_channels=16, hidden_channels=16, upsample_kernel_sizes=[4, 4],
         upsample_factors=[2, 2], resnet_kernel_sizes=[3], resnet_dilations=[[1, 3, 5]], output_sampling_rate=16000,
     ),
-    **text(gemma_text, letter_tokenizer),
+    **text(gemma_text, own_letter_tokenizer),
     "scheduler": flow(use_dynamic_shifting=True, shift_terminal=0.1),
 }
 
@@ -339,7 +343,8 @@ CLIPS = {
     "hunyuan-video-1-5": Family(
         "HunyuanVideo15Pipeline", HUNYUAN_15, flow=True,
         call={key: value for key, value in CLIP_SIZE.items() if key != "max_sequence_length"},
-        finish={"system_message": "", "prompt_template_encode_start_idx": 0, "tokenizer_max_length": TOKENS, "tokenizer_2_max_length": TOKENS,
+        finish={"system_message": "", "prompt_template_encode_start_idx": 0, "tokenizer_max_length": TOKENS,
+                "tokenizer_2_max_length": TOKENS,
                 "vision_num_semantic_tokens": 2},
     ),
     "mochi": Family("MochiPipeline", MOCHI, flow=True, call={**CLIP_SIZE, "num_frames": 7}),
@@ -401,14 +406,20 @@ class Checker(torch.nn.Module):
 
 COSMOS = {
     "transformer": part(
-        "CosmosTransformer3DModel", in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1, text_embed_dim=WIDTH,
+        "CosmosTransformer3DModel", in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16,
+        num_layers=1, text_embed_dim=WIDTH,
         adaln_lora_dim=4, max_size=(4, 16, 16),
     ),
     "vae": wan_autoencoder(),
     **T5_TEXT,
     "safety_checker": Checker,
 }
-EDM = {**COSMOS, "scheduler": part("EDMEulerScheduler", sigma_min=0.002, sigma_max=80, sigma_data=0.5)}
+cosmos_autoencoder = part(
+    "AutoencoderKLCosmos", latent_channels=4, encoder_block_out_channels=(8,) * 4, decode_block_out_channels=(8,) * 4,
+    attention_resolutions=(8,), resolution=16, num_layers=1, patch_size=2, spatial_compression_ratio=4,
+    temporal_compression_ratio=4, latents_mean=None, latents_std=None,
+)
+EDM = {**COSMOS, "vae": cosmos_autoencoder, "scheduler": part("EDMEulerScheduler")}
 
 # Those that cannot be aligned, and the reason that each gives.
 REFUSED_CLIPS = {
