@@ -50,7 +50,7 @@ class Pipe:
         self.like = Prompt("-")
         self.blends = False  # whether the pipeline changes latents after its steps; known once there was a rollout
         self.unit = 1.0  # std of the noise that the pipeline starts from; known once it was entered
-        _leave_off(pipeline)
+        self.left_off = _leave_off(pipeline)
         self.kernel_scheduler = one_step(pipeline.scheduler)
         check_kernel(self.kernel_scheduler, settings.sampler)
         if not is_deterministic_one_step(pipeline.scheduler):
@@ -182,6 +182,12 @@ class Pipe:
         if error is not None and prompt.media is not None:  # some take one picture, and no list of them
             self.tracks.bare = True
             error = self._trial(prompt, (1,) if alone else (1, 2)) and error
+        missed = [part for part in self.left_off if part.replace("_", " ") in str(error)]
+        if missed:
+            raise UsageError(
+                f"{self.name} does not run without its {missed[0]}, which changes samples behind the decoder and lets"
+                " no gradients through"
+            ) from error
         if error is not None:
             text_only = prompt.media is None and self.tracks.reads_input
             raise UsageError(
@@ -257,14 +263,17 @@ def _unit(first: Tensor, scale: float) -> float:
     return round(unit, 3) if same else 1.0
 
 
-def _leave_off(pipeline: Any) -> None:
-    """Drop what stands behind the decoder: a checker blackens samples and a watermark marks them, both without
-    gradients, and neither is part of what is aligned."""
+def _leave_off(pipeline: Any) -> list[str]:
+    """Drop what stands behind the decoder, and name it: a checker blackens samples and a watermark marks them, both
+    without gradients, and neither is part of what is aligned."""
+    dropped = []
     for name in BEHIND_DECODER:
         if getattr(pipeline, name, None) is not None:
             setattr(pipeline, name, None)
+            dropped.append(name)
             warnings.warn(
                 f"{type(pipeline).__name__} is trained and sampled here without its {name}, which would change samples"
                 " after they are decoded; put it back where samples are shown to others",
                 stacklevel=3,
             )
+    return dropped

@@ -26,7 +26,8 @@ class Path:
     """Where T steps start and end: a, s, a_next, s_next (T,) float64, and what the model's output means.
 
     predicts: "velocity" is eps - x0 on a = 1 - s, and "reversed_velocity" x0 - eps there; "epsilon", "v_prediction" and
-    "sample" are the variance-preserving ones. clip: x0_hat is clamped to [-clip, clip], or None. unit: std of eps, where a model was not trained with 1.
+    "sample" are the variance-preserving ones. clip: x0_hat is clamped to [-clip, clip], or None. unit:
+    std of eps, where a model was not trained with 1.
     """
 
     a: Tensor

@@ -425,7 +425,8 @@ EDM = {**COSMOS, "vae": cosmos_autoencoder, "scheduler": part("EDMEulerScheduler
 REFUSED_CLIPS = {
     "cosmos": (Family("CosmosTextToWorldPipeline", EDM), "EDMEulerScheduler has neither betas nor a flow"),
     "cosmos-2-5": (
-        Family("Cosmos2_5_PredictBasePipeline", {**COSMOS, "scheduler": unipc}), "disabled the safety checker",
+        Family("Cosmos2_5_PredictBasePipeline", {**COSMOS, "scheduler": unipc}),
+        "does not run without its safety_checker",
     ),
 }
 
