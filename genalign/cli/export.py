@@ -46,6 +46,8 @@ def export(run: Path, to: str, dest: Path) -> Path:
         shutil.copy2(run / "README.md", dest / "README.md")
         replace_file(dest / "provenance.json", json.dumps(facts, indent=2) + "\n")
         return dest
+    if not (run / "adapter" / PEFT_FILES[0]).is_file():
+        raise UsageError(f"{run} tuned several denoisers, and ComfyUI takes a file of one; take --to diffusers")
     renamed = comfyui_tensors(tensors, config, _denoiser(run))
     path = dest if dest.suffix == ".safetensors" else dest / f"{run.resolve().name}.safetensors"
     _refuse_taken(path, path.exists())
@@ -73,7 +75,8 @@ def _read_adapter(run: Path) -> tuple[dict[str, Tensor], dict]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = run / "adapter"
+    folders = [file.parent for file in sorted((run / "adapter").rglob(PEFT_FILES[0]))]  # one for each denoiser
+    folder = folders[0] if folders else run / "adapter"
     if not all((folder / name).is_file() for name in PEFT_FILES):
         raise GenalignError(f"{run} has no adapter/ to export; let its training finish (genalign train --resume {run})")
     try:

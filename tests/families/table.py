@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from genalign.policy.diffusion import DiffusionPolicy
-from tests.helpers import clips, edits, families
+from tests.helpers import edits, families, video_policies
 from tests.helpers.tiny_pipelines import EDIT, REFUSED
 from tests.helpers.tiny_videos import ANIMATING, CLIPS, REFUSED_CLIPS
 
@@ -34,8 +34,8 @@ def rows() -> list[tuple[str, str, str, str]]:
     for source, names, rolled in (
         ("text", families.ALL, families.rolled),
         ("text and an image", EDIT, edits.rolled),
-        ("text", CLIPS, clips.rolled),
-        ("text and an image", ANIMATING, clips.rolled),
+        ("text", CLIPS, video_policies.rolled),
+        ("text and an image", ANIMATING, video_policies.rolled),
     ):
         for name in names:
             policy, trajectory = rolled(name)
@@ -43,7 +43,7 @@ def rows() -> list[tuple[str, str, str, str]]:
             draws = " and ".join(sorted(policy.modalities, reverse=True))
             works.add((type(policy.pipeline).__name__, draws, source, loaders(policy)))
     refused = []
-    for names, refusal in ((REFUSED, families.refusal), (REFUSED_CLIPS, clips.refusal)):
+    for names, refusal in ((REFUSED, families.refusal), (REFUSED_CLIPS, video_policies.refusal)):
         for name in names:
             pipeline, sentence = refusal(name)
             because = sentence.split(" and policy.call")[0].removeprefix(f"{pipeline} ")

@@ -10,10 +10,10 @@ from peft import PeftModel
 
 from genalign.method import MethodSettings, build_method
 from genalign.types import Media, Track, UsageError
-from tests.helpers.clips import BOTH, made, plainly, prompts, refusal, rolled
 from tests.helpers.diffusion import log_ratio, moved
 from tests.helpers.tiny_videos import RATE, REFUSED_CLIPS
 from tests.helpers.toy_policy import ToyReward
+from tests.helpers.video_policies import BOTH, made, plainly, prompts, refusal, rolled
 
 
 class Bright(ToyReward):

@@ -13,10 +13,10 @@ from torch import nn
 from genalign.policy import memo
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.memo import EncoderMemo
-from tests.helpers.clips import settings
 from tests.helpers.diffusion import PROMPTS, log_ratio
 from tests.helpers.edits import PIXELS, asking
 from tests.helpers.tiny_videos import ANIMATING
+from tests.helpers.video_policies import settings
 
 
 def counted(module: Any, method: str, counts: list[int]) -> None:
