@@ -11,7 +11,8 @@ from torch import Tensor
 
 from genalign.clock import switch
 from genalign.policy.chunk import Chunk
-from genalign.policy.tape import Replay, Stage
+from genalign.policy.replay import Replay
+from genalign.policy.tape import Stage
 from genalign.policy.transition import StepTable
 from genalign.policy.turn import Turn, packed
 from genalign.policy.walk import stored_dtype

@@ -15,8 +15,8 @@ from genalign.policy.chunk import Chunk, features, gather
 from genalign.policy.pathwise import shows_its_input
 from genalign.policy.pipe import Pipe
 from genalign.policy.record import Recorder, Tape, graphs, parting, twins_of, verify
+from genalign.policy.replay import Replay
 from genalign.policy.schedule import windowed
-from genalign.policy.tape import Replay
 from genalign.policy.transition import StepTable, step_table
 from genalign.policy.walk import path_of
 from genalign.types import (
