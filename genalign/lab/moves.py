@@ -1,8 +1,8 @@
 """EmojiWorld moves: what happens in a clip as facts, and its captions (true, changed and web-like).
 
 Facts are plain data, the same in Python and in the .jsonl files: `{"moves": [{"name": str, "motion": [str] or
-[first, then], "speed": "slow" | "fast" | None}], "passing": [a, "in front of" | "behind", b] | None, "background": str |
-None}`. Only a motion in one direction has a speed; the one that passes stands first of the moves.
+[first, then], "speed": "slow" | "fast" | None}], "passing": [a, "in front of" | "behind", b] | None, "background":
+str | None}`. Only a motion in one direction has a speed; the one that passes stands first of the moves.
 """
 
 import hashlib
@@ -43,7 +43,12 @@ VERBS = {
     "left bounce": ("bounces off the left edge", "bounces back from the left edge"),
     "right bounce": ("bounces off the right edge", "bounces back from the right edge"),
 }
-ORDERED = ("moves first {} and then {}", "moves {} and then {}", "goes {} and afterwards {}", "moves {} before it goes {}")
+ORDERED = (
+    "moves first {} and then {}",
+    "moves {} and then {}",
+    "goes {} and afterwards {}",
+    "moves {} before it goes {}",
+)
 ADVERBS = {"slow": ("slowly", "at a low speed"), "fast": ("fast", "quickly")}
 
 

@@ -5,7 +5,7 @@ least multiple of 16 (three halvings, patches of two) in which a sprite that is 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -140,12 +140,12 @@ def _side_by_side(moves: Sequence[Mapping[str, object]], rng: np.random.Generato
 def _passing(moves: Sequence[Mapping[str, object]], rng: np.random.Generator) -> tuple[Path, Path]:
     """One from side to side, and the one in the middle that it hides or is hidden by."""
     mover, other = (str(move["name"]) for move in moves)
-    size, height = rng.uniform(12.5, 14), rng.uniform(9, SIDE - 9)
+    size, height = rng.uniform(12, 13.5), rng.uniform(9, SIDE - 9)
     x = np.linspace(size / 2 + 0.5, SIDE - size / 2 - 0.5, FRAMES)
     x = x if _words(moves[0])[0] == "right" else x[::-1]
     y = np.full(FRAMES, np.clip(height + rng.uniform(-2, 2), 8, SIDE - 8))
     passing = np.column_stack([x, y, np.full(FRAMES, size), np.zeros(FRAMES)])
-    still = [SIDE / 2 + rng.uniform(-0.7, 0.7), height, rng.uniform(12.5, 14), 0.0]
+    still = [SIDE / 2 + rng.uniform(-0.5, 0.5), height, rng.uniform(12, 13.5), 0.0]
     return Path(mover, passing), Path(other, np.tile(still, (FRAMES, 1)))
 
 
@@ -166,21 +166,28 @@ def render(clip: Clip, rng: np.random.Generator | None = None) -> np.ndarray:
     frames = np.empty((FRAMES, SIDE, SIDE, 3), np.float32)
     frames[:] = np.clip(colour, 0, 255) / 255
     for path in clip.paths:
-        for frame, (x, y, size, angle) in zip(frames, path.states, strict=True):
-            paste(frame, path.name, x, y, size, angle)
+        for frame, state in zip(frames, path.states, strict=True):
+            paste(frame, path.name, state)
     return frames.transpose(0, 3, 1, 2).clip(0, 1)
 
 
-def paste(image: np.ndarray, name: str, x: float, y: float, size: float, angle: float) -> None:
-    """Draw a sprite into (H, W, 3), its centre at x, y (0, 0 is the image's corner); what is outside is cut off."""
+Stamp = Callable[[str, float, float, float, float, int], np.ndarray]
+
+
+def paste(image: np.ndarray, name: str, state: Sequence[float] | np.ndarray, draw: Stamp | None = None) -> None:
+    """Draw a sprite of a state as a Path's into (H, W, 3), or with its alpha into (H, W, 4), whose corner is 0, 0; what
+    is outside is cut off."""
+    x, y, size, angle = (float(value) for value in state)
     side = math.ceil(size * 1.42) + 2
     left, top = round(x - side / 2), round(y - side / 2)
-    sprite = stamp(name, size, angle, x - left, y - top, side)
     rows = slice(max(top, 0), min(top + side, image.shape[0]))
     columns = slice(max(left, 0), min(left + side, image.shape[1]))
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        return
+    sprite = (draw or stamp)(name, size, angle, x - left, y - top, side)
     seen = sprite[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     image[rows, columns] *= 1 - seen[..., 3:]
-    image[rows, columns] += seen[..., :3]
+    image[rows, columns] += seen[..., : image.shape[2]]
 
 
 def stamp(name: str, size: float, angle: float, x: float, y: float, side: int) -> np.ndarray:
@@ -189,7 +196,14 @@ def stamp(name: str, size: float, angle: float, x: float, y: float, side: int) -
     scale, turn = CELL / size, math.radians(angle)
     cos, sin = scale * math.cos(turn), scale * math.sin(turn)
     # from a sample's place to the sheet's: the inverse of turning clockwise by `angle` about the sprite's centre
-    matrix = (cos / FINE, sin / FINE, CELL / 2 - cos * x - sin * y, -sin / FINE, cos / FINE, CELL / 2 + sin * x - cos * y)
+    matrix = (
+        cos / FINE,
+        sin / FINE,
+        CELL / 2 - cos * x - sin * y,
+        -sin / FINE,
+        cos / FINE,
+        CELL / 2 + sin * x - cos * y,
+    )
     fine = _sheet(name).transform((FINE * side, FINE * side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     return np.asarray(fine.reduce(FINE), dtype=np.float32) / 255
 
