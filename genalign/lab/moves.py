@@ -14,6 +14,7 @@ import numpy as np
 from genalign.lab.sprites import sprites
 from genalign.lab.world import BACKGROUNDS, HELD_OUT_SHARE, Facts, Shares, article
 
+Move = Mapping[str, Any]
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x, y
 TURNS = ("clockwise", "anticlockwise")
 SCALINGS = ("grows", "shrinks")
@@ -26,8 +27,8 @@ MOTIONS: tuple[tuple[str, ...], ...] = (
 SPEEDS = ("slow", "fast")
 DEPTHS = ("in front of", "behind")
 KINDS = ("object", "motion", "speed", "order", "passing", "background")
-# These look alike before and after some turn of less than a whole one, so that turning could not be seen.
-ROUND = ("star", "sun", "soccer ball", "basketball", "sunflower")
+# These look alike at all angles, or at five: that they turn could not be seen.
+ROUND = ("sun", "basketball", "star")
 
 VERBS = {
     "left": ("moves left", "moves to the left", "goes left"),
@@ -135,7 +136,7 @@ def _named(name: str) -> str:
     return f"{article(name)} {name}"
 
 
-def _verb(move: Mapping[str, Any], rng: np.random.Generator) -> str:
+def _verb(move: Move, rng: np.random.Generator) -> str:
     if len(move["motion"]) == 2:
         return str(rng.choice(ORDERED)).format(*move["motion"])
     verb = str(rng.choice(VERBS[move["motion"][0]]))
@@ -192,7 +193,7 @@ def is_stated(kind: str, facts: Facts) -> bool:
     return kind in ("object", "motion") or facts[kind] is not None
 
 
-def _another_motion(facts: Facts, move: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
+def _another_motion(facts: Facts, move: Move, rng: np.random.Generator) -> list[str]:
     """Of two legs one goes the other way; who passes comes from the other side; of a pair one goes elsewhere."""
     opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
     motion = list(move["motion"])

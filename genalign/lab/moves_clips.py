@@ -5,14 +5,14 @@ least multiple of 16 (three halvings, patches of two) in which a sprite that is 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
-from genalign.lab.moves import DIRECTIONS, SPEEDS, TURNS
+from genalign.lab.moves import DIRECTIONS, SPEEDS, TURNS, Move
 from genalign.lab.sprites import CELL, sprites
 from genalign.lab.world import BACKGROUNDS, Facts
 
@@ -21,6 +21,8 @@ SIDE = 48  # pixels
 RATE = 8.0  # frames a second
 PACE = {"slow": (0.9, 1.4), "fast": (2.5, 3.1)}  # pixels a frame
 LEG = (2.2, 3.0)  # pixels a frame of motions in two legs
+MARGIN = 2  # pixels around a sprite of the sheet
+MIDDLE = CELL / 2 + MARGIN
 FINE = 4  # samples a pixel is averaged over, each way
 TIMES = np.arange(FRAMES, dtype=np.float64)
 
@@ -53,6 +55,7 @@ def choreograph(facts: Facts, rng: np.random.Generator) -> Clip:
     """Sprites on their ways, as the facts state; what they leave unsaid is drawn at random. None leaves the frame."""
     moves = facts["moves"]
     background = facts["background"] or str(rng.choice(list(BACKGROUNDS)))
+    paths: tuple[Path, ...]
     if facts["passing"] is not None:
         mover, other = _passing(moves, rng)
         paths = (other, mover) if facts["passing"][1] == "in front of" else (mover, other)
@@ -63,8 +66,8 @@ def choreograph(facts: Facts, rng: np.random.Generator) -> Clip:
     return Clip(paths, background, facts)
 
 
-def _alone(move: Mapping[str, object], rng: np.random.Generator) -> Path:
-    name, motion = str(move["name"]), tuple(str(word) for word in _words(move))
+def _alone(move: Move, rng: np.random.Generator) -> Path:
+    name, motion = move["name"], move["motion"]
     if len(motion) == 2:
         legs = [np.minimum(TIMES, 4), np.maximum(TIMES - 4, 0)]
         offsets = sum(np.outer(leg * rng.uniform(*LEG), DIRECTIONS[w]) for leg, w in zip(legs, motion, strict=True))
@@ -83,18 +86,12 @@ def _alone(move: Mapping[str, object], rng: np.random.Generator) -> Path:
     return _bouncing(name, word, rng)
 
 
-def _words(move: Mapping[str, object]) -> Sequence[str]:
-    words = move["motion"]
-    assert isinstance(words, Sequence)
-    return words
-
-
-def _straight(move: Mapping[str, object], rng: np.random.Generator) -> np.ndarray:
+def _straight(move: Move, rng: np.random.Generator) -> np.ndarray:
     """Offsets (9, 2) from the first frame, at the stated speed."""
-    word = _words(move)[0]
+    word = move["motion"][0]
     if word == "still":
         return np.zeros((FRAMES, 2))
-    pace = rng.uniform(*PACE[str(move["speed"] or rng.choice(SPEEDS))])
+    pace = rng.uniform(*PACE[move["speed"] or str(rng.choice(SPEEDS))])
     return np.outer(TIMES * pace, DIRECTIONS[word])
 
 
@@ -126,23 +123,23 @@ def _bouncing(name: str, word: str, rng: np.random.Generator) -> Path:
     return Path(name, np.column_stack([x, y, np.full(FRAMES, size), np.zeros(FRAMES)]), (contact,))
 
 
-def _side_by_side(moves: Sequence[Mapping[str, object]], rng: np.random.Generator) -> tuple[Path, ...]:
+def _side_by_side(moves: Sequence[Move], rng: np.random.Generator) -> tuple[Path, ...]:
     """Two sprites in the two halves of the frame, which their motions do not leave."""
-    across = 1 if {"left", "right"} & {_words(move)[0] for move in moves} else 0  # the axis that divides the halves
+    across = 1 if {"left", "right"} & {move["motion"][0] for move in moves} else 0  # the axis that divides the halves
     paths = []
     for move, middle in zip(moves, rng.permutation([SIDE / 4, 3 * SIDE / 4]), strict=True):
-        path = _somewhere(str(move["name"]), _straight(move, rng), rng.uniform(13.5, 16.5), 0, rng)
+        path = _somewhere(move["name"], _straight(move, rng), rng.uniform(13.5, 16.5), 0, rng)
         path.states[:, across] = middle + rng.uniform(-1, 1)
         paths.append(path)
     return tuple(paths)
 
 
-def _passing(moves: Sequence[Mapping[str, object]], rng: np.random.Generator) -> tuple[Path, Path]:
+def _passing(moves: Sequence[Move], rng: np.random.Generator) -> tuple[Path, Path]:
     """One from side to side, and the one in the middle that it hides or is hidden by."""
-    mover, other = (str(move["name"]) for move in moves)
+    mover, other = (move["name"] for move in moves)
     size, height = rng.uniform(12, 13.5), rng.uniform(9, SIDE - 9)
     x = np.linspace(size / 2 + 0.5, SIDE - size / 2 - 0.5, FRAMES)
-    x = x if _words(moves[0])[0] == "right" else x[::-1]
+    x = x if moves[0]["motion"][0] == "right" else x[::-1]
     y = np.full(FRAMES, np.clip(height + rng.uniform(-2, 2), 8, SIDE - 8))
     passing = np.column_stack([x, y, np.full(FRAMES, size), np.zeros(FRAMES)])
     still = [SIDE / 2 + rng.uniform(-0.5, 0.5), height, rng.uniform(12, 13.5), 0.0]
@@ -196,21 +193,17 @@ def stamp(name: str, size: float, angle: float, x: float, y: float, side: int) -
     scale, turn = CELL / size, math.radians(angle)
     cos, sin = scale * math.cos(turn), scale * math.sin(turn)
     # from a sample's place to the sheet's: the inverse of turning clockwise by `angle` about the sprite's centre
-    matrix = (
-        cos / FINE,
-        sin / FINE,
-        CELL / 2 - cos * x - sin * y,
-        -sin / FINE,
-        cos / FINE,
-        CELL / 2 + sin * x - cos * y,
-    )
+    across = (cos / FINE, sin / FINE, MIDDLE - cos * x - sin * y)
+    matrix = (*across, -sin / FINE, cos / FINE, MIDDLE + sin * x - cos * y)
     fine = _sheet(name).transform((FINE * side, FINE * side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     return np.asarray(fine.reduce(FINE), dtype=np.float32) / 255
 
 
 @lru_cache(maxsize=64)
 def _sheet(name: str) -> Image.Image:
-    return Image.fromarray((sprites()[name].image * 255).round().astype(np.uint8), "RGBA").convert("RGBa")
+    """The sprite with a margin of nothing, so that its edge is as soft where it fills its cell."""
+    cell = (sprites()[name].image * 255).round().astype(np.uint8)
+    return Image.fromarray(np.pad(cell, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))), "RGBA").convert("RGBa")
 
 
 def contact_sheet(clips: Sequence[np.ndarray], zoom: int = 2, gap: int = 2) -> np.ndarray:

@@ -1,13 +1,8 @@
 """What it means that a clip shows the facts of a prompt, given what was seen in it. Shared by verifier and judge, which
 see with different eyes and write down what they saw as facts."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from genalign.lab.moves import KINDS, is_stated
+from genalign.lab.moves import KINDS, Move, is_stated
 from genalign.lab.world import Facts
-
-Move = Mapping[str, Any]
 
 
 def matched(stated: Facts, seen: Facts) -> list[tuple[Move, Move | None]]:

@@ -19,6 +19,7 @@ ANGLES = 24  # templates of a sprite, 15 degrees apart
 _SAMPLES = 16  # across a compared picture
 _REACH = 2.2  # radii from its middle to its edge
 _STANDS_OUT = 0.1  # colour distance from the ground that makes a pixel foreground
+_NOISES = 2.8  # standard deviations of the ground's noise that make one too
 _COUNTS = 0.06  # colour distance below which a pixel has no weight
 _NEAR = 5  # pixels between parts that may be one thing
 _SMALLEST = 12  # pixels of foreground below which a part is dirt
@@ -78,7 +79,8 @@ def parts_of(image: np.ndarray, ground: np.ndarray, template: Templates) -> list
     near parts are one thing where together they look more like a sprite than each alone (a cherry without its stem)."""
     difference = image - ground
     strength = np.abs(difference).max(axis=2)
-    foreground = ndimage.gaussian_filter(strength, 0.5) > _STANDS_OUT
+    stands_out = max(_STANDS_OUT, _NOISES * 1.48 * float(np.median(np.abs(difference))))  # most pixels are background
+    foreground = ndimage.gaussian_filter(strength, 0.5) > stands_out
     masks = _masks(foreground)
     parts = [_part(difference, strength, _edged(mask, masks), template) for mask in masks]
     for k, j in combinations(range(len(parts)), 2):
@@ -118,11 +120,13 @@ def _edged(mask: np.ndarray, masks: list[np.ndarray]) -> np.ndarray:
 
 
 def _part(difference: np.ndarray, strength: np.ndarray, mask: np.ndarray, template: Templates) -> Part:
-    moments, picture = _seen(difference, strength, mask)
-    return Part(*moments, mask, picture, template.distances(picture))
+    (x, y, radius), picture = _seen(difference, strength, mask)
+    return Part(x, y, radius, mask, picture, template.distances(picture))
 
 
-def _seen(difference: np.ndarray, strength: np.ndarray, mask: np.ndarray) -> tuple[tuple[float, ...], np.ndarray]:
+def _seen(
+    difference: np.ndarray, strength: np.ndarray, mask: np.ndarray
+) -> tuple[tuple[float, float, float], np.ndarray]:
     """Centre x, y and radius, and the compared picture (768,), from colour differences (H, W, 3) and their strength
     (H, W) within a mask."""
     weights = np.where(mask & (strength > _COUNTS), strength, 0.0)

@@ -78,7 +78,9 @@ def watch(clip: np.ndarray) -> Watched:
     background, sureness = nearest_ground(np.median(grounds, axis=0))
     template = templates(background)
     parts = [parts_of(image, ground, template) for image, ground in zip(images, grounds, strict=True)]
-    count = min(sorted(len(row) for row in parts)[-2], MOST)  # twice seen is no accident
+    counts = np.asarray([len(row) for row in parts])
+    parts = [row[:MOST] for row in parts]
+    count = sorted(len(row) for row in parts)[-2]  # twice seen is no accident
     anchors = [t for t in range(FRAMES) if len(parts[t]) == count]
     things = _linked(parts, anchors, count)
     for thing in things:
@@ -95,8 +97,7 @@ def watch(clip: np.ndarray) -> Watched:
         else:
             _recover(things, parts[t], t, states, visible, template)
     trails = [_trail(thing, row, seen, template) for thing, row, seen in zip(things, states, visible, strict=True)]
-    crowded = np.asarray([len(row) > count for row in parts])
-    return Watched(trails, grounds, background, sureness, crowded, _front(votes))
+    return Watched(trails, grounds, background, sureness, counts > count, _front(votes))
 
 
 def _linked(parts: list[list[Part]], anchors: Sequence[int], count: int) -> list[_Thing]:

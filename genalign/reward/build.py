@@ -33,6 +33,7 @@ HEADS = {
     "similarity": "genalign.reward.heads.exemplars:Similarity",
     "emojiworld-judge": "genalign.lab.judge:Judge",
     "emojiworld-facts": "genalign.lab.fact_judge:FactJudge",
+    "emojimoves-judge": "genalign.lab.moves_judge:MovesJudge",
     "judge": "genalign.lab.judge:Judge",  # its name in older recipes
     "judge-yes-no": "genalign.reward.judge.judges:YesNoJudge",
     "judge-score": "genalign.reward.judge.judges:ScoreJudge",
