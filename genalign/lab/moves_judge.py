@@ -60,8 +60,8 @@ class MovesNet(nn.Module):
     def __init__(self, width: int = 48) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 2, 5, stride=2, padding=2), nn.GroupNorm(8, width // 2), nn.SiLU(),
-            nn.Conv2d(width // 2, width, 3, stride=2, padding=1), _Block(width), _Block(width),
+            nn.Conv2d(3, width, 5, stride=2, padding=2), nn.GroupNorm(8, width), nn.SiLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1), _Block(width), _Block(width),
             nn.GroupNorm(8, width), nn.SiLU(),
         )  # fmt: skip
         self.marks = nn.Conv2d(width, len(sprites()), 1)

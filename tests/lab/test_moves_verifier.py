@@ -2,14 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
+from genalign import build_reward
+from genalign.files.shipped import shipped
 from genalign.lab import moves
 from genalign.lab.moves_clips import FRAMES, RATE, Clip, Path, choreograph, render
 from genalign.lab.moves_degraded import DEGRADATIONS
 from genalign.lab.moves_sound import SAMPLE_RATE, SAMPLES, knocks, onsets
 from genalign.lab.moves_trails import watch
 from genalign.lab.moves_verifier import ASPECTS, QUALITIES, facts_of, synchrony, verify, verify_batch
+from genalign.types import Media, Prompt, Track
 
 TIMES = np.arange(FRAMES)
 
@@ -170,3 +174,29 @@ def test_sound_and_bounce_must_come_together():
     clip = render(choreograph(still, rng))
     assert np.isnan(synchrony(clip, knocks([]), SAMPLE_RATE)[0])
     assert synchrony(clip, knocks([3]), SAMPLE_RATE)[0] == 0
+
+
+def test_the_shipped_rules_score_clips_with_and_without_sound():
+    """As rewards: what the verifier says of the rows, an abstention where a fact is not stated or nothing sounds."""
+    rng = np.random.default_rng(14)
+    facts = [
+        {"moves": [{"name": "dog", "motion": ["floor bounce"], "speed": None}], "passing": None, "background": None},
+        {"moves": [{"name": "cat", "motion": ["left"], "speed": "slow"}], "passing": None, "background": "pink"},
+    ]
+    made = [choreograph(each, rng) for each in facts]
+    clips = torch.from_numpy(np.stack([render(clip, rng) for clip in made]))
+    waves = torch.from_numpy(np.stack([knocks(clip.contacts) for clip in made]))
+    prompts = [Prompt("", facts=each, uid=k) for k, each in enumerate(facts)]
+    media = Media(video=Track(clips, RATE), audio=Track(waves, SAMPLE_RATE))
+    shown, made_well, heard = (
+        build_reward(f"clip_rules.py:{name}", shipped("rewards"))(prompts, media)
+        for name in ("clip_facts", "clip_quality", "knocks_with_bounces")
+    )
+    assert shown.total.tolist() == pytest.approx([1, 1], abs=0.05)  # a slow pace has partial credit
+    assert shown.valid[:, shown.names.index("speed")].tolist() == [False, True]
+    assert shown.valid[:, shown.names.index("background")].tolist() == [False, True]
+    assert made_well.total.min() > 0.9
+    assert heard.total_valid.tolist() == [True, False]
+    assert heard.total[0] == 1
+    swapped = build_reward("clip_rules.py:clip_facts", shipped("rewards"))(prompts, media.select([1, 0]))
+    assert swapped.total.max() < 0.4
