@@ -270,8 +270,8 @@ Made by `genalign lab build vlm-judge`."""
     elif folder.name == "tiny-video-judge":
         from genalign.lab.moves_judge import judge_accuracy as moves_accuracy
 
-        right, rejected = moves_accuracy(folder)
-        kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in rejected.items())
+        right, by_kind = moves_accuracy(folder)
+        kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in by_kind.items())
         text = f"""The held-out judge of EmojiWorld moves: a network over nine frames of 48x48 that marks each object's
 centre in every frame and reads from what stands there over time how it moves. **Never use it as a training reward.**
 The sprites are 42 Noto Color Emoji (Apache-2.0 images).

@@ -107,13 +107,13 @@ def _somewhere(
 
 
 def _bouncing(name: str, word: str, rng: np.random.Generator) -> Path:
-    """It falls on the floor and rises by three quarters, or comes back from a side; in one frame it just touches."""
+    """It falls on the floor and rises by nine tenths, or comes back from a side; in one frame it just touches."""
     contact, size = int(rng.integers(3, 6)), rng.uniform(14, 17)
     left, right, _, bottom = (reach * size for reach in reaches(name))
     apart = TIMES - contact  # frames before and after the contact
     if word == "floor bounce":
         fall = rng.uniform(17, 22)
-        back = 1.72 * fall * apart / contact - fall * (apart / contact) ** 2  # 0.86 of the speed, the same gravity
+        back = 1.9 * fall * apart / contact - fall * (apart / contact) ** 2  # 0.95 of the speed, the same gravity
         height = np.where(apart < 0, fall * (1 - (TIMES / contact) ** 2), back)
         x, y = np.full(FRAMES, rng.uniform(size / 2 + 1, SIDE - size / 2 - 1)), SIDE - bottom - height
     else:

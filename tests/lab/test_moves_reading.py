@@ -1,14 +1,21 @@
 """What the text tower of tiny-video must read, and that it is read as Wan's own pipeline reads it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from genalign.lab import moves
+from genalign.lab import moves, moves_reading, reading
 from genalign.lab.moves_reading import ANSWERS, MOVES, TOKENS, answers, build_text_tower, captions, moves_tokenizer
 from genalign.lab.reading import t5_states
 from genalign.lab.sprites import sprites
 from genalign.lab.world import BACKGROUNDS
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return moves_tokenizer()
 
 
 def fact(*rows, passing=None, background=None):
@@ -42,20 +49,21 @@ def test_the_answers_are_what_the_caption_says(facts, expected):
     assert all(k < count for k, count in zip(answers(facts), ANSWERS, strict=True))
 
 
-def test_every_word_is_one_token_and_every_caption_fits():
-    tokenizer, rng = moves_tokenizer(), np.random.default_rng(0)
-    texts, right = captions(rng, 300, "heldout")
+def test_every_word_is_one_token_and_every_caption_fits(tokenizer):
+    texts, right = captions(np.random.default_rng(0), 300, "heldout")
     assert right.shape == (300, len(ANSWERS))
     lengths = [len(ids) for ids in tokenizer(texts).input_ids]
     assert lengths == [len(text.split()) + 2 for text in texts]
     assert max(lengths) <= TOKENS
 
 
-def test_a_short_lesson_makes_a_tower_that_a_wan_pipeline_reads(tmp_path):
+def test_a_short_lesson_makes_a_tower_that_a_wan_pipeline_reads(tmp_path, tokenizer, monkeypatch):
     """The states that are taught are those that diffusers' WanPipeline gives its transformer."""
     from diffusers import WanPipeline
 
-    tower, tokenizer, share = build_text_tower(tmp_path, steps=2, rows=4, width=32)
+    monkeypatch.setattr(moves_reading, "moves_tokenizer", lambda: tokenizer)
+    monkeypatch.setattr(reading, "reading", partial(reading.reading, rows=32))
+    tower, _, share = build_text_tower(tmp_path, steps=2, rows=4, width=32)
     assert 0 <= share <= 1
     texts, _ = captions(np.random.default_rng(1), 3, "train")
     pipeline = WanPipeline(tokenizer=tokenizer, text_encoder=tower, transformer=None, vae=None, scheduler=None)
