@@ -20,7 +20,7 @@ ROWS = {"image": ("(3,H,W)", 3, 0), "video": ("(F,3,H,W)", 4, 1), "audio": ("(C,
 
 LEVELS = 255  # of a colour in 8 bits
 CHUNK = 16  # frames that are converted at a time
-Held = Tensor | list[Tensor] | list[str] | Sequence[Tensor]
+Held = Tensor | Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Track:
             return as_floats(self.held, self.device)
         if isinstance(self.held, list) and not self.is_levels:
             return self.held
-        return [as_floats(row, self.device) for row in self.held]  # type: ignore[arg-type]
+        return [as_floats(row, self.device) for row in self.held]
 
     def row(self, number: int, frames: slice | Sequence[int] = slice(None)) -> Any:
         """One row: a tensor without the batch axis, of a video the chosen frames alone; or a text."""
@@ -85,7 +85,7 @@ class Track:
             chosen = torch.as_tensor(list(rows), dtype=torch.long, device=self.held.device)
             return Track.of(self.held[chosen], rates, device=self.device)
         ids = None if self.ids is None else [self.ids[i] for i in rows]
-        return Track.of([self.held[i] for i in rows], rates, ids, self.device)  # type: ignore[arg-type]
+        return Track.of([self.held[i] for i in rows], rates, ids, self.device)
 
     def shapes(self) -> set[tuple[int, ...]]:
         """Those of its rows, without the batch axis; none of a text."""
@@ -201,7 +201,7 @@ class Media(Mapping[str, Track]):
             else:
                 rows = [row for d in datas for row in d]
                 ids = _joined_ids([part[name] for part in parts])
-                joined[name] = Track.of(rows, rates, ids, device)  # type: ignore[arg-type]
+                joined[name] = Track.of(rows, rates, ids, device)
         return Media(**joined)
 
 

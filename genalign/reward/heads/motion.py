@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genalign.media.frames import STILL, measure, small_luma
-from genalign.reward.base import Stateless, digest
+from genalign.reward.base import Scope, Stateless, digest
 from genalign.reward.scores import all_abstained, readable_rows
 from genalign.types import Media, Prompt, Scores, UsageError
 
@@ -29,7 +29,7 @@ class ClipRule(Stateless):
     """What the rules share: `score` of one clip, None where it says nothing of it. least: frames that it must have."""
 
     needs = frozenset({"video"})
-    looks_at = "sample"
+    looks_at: Scope = "sample"
     differentiable = False
     least = 2
     settings: tuple[Any, ...] = ()

@@ -178,7 +178,7 @@ def _check_range(name: str, media: Media) -> None:
         for tensor in [held] if isinstance(held, Tensor) else held:
             if isinstance(tensor, Tensor) and tensor.dtype == torch.uint8:
                 continue  # levels cannot lie outside
-            least, most = _span(tensor)  # type: ignore[arg-type]
+            least, most = _span(tensor)
             if least < low or most > high:
                 raise GenalignError(
                     f"reward {name!r} was given {modality} values in [{least:.3g}, {most:.3g}], outside "
