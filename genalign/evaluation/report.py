@@ -206,7 +206,8 @@ def _samples(run: Path) -> str:
     parts = []
     for path in dict.fromkeys([*grids[:1], *grids[-1:]]):
         caption = f"{html.escape(path.parent.name)}: base beside tuned, same seeds"
-        picture = image.element(path.parent, path.name, "base beside tuned")
+        moving = path.with_suffix(".webp")  # of videos
+        picture = image.element(path.parent, (moving if moving.is_file() else path).name, "base beside tuned")
         parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
     listed = players(run, PLAYED)
     if listed:

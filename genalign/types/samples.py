@@ -107,7 +107,7 @@ class Track:
         if isinstance(self.held, Tensor):
             levels = torch.empty(self.held.shape, dtype=torch.uint8)
             for there, row in zip(levels, tensors, strict=True):
-                there.copy_(to_levels(row))
+                _fill(there, row)
             return Track(levels, self.rate, None, self.rates, self.held.device)
         return Track([to_levels(row) for row in tensors], self.rate, None, self.rates, tensors[0].device)
 
@@ -130,9 +130,13 @@ def to_levels(row: Tensor) -> Tensor:
     if _is_levels(row):
         return row.cpu()
     levels = torch.empty(row.shape, dtype=torch.uint8)
-    for there, part in zip(levels.split(CHUNK), row.detach().split(CHUNK), strict=True):
-        there.copy_(part.float().clamp(0, 1).mul(LEVELS).round())
+    _fill(levels, row)
     return levels
+
+
+def _fill(levels: Tensor, row: Tensor) -> None:
+    for there, part in zip(levels.split(CHUNK), row.detach().split(CHUNK), strict=True):
+        there.copy_(part if _is_levels(part) else part.float().clamp(0, 1).mul(LEVELS).round())
 
 
 def _is_levels(row: Any) -> bool:

@@ -7,6 +7,7 @@ prompt wants motion: combine them with a reward that reads it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -165,29 +166,28 @@ class Synchrony(ClipRule):
 
 def likeness_of_changes(luma: Tensor) -> Tensor:
     """(F,h,w) -> (F-2,) in [0,1]: how like the changes into and out of frames 1 to F-2 are; NaN where both are none."""
-    changes = _blurred(luma[1:] - luma[:-1])
-    still = changes.abs().mean((1, 2)) < STILL
-    size = [2 * side for side in changes.shape[1:]]  # room for every shift
-    found = []
-    spectrum, norm = torch.fft.rfft2(changes[0], size), changes[0].norm()
-    for step in range(1, len(changes)):
-        before, before_norm = spectrum, norm
-        spectrum, norm = torch.fft.rfft2(changes[step], size), changes[step].norm()
-        if still[step - 1] and still[step]:
-            found.append(torch.tensor(torch.nan))
-        elif still[step - 1] or still[step]:
-            found.append(torch.tensor(0.0))
-        else:
-            peak = torch.fft.irfft2(spectrum * before.conj(), size).amax()
-            found.append((peak / (norm * before_norm)).clamp(0, 1))
+    size = [2 * side for side in luma.shape[1:]]  # room for every shift
+    found: list[Tensor] = []
+    last: tuple[Tensor, Tensor, bool] | None = None
+    for frame, following in pairwise(luma):
+        change = _blurred(following - frame)
+        spectrum, norm, still = torch.fft.rfft2(change, size), change.norm(), bool(change.abs().mean() < STILL)
+        if last is not None:
+            before, before_norm, was_still = last
+            likeness = luma.new_tensor(torch.nan if still and was_still else 0.0)
+            if not still and not was_still:
+                peak = torch.fft.irfft2(spectrum * before.conj(), size).amax()
+                likeness = (peak / (norm * before_norm)).clamp(0, 1)
+            found.append(likeness)
+        last = spectrum, norm, still
     return torch.stack(found) if found else luma.new_empty(0)
 
 
-def _blurred(luma: Tensor) -> Tensor:
-    """(T,h,w) by binomials of 5 pixels along both axes, so that shifts by parts of a pixel are like whole ones."""
-    weights = luma.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    padded = F.pad(luma[:, None], (2, 2, 2, 2), mode="replicate")
-    return F.conv2d(F.conv2d(padded, weights[None, None, :, None]), weights[None, None, None])[:, 0]
+def _blurred(change: Tensor) -> Tensor:
+    """(h,w) by binomials of 5 pixels along both axes, so that shifts by parts of a pixel are like whole ones."""
+    weights = change.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    padded = F.pad(change[None, None], (2, 2, 2, 2), mode="replicate")
+    return F.conv2d(F.conv2d(padded, weights[None, None, :, None]), weights[None, None, None])[0, 0]
 
 
 def motion_changes(row: Tensor, rate: float) -> list[float]:
