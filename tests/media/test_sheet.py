@@ -95,8 +95,9 @@ def test_the_report_shows_the_moving_sheet(tmp_path) -> None:
     folder.mkdir(parents=True)
     video.sheet([gliding()], [bouncing()], [("it moves", 1)], folder / "grid.png", 8.0)
     page = write_report(tmp_path).read_text()
-    (shown,) = re.findall(r'<img alt="base beside tuned" src="data:image/webp;base64,([^"]+)">', page)
-    assert base64.b64decode(shown) == (folder / "grid.webp").read_bytes()
+    for kind in ("webp", "png"):  # moving, and as frames from left to right
+        (shown,) = re.findall(rf'<img alt="base beside tuned" src="data:image/{kind};base64,([^"]+)">', page)
+        assert base64.b64decode(shown) == (folder / f"grid.{kind}").read_bytes()
     played = re.findall(r'<video [^>]*src="data:video/mp4;base64,([^"]+)">', page)
     assert [base64.b64decode(one) for one in played] == [
         (folder / f"{k}-0.mp4").read_bytes() for k in ("base", "tuned")
