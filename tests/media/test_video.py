@@ -180,6 +180,9 @@ def test_symptoms_by_hand() -> None:
     assert found["black"] == pytest.approx(1 / 3)
     assert found["frozen"] == pytest.approx((1 + 0 + 2 / 3) / 3)
     assert found["saturation"] == 0
+    assert found["brightness"] == pytest.approx((0 + 0.5 + (3 * 0.2 + 0.8) / 4) / 3)
+    assert found["motion"] == pytest.approx((0 + 0.2 + 0.6 / 3) / 3)
+    assert found["flicker"] == pytest.approx((0 + 0 + (0 + 0.3) / 2) / 3, abs=1e-6)  # 0.2, 0.2, 0.8: 0.3 off the middle
     assert video.distance(black, black[:2] + 0.5) == pytest.approx(0.5)
     assert video.extent(black, 8.0) == 4.0
     assert video.symptoms([black[:1]])["frozen"] == 0.0  # one frame repeats nothing
