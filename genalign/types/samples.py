@@ -16,8 +16,6 @@ from genalign.types.errors import UsageError
 Modality = Literal["image", "video", "audio", "text"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 ROWS = {"image": ("(3,H,W)", 3, 0), "video": ("(F,3,H,W)", 4, 1), "audio": ("(C,N)", 2, None)}  # form, axes, colours
-
-
 LEVELS = 255  # of a colour in 8 bits
 CHUNK = 16  # frames that are converted at a time
 Held = Tensor | Sequence[Any]
@@ -104,12 +102,14 @@ class Track:
         tensors = [row for row in rows if isinstance(row, Tensor)]
         if not tensors or len(tensors) < len(self) or not all(_fits_levels(row) for row in tensors):
             return self
+        levels: Held
         if isinstance(self.held, Tensor):
             levels = torch.empty(self.held.shape, dtype=torch.uint8)
             for there, row in zip(levels, tensors, strict=True):
                 _fill(there, row)
-            return Track(levels, self.rate, None, self.rates, self.held.device)
-        return Track([to_levels(row) for row in tensors], self.rate, None, self.rates, tensors[0].device)
+        else:
+            levels = [to_levels(row) for row in tensors]
+        return Track(levels, self.rate, None, self.rates, self.device or tensors[0].device)
 
     @property
     def is_levels(self) -> bool:

@@ -58,6 +58,16 @@ def test_what_is_not_a_video_in_range_stays_as_it_is() -> None:
         Media(audio=Track(torch.zeros(1, 1, 9, dtype=torch.uint8), 8000.0))
 
 
+def test_levels_are_read_back_to_where_the_floats_were() -> None:
+    elsewhere = torch.device("meta")
+    track = Track(to_levels(batch()), 8.0, device=elsewhere)
+    assert track.held.device == torch.device("cpu")
+    for kept in (track, track.as_levels(), track.select([1]), Media.cat([Media(video=track)] * 2)["video"]):
+        assert kept.device == elsewhere
+        assert kept.row(0, [1]).device == kept.data.device == elsewhere
+        assert kept.held.device == torch.device("cpu")
+
+
 def test_rows_frames_and_joins_of_levels() -> None:
     floats = batch()
     levels = Media(video=Track(floats, 8.0)).compact()
