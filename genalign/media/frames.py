@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genalign.types.samples import CHUNK, as_floats
+from genalign.types.samples import as_floats, in_chunks
 
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 STILL = 0.5 / 255  # mean change below which a frame repeats the one before
@@ -51,8 +51,8 @@ class Measures(NamedTuple):
 
 
 def chunked(row: Tensor) -> Iterator[Tensor]:
-    """Frames (F,3,H,W), in [0,1] or as levels, as floats on the CPU: at most CHUNK at a time."""
-    return (as_floats(part.detach()).float().cpu() for part in row.split(CHUNK))
+    """Frames (F,3,H,W), in [0,1] or as levels, as floats on the CPU, some at a time (`in_chunks`)."""
+    return (as_floats(part.detach()).float().cpu() for part in in_chunks(row))
 
 
 def measure(row: Tensor) -> Measures:
@@ -63,7 +63,7 @@ def measure(row: Tensor) -> Measures:
         colours.append(frames.mean((2, 3)))
         saturation.append((frames.amax(1) - frames.amin(1)).mean((1, 2)))
         before = frames if last is None else torch.cat([last, frames])
-        changes.append((before[1:] - before[:-1]).abs().mean((1, 2, 3)))
+        changes.append((before[1:] - before[:-1]).abs_().mean((1, 2, 3)))
         last = frames[-1:]
     return Measures(torch.cat(colours), torch.cat(changes), torch.cat(saturation))
 

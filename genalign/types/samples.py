@@ -17,7 +17,7 @@ Modality = Literal["image", "video", "audio", "text"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 ROWS = {"image": ("(3,H,W)", 3, 0), "video": ("(F,3,H,W)", 4, 1), "audio": ("(C,N)", 2, None)}  # form, axes, colours
 LEVELS = 255  # of a colour in 8 bits
-CHUNK = 16  # frames that are converted at a time
+CHUNK = 2**22  # values that are converted at a time: 16 MiB of floats, three frames of 480x832
 Held = Tensor | Sequence[Any]
 
 
@@ -134,8 +134,13 @@ def to_levels(row: Tensor) -> Tensor:
     return levels
 
 
+def in_chunks(row: Tensor) -> tuple[Tensor, ...]:
+    """Views of a row, in order, along its first axis: of a video some frames each, one at least."""
+    return row.split(max(1, CHUNK // max(1, row[:1].numel())))
+
+
 def _fill(levels: Tensor, row: Tensor) -> None:
-    for there, part in zip(levels.split(CHUNK), row.detach().split(CHUNK), strict=True):
+    for there, part in zip(in_chunks(levels), in_chunks(row.detach()), strict=True):
         there.copy_(part if _is_levels(part) else part.float().clamp(0, 1).mul(LEVELS).round())
 
 

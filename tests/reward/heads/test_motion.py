@@ -157,7 +157,8 @@ def test_a_score_depends_on_no_neighbour_and_on_no_storage(use: str) -> None:
     assert torch.allclose(rule(prompts(3), media.compact()).total, together.total, atol=0.01)
 
 
-def test_measures_by_hand_over_more_frames_than_are_held_at_a_time() -> None:
+def test_measures_by_hand_over_more_frames_than_are_held_at_a_time(monkeypatch) -> None:
+    monkeypatch.setattr("genalign.types.samples.CHUNK", 5 * 3 * 6 * 10)
     frames = torch.rand(37, 3, 6, 10, generator=torch.Generator().manual_seed(0))
     found, plain = measure(frames), frames.double().numpy()
     np.testing.assert_allclose(found.colours, plain.mean((2, 3)), atol=1e-6)
