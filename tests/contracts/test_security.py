@@ -43,8 +43,8 @@ from genalign.evaluation.evaluate import EvalSettings, evaluate
 from genalign.evaluation.report import write_report
 from genalign.files.shipped import shipped
 from genalign.media import audio
+from genalign.media.container import load_sound, load_video
 from genalign.media.image import PICTURES, load_png
-from genalign.media.video import load_sound, load_video
 from genalign.policy.language import load_language
 from genalign.policy.load import load_diffusion
 from genalign.policy.settings import PolicySettings
