@@ -44,6 +44,10 @@ HEADS = {
     "format": "genalign.reward.heads.rules:Format",
     "repetition": "genalign.reward.heads.rules:Repetition",
     "structured": "genalign.reward.heads.structured:StructuredMatch",
+    "moving": "genalign.reward.heads.motion:Moving",
+    "steady": "genalign.reward.heads.motion:Steady",
+    "smooth-motion": "genalign.reward.heads.motion:SmoothMotion",
+    "synchrony": "genalign.reward.heads.motion:Synchrony",
 }
 PAIRWISE = {"winrate": WinRate, "versus": Versus}
 KINDS = ("use", "sum", "hybrid", "harmonic", *PAIRWISE, *FORMS)
