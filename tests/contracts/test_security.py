@@ -43,8 +43,8 @@ from genalign.evaluation.evaluate import EvalSettings, evaluate
 from genalign.evaluation.report import write_report
 from genalign.files.shipped import shipped
 from genalign.media import audio
+from genalign.media.container import load_sound, load_video
 from genalign.media.image import PICTURES, load_png
-from genalign.media.video import load_sound, load_video
 from genalign.policy.language import load_language
 from genalign.policy.load import load_diffusion
 from genalign.policy.settings import PolicySettings
@@ -64,8 +64,9 @@ from genalign.reward.runtime.process import ProcessReward
 from genalign.reward.runtime.serving import application
 from genalign.reward.runtime.web import Web
 from genalign.reward.runtime.wire import FRAME, pack_batch, send
-from genalign.run.launch import _trackers, load_run
+from genalign.run.launch import load_run
 from genalign.run.recipe import load_recipe
+from genalign.run.trackers import start_trackers
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from genalign.types import GenalignError, Media, Prompt, Track, UsageError
 from tests.helpers.tiny_language import save_tiny_language
@@ -290,7 +291,7 @@ def test_recipe_trackers(tmp_path: Path, marker: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(tmp_path))
     recipe = load_recipe(write_recipe(tmp_path / "run"))
     with pytest.raises(UsageError, match="report_to"):
-        _trackers(["a_module_of_mine"], tmp_path, recipe)
+        start_trackers(["a_module_of_mine"], tmp_path, recipe)
     assert not marker.exists()
 
 
