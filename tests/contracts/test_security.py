@@ -255,7 +255,7 @@ def test_recipe_files_to_write(tmp_path: Path) -> None:
     for file in (weights, notes):
         settings = EvalSettings(prompts="-", guidance=[1.0], seeds=[0], base_cache=str(file), training_prompts=0)
         with pytest.raises(UsageError, match="name another"):
-            evaluate(Grey(), prompts(2), [Sharpness()], None, settings, tmp_path)
+            evaluate(Grey(), prompts(2), [Sharpness()], [], settings, tmp_path)
     spec = {"use": "sharpness", "run": {"cache": "notes.txt"}}
     with pytest.raises(UsageError, match="cannot be used as a cache"):
         build_reward(spec, tmp_path)(prompts(1), images(1))
@@ -383,7 +383,7 @@ class Page(HTMLParser):
 
 def test_report(tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script><img src=http://127.0.0.1:9/x>"
-    sweep = {"guidance": [None], "steps": 2, "before": {"best": None}, "after": {"best": None}}
+    sweep = {"headline": hostile, "guidance": [None], "steps": 2, "before": {"best": None}, "after": {"best": None}}
     plain = {"prompts": hostile, "seeds": [hostile], "sweep": sweep}
     run = a_run(tmp_path / "run", "")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
