@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genalign.policy.answer import AnswerForm
 from genalign.policy.branching import Place, part, pick, row_axes
 from genalign.policy.hooks import advance, attribute, lasting_weights, named, place_of
 from genalign.policy.memo import EncoderMemo
@@ -62,8 +63,7 @@ class Stage:
             module for each in self.denoisers.values() for module in each.modules() if hasattr(module, "processor")
         ]
         self._row_axes: dict[Place, int | None] | None = None  # None: branches cannot be cut apart
-        self._wrap: Callable[[Tensor], Any] = lambda out: (out,)
-        self._blank: Tensor | None = None  # (1, ...) like one row of a branch
+        self._form = AnswerForm(type(self.denoiser).__name__)
         self._proven = False  # whether cut branches were compared with those of a whole batch
 
     def run(
@@ -213,7 +213,7 @@ class Stage:
         if many > 1 and not self._proven:
             self._prove(args, kwargs, rows, many)
         if many > 1 and self._row_axes is None:
-            outs = list(self._unwrap(self.count(args, kwargs)).split(rows))
+            outs = list(self._form.read(self.count(args, kwargs)).split(rows))
             return [out if graph is None or graph[k] else out.detach() for k, out in enumerate(outs)]
         distinct, axes = sorted(set(twins or range(rows))), self._row_axes
         back = None  # where each row's output stands among those of the distinct rows
@@ -229,7 +229,7 @@ class Stage:
             if back is not None:
                 own = pick(own, distinct, rows, axes or {})
             with torch.set_grad_enabled(torch.is_grad_enabled() and (graph is None or graph[k])):
-                out = self._unwrap(self.count(*own))
+                out = self._form.read(self.count(*own))
                 outs.append(out if back is None else out[back.to(out.device)])
         return outs
 
@@ -241,7 +241,7 @@ class Stage:
         if self._row_axes is None:
             return
         try:
-            whole = self._unwrap(self._forwards[self.active](*args, **kwargs)).double()
+            whole = self._form.read(self._forwards[self.active](*args, **kwargs)).double()
         except Exception as error:  # the pipeline's own call, as it is
             if rows == 1:
                 raise
@@ -253,7 +253,7 @@ class Stage:
             outs = []
             for k in range(many):
                 own_args, own_kwargs = part((args, kwargs), k, many, rows, self._row_axes)
-                outs.append(self._unwrap(self._forwards[self.active](*own_args, **own_kwargs)))
+                outs.append(self._form.read(self._forwards[self.active](*own_args, **own_kwargs)))
             apart = torch.cat(outs).double()
         except Exception:  # whatever a network runs into that is given half of what it wants
             self._row_axes = None
@@ -264,53 +264,18 @@ class Stage:
 
     def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> list[Tensor]:
         """Branches of zeros in the denoiser's place; its real output once, where the form of that is not known yet."""
-        if self._blank is None:
+        if not self._form.known:
             with torch.no_grad():
                 return self.answer(args, kwargs, rows)
         return [self.blank(rows)] * self.branches(args, kwargs, rows)
 
     def join(self, outs: Sequence[Tensor]) -> Any:
         """Branches as one answer of the kind the pipeline expects."""
-        return self._wrap(outs[0] if len(outs) == 1 else torch.cat(list(outs)))
+        return self._form.write(outs[0] if len(outs) == 1 else torch.cat(list(outs)))
 
     def blank(self, rows: int) -> Tensor:
-        assert self._blank is not None
-        return self._blank.expand(rows, *self._blank.shape[1:])
-
-    def _unwrap(self, out: Any) -> Tensor:
-        if several := _several(out):
-            shapes = [x.shape[1:] for x in several]
-            rebuild: Callable[[list[Tensor]], Any] = tuple
-            if isinstance(out, dict):
-                rebuild = functools.partial(_rebuilt, type(out), list(out))
-
-            def apart(x: Tensor) -> Any:
-                pieces = x.split([shape.numel() for shape in shapes], 1)
-                return rebuild([piece.reshape(-1, *shape) for piece, shape in zip(pieces, shapes, strict=True)])
-
-            whole = torch.cat([x.flatten(1) for x in several], 1)
-            self._wrap, self._blank = apart, torch.zeros_like(whole[:1])
-            return whole
-        value = out if isinstance(out, Tensor) else out[0]
-        as_list = isinstance(value, list) and len({row.shape for row in value}) == 1
-        tensor: Any = torch.stack(value) if isinstance(value, list) and as_list else value
-        if not isinstance(tensor, Tensor):
-            raise UsageError(
-                f"{type(self.denoiser).__name__} returns a {type(tensor).__name__}, not one tensor a batch"
-            )
-
-        def form(x: Tensor) -> Any:
-            return list(x) if as_list else x
-
-        if isinstance(out, Tensor):
-            self._wrap = form
-        elif isinstance(out, dict):
-            kind, key = type(out), next(iter(out))
-            self._wrap = lambda x: kind(**{key: form(x)})
-        else:
-            self._wrap = lambda x: (form(x),)
-        self._blank = torch.zeros_like(tensor[:1])
-        return tensor
+        """Zeros in the place of one branch of `rows` rows."""
+        return self._form.zeros(rows)
 
 
 def _denoiser_names(pipeline: Any) -> list[str]:
@@ -323,16 +288,3 @@ def _denoiser_names(pipeline: Any) -> list[str]:
     if not present:
         raise UsageError(f"{type(pipeline).__name__} has neither a transformer nor a unet that could be aligned")
     return sorted(present)
-
-
-def _several(out: Any) -> list[Tensor]:
-    """The tensors of an answer that holds one for each of several media; none of any other answer."""
-    values = list(out.values()) if isinstance(out, dict) else out
-    if not isinstance(values, (tuple, list)) or isinstance(out, list) or len(values) < 2:
-        return []
-    whole = all(isinstance(x, Tensor) and x.is_floating_point() for x in values)
-    return list(values) if whole and len({len(x) for x in values}) == 1 else []
-
-
-def _rebuilt(kind: type, keys: Sequence[str], values: Sequence[Tensor]) -> Any:
-    return kind(**dict(zip(keys, values, strict=True)))
