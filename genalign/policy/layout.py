@@ -71,8 +71,8 @@ def learn_layout(
     )
     if not exact:
         raise UsageError(
-            f"{name} decodes its latents by more than moving, scaling and shifting each of their elements, so samples"
-            " cannot be encoded for it; train it on its own"
+            f"{name} decodes its latents by more than moving, scaling and shifting each of their elements, so nothing"
+            " can be encoded for it; train it on its own samples"
         )
     return Layout(tuple(zero.shape[1:]), tuple(shift.shape[1:]), order, scale, shift.flatten(), size, axes)
 
