@@ -218,4 +218,4 @@ class DiffusionPolicy:
         """
         if self._rollouts.graph is None:
             self.rollout(prompts[:1], 1, seeds[:1])  # proves that this pipeline can be replayed
-        return recalled(folder, prompts, seeds, self.settings.batch_size)
+        return recalled(folder, prompts, seeds, self.settings.batch_size, self._rollouts.about)
