@@ -103,7 +103,7 @@ class DiffusionPolicy:
         if len(seeds) != len(prompts) or not prompts:
             raise UsageError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed a prompt, and at least one")
         made = []
-        for part in self._pipe.parts(len(prompts)):
+        for part in self._pipe.parts_of(prompts):
             call = self._pipe.call(prompts[part], seeds[part], guidance, steps)
             made.append(self._pipe.draw(call, self._stage.count, None))
         return Media.cat(made)

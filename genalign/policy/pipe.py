@@ -153,6 +153,19 @@ class Pipe:
         size = self.settings.batch_size
         return [slice(at, min(at + size, rows)) for at in range(0, rows, size)]
 
+    def parts_of(self, prompts: Sequence[Prompt]) -> list[slice]:
+        """The same for rows of these prompts; each of one picture, where the pipeline draws a batch from one."""
+        self._look(prompts[0])
+        if not self.tracks.bare:
+            return self.parts(len(prompts))
+        parts, at = [], 0
+        for row in range(1, len(prompts) + 1):
+            whole = row == len(prompts) or row - at == self.settings.batch_size
+            if whole or prompts[row].media is not prompts[at].media:
+                parts.append(slice(at, row))
+                at = row
+        return parts
+
     def on_kernel(self) -> Hook:
         """Within the context the pipeline holds the kernels' scheduler."""
         return self._on(self.kernel_scheduler)

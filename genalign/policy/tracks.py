@@ -6,8 +6,10 @@ reverse of it in `values`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -32,6 +34,24 @@ FRAME_RATES = ("frame_rate", "fps")
 # What the rows that a prompt brings of a medium are given as: of two pictures the last frame is the second.
 ARGUMENTS = {"image": ("image", "last_image"), "video": ("video",)}
 FINISHING = (("image_processor", "postprocess"), ("video_processor", "postprocess_video"))
+
+
+def media_of_class(name: str) -> frozenset[str]:
+    """What a pipeline of this class of diffusers makes, by the fields of the outputs that its module knows, before
+    there is any; images where that says nothing."""
+    import diffusers
+    from diffusers.utils import BaseOutput
+
+    module = sys.modules.get(getattr(getattr(diffusers, name, None), "__module__", ""))
+    known = [value for value in vars(module).values() if isinstance(value, type)] if module else []
+    outputs = [kind for kind in known if issubclass(kind, BaseOutput) and kind.__name__.endswith("PipelineOutput")]
+    fields = [field.name for kind in outputs for field in dataclasses.fields(kind)]
+    return frozenset(filter(None, map(_medium, fields))) or frozenset({"image"})
+
+
+def _medium(field: str) -> str | None:
+    """What a field of a pipeline's output holds."""
+    return next((medium for start, medium in FIELDS.items() if field.startswith(start)), None)
 
 
 class Tracks:
@@ -88,7 +108,7 @@ class Tracks:
         fields = output if isinstance(output, Mapping) else vars(output)
         tracks = {}
         for name, value in fields.items():
-            medium = next((kind for start, kind in FIELDS.items() if name.startswith(start)), None)
+            medium = _medium(name)
             if not isinstance(value, Tensor) or medium is None:
                 continue
             if medium == "audio":

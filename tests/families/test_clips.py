@@ -11,8 +11,10 @@ import torch
 from peft import PeftModel
 
 from genalign.method import MethodSettings, build_method
+from genalign.policy.tracks import media_of_class
 from genalign.types import GenalignError, Media, Track, UsageError
 from tests.helpers.diffusion import log_ratio, moved
+from tests.helpers.tiny_pipelines import EDIT, FAMILIES, MORE
 from tests.helpers.tiny_videos import RATE, REFUSED_CLIPS
 from tests.helpers.toy_policy import ToyReward
 from tests.helpers.video_policies import BOTH, made, plainly, prompts, refusal, rolled
@@ -244,9 +246,22 @@ def test_a_component_that_guides_takes_the_scale_and_gives_it_back() -> None:
 
 def test_a_batch_of_one_picture_is_not_given_two() -> None:
     of, _ = rolled("wan-i2v")
+    one, other = prompts("wan-i2v")
     with pytest.raises(UsageError, match=r"draws a batch from one image; set policy\.batch_size") as error:
-        of.generate(prompts("wan-i2v"), [0, 1])
+        of.rollout([one, other], 1, seed=0)
     assert "\n" not in str(error.value)
+    together = of.generate([one, one, one, other, one], [0, 1, 2, 3, 4])["video"].data  # in batches of 2, 1, 1 and 1
+    for row, prompt in ((1, one), (3, other), (4, one)):
+        torch.testing.assert_close(together[row], of.generate([prompt], [row])["video"].data[0], rtol=0, atol=1e-5)
+
+
+def test_what_a_class_makes_is_known_before_its_weights() -> None:
+    for name, family in BOTH.items():
+        assert media_of_class(family.pipeline) == ({"video", "audio"} if name.startswith("ltx-2") else {"video"}), name
+    for family in {**FAMILIES, **MORE, **EDIT}.values():
+        assert media_of_class(family.pipeline) == {"image"}
+    assert media_of_class("StableAudioPipeline") == {"audio"}
+    assert media_of_class("NoPipeline") == media_of_class("") == {"image"}
 
 
 @pytest.mark.parametrize("name", REFUSED_CLIPS)
