@@ -184,6 +184,15 @@ def test_a_step_of_video_and_sound_has_a_density_of_each() -> None:
     assert alone.count.tolist() == [x.shape[1] - tokens, tokens]
 
 
+def test_stored_steps_of_video_and_sound_are_replayed(tmp_path) -> None:
+    of, trajectory = rolled("ltx-2")
+    of.save_trajectory(trajectory, tmp_path / "0.safetensors")
+    recalled = of.recall(tmp_path, list(trajectory.prompts), list(trajectory.seeds))
+    assert recalled.about == trajectory.about
+    assert recalled.units() == trajectory.units()
+    assert bool((log_ratio(of, recalled) == 0).all())
+
+
 class Loud(ToyReward):
     """How loud the sound is."""
 
