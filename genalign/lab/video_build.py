@@ -1,0 +1,73 @@
+"""tiny-video from nothing: its stages one after another, each measured."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from genalign.lab.bank import latent_bank
+from genalign.lab.few_steps import distil_steps, trajectories
+from genalign.lab.flow_matching import match
+from genalign.lab.moves import web_caption
+from genalign.lab.moves_reading import build_text_tower
+from genalign.lab.video import CLIPS, assemble, true_caption
+from genalign.lab.video_autoencoder import build_autoencoder, measure_latents
+from genalign.lab.video_figures import all_right, drawn_right, reconstructed_right
+
+Stage = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """How long each stage is: optimizer steps, and clips or trajectories of its bank."""
+
+    autoencoder: int = 5_000
+    read: int = 1_600
+    capable: int = 12_000
+    half_hearted: int = 300
+    few_steps: int = 800
+    clips: int = 24_576
+    trajectories: int = 6_144
+    guidance: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)  # scales the half-hearted model is measured at
+    prompts: int = 512  # held-out ones, on which each stage is measured
+    rows: int = 48  # captions of a batch; clips of the autoencoder's are a sixth
+
+
+def build_video(work: Path, stages: Stages = Stages()) -> tuple[Any, dict[str, Stage]]:
+    """Train tiny-video; returns the pipeline and what each stage reached. Each stage goes on from its checkpoint in
+    `work`.
+
+    autoencoder: reconstruction of rendered clips. read: a new tower learns to tell what a caption says. capable: true
+    captions. half-hearted: captions that contradict what is to be aligned. few steps: guidance, at the scale that is
+    best for the half-hearted model, and nine steps distilled into three (PeRFlow).
+    """
+    figures: dict[str, Stage] = {}
+    vae = build_autoencoder(work, stages.autoencoder, rows=max(1, stages.rows // 6))
+    figures["autoencoder"] = reconstructed_right(vae, stages.prompts)
+    bank = latent_bank(vae, work, "moves", stages.clips)
+    measure_latents(vae, bank[0])
+
+    tower, tokenizer, share = build_text_tower(work, stages.read, rows=min(64, stages.rows + 16))
+    figures["read"] = {"held-out captions": share}
+    pipeline = assemble(vae, tower, tokenizer)
+    fitted = partial(match, pipeline, bank, rows=stages.rows, world=CLIPS)
+    seen = partial(drawn_right, pipeline, count=stages.prompts)
+
+    fitted(true_caption, work / "capable.safetensors", steps=stages.capable, learning_rate=1.2e-3, seed=5)
+    figures["capable"] = seen(guidance=2.0, steps=10)
+
+    fitted(
+        web_caption, work / "half-hearted.safetensors", steps=stages.half_hearted, learning_rate=4e-4, seed=7,
+        ema_decay=0.99,
+    )  # fmt: skip
+    halves = {scale: seen(guidance=scale, steps=10) for scale in stages.guidance}
+    figures |= {f"half-hearted, guidance {scale:g}": half for scale, half in halves.items()}
+    best = max(halves, key=lambda scale: all_right(halves[scale]))
+
+    taught = work / f"guidance-{best:g}"
+    taught.mkdir(exist_ok=True)
+    paths, captions = trajectories(pipeline, taught, stages.trajectories, best, world=CLIPS)
+    distil_steps(pipeline, paths, captions, taught, steps=stages.few_steps, rows=stages.rows, world=CLIPS)
+    for steps in (3, 9):
+        figures[f"few steps, {steps}"] = seen(guidance=1.0, steps=steps)
+    return pipeline, figures
