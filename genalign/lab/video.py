@@ -1,5 +1,6 @@
 """tiny-video: a rectified-flow transformer of the Wan class with a UMT5 text encoder, as a WanPipeline."""
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from genalign.lab.world import Facts
 
 SPATIAL, TEMPORAL = 8, 4  # pixels and frames of a latent
 CHANNELS = 16
+NOISE = 0.1  # on latents of unit size
 LATENTS = (CHANNELS, 1 + (FRAMES - 1) // TEMPORAL, SIDE // SPATIAL, SIDE // SPATIAL)  # 16 x 3 x 6 x 6
 CALL = {"height": SIDE, "width": SIDE, "num_frames": FRAMES, "max_sequence_length": TOKENS}
 DEFAULT_TOKENS = 512  # of WanPipeline's call, all but the text's own zero; its transformer attends to them
@@ -26,12 +28,13 @@ def autoencoder() -> Any:
     Pixels are folded 2x2 before the first convolution, as Wan 2.2 has them. The class halves space wherever it halves
     time, so four frames a latent leave 4x in space or, so folded, 8x. Folded, no convolution runs at full size, which
     costs a third of the 4x autoencoder of as many latents (4 channels, 12x12), in training and whenever a sample is
-    decoded.
+    decoded. The deviation of its posterior is NOISE everywhere, not learnt: a KL term would have to be weighed against the
+    picture to say the same.
     """
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(11)
-    return AutoencoderKLWan(
+    vae = AutoencoderKLWan(
         base_dim=16,
         decoder_base_dim=24,
         z_dim=CHANNELS,
@@ -46,6 +49,10 @@ def autoencoder() -> Any:
         scale_factor_temporal=TEMPORAL,
         scale_factor_spatial=SPATIAL,
     )
+    with torch.no_grad():
+        vae.quant_conv.weight[CHANNELS:] = 0.0
+        vae.quant_conv.bias[CHANNELS:] = 2 * math.log(NOISE)
+    return vae
 
 
 def transformer(text_width: int, heads: int = 4, layers: int = 5) -> Any:
