@@ -27,9 +27,9 @@ def autoencoder() -> Any:
 
     Pixels are folded 2x2 before the first convolution, as Wan 2.2 has them. The class halves space wherever it halves
     time, so four frames a latent leave 4x in space or, so folded, 8x. Folded, no convolution runs at full size, which
-    costs a third of the 4x autoencoder of as many latents (4 channels, 12x12), in training and whenever a sample is
-    decoded. The deviation of its posterior is NOISE everywhere, not learnt: a KL term would have to be weighed against the
-    picture to say the same.
+    costs a third of the 4x autoencoder of the same widths and as many latents (4 channels, 12x12), in training and
+    whenever a sample is decoded. The deviation of its posterior is NOISE everywhere, not learnt: a KL term would have
+    to be weighed against the picture to say the same.
     """
     from diffusers import AutoencoderKLWan
 

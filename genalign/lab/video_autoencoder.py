@@ -12,6 +12,7 @@ from genalign.lab.bank import KINDS
 from genalign.lab.video import NOISE, autoencoder
 from genalign.training.fit import fit
 
+
 def clips(seed: int, step: int, count: int) -> Tensor:
     """`count` rendered clips of the training split, (B, 3, 9, 48, 48) in [-1, 1]; a function of seed and step."""
     rng, moving = np.random.default_rng((seed, step)), KINDS["moves"]

@@ -1,5 +1,6 @@
 """tiny-video from nothing: its stages one after another, each measured."""
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from genalign.lab.video import CLIPS, assemble, true_caption
 from genalign.lab.video_autoencoder import build_autoencoder, measure_latents
 from genalign.lab.video_figures import all_right, drawn_right, reconstructed_right
 
+log = logging.getLogger("genalign.lab")
 Stage = dict[str, Any]
 
 
@@ -42,26 +44,32 @@ def build_video(work: Path, stages: Stages = Stages()) -> tuple[Any, dict[str, S
     best for the half-hearted model, and nine steps distilled into three (PeRFlow).
     """
     figures: dict[str, Stage] = {}
+
+    def reached(stage: str, measured: Stage) -> None:
+        log.info("%s: %s", stage, measured)
+        figures[stage] = measured
+
     vae = build_autoencoder(work, stages.autoencoder, rows=max(1, stages.rows // 6))
-    figures["autoencoder"] = reconstructed_right(vae, stages.prompts)
+    reached("autoencoder", reconstructed_right(vae, stages.prompts))
     bank = latent_bank(vae, work, "moves", stages.clips)
     measure_latents(vae, bank[0])
 
     tower, tokenizer, share = build_text_tower(work, stages.read, rows=min(64, stages.rows + 16))
-    figures["read"] = {"held-out captions": share}
+    reached("read", {"held-out captions": share})
     pipeline = assemble(vae, tower, tokenizer)
     fitted = partial(match, pipeline, bank, rows=stages.rows, world=CLIPS)
     seen = partial(drawn_right, pipeline, count=stages.prompts)
 
     fitted(true_caption, work / "capable.safetensors", steps=stages.capable, learning_rate=1.2e-3, seed=5)
-    figures["capable"] = seen(guidance=2.0, steps=10)
+    reached("capable", seen(guidance=2.0, steps=10))
 
     fitted(
         web_caption, work / "half-hearted.safetensors", steps=stages.half_hearted, learning_rate=4e-4, seed=7,
         ema_decay=0.99,
     )  # fmt: skip
     halves = {scale: seen(guidance=scale, steps=10) for scale in stages.guidance}
-    figures |= {f"half-hearted, guidance {scale:g}": half for scale, half in halves.items()}
+    for scale, half in halves.items():
+        reached(f"half-hearted, guidance {scale:g}", half)
     best = max(halves, key=lambda scale: all_right(halves[scale]))
 
     taught = work / f"guidance-{best:g}"
@@ -69,5 +77,5 @@ def build_video(work: Path, stages: Stages = Stages()) -> tuple[Any, dict[str, S
     paths, captions = trajectories(pipeline, taught, stages.trajectories, best, world=CLIPS)
     distil_steps(pipeline, paths, captions, taught, steps=stages.few_steps, rows=stages.rows, world=CLIPS)
     for steps in (3, 9):
-        figures[f"few steps, {steps}"] = seen(guidance=1.0, steps=steps)
+        reached(f"few steps, {steps}", seen(guidance=1.0, steps=steps))
     return pipeline, figures
