@@ -220,7 +220,7 @@ def _extent(found: Comparisons, place: int) -> float:
     """How much there is of a sample: words, bytes as PNG, frames."""
     _, media = found.load([place])
     track = media[found.kind]
-    return MEDIA[found.kind].extent(track.data[0], track.rate)
+    return MEDIA[found.kind].extent(track.row(0), track.rate)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 Understood by their columns: Pick-a-Pic (caption, jpg_0, jpg_1, label_0, label_1), HPDv2 (train: file_path or
 image_path, human_preference; test: image_path, rank), ImageRewardDB (generations, ranking; or a row a picture:
-prompt_id, rank), VideoGen-RewardBench (path_A, path_B, VQ, MQ, TA, Overall), RewardBench 2 (chosen and rejected lists,
-subset), VL-RewardBench (query, response, image, human_ranking), conversations (chosen and rejected lists of messages,
-with a prompt or without, as UltraFeedback and Skywork have them, or transcripts as HH-RLHF has them), and plain rows:
-{"prompt", "chosen", "rejected"}, {"prompt", "a", "b", "p"} with p in [0,1] that a is better, {"prompt", "text" or
-"image" or "video", "rating"}. A plain row may name its "user". In half of the sets the best has rank 1, in the others
-label 1: here p is the same for all.
+prompt_id, rank), VideoGen-RewardBench (path_A, path_B, VQ, MQ, TA, Overall), VideoFeedback (text prompt, images: the
+frames, and five marks), VideoDPO (frame_caption, video1, video2: the numbers of a better and a worse clip),
+RewardBench 2 (chosen and rejected lists, subset), VL-RewardBench (query, response, image, human_ranking),
+conversations (chosen and rejected lists of messages, with a prompt or without, as UltraFeedback and Skywork have
+them, or transcripts as HH-RLHF has them), and plain rows: {"prompt", "chosen", "rejected"}, {"prompt", "a", "b", "p"}
+with p in [0,1] that a is better, {"prompt", "text" or "image" or "video", "rating"}. A plain row may name its "user".
+In half of the sets the best has rank 1, in the others label 1: here p is the same for all.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def read_comparisons(path: Path | str, kind: str | None = None) -> Comparisons:
         raise UsageError(f"{table.source} {holds}, of no form that genalign knows; known: {known}")
     found = Comparisons(table.source, form.name, table.root, table.digest)
     found.plain_kind = cast(Kind, kind) if kind in get_args(Kind) else _kind_of_columns(table.rows, form)
-    rows = _by_prompt(table) if form.name == "ImageRewardDB by picture" else zip(table.places, table.rows, strict=True)
+    rows = form.gather(table) if form.gather else zip(table.places, table.rows, strict=True)
     for place, row in rows:
         found.place = place
         try:
@@ -158,6 +159,54 @@ def _videogen(found: Comparisons, row: Mapping[str, Any]) -> None:
             found.compare(a, b, p, found.group(row["prompt"]), name)
 
 
+MARKS = {  # of VideoFeedback, 1 (bad) to 4: VideoScore, arXiv 2406.15252
+    "visual quality": "VQ",
+    "temporal consistency": "TC",
+    "dynamic degree": "DD",
+    "text-to-video alignment": "TA",
+    "factual consistency": "FC",
+}
+
+
+def _clips_by_prompt(table: Table) -> list[tuple[str, dict[str, Any]]]:
+    """VideoFeedback's rows of one clip each, as rows of one prompt each, with the place of the first."""
+    merged: dict[Any, tuple[str, dict[str, Any]]] = {}
+    for place, row in zip(table.places, table.rows, strict=True):
+        _, into = merged.setdefault(row["text prompt"], (place, {"prompt": row["text prompt"], "clips": []}))
+        into["clips"].append(row)
+    return list(merged.values())
+
+
+def _video_feedback(found: Comparisons, row: Mapping[str, Any]) -> None:
+    """Every two clips of a prompt, by each mark and by their mean, which is also a clip's rating."""
+    marks, numbers = [], []
+    for clip in row["clips"]:
+        frames = clip["images"]
+        if not isinstance(frames, list) or not frames:
+            raise ValueError("has no list of frames under 'images'")
+        marks.append(_numbers([clip[column] for column in MARKS]))
+        numbers.append(found.item(row["prompt"], tuple(frames), "video"))
+        found.ratings[numbers[-1]] = sum(marks[-1]) / len(MARKS)
+    for i, j in combinations(range(len(numbers)), 2):
+        both = zip((OVERALL, *MARKS.values()), (sum(marks[i]), *marks[i]), (sum(marks[j]), *marks[j]), strict=True)
+        for aspect, first, second in both:
+            p = 0.5 if first == second else float(first > second)
+            found.compare(numbers[i], numbers[j], p, found.group(row["prompt"]), aspect)
+
+
+def _video_dpo(found: Comparisons, row: Mapping[str, Any]) -> None:
+    """video1 is preferred; number n is clip n // 2 of the better ones where it is even, else of the worse ones."""
+    caption = row["frame_caption"]
+    prompt = caption[0] if isinstance(caption, list) and caption else caption
+    clips = []
+    for name in ("video1", "video2"):
+        if not isinstance(row[name], int) or row[name] < 0:
+            raise ValueError(f"has no number of a clip under {name!r}")
+        folder = "losevideos" if row[name] % 2 else "winvideos"
+        clips.append(found.item(prompt, f"{folder}/{row[name] // 2:06d}.mp4", "video"))
+    found.compare(clips[0], clips[1], 1.0, found.group(prompt))
+
+
 def _vl_reward_bench(found: Comparisons, row: Mapping[str, Any]) -> None:
     first, second = row["response"]
     a, b = (found.item(row["query"], text, "text", row["image"]) for text in (first, second))
@@ -223,7 +272,8 @@ def _rated(found: Comparisons, row: Mapping[str, Any]) -> None:
 class Form(NamedTuple):
     """The columns by which a public form is known, whether the last of them is a plain list, and what reads a row.
 
-    samples: the columns of samples whose kind the form leaves open.
+    samples: the columns of samples whose kind the form leaves open. gather: makes rows of one prompt out of rows of one
+    sample.
     """
 
     name: str
@@ -231,6 +281,7 @@ class Form(NamedTuple):
     read: Callable[[Comparisons, Mapping[str, Any]], None]
     listed: bool = False
     samples: tuple[str, ...] = ()
+    gather: Callable[[Table], list[tuple[str, dict[str, Any]]]] | None = None
 
 
 FORMS = (
@@ -238,8 +289,10 @@ FORMS = (
     Form("HPDv2 train", ("prompt", "human_preference"), _hpd_train, listed=True),
     Form("HPDv2 test", ("prompt", "image_path", "rank"), _hpd_test, listed=True),
     Form("ImageRewardDB", ("prompt", "generations", "ranking"), _image_reward, listed=True),
-    Form("ImageRewardDB by picture", ("prompt", "prompt_id", "rank"), _image_reward),
+    Form("ImageRewardDB by picture", ("prompt", "prompt_id", "rank"), _image_reward, gather=_by_prompt),
     Form("VideoGen-RewardBench", ("prompt", "path_A", "path_B", "VQ", "MQ", "TA", "Overall"), _videogen),
+    Form("VideoFeedback", ("text prompt", "images", *MARKS), _video_feedback, gather=_clips_by_prompt),
+    Form("VideoDPO", ("frame_caption", "video1", "video2"), _video_dpo),
     Form("VL-RewardBench", ("query", "image", "response", "human_ranking"), _vl_reward_bench, listed=True),
     Form("RewardBench 2", ("prompt", "subset", "chosen", "rejected"), _reward_bench_2, listed=True),
     Form("conversations", ("chosen", "rejected"), _conversation),

@@ -23,7 +23,8 @@ VIDEOS = 4  # that are held at a time: they are read whole, since each scorer ta
 
 @dataclass(frozen=True)
 class Item:
-    """One sample: a prompt (with a picture, where the question is about one) and its answer: a path, bytes or a text.
+    """One sample: a prompt (with a picture, where the question is about one) and its answer: a path, bytes, a text, or
+    the frames of a clip (a tuple of any of the first two).
 
     turns: the prompt's messages, where it is more than one turn of a user. place: where the sample is named.
     """
@@ -170,4 +171,4 @@ def key_of(value: Any) -> Any:
         return hashlib.sha256(value).hexdigest()
     if isinstance(value, Cell):
         return value.row, value.column
-    return value if isinstance(value, str | None) else id(value)
+    return value if isinstance(value, str | tuple | None) else id(value)

@@ -110,14 +110,16 @@ def _check_files(found: Comparisons, pair: Comparison) -> None:
     """Refuse paths that lead nowhere, and two that lead to equal files."""
     files: list[Path] = []
     for item in (found.items[pair.a], found.items[pair.b]):
-        if item.kind == "text" or not isinstance(item.value, str):
-            continue
-        files.append(neighbour(found.root, item.value, pair.place))
-        if not files[-1].is_file():
-            raise UsageError(
-                f"{pair.place} names the {'picture' if item.kind == 'image' else 'video'} {item.value!r}, which is not "
-                f"in {found.root}; add it or drop the line"
-            )
+        names = item.value if isinstance(item.value, tuple) else (item.value,)
+        for name in names if item.kind != "text" else ():
+            if not isinstance(name, str):
+                continue
+            files.append(neighbour(found.root, name, pair.place))
+            if not files[-1].is_file():
+                noun = "picture" if item.kind == "image" or len(names) > 1 else item.kind
+                raise UsageError(
+                    f"{pair.place} names the {noun} {name!r}, which is not in {found.root}; add it or drop the line"
+                )
     if len(files) == 2 and filecmp.cmp(files[0], files[1], shallow=False):
-        best = files[0] if pair.p > 0.5 else files[1]
-        raise UsageError(f"{pair.place} prefers a picture to an equal one ({best.name}); drop the line")
+        best, noun = files[0] if pair.p > 0.5 else files[1], "picture" if found.kind == "image" else found.kind
+        raise UsageError(f"{pair.place} prefers a {noun} to an equal one ({best.name}); drop the line")

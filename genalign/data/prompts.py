@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from genalign.data.clips import clip_rows, clip_track, prompt_list
 from genalign.data.conversations import is_messages, prompt_text, turns_of
 from genalign.data.preferences import Pairs, find_pairs
 from genalign.files.text import Line, decode_text, lines_of, parse_row
 from genalign.files.untrusted import neighbour
+from genalign.media.files import MEDIUM_OF
 from genalign.media.image import load_png
 from genalign.types import Media, Prompt, Track, UsageError
 
@@ -29,7 +31,8 @@ class DataSettings(BaseModel):
 
     prompts: str
     """A .txt file, one prompt a line, or a .jsonl file, one `{"prompt": str, "facts": {...}}` a line, with a picture
-    file under `image` where the method or the model takes one (in the .jsonl's folder or below). Or pairs of
+    file under `image`, or a clip under `video`, where the method or the model takes one (in the .jsonl's folder or
+    below). Or a folder of clips, each with its prompt in a .txt of the same name, or a metadata.jsonl. Or pairs of
     which one is preferred, for methods that learn from them without a reward: a file, one
     `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the answers themselves, texts
     or lists of messages), a folder with one, or a dataset's id."""
@@ -93,6 +96,13 @@ def read_prompts(path: Path | str, kind: str | None = None) -> Prompts:
         UsageError: missing, unreadable, empty, or a line that is not a prompt (named by its number).
         GenalignError: a dataset that cannot be fetched.
     """
+    if isinstance(path, Path) and (clips := clip_rows(path)) is not None:
+        rows = tuple(
+            Prompt(text, Media(video=clip_track(clip)), uid=uid) for uid, (clip, text) in enumerate(clips.rows)
+        )
+        return Prompts(path, rows, clips.digest)
+    if isinstance(path, Path):
+        path = prompt_list(path) or path
     pairs = find_pairs(path, kind)
     if pairs is not None:
         return Prompts(path, pairs.prompts(), pairs.digest, pairs)
@@ -119,17 +129,30 @@ def read_prompts(path: Path | str, kind: str | None = None) -> Prompts:
 def _json_row(line: Line, uid: int, path: Path) -> Prompt:
     wanted = 'each line must be a JSON object such as {"prompt": "two stars", "facts": {}}'
     where, row = f"line {line.number} of {path}", parse_row(line, path, wanted)
+    if "file_name" in row:
+        row = _of_file_name(row)
     if is_messages(row.get("prompt")):
         row = _conversation(row, where)
     if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise UsageError(f"{where} has no text under 'prompt'; {wanted}")
     if not isinstance(row.get("facts") or {}, dict):
         raise UsageError(f"'facts' in {where} is not an object; {wanted}")
-    picture = row.get("image")
-    if picture is not None and not isinstance(picture, str):
-        raise UsageError(f"'image' in {where} is not the name of a picture file; {wanted}")
-    media = None if picture is None else Media(image=Track(load_png(neighbour(path.parent, picture, where))[None]))
-    return Prompt(row["prompt"], media, row.get("facts") or {}, uid)
+    tracks = {}
+    for medium, noun in (("image", "picture"), ("video", "video")):
+        name = row.get(medium)
+        if name is not None and not isinstance(name, str):
+            raise UsageError(f"{medium!r} in {where} is not the name of a {noun} file; {wanted}")
+        if name is not None:
+            file = neighbour(path.parent, name, where)
+            tracks[medium] = Track(load_png(file)[None]) if medium == "image" else clip_track(file)
+    return Prompt(row["prompt"], Media(**tracks) if tracks else None, row.get("facts") or {}, uid)
+
+
+def _of_file_name(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a metadata.jsonl as the datasets library writes it: file_name, and the words as text or caption."""
+    medium = MEDIUM_OF.get(Path(str(row["file_name"])).suffix.lower(), "")
+    words = next((row[key] for key in ("prompt", "text", "caption") if key in row), None)
+    return {**row, "prompt": words, medium: row["file_name"]}
 
 
 def _conversation(row: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ figure { display: inline-block; margin: .5em; vertical-align: top; }
 pre { background: #f6f8fa; padding: 1em; overflow-x: auto; } img, svg, video { max-width: 100%; }
 .note { color: #57606a; }
 figcaption { color: #57606a; } table.samples td { text-align: left; vertical-align: top; overflow-wrap: anywhere; }
-audio { width: 16em; }
+audio, table.samples video { width: 16em; }
 """
 
 
@@ -206,8 +206,10 @@ def _samples(run: Path) -> str:
     parts = []
     for path in dict.fromkeys([*grids[:1], *grids[-1:]]):
         caption = f"{html.escape(path.parent.name)}: base beside tuned, same seeds"
-        picture = image.element(path.parent, path.name, "base beside tuned")
-        parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
+        moving = path.with_suffix(".webp")  # of videos, above the same as frames in time from left to right
+        files = [file for file in (moving, path) if file.is_file()]
+        pictures = "<br>".join(image.element(path.parent, file.name, "base beside tuned") for file in files)
+        parts.append(f"<figure>{pictures}<figcaption>{caption}</figcaption></figure>")
     listed = players(run, PLAYED)
     if listed:
         lines = [

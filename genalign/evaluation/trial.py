@@ -133,7 +133,7 @@ class Trial:
             media = self.policy.generate([first], [seed], guidance=self.scales[0], steps=self.steps)
         drawn: list[Any] = []
         for _, track in sorted(media.items()):
-            drawn += [row if isinstance(row, str) else (row.float() * 255).round().int().tolist() for row in track.data]
+            drawn += [row if isinstance(row, str) else (row.float() * 255).round().int().tolist() for row in track]
         identity = {
             "prompts": [[p.uid, p.text, json.dumps(dict(p.facts), sort_keys=True, default=str)] for p in self.prompts],
             "rewards": [[reward.name, reward.version] for reward in self.rewards],

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from genalign.files.shipped import shipped
+from genalign.lab import moves
 from genalign.lab.world import caption, sample_facts
 from genalign.types import UsageError
 
 PROMPTS = {"train": 4096, "heldout": 1024}
+MOVES_PROMPTS = {"train": 2048, "heldout": 640}
 BACKGROUND_STATED = 0.6
 
 
@@ -35,6 +37,21 @@ def build_prompts(folder: Path, seed: int = 20) -> None:
             write_rows(folder / "train-hard.jsonl", filter(_is_hard, rows.values()))
 
 
+def build_moves(folder: Path, seed: int = 21) -> None:
+    """train.jsonl and heldout.jsonl of EmojiWorld moves: true captions and their facts, no text twice, split by
+    combination; some leave the background or the speed unsaid."""
+    for index, (split, count) in enumerate(MOVES_PROMPTS.items()):
+        rng = np.random.default_rng((seed, index))
+        rows: dict[str, dict[str, Any]] = {}
+        while len(rows) < count:
+            facts = moves.sample_facts(rng, split)
+            for kind in ("background", "speed"):
+                if rng.random() > BACKGROUND_STATED:
+                    facts = moves.without(kind, facts)
+            rows.setdefault(text := moves.caption(facts, rng), {"prompt": text, "facts": facts})
+        write_rows(folder / f"{split}.jsonl", rows.values())
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -46,6 +63,10 @@ def _is_hard(row: dict[str, Any]) -> bool:
 
 def _world(work: Path, out: Path) -> None:
     build_prompts(out)
+
+
+def _moves(work: Path, out: Path) -> None:
+    build_moves(out)
 
 
 def _autoencoder(work: Path) -> Any:
@@ -110,6 +131,12 @@ def _judge(work: Path, out: Path) -> None:
     save_judge(build_judge(work), out)
 
 
+def _video_judge(work: Path, out: Path) -> None:
+    from genalign.lab.moves_judge import build_judge, save_judge
+
+    save_judge(build_judge(work), out)
+
+
 def _text_head(work: Path, out: Path) -> None:
     from genalign.lab.text_head import build_text_head, save_text_head
 
@@ -142,6 +169,7 @@ def _vlm_judge(work: Path, out: Path) -> None:
 
 BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "world": ("emojiworld", _world),
+    "moves": ("emojimoves", _moves),
     "captions": ("emojiworld", _captions),
     "subject": ("emojiworld/subject", _subject),
     "flow": ("tiny-flow", _flow),
@@ -149,6 +177,7 @@ BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "sd": ("tiny-sd", _sd),
     "clip": ("tiny-clip", _clip),
     "judge": ("tiny-judge", _judge),
+    "video-judge": ("tiny-video-judge", _video_judge),
     "text-head": ("tiny-text-head", _text_head),
     "expander": ("tiny-expander", _expander),
     "vlm-judge": ("tiny-vlm-judge", _vlm_judge),
@@ -181,7 +210,7 @@ def main(name: str, out: Path | None = None, work: Path | None = None, font: Pat
     work.mkdir(parents=True, exist_ok=True)
     target.mkdir(parents=True, exist_ok=True)
     builder(work, target)
-    if not folder_name.startswith("emojiworld"):
+    if folder_name.startswith("tiny-"):
         from genalign.lab.cards import write_card
 
         write_card(target)

@@ -267,6 +267,21 @@ reward: {{use: judge-yes-no, model: tiny-vlm-judge, question: "Does this picture
 
 Made by `genalign lab build vlm-judge`."""
         card = _HEAD.format(tag="reward-model", title=folder.name, text=text)
+    elif folder.name == "tiny-video-judge":
+        from genalign.lab.moves_judge import judge_accuracy as moves_accuracy
+
+        right, by_kind = moves_accuracy(folder)
+        kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in by_kind.items())
+        text = f"""The held-out judge of EmojiWorld moves: a network over nine frames of 48x48 that marks each object's
+centre in every frame and reads from what stands there over time how it moves. **Never use it as a training reward.**
+The sprites are 42 Noto Color Emoji (Apache-2.0 images).
+
+Trained on rendered clips and true facts only, never on generated clips or the rule verifier's output; augmented by
+gain, offset, blur and noise. Of 500 clean held-out clips it finds {right:.1%} wholly right, and it rejects of captions
+with one fact changed, by kind of fact: {kinds}.
+
+Made by `genalign lab build video-judge`."""
+        card = _HEAD.format(tag="judge", title=folder.name, text=text)
     else:
         right, rejected = judge_accuracy()
         text = f"""The held-out judge: a convolutional detector of object centres and background colour. **Never use it

@@ -197,13 +197,13 @@ def build_judge(work: Path, steps: int = 1600, rows: int = 32, seed: int = 7) ->
 
 
 def shake(images: np.ndarray | Tensor, rng: np.random.Generator) -> Tensor:
-    """(B, 64, 64, 3) -> (B, 3, 64, 64): per-image gain, offset, blur by down- and upscaling, pixel noise."""
+    """(B, H, W, 3) -> (B, 3, H, W): per-image gain, offset, blur by down- and upscaling, pixel noise."""
     x = torch.as_tensor(images).permute(0, 3, 1, 2)
     rows = len(x)
     gain = torch.from_numpy(rng.uniform(0.92, 1.08, (rows, 3, 1, 1)).astype(np.float32))
     offset = torch.from_numpy(rng.uniform(-0.03, 0.03, (rows, 3, 1, 1)).astype(np.float32))
     x = x * gain + offset
-    coarse = F.interpolate(F.interpolate(x, scale_factor=0.5, mode="area"), size=SIZE, mode="bilinear")
+    coarse = F.interpolate(F.interpolate(x, scale_factor=0.5, mode="area"), size=x.shape[-2:], mode="bilinear")
     share = torch.from_numpy(rng.uniform(0, 1, (rows, 1, 1, 1)).astype(np.float32)) ** 2
     x = x + share * (coarse - x)
     noise = torch.from_numpy(rng.standard_normal(x.shape).astype(np.float32))

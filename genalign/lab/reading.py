@@ -1,4 +1,4 @@
-"""Teach a text tower to read: six facts of a caption from the states of its tokens.
+"""Teach a text tower to read: the facts of a caption from the states of its tokens.
 
 CLIP's contrastive loss leaves out of the token states what no image of the batch needs: a probe on the tower of
 tiny-clip tells which of two objects is the left one no better than a coin. What a tower does not tell, no denoiser that
@@ -6,6 +6,8 @@ reads it can draw.
 """
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,13 +28,14 @@ KEEP = 0.3  # weight of staying near the old states
 
 
 class Reader(nn.Module):
-    """One decoder layer whose six queries look at the token states (B, L, D); a linear head for each answer."""
+    """One decoder layer with a query for each question, which look at the token states (B, L, D), and a linear head
+    for its answers."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, answers: tuple[int, ...] = ANSWERS) -> None:
         super().__init__()
-        self.queries = nn.Parameter(0.02 * torch.randn(len(ANSWERS), width))
+        self.queries = nn.Parameter(0.02 * torch.randn(len(answers), width))
         self.layer = nn.TransformerDecoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
-        self.heads = nn.ModuleList([nn.Linear(width, answers) for answers in ANSWERS])
+        self.heads = nn.ModuleList([nn.Linear(width, count) for count in answers])
 
     def forward(self, states: Tensor) -> list[Tensor]:
         read = self.layer(self.queries.expand(len(states), -1, -1), states)
@@ -72,42 +75,90 @@ def captions(rng: np.random.Generator, rows: int, split: str) -> tuple[list[str]
     return texts, torch.tensor(right)
 
 
-def token_ids(tokenizer: Any, texts: list[str]) -> Tensor:
-    """Token ids (B, MAX_TOKENS), padded as the pipelines pad them."""
-    encoded = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-    return cast("Tensor", encoded.input_ids)
+@dataclass(frozen=True)
+class Questions:
+    """What a tower is asked of the captions of a world: how many answers each question has, captions of a split
+    ("train" or "heldout") with the right answers (rows, questions), and how many tokens a caption is padded to."""
+
+    answers: tuple[int, ...]
+    captions: Callable[[np.random.Generator, int, str], tuple[list[str], Tensor]]
+    tokens: int
 
 
-def teach_reading(tower: Any, tokenizer: Any, work: Path, steps: int = 1600, rows: int = 64) -> float:
-    """Train `tower` and a Reader of its next-to-last states, which the transformer reads, near the tower's old states;
-    returns the share of held-out captions of which all six facts are read right."""
+SCENES = Questions(ANSWERS, captions, MAX_TOKENS)
+
+
+def token_ids(tokenizer: Any, texts: list[str], tokens: int = MAX_TOKENS) -> Tensor:
+    """Token ids (B, tokens), padded as the pipelines pad them."""
+    return cast("Tensor", _encoded(tokenizer, texts, tokens).input_ids)
+
+
+def _encoded(tokenizer: Any, texts: list[str], tokens: int) -> Any:
+    return tokenizer(texts, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt")
+
+
+def clip_states(tower: Any, tokenizer: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
+    """What pipelines read of a CLIP text tower: its next-to-last states (B, L, D), and its embedding (B, E)."""
+    read = tower(token_ids(tokenizer, texts, tokens), output_hidden_states=True)
+    return read.hidden_states[-2], read.text_embeds
+
+
+def t5_states(tower: Any, tokenizer: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
+    """What pipelines of the Wan class read of a T5 tower: its last states (B, L, D), 0 where the text has ended."""
+    encoded = _encoded(tokenizer, texts, tokens)
+    states = tower(encoded.input_ids, encoded.attention_mask).last_hidden_state
+    return (states * encoded.attention_mask[..., None],)
+
+
+States = Callable[[Any, Any, list[str], int], tuple[Tensor, ...]]
+
+
+def teach_reading(
+    tower: Any,
+    tokenizer: Any,
+    work: Path,
+    steps: int = 1600,
+    rows: int = 64,
+    questions: Questions = SCENES,
+    states_of: States = clip_states,
+    keep: float = KEEP,
+) -> float:
+    """Train `tower` and a Reader of its states, which a denoiser will read, near the tower's old states by the weight
+    `keep` (0 for a new tower); returns the share of held-out captions of which every fact is read right."""
     old = copy.deepcopy(tower).requires_grad_(False)
     torch.manual_seed(13)
-    both = nn.ModuleDict({"tower": tower.requires_grad_(True), "reader": Reader(tower.config.hidden_size)})
+    reader = Reader(tower.config.hidden_size, questions.answers)
+    both = nn.ModuleDict({"tower": tower.requires_grad_(True), "reader": reader})
 
     def loss_of(step: int) -> Tensor:
-        texts, right = captions(np.random.default_rng((13, step)), rows, "train")
-        ids = token_ids(tokenizer, texts)
-        now = tower(ids, output_hidden_states=True)
-        with torch.no_grad():
-            before = old(ids, output_hidden_states=True)
-        kept = _distance(now.hidden_states[-2], before.hidden_states[-2]) + _distance(
-            now.text_embeds, before.text_embeds
-        )
-        logits = both["reader"](now.hidden_states[-2])
+        texts, right = questions.captions(np.random.default_rng((13, step)), rows, "train")
+        now = states_of(tower, tokenizer, texts, questions.tokens)
+        logits = reader(now[0])
         wrong = torch.stack([F.cross_entropy(row, right[:, k]) for k, row in enumerate(logits)]).sum()
-        return wrong + KEEP * kept
+        if not keep:
+            return wrong
+        with torch.no_grad():
+            before = states_of(old, tokenizer, texts, questions.tokens)
+        kept = torch.stack([_distance(*states) for states in zip(now, before, strict=True)]).sum()
+        return wrong + keep * kept
 
     fit(both, loss_of, steps=steps, learning_rate=7e-4, state=work / "reading.safetensors", ema_decay=0.99)
     tower.eval().requires_grad_(False)
-    return reading(tower, both["reader"], tokenizer)
+    return reading(tower, reader, tokenizer, questions=questions, states_of=states_of)
 
 
 @torch.no_grad()
-def reading(tower: Any, reader: nn.Module, tokenizer: Any, rows: int = 1024) -> float:
-    """Share of held-out captions of which the reader tells all six facts."""
-    texts, right = captions(np.random.default_rng(14), rows, "heldout")
-    logits = reader(tower(token_ids(tokenizer, texts), output_hidden_states=True).hidden_states[-2])
+def reading(
+    tower: Any,
+    reader: nn.Module,
+    tokenizer: Any,
+    rows: int = 1024,
+    questions: Questions = SCENES,
+    states_of: States = clip_states,
+) -> float:
+    """Share of held-out captions of which the reader tells all facts."""
+    texts, right = questions.captions(np.random.default_rng(14), rows, "heldout")
+    logits = reader(states_of(tower, tokenizer, texts, questions.tokens)[0])
     read = torch.stack([row.argmax(dim=1) for row in logits], dim=1)
     return float((read == right).all(dim=1).float().mean())
 

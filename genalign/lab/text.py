@@ -1,6 +1,7 @@
 """The lab's tokenizer: a CLIP byte-pair vocabulary learnt from EmojiWorld captions, every word one token."""
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -13,18 +14,23 @@ MAX_TOKENS = 24
 END = "</w>"
 
 
-def build_tokenizer() -> Any:
-    """A transformers CLIPTokenizer; padding is the end token, as CLIP's is. The same on every machine."""
+def scene_caption(rng: np.random.Generator) -> str:
+    return caption(sample_facts(rng), rng)
+
+
+def build_tokenizer(sentence: Callable[[np.random.Generator], str] = scene_caption, length: int = MAX_TOKENS) -> Any:
+    """A transformers CLIPTokenizer of the words of such sentences, for texts of `length` tokens; padding is the end
+    token, as CLIP's is. The same on every machine."""
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
     rng = np.random.default_rng(0)
-    words = Counter(word for _ in range(20_000) for word in caption(sample_facts(rng), rng).split())
+    words = Counter(word for _ in range(20_000) for word in sentence(rng).split())
     merges = learn_merges(words)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # so that any text can be spelled
     tokens = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(c + END for c in alphabet), *map("".join, merges)]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
 
 
 def learn_merges(words: Counter[str]) -> list[tuple[str, str]]:

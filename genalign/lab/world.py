@@ -134,7 +134,7 @@ def caption(facts: Facts, rng: np.random.Generator) -> str:
             word, first, second = {"left of": "right of", "above": "below"}[word], second, first
         if word in ("left of", "right of") and rng.random() < 0.4:
             word = f"to the {word}"
-        text = f"{_article(first)} {first} {word} {_article(second)} {second}"
+        text = f"{article(first)} {first} {word} {article(second)} {second}"
     else:
         parts = [_counted(o["name"], o["count"], rng) for o in objects]
         if len(parts) == 2 and rng.random() < 0.5:
@@ -148,13 +148,13 @@ def caption(facts: Facts, rng: np.random.Generator) -> str:
     return f"{opening}{text} {ending}"
 
 
-def _article(name: str) -> str:
+def article(name: str) -> str:
     return "an" if name[0] in "aeiou" else "a"
 
 
 def _counted(name: str, count: int, rng: np.random.Generator) -> str:
     if count == 1:
-        return f"{_article(name)} {name}" if rng.random() < 0.85 else f"one {name}"
+        return f"{article(name)} {name}" if rng.random() < 0.85 else f"one {name}"
     number = NUMBERS[count] if rng.random() < 0.7 else str(count)
     return f"{number} {sprites()[name].plural}"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genalign.files.atomic import replace_file
 from genalign.files.untrusted import neighbour
-from genalign.media.medium import Budget
+from genalign.media.medium import Budget, Sounds
 from genalign.types import UsageError
 
 if TYPE_CHECKING:
@@ -87,14 +87,19 @@ def write(row: Tensor, rate: float | None, path: Path, sound: Any = None) -> Pat
 
 
 def sheet(
-    base: Sequence[Tensor], tuned: Sequence[Tensor], drawn: Sequence[tuple[str, int]], path: Path, rate: float | None
+    base: Sequence[Tensor],
+    tuned: Sequence[Tensor],
+    drawn: Sequence[tuple[str, int]],
+    path: Path,
+    rate: float | None,
+    sounds: Sounds | None = None,
 ) -> Path:
     """Waveforms over spectrograms, base beside tuned; the sounds themselves stand beside the picture."""
     from genalign.media.grid import grid, save, write_pairs
 
     shown = [[picture(row, rate or 1.0) for row in rows] for rows in (base, tuned)]
     save(grid(shown[0], shown[1], [prompt for prompt, _ in drawn], columns=2), path)
-    write_pairs("audio", lambda row, stem: write(row, rate, stem), base, tuned, drawn, path)
+    write_pairs("audio", lambda row, stem, sound: write(row, rate, stem), base, tuned, drawn, path)
     return path
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.media import MEDIA, leading, video
+from genalign.media import MEDIA, leading
+from genalign.media.container import load_sound
 from genalign.media.medium import is_finite
 from genalign.types import GenalignError, Media, Track, UsageError
 
@@ -36,7 +37,7 @@ def read_media(files: Sequence[Path]) -> Media:
     (name,) = kinds
     tracks = {name: _one_rate(track_of([MEDIA[name].read(file) for file in files]))}
     if name == "video":
-        sounds = [sound for file in files if (sound := video.load_sound(file)) is not None]
+        sounds = [sound for file in files if (sound := load_sound(file)) is not None]
         if len(sounds) == len(files):
             tracks["audio"] = _one_rate(track_of(sounds))
     return Media(**tracks)
@@ -73,16 +74,16 @@ def write_sample(media: Media, row: int, stem: Path) -> Path:
     """
     name = leading(media)
     track, beside = media[name], media.get("audio") if name == "video" else None
-    data = track.data[row]
+    data = track.held[row]
     if not is_finite(data):
         raise GenalignError(
             f"sample {stem.name} holds {name} values that are not numbers, so it is not written; sample in float32, or "
             f"look at the adapter"
         )
-    sound = None if beside is None else (beside.data[row], beside.rate)
+    sound = None if beside is None else (beside.row(row), beside.rate_of(row))
     return MEDIA[name].write(data, track.rate, stem, sound)
 
 
 def written_for(media: Media, row: int) -> str | None:
     """The text that a sample of another medium was made of (by a prompt writer), if there is one."""
-    return str(media["text"].data[row]) if "text" in media and len(media) > 1 else None
+    return str(media["text"].row(row)) if "text" in media and len(media) > 1 else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genalign.files.atomic import replace_file
+from genalign.media.medium import Sound, Sounds
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,20 +54,21 @@ def save(sheet: Image.Image, path: Path) -> None:
 
 def write_pairs(
     medium: str,
-    write: Callable[[Any, Path], Path],
+    write: Callable[[Any, Path, Sound | None], Path],
     base: Sequence[Any],
     tuned: Sequence[Any],
     drawn: Sequence[tuple[str, int]],
     path: Path,
+    sounds: Sounds | None = None,
 ) -> None:
     """The samples themselves beside the picture at `path`, as base-0, tuned-0 ..., and a .jsonl that lists them:
     {prompt, seed, base, tuned, medium}, of which base and tuned are names of files."""
     lines = []
-    for number, ((prompt, seed), *pair) in enumerate(zip(drawn, base, tuned, strict=True)):
-        files = [
-            write(row, path.with_name(f"{which}-{number}")).name
-            for which, row in zip(("base", "tuned"), pair, strict=True)
-        ]
+    for number, (prompt, seed) in enumerate(drawn):
+        files = []
+        for side, (which, rows) in enumerate((("base", base), ("tuned", tuned))):
+            sound = None if sounds is None else sounds[side][number]
+            files.append(write(rows[number], path.with_name(f"{which}-{number}"), sound).name)
         lines.append(
             json.dumps({"prompt": prompt, "seed": seed, "base": files[0], "tuned": files[1], "medium": medium})
         )

@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from genalign.files.atomic import replace_file
 from genalign.files.untrusted import neighbour
-from genalign.media.medium import Budget
+from genalign.media.medium import Budget, Sounds
 from genalign.types import GenalignError, UsageError
+from genalign.types.samples import as_floats, to_levels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,10 +43,10 @@ def resize(images: Tensor, height: int, width: int, mode: ResizeMode = "bicubic"
 
 
 def to_pil(image: Tensor) -> Image:
-    """(3,H,W) in [0,1] -> RGB image, rounded to the nearest of 256 levels."""
+    """(3,H,W) in [0,1] -> RGB image, rounded to the nearest of 256 levels; or of levels uint8."""
     import PIL.Image
 
-    levels = image.detach().float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
+    levels = to_levels(image)
     return PIL.Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy(), "RGB")
 
 
@@ -166,7 +167,12 @@ def write(row: Tensor, rate: float | None, path: Path, sound: Any = None) -> Pat
 
 
 def sheet(
-    base: Sequence[Tensor], tuned: Sequence[Tensor], drawn: Sequence[tuple[str, int]], path: Path, rate: float | None
+    base: Sequence[Tensor],
+    tuned: Sequence[Tensor],
+    drawn: Sequence[tuple[str, int]],
+    path: Path,
+    rate: float | None,
+    sounds: Sounds | None = None,
 ) -> Path:
     from genalign.media.grid import grid, save
 
@@ -177,7 +183,7 @@ def sheet(
 
 def symptoms(rows: Sequence[Tensor]) -> dict[str, float]:
     """`saturation`: mean of the largest less the smallest colour. `jpeg_kib`: size as JPEG, a measure of detail."""
-    images = [image.detach().float().cpu() for image in rows]
+    images = [as_floats(image.detach()).float().cpu() for image in rows]
     count = max(len(images), 1)
     return {
         "saturation": sum(float((image.amax(0) - image.amin(0)).mean()) for image in images) / count,
@@ -186,7 +192,7 @@ def symptoms(rows: Sequence[Tensor]) -> dict[str, float]:
 
 
 def distance(first: Tensor, second: Tensor) -> float:
-    first, second = first.detach().float().cpu(), second.detach().float().cpu()
+    first, second = (as_floats(row.detach()).float().cpu() for row in (first, second))
     return float((first - second).square().mean().sqrt())
 
 
@@ -203,5 +209,5 @@ def decode(given: Any, rate: float | None, budget: Budget) -> tuple[Tensor, None
 
 
 def element(folder: Path, shown: str, label: str) -> str:
-    data = base64.b64encode((folder / shown).read_bytes()).decode()
-    return f'<img alt="{html.escape(label)}" src="data:image/png;base64,{data}">'
+    data, kind = base64.b64encode((folder / shown).read_bytes()).decode(), Path(shown).suffix[1:] or "png"
+    return f'<img alt="{html.escape(label)}" src="data:image/{kind};base64,{data}">'

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-Row = Any  # one row of a Track: (3,H,W), (F,3,H,W), (C,N), or a str
+Row = Any  # one row of Track.held: (3,H,W), (F,3,H,W), as floats or levels uint8; (C,N); or a str
+Sound = tuple[Tensor, float | None]  # a wave (C,N) and its rate
+Sounds = tuple[Sequence[Sound], Sequence[Sound]]  # of the base's rows and of the tuned policy's
 
 
 class Medium(Protocol):
@@ -40,7 +42,7 @@ class Medium(Protocol):
         """
         ...
 
-    def write(self, row: Row, rate: float | None, path: Path, sound: tuple[Row, float | None] | None = None) -> Path:
+    def write(self, row: Row, rate: float | None, path: Path, sound: Sound | None = None) -> Path:
         """Write one row as a whole or not at all; folders on the way are made. Returns the file, with its suffix.
 
         sound: a wave (C,N) and its rate that belong to the row, where the file can hold one.
@@ -54,8 +56,12 @@ class Medium(Protocol):
         drawn: Sequence[tuple[str, int]],
         path: Path,
         rate: float | None,
+        sounds: Sounds | None = None,
     ) -> Path:
-        """Base beside tuned for each (prompt, seed) of `drawn`, as one file at `path`, whose suffix it may change."""
+        """Base beside tuned for each (prompt, seed) of `drawn`, as one file at `path`, whose suffix it may change.
+
+        sounds: what belongs to the rows of either, where the medium's files can hold it.
+        """
         ...
 
     def symptoms(self, rows: Sequence[Row]) -> dict[str, float]:

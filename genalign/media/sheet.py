@@ -41,15 +41,19 @@ def sample_grid(
     name = leading(pair[0])
     base, after = (media[name] for media in pair)
     # Values that are not numbers would be drawn as black, or written as silence: such pairs are left out.
-    rows = [row for row in range(len(drawn)) if is_finite(base.data[row]) and is_finite(after.data[row])]
+    rows = [row for row in range(len(drawn)) if is_finite(base.held[row]) and is_finite(after.held[row])]
     if len(rows) < len(drawn):
         what = "%d of %d pairs of samples hold values that are not numbers and are left out of %s; look at the adapter"
         log.warning(what, len(drawn) - len(rows), len(drawn), path)
     if not rows:
         return None
     each = [(repeated[row].text, drawn[row]) for row in rows]
-    shown = [[track.data[row] for row in rows] for track in (base, after)]
-    return MEDIA[name].sheet(shown[0], shown[1], each, path, base.rate)
+    shown = [[track.held[row] for row in rows] for track in (base, after)]
+    sounds = None
+    if name == "video" and all("audio" in media for media in pair):
+        first, second = ([(media["audio"].row(row), media["audio"].rate_of(row)) for row in rows] for media in pair)
+        sounds = first, second
+    return MEDIA[name].sheet(shown[0], shown[1], each, path, base.rate, sounds)
 
 
 def read_pairs(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from genalign.files.atomic import replace_file
 from genalign.files.text import read_text
-from genalign.media.medium import Budget
+from genalign.media.medium import Budget, Sounds
 
 SUFFIXES: tuple[str, ...] = (".txt",)
 RANGE: tuple[float, float] | None = None
@@ -33,7 +33,12 @@ def write(row: str, rate: float | None, path: Path, sound: Any = None) -> Path:
 
 
 def sheet(
-    base: Sequence[str], tuned: Sequence[str], drawn: Sequence[tuple[str, int]], path: Path, rate: float | None
+    base: Sequence[str],
+    tuned: Sequence[str],
+    drawn: Sequence[tuple[str, int]],
+    path: Path,
+    rate: float | None,
+    sounds: Sounds | None = None,
 ) -> Path:
     """A .jsonl of rows {prompt, seed, base, tuned}."""
     path, lines = path.with_suffix(".jsonl"), []

@@ -1,14 +1,13 @@
-"""Videos from and to files, by PyAV; a medium (see medium.py)."""
+"""Videos as a medium (see medium.py); their files are read and written by container.py."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,115 +15,21 @@ from torch import Tensor
 from genalign.files.atomic import replace_file
 from genalign.files.untrusted import neighbour
 from genalign.media import image
-from genalign.media.medium import Budget
+from genalign.media.container import decoded, load_video, write_video
+from genalign.media.frames import chunked, measure
+from genalign.media.medium import Budget, Sounds
 from genalign.types import UsageError
+from genalign.types.samples import to_levels
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES: tuple[str, ...] = (".mp4", ".webm", ".mov", ".mkv", ".gif")
 RANGE: tuple[float, float] | None = (-0.01, 1.01)
-FILMS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi"  # a playlist would name files and addresses of its own
 BLACK = 0.02  # mean below which a frame counts as black
-FROZEN = 0.5 / 255  # mean change below which a frame repeats the one before
 STRIP, STRIP_HEIGHT = 4, 96  # frames of a video in a sheet, and their greatest height in px
-
-
-def load_video(path: Path | str, fps: float | None = 2.0) -> tuple[Tensor, float]:
-    """Frames (F,3,H,W) fp32 in [0,1] of a video file, at most `fps` a second of it (None: all), and their rate in Hz.
-
-    Frame k is the one nearest to the time k / rate, by the file's own time stamps: a video of a variable frame rate
-    is given at its average one, where long frames repeat. Frames are turned as the file says.
-
-    Raises:
-        UsageError: the file is missing or not a video, or PyAV is not installed.
-    """
-    return _decoded(_opened(path), str(path), fps)
-
-
-def _opened(path: Path | str) -> IO[bytes]:
-    """The file itself, so that FFmpeg sees bytes and no name that it could take for an address."""
-    try:
-        return Path(path).open("rb")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read as a video: {error.strerror}") from error
-
-
-def _decoded(file: IO[bytes], name: str, fps: float | None) -> tuple[Tensor, float]:
-    av = _av(name)
-    try:
-        with file, av.open(file, options={"format_whitelist": FILMS}) as container:
-            stream = container.streams.video[0]
-            native = float(stream.average_rate or stream.guessed_rate or fps or 1.0)
-            rate = native if fps is None else min(fps, native)
-            frames = list(_at_rate(container.decode(stream), native, rate))
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise UsageError(f"{name} cannot be read as a video: {error}") from error
-    if not frames:
-        raise UsageError(f"{name} holds no frame; drop it")
-    if len({frame.shape for frame in frames}) > 1:
-        raise UsageError(f"{name} changes its picture size midway; cut it there")
-    return torch.stack(frames).permute(0, 3, 1, 2).float().div(255), rate
-
-
-def _at_rate(decoded: Iterator[Any], native: float, rate: float) -> Iterator[Tensor]:
-    """Of frames with time stamps the ones nearest to 0, 1/rate, 2/rate ..., each (H,W,3) uint8."""
-    half, due = 0.5 / native, 0  # half a frame apart counts as nearest
-    start, time, length, held = 0.0, 0.0, 1 / native, None
-    for number, frame in enumerate(decoded):
-        stamp = number / native if frame.time is None else float(frame.time)
-        if held is None:
-            start = stamp
-        else:
-            length = stamp - start - time
-        time = stamp - start
-        shown: Tensor | None = None
-        while held is not None and due / rate + half < time - 1e-9:
-            shown = _pixels(held) if shown is None else shown
-            yield shown
-            due += 1
-        held = frame
-    while held is not None and due / rate + half < time + length - 1e-9:  # the last is as long as the one before
-        yield _pixels(held)
-        due += 1
-
-
-def _pixels(frame: Any) -> Tensor:
-    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))  # (H, W, 3)
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise
-    return torch.rot90(pixels, turns, (0, 1)) if turns else pixels
-
-
-def load_sound(path: Path) -> tuple[Tensor, float] | None:
-    """The sound (C,N) fp32 in [-1,1] that a video file carries, and its sample rate; None where it has none.
-
-    Raises:
-        UsageError: the file is missing or damaged, or PyAV is not installed.
-    """
-    av = _av(str(path))
-    try:
-        with _opened(path) as file, av.open(file, options={"format_whitelist": FILMS}) as container:
-            if not container.streams.audio:
-                return None
-            stream = container.streams.audio[0]
-            resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
-            parts = []
-            for frame in container.decode(stream):
-                parts += [part.to_ndarray() for part in resampler.resample(frame)]
-            parts += [part.to_ndarray() for part in resampler.resample(None)]
-            rate = float(stream.rate)
-    except (av.FFmpegError, OSError) as error:
-        raise UsageError(f"the sound of {path} cannot be read: {error}") from error
-    wave = torch.cat([torch.from_numpy(part) for part in parts], 1) if parts else torch.empty(0, 0)
-    return (wave.clamp(-1, 1), rate) if wave.numel() else None  # lossy codecs overshoot
-
-
-def _av(name: str) -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise UsageError(f"{name} is a video, which needs PyAV; pip install 'genalign[video]'") from error
-    return av
-
-
-# ---- the medium -----------------------------------------------------------------------------------------------------
+MOVING, MOVING_BYTES = 24, 2 << 20  # frames of a sheet that moves, and how large its file may be
+FRAME_LIST_RATE = 8.0  # of a clip that is a list of pictures, as VideoFeedback has them
 
 
 def read(path: Path) -> tuple[Tensor, float]:
@@ -132,72 +37,78 @@ def read(path: Path) -> tuple[Tensor, float]:
 
 
 def cell(value: Any, root: Path, where: str) -> tuple[Tensor, float]:
-    """A file's name, its bytes, or an undecoded row of datasets; all its frames, of which each scorer takes its own."""
+    """A file's name, its bytes, an undecoded row of datasets, or a list of pictures (FRAME_LIST_RATE a second); all its
+    frames, of which each scorer takes its own."""
+    if isinstance(value, list | tuple):
+        return _of_pictures(value, root, where), FRAME_LIST_RATE
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
-        return _decoded(io.BytesIO(value), where, None)
+        return decoded(io.BytesIO(value), where, None)
     return load_video(neighbour(root, str(value), where), None)
 
 
+def _of_pictures(values: Sequence[Any], root: Path, where: str) -> Tensor:
+    frames = [to_levels(image.cell_picture(value, root, where)) for value in values]
+    if not frames or len({frame.shape for frame in frames}) > 1:
+        raise UsageError(f"{where}: its list of frames is empty, or they differ in size; drop that row")
+    return torch.stack(frames)
+
+
 def write(row: Tensor, rate: float | None, path: Path, sound: tuple[Tensor, float | None] | None = None) -> Path:
-    """Write (F,3,H,W) in [0,1] as an .mp4 that browsers play; odd sides grow by one pixel, which H.264 needs.
-
-    Raises:
-        UsageError: no frame rate, or PyAV is not installed.
-    """
-    av = _av(str(path))
-    if not rate:
-        raise UsageError(f"{path} cannot be written without the frame rate of the video; give Track(video, rate)")
-    path = path if path.suffix == ".mp4" else path.with_name(f"{path.name}.mp4")
-    frames = row.detach().float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)  # (F, 3, H, W)
-    frames = torch.cat([frames, frames[..., -1:, :]], -2) if frames.shape[-2] % 2 else frames
-    frames = torch.cat([frames, frames[..., -1:]], -1) if frames.shape[-1] % 2 else frames
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[-2:], "yuv420p"
-        if codec == "libx264":
-            stream.options = {"crf": "16"}
-        voice = None if sound is None else _voice(container, *sound)
-        for frame in frames:
-            pixels = av.VideoFrame.from_ndarray(frame.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
-            container.mux(stream.encode(pixels))
-        container.mux(stream.encode())
-        if sound is not None:
-            _mux(av, container, voice, sound[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, file.getvalue())
-    return path
-
-
-def _voice(container: Any, wave: Tensor, rate: float | None) -> Any:
-    return container.add_stream("aac", rate=round(rate or 48000), layout="stereo" if len(wave) == 2 else "mono")
-
-
-def _mux(av: Any, container: Any, stream: Any, wave: Tensor) -> None:
-    """The sound (C,N) in two channels where it has two, else in one: the mean of its channels."""
-    samples = wave.detach().float().clamp(-1, 1).cpu()
-    samples = samples if len(samples) <= 2 else samples.mean(0, keepdim=True)
-    layout = "stereo" if len(samples) == 2 else "mono"
-    frame = av.AudioFrame.from_ndarray(samples.contiguous().numpy(), format="fltp", layout=layout)
-    frame.sample_rate = stream.rate
-    container.mux(stream.encode(frame))
-    container.mux(stream.encode())
+    return write_video(row, rate, path, sound)
 
 
 def sheet(
-    base: Sequence[Tensor], tuned: Sequence[Tensor], drawn: Sequence[tuple[str, int]], path: Path, rate: float | None
+    base: Sequence[Tensor],
+    tuned: Sequence[Tensor],
+    drawn: Sequence[tuple[str, int]],
+    path: Path,
+    rate: float | None,
+    sounds: Sounds | None = None,
 ) -> Path:
-    """Some frames of each in a strip, base beside tuned; the videos themselves stand beside the picture."""
+    """Some frames of each in a strip, time from left to right, base beside tuned. Where the rate is known, the videos
+    themselves stand beside the picture, and the same picture with moving frames as .webp."""
     from genalign.media.grid import grid, save, write_pairs
 
+    captions = [prompt for prompt, _ in drawn]
     shown = [[_strip(row) for row in rows] for rows in (base, tuned)]
-    save(grid(shown[0], shown[1], [prompt for prompt, _ in drawn], columns=1), path)
+    save(grid(shown[0], shown[1], captions, columns=1), path)
     if rate:
-        write_pairs("video", lambda row, stem: write(row, rate, stem), base, tuned, drawn, path)
+        write_pairs("video", lambda row, stem, sound: write(row, rate, stem, sound), base, tuned, drawn, path, sounds)
+        _save_moving(base, tuned, captions, path.with_suffix(".webp"), rate)
     return path
+
+
+def _save_moving(
+    base: Sequence[Tensor], tuned: Sequence[Tensor], captions: Sequence[str], path: Path, rate: float
+) -> None:
+    """Base beside tuned, playing together and over again, as an animated WebP of at most MOVING_BYTES: of half as many
+    frames as often as it takes; no file where even two are too large."""
+    from genalign.media.grid import grid
+
+    length = max(len(row) for row in [*base, *tuned])
+    count = min(MOVING, length)
+    while count >= 2:
+        pictures = []
+        for number in torch.linspace(0, length - 1, count).round().long().tolist():
+            frames = [[_low(row[min(number, len(row) - 1)]) for row in rows] for rows in (base, tuned)]
+            pictures.append(grid(frames[0], frames[1], captions))
+        file, milliseconds = io.BytesIO(), max(1, round(1000 * length / rate / count))
+        pictures[0].save(file, "WEBP", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+        if file.tell() <= MOVING_BYTES:
+            replace_file(path, file.getvalue())
+            return
+        count //= 2
+
+
+def _low(frame: Tensor) -> Image:
+    """A frame (3,H,W), at most STRIP_HEIGHT pixels high."""
+    picture = image.to_pil(frame)
+    width, height = picture.size
+    if height <= STRIP_HEIGHT:
+        return picture
+    return picture.resize((max(1, round(width * STRIP_HEIGHT / height)), STRIP_HEIGHT))
 
 
 def _strip(row: Tensor) -> Any:
@@ -205,32 +116,37 @@ def _strip(row: Tensor) -> Any:
     import PIL.Image
 
     numbers = torch.linspace(0, len(row) - 1, STRIP).round().long().tolist()
-    frames = [image.to_pil(row[number]) for number in numbers]
+    frames = [_low(row[number]) for number in numbers]
     width, height = frames[0].size
-    if height > STRIP_HEIGHT:
-        width, height = max(1, round(width * STRIP_HEIGHT / height)), STRIP_HEIGHT
     strip = PIL.Image.new("RGB", (STRIP * width + 2 * (STRIP - 1), height), "white")
     for place, frame in enumerate(frames):
-        strip.paste(frame.resize((width, height)), (place * (width + 2), 0))
+        strip.paste(frame, (place * (width + 2), 0))
     return strip
 
 
 def symptoms(rows: Sequence[Tensor]) -> dict[str, float]:
-    """Shares of frames: `black`, and `frozen`, i.e. as the one before; `saturation` as of images."""
-    count, found = max(len(rows), 1), {"black": 0.0, "frozen": 0.0, "saturation": 0.0}
+    """Shares of frames: `black`, and `frozen`, i.e. as the one before. `saturation` as of images, `brightness` (luma),
+    `motion` (mean change from frame to frame) and `flicker` (mean colour off its neighbours'), each in [0,1]."""
+    count = max(len(rows), 1)
+    found = dict.fromkeys(("black", "frozen", "saturation", "brightness", "motion", "flicker"), 0.0)
     for row in rows:
-        frames = row.detach().float().cpu()  # (F, 3, H, W)
-        changes = (frames[1:] - frames[:-1]).abs().mean((1, 2, 3))  # (F-1,)
-        found["black"] += float((frames.mean((1, 2, 3)) < BLACK).float().mean()) / count
-        found["frozen"] += float((changes < FROZEN).float().mean()) / count if len(changes) else 0.0
-        found["saturation"] += float((frames.amax(1) - frames.amin(1)).mean()) / count
+        measures = measure(row)
+        found["black"] += float((measures.colours.mean(1) < BLACK).float().mean()) / count
+        found["frozen"] += measures.frozen / count
+        found["saturation"] += float(measures.saturation.mean()) / count
+        found["brightness"] += measures.brightness / count
+        found["motion"] += measures.motion / count
+        found["flicker"] += measures.flicker / count
     return found
 
 
 def distance(first: Tensor, second: Tensor) -> float:
     """Over the frames that both have."""
     length = min(len(first), len(second))
-    return image.distance(first[:length], second[:length])
+    squares = 0.0
+    for ours, theirs in zip(chunked(first[:length]), chunked(second[:length]), strict=True):
+        squares += float((ours - theirs).square().sum(dtype=torch.float64))
+    return float((squares / first[:length].numel()) ** 0.5)
 
 
 def extent(row: Tensor, rate: float | None) -> float:
@@ -243,5 +159,5 @@ def decode(given: Any, rate: float | None, budget: Budget) -> tuple[Tensor, floa
 
 def element(folder: Path, shown: str, label: str) -> str:
     data = base64.b64encode((folder / shown).read_bytes()).decode()
-    source = f"data:video/mp4;base64,{data}"
+    source = f"data:video/{'webm' if shown.endswith('.webm') else 'mp4'};base64,{data}"
     return f'<video controls loop playsinline aria-label="{html.escape(label)}" src="{source}"></video>'

@@ -35,7 +35,7 @@ KEPT_BYTES = 2**30  # of encoded pictures
 class ForwardPreferenceSettings(ForwardSettings):
     """Diffusion-DPO and Flow-DPO: how steep the preference is, and in what units."""
 
-    learns_from: ClassVar = frozenset({"image"})
+    learns_from: ClassVar = frozenset({"image", "video"})
     presets: ClassVar = {
         "diffusion-dpo": {"group": 4, "beta": 5000.0, "reduction": "mean"},
         "flow-dpo": {"group": 4, "beta": 500.0, "reduction": "mean"},

@@ -152,7 +152,7 @@ def texts(prompts: Sequence[Prompt]) -> list[str]:
 
 def tensor_rows(track: Track) -> list[Tensor]:
     """The rows of a track of pictures, videos or sounds, one tensor each."""
-    return [row for row in track.data if isinstance(row, Tensor)]
+    return [row for row in track if isinstance(row, Tensor)]
 
 
 def unreadable(media: Media, needs: AbstractSet[str], rows: int) -> list[str | None]:
@@ -162,10 +162,10 @@ def unreadable(media: Media, needs: AbstractSet[str], rows: int) -> list[str | N
     """
     faults: list[str | None] = [None] * rows
     for name in sorted(set(needs) & set(MODALITIES) & set(media)):
-        data = media[name].data
-        if isinstance(data, Tensor) and data.numel() and is_finite(data):
+        held = media[name].held
+        if isinstance(held, Tensor) and held.numel() and is_finite(held):
             continue  # the usual case, at the price of one look
-        for row, values in enumerate(data):
+        for row, values in enumerate(held):
             if isinstance(values, Tensor) and not values.numel():
                 faults[row] = f"the {name} is empty, of shape {tuple(values.shape)}"
             elif not is_finite(values):

@@ -33,6 +33,7 @@ HEADS = {
     "similarity": "genalign.reward.heads.exemplars:Similarity",
     "emojiworld-judge": "genalign.lab.judge:Judge",
     "emojiworld-facts": "genalign.lab.fact_judge:FactJudge",
+    "emojimoves-judge": "genalign.lab.moves_judge:MovesJudge",
     "judge": "genalign.lab.judge:Judge",  # its name in older recipes
     "judge-yes-no": "genalign.reward.judge.judges:YesNoJudge",
     "judge-score": "genalign.reward.judge.judges:ScoreJudge",
@@ -43,6 +44,10 @@ HEADS = {
     "format": "genalign.reward.heads.rules:Format",
     "repetition": "genalign.reward.heads.rules:Repetition",
     "structured": "genalign.reward.heads.structured:StructuredMatch",
+    "moving": "genalign.reward.heads.motion:Moving",
+    "steady": "genalign.reward.heads.motion:Steady",
+    "smooth-motion": "genalign.reward.heads.motion:SmoothMotion",
+    "synchrony": "genalign.reward.heads.motion:Synchrony",
 }
 PAIRWISE = {"winrate": WinRate, "versus": Versus}
 KINDS = ("use", "sum", "hybrid", "harmonic", *PAIRWISE, *FORMS)

@@ -159,7 +159,9 @@ class FunctionReward(StepCounting):
                 if key not in offered:
                     offered[key] = [other.get(key) for other in facts]
         # The modalities and the words below take precedence over facts of the same name.
-        offered |= {name: track.data for name, track in media.items()}
+        # Levels become floats where they are read: a copy of four times the bytes.
+        read = {"text", *(ALIASES.get(name, name) for name in self.parameters)}
+        offered |= {name: track.data for name, track in media.items() if self.takes_all or name in read}
         offered |= {"prompt": texts(prompts), "facts": [dict(row) for row in facts], "media": media}
         offered["group"] = list(range(len(prompts))) if group is None else group.tolist()
         offered |= of_trainer(self.step, len(prompts), logged)

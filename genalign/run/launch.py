@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from genalign.ranks import gather, rank, world
 from genalign.run.build import Built, build, check_prompts
 from genalign.run.finish import finish, measure_search, tuned
 from genalign.run.recipe import Recipe, load_recipe
+from genalign.run.trackers import log_samples, log_step, start_trackers
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
 from genalign.training.loop import Progress, restore, start, train
 from genalign.training.metrics import METRICS, read_rows
@@ -223,7 +223,7 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
 
     settings = built.recipe.train
     seed, count = settings.seed, built.recipe.data.prompts_per_step
-    tracker = _trackers(settings.report_to, run, built.recipe)
+    tracker = start_trackers(settings.report_to, run, built.recipe)
     first, begun = progress.step, time.perf_counter()
     smoothed = Smoothed(row["reward"] for row in read_rows(run / METRICS) if "reward" in row and row["step"] <= first)
     held_out = [reward.name for reward in built.monitor.held_out] if built.monitor is not None else []
@@ -240,9 +240,11 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
                 bar.write(f"{line}  eta {left // 60}:{left % 60:02d}", file=sys.stdout)
                 sys.stdout.flush()
                 if tracker is not None:
-                    tracker.log({name: value for name, value in log.items() if name != "step"}, step=step)
+                    log_step(tracker, log)
             if step % settings.sample_every == 0 or step == settings.steps:
-                _draw_grid(built, run, step)
+                sheet = _draw_grid(built, run, step)
+                if tracker is not None and rank() == 0:
+                    log_samples(tracker, sheet, step)
     if progress.step < settings.steps:
         _say_where_it_ended(built, progress.step, log)
         _redraw(built, run, progress.step)
@@ -271,32 +273,17 @@ def _redraw(built: Built, run: Path, step: int) -> None:
     _draw_grid(built, run, step)
 
 
-def _draw_grid(built: Built, run: Path, step: int) -> None:
+def _draw_grid(built: Built, run: Path, step: int) -> Path | None:
+    """The sheet that rank 0 wrote; None elsewhere, or where nothing could be shown."""
     if rank() != 0:
-        return
+        return None
     from genalign.media.sheet import sample_grid
 
     prompts, settings = list(built.eval_prompts or built.prompts_to_sample)[:GRID_PROMPTS], built.recipe.eval
     # as many denoising steps as the evaluation takes, not as training does
     steps = settings.steps if settings and built.policy.guided else None
     path = run / "samples" / f"step-{step}" / "grid.png"
-    sample_grid(built.policy, prompts, [0], path, steps=steps, tuned=tuned(built.recipe))
-
-
-def _trackers(names: list[str], run: Path, recipe: Recipe) -> Any:
-    if not names:
-        return None
-    from accelerate import Accelerator
-
-    try:
-        tracker = Accelerator(log_with=names, project_dir=run)
-    except ValueError as error:  # a name that accelerate does not know; it says which it does
-        raise UsageError(f"train.report_to: {error}") from error
-    missing = set(names) - {str(getattr(name, "value", name)) for name in tracker.log_with}
-    if missing:
-        raise UsageError(f"tracker {missing.pop()!r} is not installed; install it or drop it from train.report_to")
-    tracker.init_trackers("genalign", config={"recipe": write_yaml(recipe.resolved())})
-    return tracker
+    return sample_grid(built.policy, prompts, [0], path, steps=steps, tuned=tuned(built.recipe))
 
 
 def _from_rank_0(text: str) -> str:

@@ -178,9 +178,9 @@ def symptoms(media: Media, group: Tensor) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for name, track in media.items():
-        found |= MEDIA[name].symptoms(list(track.data))
+        found |= MEDIA[name].symptoms(list(track.held))
     first, siblings = source(media), group.tolist()
-    rows, distance = media[first].data, MEDIA[first].distance
+    rows, distance = media[first].held, MEDIA[first].distance
     pairs = [(i, j) for j in range(len(siblings)) for i in range(j) if siblings[i] == siblings[j]]
     if pairs:
         found["diversity"] = sum(distance(rows[i], rows[j]) for i, j in pairs) / len(pairs)

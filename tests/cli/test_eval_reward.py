@@ -64,8 +64,14 @@ class Opposite:
         return replace(scores, values=-scores.values, total=-scores.total)
 
 
+@reward
+def bright(video):
+    return [float(x.mean()) for x in video]
+
+
 def likes(form: str):
-    return {"VideoGen-RewardBench": film, "VL-RewardBench": words, "RewardBench 2": words}.get(form, lightness)
+    readers = {"VideoGen-RewardBench": film, "VideoFeedback": bright, "VideoDPO": bright}
+    return {**readers, "VL-RewardBench": words, "RewardBench 2": words}.get(form, lightness)
 
 
 def overall(rows: list[dict]) -> dict:

@@ -19,6 +19,7 @@ COLUMN = "the columns of other people's data files"
 JUDGE = "a judge model is shown pictures and texts"
 PAIRS = "which given pairs a method learns from: those of a forward process, or of a sequence of tokens"
 REASONS = {
+    "data/clips.py": "clips of prompts are decoded when they are read",
     "data/comparisons.py": COLUMN,
     "data/conversations.py": "the key `text` of a message's parts",
     "data/judged.py": "a value that is not a file is text, and bytes are an image",
@@ -44,7 +45,9 @@ REASONS = {
     "reward/heads/clip.py": HEAD,
     "reward/heads/exemplars.py": HEAD,
     "reward/heads/head.py": HEAD,
+    "reward/heads/motion.py": HEAD,
     "reward/heads/qwen.py": HEAD,
+    "reward/heads/raft.py": HEAD,
     "reward/heads/rules.py": HEAD,
     "reward/heads/sharpness.py": HEAD,
     "reward/heads/structured.py": HEAD,

@@ -43,8 +43,8 @@ from genalign.evaluation.evaluate import EvalSettings, evaluate
 from genalign.evaluation.report import write_report
 from genalign.files.shipped import shipped
 from genalign.media import audio
+from genalign.media.container import load_sound, load_video
 from genalign.media.image import PICTURES, load_png
-from genalign.media.video import load_sound, load_video
 from genalign.policy.language import load_language
 from genalign.policy.load import load_diffusion
 from genalign.policy.settings import PolicySettings
@@ -64,8 +64,9 @@ from genalign.reward.runtime.process import ProcessReward
 from genalign.reward.runtime.serving import application
 from genalign.reward.runtime.web import Web
 from genalign.reward.runtime.wire import FRAME, pack_batch, send
-from genalign.run.launch import _trackers, load_run
+from genalign.run.launch import load_run
 from genalign.run.recipe import load_recipe
+from genalign.run.trackers import start_trackers
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from genalign.types import GenalignError, Media, Prompt, Track, UsageError
 from tests.helpers.tiny_language import save_tiny_language
@@ -254,7 +255,7 @@ def test_recipe_files_to_write(tmp_path: Path) -> None:
     for file in (weights, notes):
         settings = EvalSettings(prompts="-", guidance=[1.0], seeds=[0], base_cache=str(file), training_prompts=0)
         with pytest.raises(UsageError, match="name another"):
-            evaluate(Grey(), prompts(2), [Sharpness()], None, settings, tmp_path)
+            evaluate(Grey(), prompts(2), [Sharpness()], [], settings, tmp_path)
     spec = {"use": "sharpness", "run": {"cache": "notes.txt"}}
     with pytest.raises(UsageError, match="cannot be used as a cache"):
         build_reward(spec, tmp_path)(prompts(1), images(1))
@@ -290,7 +291,7 @@ def test_recipe_trackers(tmp_path: Path, marker: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(tmp_path))
     recipe = load_recipe(write_recipe(tmp_path / "run"))
     with pytest.raises(UsageError, match="report_to"):
-        _trackers(["a_module_of_mine"], tmp_path, recipe)
+        start_trackers(["a_module_of_mine"], tmp_path, recipe)
     assert not marker.exists()
 
 
@@ -382,7 +383,7 @@ class Page(HTMLParser):
 
 def test_report(tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script><img src=http://127.0.0.1:9/x>"
-    sweep = {"guidance": [None], "steps": 2, "before": {"best": None}, "after": {"best": None}}
+    sweep = {"headline": hostile, "guidance": [None], "steps": 2, "before": {"best": None}, "after": {"best": None}}
     plain = {"prompts": hostile, "seeds": [hostile], "sweep": sweep}
     run = a_run(tmp_path / "run", "")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())

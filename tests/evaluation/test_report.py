@@ -35,7 +35,7 @@ EVAL = {
 class Page(HTMLParser):
     """Collects tags, attributes and text, and checks that tags close in order."""
 
-    VOID = frozenset({"meta", "img"})
+    VOID = frozenset({"meta", "img", "br"})
 
     def __init__(self, text):
         super().__init__()

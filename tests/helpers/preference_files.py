@@ -109,6 +109,42 @@ def videogen(folder: Path) -> Path:
     return path
 
 
+def video_feedback(folder: Path) -> Path:
+    """Clips as lists of frames; the lighter one has the better marks but for its dynamic degree."""
+    pictures(folder)
+    rows = []
+    for number, (prompt, name, marks) in enumerate(
+        [
+            ("a ball", "light", (4, 4, 1, 4, 3)),
+            ("a ball", "dark", (1, 2, 3, 1, 1)),
+            ("a ball", "dim", (2, 2, 3, 2, 2)),
+            ("a car", "fair", (3, 3, 3, 3, 3)),
+        ]
+    ):
+        columns = ("visual quality", "temporal consistency", "dynamic degree", "text-to-video alignment")
+        row = {"id": str(number), "images": [f"{name}.png"] * 3, "text prompt": prompt, "video link": "https://x"}
+        row |= dict(zip((*columns, "factual consistency"), marks, strict=True))
+        rows.append(row | {"conversations": [{"from": "human", "value": "rate it"}]})
+    path = folder / "data_annotated.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def video_dpo(folder: Path) -> Path:
+    """Clips 0 and 3: the first of the better ones and the second of the worse ones."""
+    films(folder)
+    for old, new in (("light", "winvideos/000000"), ("fair", "winvideos/000001"), ("dark", "losevideos/000001")):
+        (folder / new).parent.mkdir(exist_ok=True)
+        (folder / f"{old}.mp4").rename(folder / f"{new}.mp4")
+    rows = [
+        {"frame_caption": "a ball", "video1": 0, "video2": 3},
+        {"frame_caption": ["a car"], "video1": 2, "video2": 3},
+    ]
+    path = folder / "pair.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
 def vl_reward_bench(folder: Path) -> Path:
     row = {"image": "light.png", "models": ["x", "y"], "query_source": "POVID", "ground_truth": None}
     rows = [
@@ -137,6 +173,8 @@ FORMS = {
     "ImageRewardDB": image_reward,
     "ImageRewardDB by picture": image_reward_by_picture,
     "VideoGen-RewardBench": videogen,
+    "VideoFeedback": video_feedback,
+    "VideoDPO": video_dpo,
     "VL-RewardBench": vl_reward_bench,
     "RewardBench 2": reward_bench_2,
 }

@@ -1,12 +1,19 @@
 """The sheet of samples: the base on the left, the tuned model on the right."""
 
+import base64
 import json
+import re
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from genalign.evaluation.report import write_report
+from genalign.media import video
+from genalign.media.container import load_sound
 from genalign.media.grid import CELL
 from genalign.media.sheet import sample_grid
+from tests.helpers.clips import bouncing, gliding, knocks
 from tests.helpers.painter import GAIN, PROMPTS, Painter
 
 
@@ -49,3 +56,50 @@ def test_grid_of_a_language_policy_is_a_table(tmp_path):
     assert path.suffix == ".jsonl"
     assert [row["prompt"] for row in rows] == ["prompt 0", "prompt 1"]
     assert all(float(row["tuned"]) > float(row["base"]) for row in rows)
+
+
+def test_clips_move_in_a_sheet_of_bounded_size(tmp_path, monkeypatch) -> None:
+    """The animation has every frame of short clips, plays as long as they do, and halves its frames to fit."""
+    base, tuned = [gliding(), bouncing()], [bouncing(), gliding()]
+    path = video.sheet(base, tuned, [("it moves", 1), ("it turns", 2)], tmp_path / "grid.png", 8.0)
+    with Image.open(path.with_suffix(".webp")) as moving:
+        assert moving.n_frames == 9
+        lengths, pictures = [], []
+        for number in range(9):
+            moving.seek(number)
+            moving.load()
+            lengths.append(moving.info["duration"])
+            pictures.append(np.asarray(moving.convert("RGB")).astype(int))
+    assert sum(lengths) == pytest.approx(1000 * 9 / 8, abs=9)
+    assert len({picture.tobytes() for picture in pictures}) == 9
+    whole = path.with_suffix(".webp").stat().st_size
+    monkeypatch.setattr(video, "MOVING_BYTES", whole - 1)
+    video.sheet(base, tuned, [("it moves", 1), ("it turns", 2)], path, 8.0)
+    with Image.open(path.with_suffix(".webp")) as moving:
+        assert moving.n_frames == 4
+    assert path.with_suffix(".webp").stat().st_size < whole
+
+
+def test_clips_with_sound_keep_it_in_their_sheet(tmp_path) -> None:
+    sounds = [(knocks([moment], 1.125), 8000.0) for moment in (0.25, 0.75)]
+    path = video.sheet(
+        [gliding()], [bouncing()], [("it moves", 1)], tmp_path / "grid.png", 8.0, (sounds[:1], sounds[1:])
+    )
+    for which, moment in (("base", 0.25), ("tuned", 0.75)):
+        heard, rate = load_sound(path.with_name(f"{which}-0.mp4"))
+        assert int((heard[0].abs() > 0.1).float().argmax()) / rate == pytest.approx(moment, abs=0.02)
+
+
+def test_the_report_shows_the_moving_sheet(tmp_path) -> None:
+    folder = tmp_path / "samples" / "step-3"
+    folder.mkdir(parents=True)
+    video.sheet([gliding()], [bouncing()], [("it moves", 1)], folder / "grid.png", 8.0)
+    page = write_report(tmp_path).read_text()
+    for kind in ("webp", "png"):  # moving, and as frames from left to right
+        (shown,) = re.findall(rf'<img alt="base beside tuned" src="data:image/{kind};base64,([^"]+)">', page)
+        assert base64.b64decode(shown) == (folder / f"grid.{kind}").read_bytes()
+    played = re.findall(r'<video [^>]*src="data:video/mp4;base64,([^"]+)">', page)
+    assert [base64.b64decode(one) for one in played] == [
+        (folder / f"{k}-0.mp4").read_bytes() for k in ("base", "tuned")
+    ]
+    assert not re.search(r"https?://", page)

@@ -45,8 +45,8 @@ def record(path, stamps, rate=10, codec="libx264", sound=None, size=SIZE) -> Non
 
 def shown(frames: torch.Tensor, count: int) -> list[int]:
     """Which of the recorded frames each of `frames` is."""
-    known = torch.tensor(levels(count)) / 255
-    return [int((known - frame.mean()).abs().argmin()) for frame in frames]
+    known = torch.tensor(levels(count))
+    return [int((known - frame.float().mean()).abs().argmin()) for frame in frames]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_all_frames_at_their_own_rate(tmp_path, suffix: str, codec: str) -> None
     assert rate == pytest.approx(10, rel=0.02)
     with av.open(str(tmp_path / f"x.{suffix}")) as container:
         plain = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert torch.equal(frames, torch.from_numpy(np.stack(plain)).permute(0, 3, 1, 2) / 255)
+    assert torch.equal(frames, torch.from_numpy(np.stack(plain)).permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("rate", [24, 30, 25])
@@ -115,7 +115,7 @@ def test_a_phone_video_stands_upright(tmp_path, turned: int) -> None:
     frames, _ = video.read(tmp_path / "x.mp4")
     upright = torch.from_numpy(np.rot90(picture, -turned // 90).copy()).permute(2, 0, 1) / 255
     assert frames.shape[1:] == upright.shape
-    assert (frames[0] - upright).abs().mean() < 0.03
+    assert (frames[0] / 255 - upright).abs().mean() < 0.03
 
 
 def test_a_video_with_sound_is_two_tracks(tmp_path) -> None:
@@ -180,6 +180,9 @@ def test_symptoms_by_hand() -> None:
     assert found["black"] == pytest.approx(1 / 3)
     assert found["frozen"] == pytest.approx((1 + 0 + 2 / 3) / 3)
     assert found["saturation"] == 0
+    assert found["brightness"] == pytest.approx((0 + 0.5 + (3 * 0.2 + 0.8) / 4) / 3)
+    assert found["motion"] == pytest.approx((0 + 0.2 + 0.6 / 3) / 3)
+    assert found["flicker"] == pytest.approx((0 + 0 + (0 + 0.3) / 2) / 3, abs=1e-6)  # 0.2, 0.2, 0.8: 0.3 off the middle
     assert video.distance(black, black[:2] + 0.5) == pytest.approx(0.5)
     assert video.extent(black, 8.0) == 4.0
     assert video.symptoms([black[:1]])["frozen"] == 0.0  # one frame repeats nothing

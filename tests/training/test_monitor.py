@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.multiprocessing as spawn
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from genalign.cli.main import main
 from genalign.files.settings import changed_key
@@ -229,7 +229,8 @@ def _one_of_two(index: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(index), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo")
     progress, logs = steps_of(Path(folder), monitor(stop="peak"), SHORT)
-    torch.save([progress.step, progress.policy.delta, logs[-1]["step"]], Path(folder) / f"end-{index}.pt")
+    steps = torch.tensor([progress.step, logs[-1]["step"]])
+    save_file({"steps": steps, "delta": progress.policy.delta.detach()}, Path(folder) / f"end-{index}.safetensors")
     torch.distributed.destroy_process_group()
     leave(0)
 
@@ -242,9 +243,9 @@ def test_two_ranks_look_and_stop_as_one(tmp_path: Path):
     (tmp_path / "both").mkdir()
     spawn.spawn(_one_of_two, args=(port, str(tmp_path / "both")), nprocs=2)
     for index in (0, 1):
-        step, delta, last = torch.load(tmp_path / f"both/end-{index}.pt", weights_only=True)
-        assert (step, last) == (alone.step, logs[-1]["step"])
-        torch.testing.assert_close(delta, alone.policy.delta)
+        end = load_file(tmp_path / f"both/end-{index}.safetensors")
+        assert end["steps"].tolist() == [alone.step, logs[-1]["step"]]
+        torch.testing.assert_close(end["delta"], alone.policy.delta)
     seen = [[row.get("monitor/near", 0.0) for row in rows(tmp_path / name)] for name in ("both", "alone")]
     assert seen[0] == pytest.approx(seen[1], rel=1e-4)
 

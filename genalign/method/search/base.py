@@ -273,6 +273,6 @@ def candidate_seed(seed: int, prompt: Prompt, k: int) -> int:
 def _detached(media: Media) -> Media:
     tracks = {}
     for name, track in media.items():
-        data = track.data.detach() if isinstance(track.data, Tensor) else track.data
-        tracks[name] = replace(track, data=data)
+        held = track.held.detach() if isinstance(track.held, Tensor) else track.held
+        tracks[name] = replace(track, held=held)
     return Media(**tracks)

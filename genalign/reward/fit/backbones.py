@@ -103,9 +103,9 @@ class ClipFeatures:
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
         if self.reads == "video":
             track, means = media["video"], []
-            for row, video in enumerate(tensor_rows(track)):
-                chosen = nearest_frames(len(video), track.rate_of(row))
-                means.append(self._see(Media(image=Track(video[chosen]))).mean(0))
+            for row, held in enumerate(track.held):
+                chosen = nearest_frames(len(held), track.rate_of(row))
+                means.append(self._see(Media(image=Track(track.row(row, chosen)))).mean(0))
             v = torch.stack(means)
         else:
             v = self._see(media)
@@ -241,11 +241,11 @@ class VlmFeatures(_Transformer):
         pictures = []
         for prompt in prompts:
             track = None if prompt.media is None else prompt.media.get("image")
-            if track is None or not isinstance(track.data[0], Tensor):
+            if track is None or not isinstance(track.held[0], Tensor):
                 raise UsageError(
                     f"backbone {self.model} reads pictures, but a prompt has none; set backbone.kind: text"
                 )
-            pictures.append(to_pil(track.data[0]))
+            pictures.append(to_pil(track.held[0]))
         return pictures
 
     @staticmethod

@@ -107,6 +107,12 @@ PRESETS: dict[str, Preset] = {
         published={"mean": (3.6757, 1.1646, 2.8105), "std": (2.2476, 1.3811, 2.5121)},
         more="`template: prompt_template.py:DETAILED_PROMPT_WITH_SPECIAL_TOKEN`, from github.com/KwaiVGI/VideoAlign",
     ),
+    "raft": Preset(
+        "genalign.reward.heads.raft:RaftSmoothness",
+        {"size": "large"},
+        *("BSD-3-Clause", 0.02, "smoothness of motion, 0 to 1"),
+        pickled=("download.pytorch.org/models", "raft_large_C_T_SKHT_V2-ff5fadd5.pth", "weights"),
+    ),
     "clap": Preset(
         "genalign.reward.heads.audio:Clap",
         {"model": CLAP},
@@ -145,7 +151,7 @@ def how_to_get(name: str) -> str:
     steps = [f"hf download {repo} {' '.join(files)}" for repo, files in preset.files.items()]
     if preset.pickled:
         repo, file, setting = preset.pickled
-        at = f"from {repo}" if repo.startswith("github.com") else f"from hf download {repo}"
+        at = f"from {repo}" if repo.startswith(("github.com", "download.pytorch.org")) else f"from hf download {repo}"
         converted = "converted to safetensors (name the file as it is, and genalign says how)"
         steps.append(f"{file} {at}, {converted}, and `{setting}: FOLDER` beside `use: {name}`")
     return "; ".join([*steps, *([preset.more] if preset.more else [])])

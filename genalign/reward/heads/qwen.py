@@ -286,11 +286,11 @@ class VideoReward(QwenTokens):
 
     def frames(self, media: Media) -> list[Tensor]:
         track, chosen = media["video"], []
-        for row, video in enumerate(tensor_rows(track)):
+        for row, held in enumerate(track.held):
             rate = track.rate_of(row)
             if not rate:
                 raise UsageError(f"reward {self.name!r} needs the frames a second of a video; give Track(video, rate)")
-            chosen.append(video[sampled_frames(len(video), rate, self.fps)])
+            chosen.append(track.row(row, sampled_frames(len(held), rate, self.fps)))
         return chosen
 
     @readable_rows

@@ -36,7 +36,7 @@ class Sharpness(Stateless):
 
     def faults(self, prompts: Sequence[Prompt], media: Media) -> list[str | None]:
         faults = super().faults(prompts, media)
-        for row, image in enumerate(media["image"].data):
+        for row, image in enumerate(media["image"].held):
             if isinstance(image, Tensor) and min(image.shape[-2:]) < len(LAPLACIAN):
                 faults[row] = faults[row] or f"an image of {image.shape[-2]}x{image.shape[-1]} pixels has no edges"
         return faults

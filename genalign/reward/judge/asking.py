@@ -46,14 +46,15 @@ class Answerer(Protocol):
 
 def shown(media: Media, row: int, reads: Reads, graph: bool = False) -> list[Piece]:
     """One row of what is judged: a picture, some frames of a video, or a text; with `graph`, pictures keep theirs."""
-    data = media[reads].data[row]
-    if isinstance(data, str):
-        return [data]
-    picture = data.float() if graph else data.detach().float().cpu()
-    if reads == "image":
-        return [picture]
-    frames = torch.linspace(0, len(picture) - 1, min(FRAMES, len(picture))).round().long()
-    return list(picture[frames])
+    held = media[reads].held[row]
+    if isinstance(held, str):
+        return [held]
+    frames = None
+    if reads == "video":
+        frames = torch.linspace(0, len(held) - 1, min(FRAMES, len(held))).round().long().tolist()
+    read = media[reads].row(row, slice(None) if frames is None else frames)
+    picture = read.float() if graph else read.detach().float().cpu()
+    return [picture] if frames is None else list(picture)
 
 
 class Criteria:

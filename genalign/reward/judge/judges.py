@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class YesNoJudge(CriteriaJudge):
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         table = questions_of(self.asks, prompts)
-        graph = self.differentiable and torch.is_grad_enabled() and _has_graph(media[self.reads].data)
+        graph = self.differentiable and torch.is_grad_enabled() and _has_graph(media[self.reads].held)
         questions = []
         for row, _, text in table:
             questions.append(self._ask(prompts[row], shown(media, row, self.reads, graph), text))
@@ -93,8 +94,8 @@ class YesNoJudge(CriteriaJudge):
         return self._question(self.template, {**values, "sample": sample, "question": fill(text, values)})
 
 
-def _has_graph(data: Tensor | list[Tensor] | list[str]) -> bool:
-    rows = [data] if isinstance(data, Tensor) else data
+def _has_graph(held: Sequence[Any] | Tensor) -> bool:
+    rows = [held] if isinstance(held, Tensor) else held
     return any(isinstance(row, Tensor) and row.requires_grad for row in rows)
 
 

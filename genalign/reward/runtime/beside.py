@@ -130,7 +130,7 @@ class Scoring:
         parts, seconds = zip(*results, strict=True)
         self._runner.seconds += sum(seconds)
         # Rows whose shapes differ are computed one by one: also those that were of one shape in their part.
-        listed = any(not isinstance(track.data, Tensor) for track in media.values())
+        listed = any(not isinstance(track.held, Tensor) for track in media.values())
         whole = task.prefetch.join(parts)
         if not task.prefetch.elsewhere and ((listed and len(parts) > 1) or not task.prefetch.sound(whole)):
             return None

@@ -139,7 +139,7 @@ def content(version: str, prompt: Prompt, media: Media, row: int) -> str:
     for held, at in ((prompt.media, 0), (media, row)):
         for name, track in sorted((held or {}).items()):
             sha.update(json.dumps([name, track.rate_of(at)]).encode())
-            _add(sha, track.data[at])
+            _add(sha, track.held[at])
             if track.ids is not None:
                 _add(sha, list(track.ids[at]))
     return sha.hexdigest()

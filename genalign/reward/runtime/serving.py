@@ -168,7 +168,7 @@ def _on(media: Media, device: str) -> Media:
             return data.to(device)
         return [row.to(device) if isinstance(row, Tensor) else row for row in data]
 
-    return Media(**{name: replace(track, data=moved(track.data)) for name, track in media.items()})
+    return Media(**{name: replace(track, held=moved(track.held)) for name, track in media.items()})
 
 
 def _plain_scores(scores: Scores) -> Mapping[str, Any]:

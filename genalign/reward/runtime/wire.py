@@ -120,7 +120,8 @@ def unpack_scores(message: Mapping[str, Any]) -> Scores:
 def _pack_media(media: Media) -> dict[str, Any]:
     packed: dict[str, Any] = {}
     for name, track in media.items():
-        packed[name] = {"data": track.data, "rate": track.rate}
+        held = track.held if isinstance(track.held, Tensor) else list(track.held)
+        packed[name] = {"data": held, "rate": track.rate}
         if track.ids is not None:
             packed[name]["ids"] = [list(ids) for ids in track.ids]
         if track.rates is not None:

@@ -88,8 +88,9 @@ class Worker:
         finally:
             timer.cancel()
         if reply is None and not late.is_set():
-            with contextlib.suppress(subprocess.TimeoutExpired):  # its pipe has closed; wait for its exit code
-                process.wait(5)
+            # Its pipe has closed; wait for its exit code, which a busy machine may take seconds to come to.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
         # A reply that came as the timer fired is kept, but its process is being killed: the next call starts another.
         if reply is None or late.is_set():
             self.close()

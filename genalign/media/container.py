@@ -1,0 +1,283 @@
+"""Video files by PyAV: their frames by time stamps and display matrix, their sound, and both written as mp4 or webm."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from genalign.files.atomic import replace_file
+from genalign.types import UsageError
+from genalign.types.samples import to_levels
+
+log = logging.getLogger(__name__)
+
+FILMS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi"  # a playlist would name files and addresses of its own
+AAC = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples a second
+OPUS = 48000
+ALIGNED = 0.02  # seconds
+
+
+class Codecs(NamedTuple):
+    """How a container is written: the first video codec of the list that is installed, and that of sound."""
+
+    video: tuple[str, ...]
+    options: dict[str, str]
+    sound: str
+
+
+CODECS = {
+    ".mp4": Codecs(("libx264", "mpeg4"), {"crf": "16"}, "aac"),
+    ".webm": Codecs(("libvpx-vp9", "libvpx"), {"crf": "16", "b": "0", "deadline": "good", "cpu-used": "4"}, "libopus"),
+}
+
+
+class Header(NamedTuple):
+    """What a file says of its video before a frame is decoded. frames: None where it does not say."""
+
+    frames: int | None
+    rate: float
+    height: int
+    width: int
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def load_video(path: Path | str, fps: float | None = 2.0) -> tuple[Tensor, float]:
+    """Frames (F,3,H,W) as levels uint8 of a video file, at most `fps` a second of it (None: all), and their rate in Hz.
+
+    Frame k is the one nearest to the time k / rate, by the file's own time stamps: a video of a variable frame rate
+    is given at its average one, where long frames repeat. Frames are turned and mirrored as the file says.
+
+    Raises:
+        UsageError: the file is missing, cut short, or not a video, or PyAV is not installed.
+    """
+    return decoded(_opened(path), str(path), fps)
+
+
+def header(path: Path | str) -> Header:
+    """The file's word about its video; nothing is decoded.
+
+    Raises:
+        UsageError: as `load_video`.
+    """
+    av = _av(str(path))
+    try:
+        with _opened(path) as file, av.open(file, options={"format_whitelist": FILMS}) as container:
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate or stream.guessed_rate or 1.0)
+            return Header(stream.frames or None, rate, stream.height, stream.width)
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise UsageError(_unreadable(str(path), error)) from error
+
+
+def decoded(file: IO[bytes], name: str, fps: float | None) -> tuple[Tensor, float]:
+    """`load_video` of an open file, which is closed; `name` stands in sentences about it."""
+    av = _av(name)
+    try:
+        with file, av.open(file, options={"format_whitelist": FILMS}) as container:
+            stream = container.streams.video[0]
+            native = float(stream.average_rate or stream.guessed_rate or fps or 1.0)
+            rate = native if fps is None else min(fps, native)
+            frames = list(_at_rate(_whole(container, stream, native, name), native, rate))
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise UsageError(_unreadable(name, error)) from error
+    if not frames:
+        raise UsageError(f"{name} holds no frame; drop it")
+    if len({frame.shape for frame in frames}) > 1:
+        raise UsageError(f"{name} changes its picture size midway; cut it there")
+    return torch.stack(frames).permute(0, 3, 1, 2).contiguous(), rate
+
+
+def _opened(path: Path | str) -> IO[bytes]:
+    """The file itself, so that FFmpeg sees bytes and no name that it could take for an address."""
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read as a video: {error.strerror}") from error
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    return f"{name} cannot be read as a video: {error}; it may be cut short, so fetch or write it again, or drop it"
+
+
+def _whole(container: Any, stream: Any, native: float, name: str) -> Iterator[Any]:
+    """All frames. An mp4 that is cut short has no index or a broken last frame; a webm or mkv ends as if it were whole.
+
+    Raises:
+        UsageError: there are fewer frames or seconds than the file says.
+    """
+    count, end = 0, 0.0
+    for packet in container.demux(stream):
+        count += packet.size > 0
+        if packet.size and packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        yield from packet.decode()
+    seconds = _stated_end(container, stream)
+    if count < stream.frames or end < seconds - 1.5 / native:
+        there = f"{count} of its {stream.frames} frames" if stream.frames else f"{end:.2f} of its {seconds:.2f} seconds"
+        raise UsageError(f"{name} is cut short: only {there} are there; fetch or write it again, or drop it")
+
+
+def _stated_end(container: Any, stream: Any) -> float:
+    """The time in seconds at which the file says that its video ends; 0 where it says nothing of the video alone."""
+    tag = stream.metadata.get("DURATION", "")  # of Matroska: 00:00:04.000000000
+    parts = tag.split(":")
+    if len(parts) == 3 and all(part.replace(".", "", 1).isdigit() for part in parts):
+        return float(parts[0]) * 3600 + float(parts[1]) * 60 + float(parts[2])
+    alone = len(container.streams) == 1 and "matroska" in container.format.name
+    return (container.duration or 0) / 1e6 if alone else 0.0
+
+
+def _at_rate(frames: Iterator[Any], native: float, rate: float) -> Iterator[Tensor]:
+    """Of frames with time stamps the ones nearest to 0, 1/rate, 2/rate ..., each (H,W,3) uint8."""
+    half, due = 0.5 / native, 0  # half a frame apart counts as nearest
+    start, time, length, held = 0.0, 0.0, 1 / native, None
+    for number, frame in enumerate(frames):
+        stamp = number / native if frame.time is None else float(frame.time)
+        if held is None:
+            start = stamp
+        else:
+            length = stamp - start - time
+        time = stamp - start
+        shown: Tensor | None = None
+        while held is not None and due / rate + half < time - 1e-9:
+            shown = _pixels(held) if shown is None else shown
+            yield shown
+            due += 1
+        held = frame
+    while held is not None and due / rate + half < time + length - 1e-9:  # the last is as long as the one before
+        yield _pixels(held)
+        due += 1
+
+
+def _pixels(frame: Any) -> Tensor:
+    """(H,W,3) as a player shows it: mirrored and turned by quarters as the file's display matrix says."""
+    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
+    side = frame.side_data.get("DISPLAYMATRIX")
+    if side is None:
+        return pixels
+    a, b, _, c, d = torch.frombuffer(bytearray(side), dtype=torch.int32)[:5].double().tolist()  # x' = a x + c y
+    if a * d - b * c < 0:  # mirrored left to right, then turned
+        pixels, a, b = pixels.flip(1), -a, -b
+    turns = -round(math.atan2(b, a) / (math.pi / 2)) % 4  # FFmpeg's b and c have the signs of ISO 14496-12: clockwise
+    return torch.rot90(pixels, turns, (0, 1)) if turns else pixels
+
+
+def load_sound(path: Path) -> tuple[Tensor, float] | None:
+    """The sound (C,N) fp32 in [-1,1] that a video file carries, and its sample rate; None where it has none.
+
+    It begins with the first frame: silence is put before what begins later, what begins earlier is cut.
+
+    Raises:
+        UsageError: the file is missing or damaged, or PyAV is not installed.
+    """
+    av = _av(str(path))
+    try:
+        with _opened(path) as file, av.open(file, options={"format_whitelist": FILMS}) as container:
+            if not container.streams.audio:
+                return None
+            stream = container.streams.audio[0]
+            resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
+            parts: list[Any] = []
+            for frame in container.decode(stream):
+                if not parts:
+                    late = _late(container, frame)
+                parts += [part.to_ndarray() for part in resampler.resample(frame)]
+            parts += [part.to_ndarray() for part in resampler.resample(None)]
+            rate = float(stream.rate)
+    except (av.FFmpegError, OSError) as error:
+        raise UsageError(f"the sound of {path} cannot be read: {error}") from error
+    if not parts:
+        return None
+    wave, shift = torch.cat([torch.from_numpy(part) for part in parts], 1), round(late * rate)
+    wave = wave[:, -shift:] if shift < 0 else torch.nn.functional.pad(wave, (shift, 0))
+    return (wave.clamp(-1, 1), rate) if wave.numel() else None  # lossy codecs overshoot
+
+
+def _late(container: Any, first: Any) -> float:
+    """Seconds by which the sound begins after the picture; 0 below ALIGNED, to which containers round."""
+    videos = container.streams.video
+    start = float((videos[0].start_time or 0) * videos[0].time_base) if videos else 0.0
+    late = 0.0 if first.time is None else float(first.time) - start
+    return late if abs(late) > ALIGNED else 0.0
+
+
+def _av(name: str) -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise UsageError(f"{name} is a video, which needs PyAV; pip install 'genalign[video]'") from error
+    return av
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def write_video(row: Tensor, rate: float | None, path: Path, sound: tuple[Tensor, float | None] | None = None) -> Path:
+    """Write (F,3,H,W), in [0,1] or as levels, with its sound (C,N): as .webm where `path` ends so, else as .mp4.
+
+    Colours have half the resolution (yuv420p, the one form that every browser plays), which needs even sides: an odd
+    one grows by one pixel, a repeated edge, and the log says so. Sound has two channels where the wave has two, else
+    one, their mean; its rate is kept where the codec knows it (Opus: 48 kHz alone).
+
+    Raises:
+        UsageError: no frame rate, or PyAV is not installed.
+    """
+    av = _av(str(path))
+    if not rate:
+        raise UsageError(f"{path} cannot be written without the frame rate of the video; give Track(video, rate)")
+    path = path if path.suffix in CODECS else path.with_name(f"{path.name}.mp4")
+    height, width = row.shape[-2:]
+    if height % 2 or width % 2:
+        log.info("%s is written %d pixels high and %d wide, since yuv420p needs even sides; its edge is repeated",
+                 path, height + height % 2, width + width % 2)  # fmt: skip
+    codecs, file = CODECS[path.suffix], io.BytesIO()
+    codec = next((name for name in codecs.video if name in av.codecs_available), codecs.video[0])
+    with av.open(file, "w", format=path.suffix[1:]) as container:
+        stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
+        stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
+        stream.options = codecs.options if codec == codecs.video[0] else {}
+        voice = None if sound is None else _voice(container, codecs.sound, *sound)
+        for frame in row:
+            pixels = _even(to_levels(frame)).permute(1, 2, 0).contiguous().numpy()
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+        if sound is not None:
+            _mux(av, container, voice, *sound)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, file.getvalue())
+    return path
+
+
+def _even(frame: Tensor) -> Tensor:
+    """(3,H,W) with even sides: the last row and column stand twice where they have to."""
+    frame = torch.cat([frame, frame[:, -1:]], 1) if frame.shape[1] % 2 else frame
+    return torch.cat([frame, frame[..., -1:]], -1) if frame.shape[-1] % 2 else frame
+
+
+def _voice(container: Any, codec: str, wave: Tensor, rate: float | None) -> Any:
+    own = round(rate or OPUS)
+    known = OPUS if codec == "libopus" else own if own in AAC else min((one for one in AAC if one > own), default=96000)
+    return container.add_stream(codec, rate=known, layout="stereo" if len(wave) == 2 else "mono")
+
+
+def _mux(av: Any, container: Any, stream: Any, wave: Tensor, rate: float | None) -> None:
+    """The sound (C,N) in two channels where it has two, else in one: the mean of its channels."""
+    samples = wave.detach().float().clamp(-1, 1).cpu()
+    samples = samples if len(samples) <= 2 else samples.mean(0, keepdim=True)
+    layout = "stereo" if len(samples) == 2 else "mono"
+    frame = av.AudioFrame.from_ndarray(samples.contiguous().numpy(), format="fltp", layout=layout)
+    frame.sample_rate, frame.time_base, frame.pts = round(rate or OPUS), Fraction(1, round(rate or OPUS)), 0
+    resampler = av.AudioResampler(format=stream.format, layout=layout, rate=stream.rate)
+    for part in [*resampler.resample(frame), *resampler.resample(None)]:
+        container.mux(stream.encode(part))
+    container.mux(stream.encode())
