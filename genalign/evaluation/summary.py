@@ -70,12 +70,12 @@ def sentence(result: Mapping[str, Any], begin: str) -> str:
         of = {"follows": "prompts followed in 100", "passes": f"in 100 pass {name}", "value": name}[judged["by"]]
         return f"{begin} there is no difference that {result['prompts']} prompts could show: {moved} {of}, {between}."
     size = f"{abs(delta):.0f}" if unit > 1 and abs(delta) >= 1 else form.format(abs(delta))
-    told = {
+    change = {
         "follows": f"the model follows {size} {'more' if delta > 0 else 'fewer'} prompts in 100",
         "passes": f"{size} {'more' if delta > 0 else 'fewer'} samples in 100 pass {name}",
         "value": f"{name} is {size} {'higher' if delta > 0 else 'lower'}",
     }[judged["by"]]
-    return f"{begin} {told} ({moved}, {between}){_most(result, judged['aspects'], delta, unit, form)}."
+    return f"{begin} {change} ({moved}, {between}){_most(result, judged['aspects'], delta, unit, form)}."
 
 
 def _most(result: Mapping[str, Any], aspects: Mapping[str, Any], delta: float, unit: float, form: str) -> str:

@@ -60,11 +60,11 @@ class FactJudge(Stateless):
         asked = [question for row, prompt in enumerate(prompts) for question in _questions(row, prompt.facts)]
         rows = [question.row for question in asked]
         sentences = [replace(prompts[question.row], text=question.text) for question in asked]
-        told = self.asker(sentences, media.select(rows), None)
+        answers = self.asker(sentences, media.select(rows), None)
         values = torch.zeros(len(prompts), len(self.aspects))
         valid, failed = torch.zeros_like(values, dtype=torch.bool), torch.zeros_like(values, dtype=torch.bool)
         stated: dict[tuple[int, int], float] = {}
-        for question, p, fails in zip(asked, told.total.tolist(), told.failed[:, 0].tolist(), strict=True):
+        for question, p, fails in zip(asked, answers.total.tolist(), answers.failed[:, 0].tolist(), strict=True):
             k = self.aspects.index(question.aspect)
             place = (question.row, k)
             failed[place] |= fails
