@@ -15,6 +15,7 @@ from genalign import build, load_recipe
 
 PLANS: dict[str, tuple[str, list[str]]] = {
     "nft": ("image-nft", []),
+    "nft, every sample from a start of its own": ("image-nft", ["policy.sampler.shared_start=false"]),
     "flow-dpo": ("image-flow-dpo", []),
     "flow-grpo": ("image-flow-grpo", []),
     "d3po": ("image-d3po", []),
