@@ -37,14 +37,17 @@ def export(run: Path, to: str, dest: Path) -> Path:
     if to == "diffusers":
         _refuse_taken(dest, dest.exists() and (not dest.is_dir() or any(dest.iterdir())))
         write_card(run)
-        for part in ("adapter", "adapter/writer"):  # their own files; what else lies there stays
-            for file in (run / part / name for name in (*PEFT_FILES, DIFFUSERS_FILE)):
-                if file.is_file():
-                    (dest / part).mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(file, dest / part / file.name)
+        folders = [file.parent for file in sorted((run / "adapter").rglob(PEFT_FILES[0]))]
+        for folder in folders:  # their own files; what else lies there stays
+            part = dest / folder.relative_to(run)
+            part.mkdir(parents=True, exist_ok=True)
+            for file in (folder / name for name in (*PEFT_FILES, DIFFUSERS_FILE) if (folder / name).is_file()):
+                shutil.copy2(file, part / file.name)
         shutil.copy2(run / "README.md", dest / "README.md")
         replace_file(dest / "provenance.json", json.dumps(facts, indent=2) + "\n")
         return dest
+    if not (run / "adapter" / PEFT_FILES[0]).is_file():
+        raise UsageError(f"{run} tuned several denoisers, and ComfyUI takes a file of one; take --to diffusers")
     renamed = comfyui_tensors(tensors, config, _denoiser(run))
     path = dest if dest.suffix == ".safetensors" else dest / f"{run.resolve().name}.safetensors"
     _refuse_taken(path, path.exists())
@@ -72,7 +75,8 @@ def _read_adapter(run: Path) -> tuple[dict[str, Tensor], dict]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = run / "adapter"
+    folders = [file.parent for file in sorted((run / "adapter").rglob(PEFT_FILES[0]))]  # one for each denoiser
+    folder = folders[0] if folders else run / "adapter"
     if not all((folder / name).is_file() for name in PEFT_FILES):
         raise GenalignError(f"{run} has no adapter/ to export; let its training finish (genalign train --resume {run})")
     try:

@@ -146,7 +146,11 @@ def loading(run: Path) -> str:
     if diffusers:
         lines.append('pipe.load_lora_weights("adapter")')
         return "\n".join([*imports, "", *lines])
-    if index is not None:
+    experts = [file.parent.name for file in sorted((run / "adapter").glob("*/adapter_config.json"))]
+    experts = [name for name in experts if name in (index or {})]  # of a pipeline that samples with several denoisers
+    for name in experts:
+        lines.append(f'pipe.{name} = PeftModel.from_pretrained(pipe.{name}, "adapter/{name}")')
+    if index is not None and not experts:
         denoiser = "unet" if "unet" in index else "transformer"
         lines.append(f'pipe.{denoiser} = PeftModel.from_pretrained(pipe.{denoiser}, "adapter")')
     return "\n".join(["from peft import PeftModel", *imports, "", *lines])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genalign.policy.pipe import Pipe
 from genalign.policy.transition import step_table
+from genalign.policy.turn import Turn
 from genalign.policy.walk import path_of, stored_dtype
 from genalign.types import GenalignError, Prompt
 
@@ -59,7 +60,7 @@ def _run(pipe: Pipe, prompt: Prompt, seed: int, kernel: bool) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     call = {**pipe.call([prompt], [seed]), "output_type": "latent"}
     entry = pipe.entry()
-    steps = 0
+    turn, steps = Turn(stage.turn, 1), 0
 
     def denoise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         seen.extend(x.clone() for x in _tensors((args, kwargs)))
@@ -71,8 +72,9 @@ def _run(pipe: Pipe, prompt: Prompt, seed: int, kernel: bool) -> list[Tensor]:
         nonlocal steps
         scheduler = pipe.pipeline.scheduler
         table = step_table(pipe.placed(path_of(scheduler), entry), "ode", 0.0)
-        steps += 1
-        return table.mean(steps - 1, sample, out).to(stored_dtype(scheduler, out, sample))
+        moved = table.mean(steps, sample, out).to(stored_dtype(scheduler, out, sample))
+        steps += turn.add(sample) is not None
+        return moved
 
     output = stage.run(call, denoise, step if kernel else None)
     return [*seen, *_tensors(dict(output) if isinstance(output, dict) else vars(output))]

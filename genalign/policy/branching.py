@@ -58,8 +58,11 @@ def _cut(tree: Any, at: Sequence[int], size: int, axes: Mapping[Place, int | Non
         return [_cut(item, at, size, axes, (*place, j)) for j, item in enumerate(tree)]  # (of one tensor a layer)
     if isinstance(tree, (Tensor, list)):
         axis = axes.get(place, 0 if _shape(tree) else None)
-        if axis is None or _shape(tree)[axis] != size:
+        many = 0 if axis is None else _shape(tree)[axis] // size
+        if axis is None or not many or many * size != _shape(tree)[axis] or (many > 1 and place not in axes):
             return tree
+        if many > 1:  # several beside each other for one row, such as a text for each of its frames
+            at = [i * many + j for i in at for j in range(many)]
         if isinstance(tree, list):
             return [tree[i] for i in at]
         if isinstance(at, range):

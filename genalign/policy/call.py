@@ -39,6 +39,7 @@ class Calls:
         self.name, self.fixed, self.tracks = type(pipeline).__name__, dict(fixed), tracks
         self.parameters = inspect.signature(type(pipeline).__call__).parameters
         # The scale is an input of the model (Flux; latent consistency models, by an embedding beside the time's).
+        self.guider = getattr(pipeline, "guider", None)  # a component that holds the scale, where there is one
         self.embedded = bool(denoiser.config.get("guidance_embeds") or denoiser.config.get("time_cond_proj_dim"))
         missing = [name for name in OURS if name not in self.parameters]
         if missing:
@@ -97,7 +98,8 @@ class Calls:
 
     @property
     def takes_guidance(self) -> bool:
-        return bool({"guidance_scale", "true_cfg_scale"} & set(self.parameters))
+        named = {"guidance_scale", "true_cfg_scale"} & set(self.parameters)
+        return bool(named or hasattr(self.guider, "guidance_scale"))
 
     def mixing(self) -> dict[str, float]:
         """Further scales, and values of them that mix no branches in."""
@@ -115,6 +117,8 @@ class Calls:
         for name in names:
             if name in self.parameters:
                 return name
+        if hasattr(self.guider, "guidance_scale"):
+            return "guider.guidance_scale"
         raise UsageError(f"{self.name} takes no guidance scale; leave policy.sampler.guidance out")
 
 

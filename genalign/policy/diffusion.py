@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genalign.policy import forward, pathwise, retake
-from genalign.policy.adapter import Adapter
+from genalign.policy.adapters import Adapters
 from genalign.policy.archive import recalled, save_trajectory, settings_digest, weights_digest
 from genalign.policy.layout import Encoder
 from genalign.policy.pipe import Pipe
@@ -25,7 +25,8 @@ from genalign.types import Guide, Media, Prompt, Steps, Trajectory, UsageError, 
 
 
 class DiffusionPolicy:
-    """A pipeline that draws images from text, or from text and an image, and whose denoiser carries a trained LoRA.
+    """A pipeline that draws images, videos or sound from text, or from text and an image, and whose denoisers carry a
+    trained LoRA.
 
     Latents, means, log-densities and KL are computed in at least float32; x' is rounded to the dtype the pipeline keeps
     latents in before it is scored. Every row draws from its own CPU generator, so neither batch nor world size changes
@@ -44,7 +45,7 @@ class DiffusionPolicy:
         self._stage = self._pipe.stage
         self.denoiser = self._stage.denoiser
         self.device = next(self.denoiser.parameters()).device
-        self._adapter = Adapter(self.denoiser, settings.lora)
+        self._adapters = Adapters(self._stage.denoisers, settings.lora)
         self._encoder = Encoder(self._pipe)
         self._rollouts = Rollouts(self._pipe, self.weights)
 
@@ -161,34 +162,37 @@ class DiffusionPolicy:
         return retake.retake(self._pipe, prompts, clean, seeds)
 
     def weights(self, which: Weights) -> AbstractContextManager[None]:
-        return self._adapter.weights(which)
+        return self._adapters.weights(which)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.named_trainable().values())}]
 
     def named_trainable(self) -> dict[str, nn.Parameter]:
-        return self._adapter.named_trainable()
+        return self._adapters.named_trainable()
 
     def step_ema(self, decay: float) -> None:
-        self._adapter.step_ema(decay)
+        self._adapters.step_ema(decay)
 
     def save_adapter(self, folder: Path | str) -> None:
-        """peft's two files, and pytorch_lora_weights.safetensors where the pipeline class has a LoRA loader.
+        """peft's two files, and pytorch_lora_weights.safetensors where the pipeline class has a LoRA loader; of several
+        denoisers each in a folder of its own.
 
         The latter is written with alpha = rank: its header alone holds alpha, which many programs do not read.
         """
-        self._adapter.save(Path(folder))
+        self._adapters.save(Path(folder))
         save = getattr(self.pipeline, "save_lora_weights", None)
-        name = self._stage.component
-        if save is None or f"{name}_lora_layers" not in inspect.signature(save).parameters:
+        main = self._stage.component  # by whose names diffusers writes that of any of them
+        if save is None or f"{main}_lora_layers" not in inspect.signature(save).parameters:
             return
-        layers = {f"{name}_lora_layers": self._adapter.folded()}
-        metadata = {**self._adapter.config.to_dict(), "lora_alpha": self._adapter.config.r}
-        save(folder, **layers, **{f"{name}_lora_adapter_metadata": metadata})
+        for name, place in self._adapters.folders(Path(folder)).items():
+            adapter = self._adapters.each[name]
+            metadata = {**adapter.config.to_dict(), "lora_alpha": adapter.config.r}
+            layers = {f"{main}_lora_layers": adapter.folded(), f"{main}_lora_adapter_metadata": metadata}
+            save(place, **layers)
 
     def load_adapter(self, folder: Path | str) -> None:
         """Read adapter_model.safetensors of a folder that save_adapter wrote."""
-        self._adapter.load(Path(folder))
+        self._adapters.load(Path(folder))
 
     def calls(self) -> int:
         return self._stage.calls

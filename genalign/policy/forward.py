@@ -14,6 +14,7 @@ from genalign.policy.pipe import Pipe
 from genalign.policy.record import twins_of
 from genalign.policy.tape import Enough
 from genalign.policy.transition import Path
+from genalign.policy.turn import Turn, packed
 from genalign.policy.walk import is_flow
 from genalign.types import Prompt, Steps, UsageError, Weights, sample_seed
 
@@ -40,6 +41,8 @@ def target_of(path: Path, step: int, x0: Tensor, eps: Tensor) -> Tensor:
     match path.predicts:
         case "velocity":
             return eps - x0
+        case "reversed_velocity":
+            return x0 - eps
         case "epsilon":
             return eps
         case "v_prediction":
@@ -52,7 +55,7 @@ def shares_of(path: Path, step: int) -> tuple[float, float]:
     """The squared errors of x0_hat and of eps_hat in one of the output: at a given x_t both are linear in it."""
     a, s = float(path.a[step]), float(path.s[step])
     match path.predicts:
-        case "velocity" | "v_prediction":
+        case "velocity" | "reversed_velocity" | "v_prediction":
             return s * s, a * a
         case "epsilon":
             return (s / a) ** 2 if a else math.inf, 1.0
@@ -74,6 +77,8 @@ class OneTime:
         self._noised: Tensor | None = None  # x_t (R,*L)
         self.target: Tensor | None = None
         self._where: tuple[Path, int] | None = None
+        self._entered = False  # whether x_t was handed to the pipeline, all of it
+        self._turn: Turn | None = None
 
     def run(self, call: Mapping[str, Any]) -> tuple[Tensor, Tensor, tuple[float, float]]:
         """(out, target) in float32 or wider, and the shares."""
@@ -88,7 +93,7 @@ class OneTime:
         self._where = path, step
 
     def _denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.target is None:
+        if not self._entered:
             return self.stage.join(self.stage.fill(args, kwargs, len(self.clean)))
         assert self._where is not None
         path, step = self._where
@@ -96,15 +101,23 @@ class OneTime:
         return self.stage.join(self.stage.answer(args, kwargs, len(self.clean), twins=equal))
 
     def _step(self, out: Tensor, sample: Tensor) -> Tensor:
-        if self.target is not None:
-            check_kept(self.pipe, self._noised, sample)
-            self.out = out
+        if self._turn is None:
+            self._turn = Turn(self.stage.turn, len(self.clean))
+        if self._noised is None:
+            check_form(self.pipe, self.clean, sample)
+            self._noise(sample)
+        assert self._noised is not None
+        x_t = self._turn.share(self._noised, sample)
+        if self._entered:
+            check_kept(self.pipe, x_t, sample)
+        whole = self._turn.add(out)
+        if whole is not None and self._entered:
+            self.out = whole[0]
             raise Enough
-        if self.clean.shape != sample.shape:
-            raise UsageError(
-                f"clean latents of shape {tuple(self.clean.shape)}, where {type(self.stage.pipeline).__name__} samples"
-                f" {tuple(sample.shape)}; encode the images with this policy at the size it draws"
-            )
+        self._entered = self._entered or whole is not None
+        return x_t
+
+    def _noise(self, sample: Tensor) -> None:
         assert self._where is not None
         path, step = self._where
         wide = torch.promote_types(sample.dtype, torch.float32)
@@ -112,7 +125,16 @@ class OneTime:
         eps = path.unit * noise_of(self.seeds, x0.shape[1:]).to(x0)
         self.target = target_of(path, step, x0, eps)
         self._noised = (float(path.a[step]) * x0 + float(path.s[step]) * eps).to(sample.dtype)
-        return self._noised
+
+
+def check_form(pipe: Pipe, clean: Tensor, sample: Tensor) -> None:
+    """Raises UsageError where clean latents (R,*L) are not of the form in which the pipeline samples."""
+    drawn = packed([sample], len(clean)) if len(sample) % len(clean) == 0 else sample
+    if pipe.stage.turn == 1 and clean.shape != drawn.shape:
+        raise UsageError(
+            f"clean latents of shape {tuple(clean.shape)}, where {pipe.name} samples {tuple(drawn.shape)}; encode"
+            " samples with this policy at the size it draws"
+        )
 
 
 def check_kept(pipe: Pipe, given: Tensor | None, sample: Tensor) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +58,12 @@ def advance(scheduler: Any, timestep: Any) -> None:
     if scheduler.step_index is None:
         scheduler._init_step_index(timestep)
     scheduler._step_index += 1
+
+
+def named(step: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a scheduler's step by their names, whatever order its class has them in. step: of the class."""
+    names = [name for name in inspect.signature(step).parameters if name != "self"]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def place_of(scheduler: Any, timestep: Any) -> int:

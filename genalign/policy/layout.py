@@ -1,4 +1,4 @@
-"""Images into the latents that a pipeline steps in, by turning its decoding around without knowing its class."""
+"""Samples into the latents that a pipeline steps in, by turning its decoding around without knowing its class."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from genalign.policy.hooks import attribute
 from genalign.policy.pathwise import decoded
 from genalign.policy.pipe import Pipe
 from genalign.policy.tape import Enough
+from genalign.policy.turn import packed
 from genalign.types import Media, UsageError
 
 TOLERANCE = 1e-4  # of the largest value: float32 arithmetic on values that a probe makes about 3
@@ -24,8 +25,8 @@ TOLERANCE = 1e-4  # of the largest value: float32 arithmetic on values that a pr
 class Layout:
     """What a pipeline does between its last latents z and its autoencoder: v[j] = scale[j] z[order[j]] + shift[j].
 
-    latent (*L) and inner are the shapes of one row of z and v; order, scale and shift are flat. size: height and width
-    of the images that are drawn.
+    latent (*L) and inner are the shapes of one row of z and v; order, scale and shift are flat. size: that of what is
+    drawn. axes: of what the autoencoder is given; one less than of v where it is given frames for rows.
     """
 
     latent: tuple[int, ...]
@@ -33,7 +34,8 @@ class Layout:
     order: Tensor
     scale: Tensor
     shift: Tensor
-    size: tuple[int, int]
+    size: tuple[int, ...]
+    axes: int
 
     def latents(self, v: Tensor) -> Tensor:
         """(R,*inner) -> (R,*L)."""
@@ -43,7 +45,7 @@ class Layout:
 
 
 def learn_layout(
-    name: str, zero: Tensor, shift: Tensor, size: tuple[int, int], before: Callable[[Tensor], Tensor]
+    name: str, zero: Tensor, shift: Tensor, size: tuple[int, ...], axes: int, before: Callable[[Tensor], Tensor]
 ) -> Layout:
     """The layout of a pipeline. before: latents (R,*L) -> what its autoencoder is given.
 
@@ -69,14 +71,14 @@ def learn_layout(
     )
     if not exact:
         raise UsageError(
-            f"{name} decodes its latents by more than moving, scaling and shifting each of their elements, so images"
-            " cannot be encoded for it; train it on its own samples"
+            f"{name} decodes its latents by more than moving, scaling and shifting each of their elements, so nothing"
+            " can be encoded for it; train it on its own samples"
         )
-    return Layout(tuple(zero.shape[1:]), tuple(shift.shape[1:]), order, scale, shift.flatten(), size)
+    return Layout(tuple(zero.shape[1:]), tuple(shift.shape[1:]), order, scale, shift.flatten(), size, axes)
 
 
 class Encoder:
-    """Images to clean latents, by a layout that is learnt and proved once for each size of image that is drawn."""
+    """Samples to clean latents, by a layout that is learnt and proved once for each size of sample that is drawn."""
 
     def __init__(self, pipe: Pipe) -> None:
         self.pipe = pipe
@@ -84,24 +86,25 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, media: Media) -> Tensor:
-        """Images in [0,1] -> (B,*L), the mode of the posterior; another size is resized to the one that is drawn."""
-        images = self.pipe.tracks.encodable(media)
-        self.pipe.take_for_size(images[0])
+        """Media -> (B,*L), the mode of the posterior; pixels of another size are resized to the one that is drawn."""
+        samples = self.pipe.tracks.encodable(media)
+        self.pipe.take_for_size(samples[0])
         autoencoder = _autoencoder(self.pipe)
         with _widened(autoencoder):
             layout = self._layout(autoencoder)
-            return torch.cat([self._rows(autoencoder, layout, images[part]) for part in self.pipe.parts(len(images))])
+            return torch.cat([self._rows(autoencoder, layout, samples[part]) for part in self.pipe.parts(len(samples))])
 
-    def _rows(self, autoencoder: Any, layout: Layout, images: Sequence[Tensor]) -> Tensor:
-        pixels = self.pipe.tracks.values(images, layout.size, axes=1 + len(layout.inner))
-        found = autoencoder.encode(pixels.to(next(autoencoder.parameters())))
+    def _rows(self, autoencoder: Any, layout: Layout, samples: Sequence[Tensor]) -> Tensor:
+        values = self.pipe.tracks.values(samples, layout.size, layout.axes)
+        found = autoencoder.encode(values.to(next(autoencoder.parameters())))
         if hasattr(found, "latent_dist"):
             v = found.latent_dist.mode()
         else:
             v = found.latents if hasattr(found, "latents") else found.latent
+        v = packed([v], len(samples))
         if tuple(v.shape[1:]) != layout.inner:
             raise UsageError(
-                f"{self.pipe.name} decodes {layout.inner} to an image of {layout.size[0]}x{layout.size[1]}, but that is"
+                f"{self.pipe.name} decodes {layout.inner} to a sample of {'x'.join(map(str, layout.size))}, but that is"
                 f" encoded to {tuple(v.shape[1:])}; set height and width in policy.call to what the model knows"
             )
         return layout.latents(v)
@@ -119,18 +122,27 @@ class Encoder:
             with self.pipe.tracks.watched():
                 made = self.pipe.tracks(decoded(self.pipe, 1, zero, _decoding(autoencoder, given.append)))
 
+            times, axes = len(given), given[0].ndim  # some decode a few frames at a time
+            shift = packed([torch.cat(given)], 1)
+
             def enough(v: Tensor) -> None:
                 given.append(v)
-                raise Enough
+                if len(given) == times:
+                    raise Enough
 
             def before(probes: Tensor) -> Tensor:
-                given.clear()
-                for part in self.pipe.parts(len(probes)):
+                shown = []
+                for part in (
+                    self.pipe.parts(len(probes)) if times == 1 else [slice(k, k + 1) for k in range(len(probes))]
+                ):
+                    given.clear()
                     rows = probes[part]
                     decoded(self.pipe, len(rows), lambda x, z=rows: z, _decoding(autoencoder, enough))  # type: ignore[misc]
-                return torch.cat(given)
+                    shown.append(packed([torch.cat(given)], len(rows)))
+                return torch.cat(shown)
 
-            self._layouts[key] = learn_layout(self.pipe.name, zeros[0], given[0], self.pipe.tracks.size(made), before)
+            size = self.pipe.tracks.size(made)
+            self._layouts[key] = learn_layout(self.pipe.name, zeros[0], shift, size, axes, before)
         return self._layouts[key]
 
 
@@ -138,7 +150,7 @@ def _autoencoder(pipe: Pipe) -> Any:
     for module in pipe.pipeline.components.values():
         if isinstance(module, nn.Module) and hasattr(module, "encode") and hasattr(module, "decode"):
             return module
-    raise UsageError(f"{pipe.name} has no autoencoder, so images cannot be encoded for it")
+    raise UsageError(f"{pipe.name} has no autoencoder, so samples cannot be encoded for it")
 
 
 @contextmanager

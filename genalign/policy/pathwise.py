@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from genalign.policy.hooks import attribute
+from genalign.policy.hooks import attribute, named
+from genalign.policy.memo import tensors
 from genalign.policy.pipe import Pipe
 from genalign.policy.tape import Denoise, Enough, Stage
 from genalign.policy.transition import StepTable, step_table
+from genalign.policy.turn import Turn, packed
 from genalign.policy.walk import path_of
 from genalign.types import Guide, Media, Prompt, UsageError
 
@@ -27,6 +30,7 @@ class GradHooks:
         self.grad_steps, self.guide, self.recompute = grad_steps, guide, recompute
         self._step, self._entry = 0, 0
         self._table: StepTable | None = None
+        self._parts = 0
 
     def run(self, call: Mapping[str, Any], steps: int | None, noise: Tensor | None) -> Media:
         """What the pipeline makes; noise (B,*L) is what it starts from, None: what it draws."""
@@ -40,7 +44,8 @@ class GradHooks:
         return self._step < len(self.stage.pipeline.scheduler.timesteps) - self._entry - self.grad_steps
 
     def _denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        ask = functools.partial(self.stage.count, args, kwargs)
+        # By name: it may be asked again in the backward pass, when another one was the last.
+        ask = functools.partial(self.stage.count, args, kwargs, self.stage.active)
         if self._without_graph():
             with torch.no_grad():
                 return ask()
@@ -48,18 +53,24 @@ class GradHooks:
 
     @contextmanager
     def _around_step(self, scheduler: Any) -> Iterator[None]:
-        real = scheduler.step
+        real = type(scheduler).step
+        if self.guide is not None and self.stage.turn > 1:
+            raise UsageError(f"{self.pipe.name} moves several media at once, which no guide can read yet")
 
         @functools.wraps(real)
-        def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def step(this: Any, *args: Any, **kwargs: Any) -> Any:
+            given = named(real, args, kwargs)
             with torch.no_grad() if self._without_graph() else nullcontext():
+                if torch.is_grad_enabled() and given["sample"]._is_view():  # into which a pipeline may write x'
+                    given["sample"] = given["sample"].clone()
                 if self.guide is not None:
-                    model_output = self._guided(scheduler, sample, model_output)
-                moved = real(model_output, timestep, sample, *args, **kwargs)
-            self._step += 1
+                    given["model_output"] = self._guided(this, given["sample"], given["model_output"])
+                moved = real(this, **given)
+            self._parts += 1
+            self._step = self._parts // self.stage.turn
             return moved
 
-        with attribute(scheduler, "step", step):
+        with attribute(scheduler, "step", types.MethodType(step, scheduler)):
             yield
 
     def _guided(self, scheduler: Any, sample: Tensor, out: Tensor) -> Tensor:
@@ -126,7 +137,10 @@ def initial_noise(pipe: Pipe, prompts: Sequence[Prompt], seeds: Sequence[int]) -
         for part in pipe.parts(len(prompts)):
             call = pipe.call(prompts[part], seeds[part])
             pipe.entry()
-            pipe.stage.run(call, _blanks(pipe.stage, len(prompts[part])), step)
+            rows = len(prompts[part])
+            pipe.stage.run(call, _blanks(pipe.stage, rows), step)
+            if pipe.stage.turn > 1 or len(seen[-1]) != rows:
+                raise UsageError(f"{pipe.name} steps its first latents in parts, so it cannot start from given noise")
     return torch.cat(seen)
 
 
@@ -140,12 +154,36 @@ def decode(pipe: Pipe, clean: Tensor) -> Media:
         return Media.cat(made)
 
 
+@torch.no_grad()
+def shows_its_input(pipe: Pipe, prompt: Prompt, clean: Tensor | None) -> bool:
+    """Whether what latents (R,*L) are decoded to depends on the prompt's picture too, as where that is the first frame
+    and not among the latents."""
+    if prompt.media is None or clean is None:
+        return False
+    like, drawn = pipe.like, []
+    for brought in (prompt, pipe.tracks.other_input(prompt)):
+        pipe.like = brought
+        drawn.append(list(tensors([track.data for track in decode(pipe, clean[:1]).values()])))
+    pipe.like = like
+    return any(not torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+
+
 def decoded(pipe: Pipe, rows: int, last: Callable[[Tensor], Tensor], *hooks: AbstractContextManager[None]) -> Any:
     """The output of the pipeline's own decoding of last(x), which takes the place of x (R,*L) that it would decode."""
     with pipe.on_kernel():
         call = pipe.call([pipe.like] * rows, range(rows))
         grid = pipe.at_one_time(lambda steps: steps - 1, 1, lambda path, step: None)
-        return pipe.stage.run(call, _blanks(pipe.stage, rows), lambda out, sample: last(sample), grid, *hooks)
+        turn = Turn(pipe.stage.turn, rows)
+        held: list[Tensor] = []
+
+        def step(out: Tensor, sample: Tensor) -> Tensor:
+            if not held:
+                held.append(last(packed([sample], rows)))
+            moved = turn.share(held[0], sample)
+            turn.add(sample)
+            return moved
+
+        return pipe.stage.run(call, _blanks(pipe.stage, rows), step, grid, *hooks)
 
 
 def _blanks(stage: Stage, rows: int) -> Denoise:

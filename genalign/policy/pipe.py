@@ -42,7 +42,7 @@ class Pipe:
         self.pipeline, self.settings = pipeline, settings
         self.name = type(pipeline).__name__
         self.stage = Stage(pipeline)
-        self.tracks = Tracks(pipeline, settings.call)
+        self.tracks = Tracks(pipeline, settings.call, settings.frame_rate)
         self.calls = Calls(pipeline, self.stage.denoiser, settings.call, self.tracks)
         scale = self.calls.guidance_argument() if settings.sampler.guidance is not None else None
         if scale in settings.call:
@@ -50,7 +50,7 @@ class Pipe:
         self.like = Prompt("-")
         self.blends = False  # whether the pipeline changes latents after its steps; known once there was a rollout
         self.unit = 1.0  # std of the noise that the pipeline starts from; known once it was entered
-        _leave_off(pipeline)
+        self.left_off = _leave_off(pipeline)
         self.kernel_scheduler = one_step(pipeline.scheduler)
         check_kernel(self.kernel_scheduler, settings.sampler)
         if not is_deterministic_one_step(pipeline.scheduler):
@@ -66,7 +66,8 @@ class Pipe:
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
         pipeline.set_progress_bar_config(disable=True)
-        use_attention(self.stage.denoiser, settings.attention)
+        for denoiser in self.stage.denoisers.values():
+            use_attention(denoiser, settings.attention)
         sampler = settings.sampler
         self.calls([self.like], [0], sampler.guidance, sampler.steps, sampler.sigmas)  # a wrong argument fails here
         self._looked = False
@@ -164,31 +165,49 @@ class Pipe:
         finally:
             self.pipeline.scheduler = before
 
-    def take_for_size(self, image: Tensor) -> None:
-        """Let this image (3,H,W) stand for those of the prompts, where none was seen and the pipeline needs one."""
+    def take_for_size(self, sample: Tensor) -> None:
+        """Let this sample stand for the media of prompts, where none was seen and the pipeline needs one."""
         try:
             self._look(self.like)
         except UsageError:
-            self.like = Prompt("-", media=self.tracks.as_input(image))
+            self.like = Prompt("-", media=self.tracks.as_input(sample))
 
     def _look(self, prompt: Prompt) -> None:
         """Before the first call: where the denoiser has its rows, and whether the pipeline runs at all."""
         if self._looked:
             return
-        sampler, alone = self.settings.sampler, self.settings.batch_size == 1 and prompt.media is not None
-        if not alone:  # a pipeline that mixes the images of several rows is right with one row
-            calls = [self.calls([prompt] * n, [0] * n, sampler.guidance, sampler.steps) for n in (1, 2)]
-            try:
-                self.stage.learn_batching(calls)
-            except GenalignError:
-                raise
-            except Exception as error:  # whatever the pipeline runs into
-                text_only = prompt.media is None and self.tracks.reads_input
-                raise UsageError(
-                    f"{self.name} does not run with {type(self.pipeline.scheduler).__name__} and policy.call"
-                    f" {self.settings.call}{', or not without an image beside the text' if text_only else ''}: {error}"
-                ) from error
+        alone = self.settings.batch_size == 1 and prompt.media is not None
+        # A pipeline that mixes the images of several rows is right with one row.
+        error = self._trial(prompt, (1,) if alone else (1, 2))
+        if error is not None and prompt.media is not None:  # some take one picture, and no list of them
+            self.tracks.bare = True
+            error = self._trial(prompt, (1,) if alone else (1, 2)) and error
+        missed = [part for part in self.left_off if part.replace("_", " ") in str(error)]
+        if missed:
+            raise UsageError(
+                f"{self.name} does not run without its {missed[0]}, which changes samples behind the decoder and lets"
+                " no gradients through"
+            ) from error
+        if error is not None:
+            text_only = prompt.media is None and self.tracks.reads_input
+            raise UsageError(
+                f"{self.name} does not run with {type(self.pipeline.scheduler).__name__} and policy.call"
+                f" {self.settings.call}{', or not without an image beside the text' if text_only else ''}: {error}"
+            ) from error
         self._looked = True
+
+    def _trial(self, prompt: Prompt, counts: Sequence[int]) -> Exception | None:
+        """Whatever the pipeline runs into before its denoiser, with so many rows."""
+        sampler = self.settings.sampler
+        try:
+            self.stage.learn_batching(
+                [self.calls([prompt] * n, [0] * n, sampler.guidance, sampler.steps) for n in counts]
+            )
+        except GenalignError:
+            raise
+        except Exception as error:
+            return error
+        return None
 
     @cached_property
     def _off(self) -> float:
@@ -244,14 +263,17 @@ def _unit(first: Tensor, scale: float) -> float:
     return round(unit, 3) if same else 1.0
 
 
-def _leave_off(pipeline: Any) -> None:
-    """Drop what stands behind the decoder: a checker blackens samples and a watermark marks them, both without
-    gradients, and neither is part of what is aligned."""
+def _leave_off(pipeline: Any) -> list[str]:
+    """Drop what stands behind the decoder, and name it: a checker blackens samples and a watermark marks them, both
+    without gradients, and neither is part of what is aligned."""
+    dropped = []
     for name in BEHIND_DECODER:
         if getattr(pipeline, name, None) is not None:
             setattr(pipeline, name, None)
+            dropped.append(name)
             warnings.warn(
                 f"{type(pipeline).__name__} is trained and sampled here without its {name}, which would change samples"
                 " after they are decoded; put it back where samples are shown to others",
                 stacklevel=3,
             )
+    return dropped

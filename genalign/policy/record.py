@@ -11,8 +11,10 @@ from torch import Tensor
 
 from genalign.clock import switch
 from genalign.policy.chunk import Chunk
-from genalign.policy.tape import Replay, Stage
+from genalign.policy.replay import Replay
+from genalign.policy.tape import Stage
 from genalign.policy.transition import StepTable
+from genalign.policy.turn import Turn, packed
 from genalign.policy.walk import stored_dtype
 from genalign.types import GenalignError, Prompt, UsageError
 
@@ -57,6 +59,7 @@ class Recorder:
         self.logp: list[Tensor] = []
         self.arguments: list[list[tuple[int, Any]]] = [[]]  # per step: (first branch, (args, kwargs)) of each call
         self.received: list[Tensor] = []
+        self._turn = Turn(stage.turn, self.rows)
         self._step = 0
 
     def denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -64,17 +67,26 @@ class Recorder:
         outs = self.stage.answer(args, kwargs, self.rows, twins=self.twins if equal else None)
         if self.keep:
             branches = self.chunk.outputs.setdefault(self._step, [])
-            self.arguments[-1].append((len(branches), (args, kwargs)))
+            self.arguments[-1].append((len(branches), _copied((args, kwargs))))
             branches.extend(outs)
         return self.stage.join(outs)
 
     def step(self, out: Tensor, sample: Tensor) -> Tensor:
         table, i = self._known_table(), self._step
+        if sample._is_view():  # into which a pipeline may write x'
+            sample = sample.clone()
         mean = table.mean(i, sample, out)
-        noisy = float(table.S[i]) > 0
         # x' is rounded to the dtype it is stored in before it is scored: replay scores the stored value.
         dtype = stored_dtype(self.stage.pipeline.scheduler, out, sample)
-        moved = table.step(i, mean, self._noise(mean) if noisy else None, dtype)
+        moved = table.step(i, mean, self._noise(mean) if float(table.S[i]) > 0 else None, dtype)
+        whole = self._turn.add(out, sample, moved, mean)
+        if whole is not None:
+            self._take(table, i, *whole)
+        return moved
+
+    def _take(self, table: StepTable, i: int, out: Tensor, sample: Tensor, moved: Tensor, mean: Tensor) -> None:
+        """Keep what replay needs of a step, (R,*L) each."""
+        noisy = float(table.S[i]) > 0
         if noisy or self.keep:
             made = self.chunk.latents.setdefault(i, sample)
             if made is not sample and not _same(made, sample):
@@ -91,7 +103,6 @@ class Recorder:
         self._step += 1
         if self._step == len(table):
             switch("decode")
-        return moved
 
     def _known_table(self) -> StepTable:
         if self.table is None:
@@ -110,9 +121,18 @@ class Recorder:
         self.arguments, self.received = [], []
 
     def _noise(self, like: Tensor) -> Tensor:
-        shape = (1, *like.shape[1:])
+        shape = (1, *packed([like], self.rows).shape[1:])
         drawn = [torch.randn(shape, generator=generator) for generator in self.generators]
-        return torch.cat(drawn).to(like)
+        return torch.cat(drawn).reshape(like.shape).to(like)
+
+
+def _copied(tree: Any) -> Any:
+    """Arguments with tensors of their own, for a pipeline may write into those it passed."""
+    if isinstance(tree, Tensor):
+        return tree.clone()
+    if type(tree) in (tuple, list):
+        return type(tree)(_copied(item) for item in tree)
+    return {key: _copied(item) for key, item in tree.items()} if type(tree) is dict else tree
 
 
 def twins_of(prompts: Sequence[Prompt], starts: Sequence[int]) -> list[int] | None:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.policy.forward import check_kept, noise_of
+from genalign.policy.forward import check_form, check_kept, noise_of
 from genalign.policy.pipe import Pipe
 from genalign.policy.transition import Path, step_table
-from genalign.types import Media, Prompt, UsageError
+from genalign.policy.turn import Turn
+from genalign.types import Media, Prompt
 
 
 class LastStep:
@@ -25,6 +26,7 @@ class LastStep:
         self._path: tuple[Path, int] | None = None
         self._entered = False
         self._noised: Tensor | None = None
+        self._turn: Turn | None = None
 
     def seen(self, path: Path, step: int) -> None:
         self._path = path, step
@@ -37,18 +39,22 @@ class LastStep:
     def step(self, out: Tensor, sample: Tensor) -> Tensor:
         assert self._path is not None
         path, at = self._path
+        if self._turn is None:
+            self._turn = Turn(self.pipe.stage.turn, len(self.clean))
+        if self._noised is None:
+            check_form(self.pipe, self.clean, sample)
+            self._noised = self._noise(path, at, sample)
+        moved = x_t = self._turn.share(self._noised, sample)
         if self._entered:
-            check_kept(self.pipe, self._noised, sample)
-            return step_table(path, "ode", 0.0).mean(at, sample, out).to(sample.dtype)
-        if self.clean.shape != sample.shape:
-            raise UsageError(
-                f"clean latents of shape {tuple(self.clean.shape)}, where {tuple(sample.shape)} is sampled"
-            )
-        self._entered = True
+            check_kept(self.pipe, x_t, sample)
+            moved = step_table(path, "ode", 0.0).mean(at, sample, out).to(sample.dtype)
+        self._entered = self._turn.add(out) is not None or self._entered
+        return moved
+
+    def _noise(self, path: Path, at: int, sample: Tensor) -> Tensor:
         x0 = self.clean.to(sample.device, torch.promote_types(sample.dtype, torch.float32))
         eps = path.unit * noise_of(self.seeds, x0.shape[1:]).to(x0)
-        self._noised = (float(path.a[at]) * x0 + float(path.s[at]) * eps).to(sample.dtype)
-        return self._noised
+        return (float(path.a[at]) * x0 + float(path.s[at]) * eps).to(sample.dtype)
 
 
 def retake(pipe: Pipe, prompts: Sequence[Prompt], clean: Tensor, seeds: Sequence[int]) -> Media:

@@ -12,10 +12,11 @@ from torch import Tensor
 from genalign.clock import spent
 from genalign.policy.agreement import check_agreement
 from genalign.policy.chunk import Chunk, features, gather
+from genalign.policy.pathwise import shows_its_input
 from genalign.policy.pipe import Pipe
 from genalign.policy.record import Recorder, Tape, graphs, parting, twins_of, verify
+from genalign.policy.replay import Replay
 from genalign.policy.schedule import windowed
-from genalign.policy.tape import Replay
 from genalign.policy.transition import StepTable, step_table
 from genalign.policy.walk import path_of
 from genalign.types import (
@@ -122,7 +123,7 @@ class Rollouts:
                 self.stage.run(call(), replay.denoise, replay.step)
 
             self.remembers = verify(record, play)
-            self.pipe.blends = bool(record.chunk.before)
+            self.pipe.blends = bool(record.chunk.before) or shows_its_input(self.pipe, prompts[0], record.chunk.clean)
             check_agreement(self.pipe, prompts[0], seeds[0])
             self.graph = graphs(record, play)
             if not self.remembers:

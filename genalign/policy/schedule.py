@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
+
+import torch
 
 from genalign.policy.hooks import attribute
 from genalign.policy.settings import Sampler
@@ -15,7 +18,7 @@ from genalign.policy.walk import STEPS, is_flow, path_of, walk
 from genalign.types import UsageError, sample_seed
 
 NO_SIGNAL = 1e-6  # abar; some schedulers put 2^-24 in the place of 0
-PREDICTIONS = [kind for kind in get_args(Prediction) if kind != "velocity"]
+PREDICTIONS = [kind for kind in get_args(Prediction) if "velocity" not in kind]
 
 
 def one_step(scheduler: Any) -> Any:
@@ -26,9 +29,8 @@ def one_step(scheduler: Any) -> Any:
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
     config, name = scheduler.config, type(scheduler).__name__
-    if config.get("thresholding") or config.get("invert_sigmas"):
-        option = "thresholding" if config.get("thresholding") else "invert_sigmas"
-        raise UsageError(f"the pipeline's scheduler sets {option}, which no Gaussian step describes; turn it off")
+    if config.get("thresholding"):
+        raise UsageError("the pipeline's scheduler sets thresholding, which no Gaussian step describes; turn it off")
     if is_flow(scheduler):
         plain = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not config.get("stochastic_sampling")
         return scheduler if plain else walk(scheduler)
@@ -104,15 +106,18 @@ def windowed(table: StepTable, sampler: Sampler, seed: int) -> StepTable:
 @contextmanager
 def only(scheduler: Any, pick: Callable[[int], int], times: int, seen: Callable[[Path, int], None]) -> Iterator[None]:
     """Within the context the scheduler's time grid is one of its own times, `times` over; `seen` learns which."""
-    real = scheduler.set_timesteps
+    real = type(scheduler).set_timesteps
 
     @functools.wraps(real)
-    def set_timesteps(*args: Any, **kwargs: Any) -> None:
-        real(*args, **kwargs)
-        path = path_of(scheduler)
+    def set_timesteps(this: Any, *args: Any, **kwargs: Any) -> None:
+        real(this, *args, **kwargs)
+        path = path_of(this)
         step = pick(len(path.s))
         seen(path, step)
-        scheduler.timesteps = scheduler.timesteps[step].repeat(times)
+        this.timesteps = this.timesteps[step].repeat(times)
+        sigmas = getattr(this, "sigmas", None)
+        if sigmas is not None and len(sigmas) == len(path.s) + 1:  # some pipelines read the noise level of a step
+            this.sigmas = torch.cat([sigmas[step].repeat(times), sigmas[step + 1 : step + 2]])
 
-    with attribute(scheduler, "set_timesteps", set_timesteps):
+    with attribute(scheduler, "set_timesteps", types.MethodType(set_timesteps, scheduler)):
         yield

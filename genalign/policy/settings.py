@@ -72,6 +72,8 @@ class PolicySettings(BaseModel):
     """Attention kernel."""
     call: dict[str, Any] = {}
     """Further arguments of the pipeline call (height, negative_prompt, ...), the same in rollout and generate."""
+    frame_rate: float | None = Field(default=None, gt=0)
+    """Frames a second of what a video model draws, where its pipeline has no argument that says so."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Language models: the longest completion."""
     temperature: float = Field(default=1.0, gt=0)

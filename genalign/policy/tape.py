@@ -8,6 +8,7 @@ its gradients. So every guidance rule is reproduced by the code that defines it,
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genalign.policy.answer import AnswerForm
 from genalign.policy.branching import Place, part, pick, row_axes
-from genalign.policy.chunk import Chunk
-from genalign.policy.hooks import advance, attribute, lasting_weights, place_of
+from genalign.policy.hooks import advance, attribute, lasting_weights, named, place_of
+from genalign.policy.memo import EncoderMemo
 from genalign.policy.text import TextMemo
 from genalign.types import UsageError
 
@@ -31,7 +33,10 @@ class Enough(BaseException):
 
 
 class Stage:
-    """A pipeline, its bare denoiser, and every run of the two. A Pipe owns one; hooks come from whoever runs it.
+    """A pipeline, its bare denoisers, and every run of them. A Pipe owns one; hooks come from whoever runs it.
+
+    denoisers: by component; more than one where experts share the noise levels. component, denoiser: the main one.
+    turn: how many parts one turn of the loop moves; known once the pipeline was entered.
 
     A denoiser called with several branches in one batch (guidance: [unconditional; conditional]) is called once a
     branch instead, in rollouts and in replay alike: then a branch can do without a graph, and the log-ratio is still
@@ -40,20 +45,25 @@ class Stage:
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
-        self.component = _denoiser_name(pipeline)
+        self.denoisers = {name: getattr(pipeline, name) for name in _denoiser_names(pipeline)}
+        self.component = next(iter(self.denoisers))
         enter: Callable[..., Any] | None = getattr(type(pipeline).__call__, "__wrapped__", None)
         if enter is None:
             raise UsageError(f"{type(pipeline).__name__}.__call__ hides the function that replay has to re-enter")
-        self.denoiser = getattr(pipeline, self.component)
+        self.denoiser = self.denoisers[self.component]
         self.calls = 0
+        self.active = self.component  # the denoiser that was asked last
+        self.turn = 1
         self.entered = 0  # the first of the scheduler's times that the last run used
         self._enter = enter
         self._text = TextMemo(pipeline)
-        self._forward = self.denoiser.forward
-        self._attention: list[Any] = [module for module in self.denoiser.modules() if hasattr(module, "processor")]
+        self._encoders = EncoderMemo(pipeline, self.denoisers)
+        self._forwards = {name: module.forward for name, module in self.denoisers.items()}
+        self._attention: list[Any] = [
+            module for each in self.denoisers.values() for module in each.modules() if hasattr(module, "processor")
+        ]
         self._row_axes: dict[Place, int | None] | None = None  # None: branches cannot be cut apart
-        self._wrap: Callable[[Tensor], Any] = lambda out: (out,)
-        self._blank: Tensor | None = None  # (1, ...) like one row of a branch
+        self._form = AnswerForm(type(self.denoiser).__name__)
         self._proven = False  # whether cut branches were compared with those of a whole batch
 
     def run(
@@ -63,44 +73,56 @@ class Stage:
         step: Step | None,
         *hooks: AbstractContextManager[None],
     ) -> Any:
-        """pipeline(**call) in the caller's grad mode, with the given hooks; None where one of them had Enough."""
+        """pipeline(**call) in the caller's grad mode, with the given hooks; None where one of them had Enough.
+
+        An argument `component.attribute` is set on that component for as long as the run lasts.
+        """
         scheduler = self.pipeline.scheduler
         begun: list[bool] = []
 
-        # Pipelines look for arguments of these two by name, so the hooks keep their signatures.
-        @functools.wraps(scheduler.step)
-        def scheduler_step(
-            model_output: Any, timestep: Any, sample: Any, *_: Any, return_dict: bool = True, **__: Any
-        ) -> Any:
+        # Pipelines look for arguments of these two by name, so the hooks keep their signatures. As a method the step
+        # belongs to the copies, too, that a pipeline makes of its scheduler.
+        @functools.wraps(type(scheduler).step)
+        def scheduler_step(this: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
             from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
+            given = named(type(this).step, args, kwargs)
             if not begun:
                 begun.append(True)
-                self.entered = place_of(scheduler, timestep)
-            moved = step(model_output, sample)  # type: ignore[misc]
-            advance(scheduler, timestep)
+                self.entered = place_of(this, given["timestep"])
+            moved = step(given["model_output"], given["sample"])  # type: ignore[misc]
+            advance(this, given["timestep"])
             # Some pipelines decode the x0 estimate that stands second; where a path ends it is x' itself.
             return SchedulerOutput(prev_sample=moved) if return_dict else (moved, moved)
 
-        @functools.wraps(self._forward)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return denoise(args, kwargs)  # type: ignore[misc]
+        def forward_of(name: str) -> Callable[..., Any]:
+            @functools.wraps(self._forwards[name])
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                self.active, self._encoders.closed = name, True
+                return denoise(args, kwargs)  # type: ignore[misc]
+
+            return forward
 
         with ExitStack() as stack:
             stack.enter_context(self._text.active())
+            stack.enter_context(self._encoders.active())
+            for place in [name for name in call if "." in name]:
+                component, name = place.split(".")
+                stack.enter_context(attribute(getattr(self.pipeline, component), name, call[place]))
             if torch.is_grad_enabled():
                 for module in self.pipeline.components.values():
                     if isinstance(module, torch.nn.Module) and hasattr(module, "decode"):
                         stack.enter_context(lasting_weights(module))
             if denoise is not None:
-                stack.enter_context(attribute(self.denoiser, "forward", forward))
+                for name, module in self.denoisers.items():
+                    stack.enter_context(attribute(module, "forward", forward_of(name)))
             if step is not None:
-                stack.enter_context(attribute(scheduler, "step", scheduler_step))
+                stack.enter_context(attribute(scheduler, "step", types.MethodType(scheduler_step, scheduler)))
             for hook in hooks:
                 stack.enter_context(hook)
             attention = [(module, module.processor) for module in self._attention]
             try:
-                return self._enter(self.pipeline, **call)
+                return self._enter(self.pipeline, **{name: value for name, value in call.items() if "." not in name})
             except Enough:
                 return None
             finally:  # a run that is left early may leave its own kind of attention in the denoiser
@@ -108,7 +130,8 @@ class Stage:
                     module.processor = processor
 
     def learn_batching(self, calls: Sequence[Mapping[str, Any]]) -> None:
-        """Find the row axis of the denoiser's arguments: what doubles from a call of one row to a call of two.
+        """Find the row axis of the denoiser's arguments: what doubles from a call of one row to a call of two. With one
+        call alone it is only tried.
 
         Raises UsageError where rows are mixed.
         """
@@ -120,6 +143,8 @@ class Stage:
 
         for call in calls:
             self.run(call, look, None)
+        if len(seen) < 2:
+            return
         axes, mixed = row_axes(*seen)
         if mixed:
             raise UsageError(
@@ -148,24 +173,28 @@ class Stage:
         return sum(many)
 
     def start(self, call: Mapping[str, Any]) -> tuple[int, Tensor]:
-        """At which of the scheduler's times a call of one row enters, and its x (1,*L) there. Only blanks are run."""
+        """At which of the scheduler's times a call of one row enters, and its x (1,*L) there, or the first part of it.
+        Only blanks are run, to the end of the first turn."""
         first: list[Tensor] = []
 
         def denoise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if first:
+                raise Enough
             return self.join(self.fill(args, kwargs, 1))
 
         def step(out: Tensor, sample: Tensor) -> Tensor:
-            first.append(sample)
-            raise Enough
+            first.append(sample.clone())
+            return sample
 
         with torch.no_grad():
-            self.run(call, denoise, step)
+            self.run({**call, "output_type": "latent"}, denoise, step)
+        self.turn = len(first)
         return self.entered, first[0]
 
-    def count(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The real denoiser, counted."""
+    def count(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None) -> Any:
+        """The real denoiser of that name, or else the one that was asked last, counted."""
         self.calls += self.branches(args, kwargs, 1)
-        return self._forward(*args, **kwargs)
+        return self._forwards[name or self.active](*args, **kwargs)
 
     def answer(
         self,
@@ -184,7 +213,7 @@ class Stage:
         if many > 1 and not self._proven:
             self._prove(args, kwargs, rows, many)
         if many > 1 and self._row_axes is None:
-            outs = list(self._unwrap(self.count(args, kwargs)).split(rows))
+            outs = list(self._form.read(self.count(args, kwargs)).split(rows))
             return [out if graph is None or graph[k] else out.detach() for k, out in enumerate(outs)]
         distinct, axes = sorted(set(twins or range(rows))), self._row_axes
         back = None  # where each row's output stands among those of the distinct rows
@@ -200,7 +229,7 @@ class Stage:
             if back is not None:
                 own = pick(own, distinct, rows, axes or {})
             with torch.set_grad_enabled(torch.is_grad_enabled() and (graph is None or graph[k])):
-                out = self._unwrap(self.count(*own))
+                out = self._form.read(self.count(*own))
                 outs.append(out if back is None else out[back.to(out.device)])
         return outs
 
@@ -212,7 +241,7 @@ class Stage:
         if self._row_axes is None:
             return
         try:
-            whole = self._unwrap(self._forward(*args, **kwargs)).double()
+            whole = self._form.read(self._forwards[self.active](*args, **kwargs)).double()
         except Exception as error:  # the pipeline's own call, as it is
             if rows == 1:
                 raise
@@ -224,7 +253,7 @@ class Stage:
             outs = []
             for k in range(many):
                 own_args, own_kwargs = part((args, kwargs), k, many, rows, self._row_axes)
-                outs.append(self._unwrap(self._forward(*own_args, **own_kwargs)))
+                outs.append(self._form.read(self._forwards[self.active](*own_args, **own_kwargs)))
             apart = torch.cat(outs).double()
         except Exception:  # whatever a network runs into that is given half of what it wants
             self._row_axes = None
@@ -235,93 +264,27 @@ class Stage:
 
     def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> list[Tensor]:
         """Branches of zeros in the denoiser's place; its real output once, where the form of that is not known yet."""
-        if self._blank is None:
+        if not self._form.known:
             with torch.no_grad():
                 return self.answer(args, kwargs, rows)
         return [self.blank(rows)] * self.branches(args, kwargs, rows)
 
     def join(self, outs: Sequence[Tensor]) -> Any:
         """Branches as one answer of the kind the pipeline expects."""
-        return self._wrap(outs[0] if len(outs) == 1 else torch.cat(list(outs)))
+        return self._form.write(outs[0] if len(outs) == 1 else torch.cat(list(outs)))
 
     def blank(self, rows: int) -> Tensor:
-        assert self._blank is not None
-        return self._blank.expand(rows, *self._blank.shape[1:])
-
-    def _unwrap(self, out: Any) -> Tensor:
-        value = out if isinstance(out, Tensor) else out[0]
-        as_list = isinstance(value, list) and len({row.shape for row in value}) == 1
-        tensor: Any = torch.stack(value) if isinstance(value, list) and as_list else value
-        if not isinstance(tensor, Tensor):
-            raise UsageError(
-                f"{type(self.denoiser).__name__} returns a {type(tensor).__name__}, not one tensor a batch"
-            )
-
-        def form(x: Tensor) -> Any:
-            return list(x) if as_list else x
-
-        if isinstance(out, Tensor):
-            self._wrap = form
-        elif isinstance(out, dict):
-            kind, key = type(out), next(iter(out))
-            self._wrap = lambda x: kind(**{key: form(x)})
-        else:
-            self._wrap = lambda x: (form(x),)
-        self._blank = torch.zeros_like(tensor[:1])
-        return tensor
+        """Zeros in the place of one branch of `rows` rows."""
+        return self._form.zeros(rows)
 
 
-class Replay:
-    """Denoise and step hooks that play a chunk again, with `answer` in the denoiser's place at the wanted steps.
-
-    answer(step, first branch, args, kwargs) -> branches. received: what the scheduler was given at each wanted step,
-    and samples: x there.
-    """
-
-    def __init__(
-        self,
-        stage: Stage,
-        chunk: Chunk,
-        rows: int,
-        wanted: Sequence[int],
-        answer: Callable[[int, int, tuple[Any, ...], dict[str, Any]], list[Tensor]],
-    ) -> None:
-        self.stage, self.chunk, self.rows, self.wanted, self.answer = stage, chunk, rows, set(wanted), answer
-        self.received: dict[int, Tensor] = {}
-        self.samples: dict[int, Tensor] = {}
-        self._step, self._branch = 0, 0
-
-    def denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        many = self.stage.branches(args, kwargs, self.rows)
-        if self._step in self.wanted:
-            outs = self.answer(self._step, self._branch, args, kwargs)
-        elif self._step in self.chunk.outputs:
-            outs = self.chunk.outputs[self._step][self._branch : self._branch + many]
-        else:
-            outs = [self.stage.blank(self.rows)] * many
-        self._branch += many
-        return self.stage.join(outs)
-
-    def step(self, out: Tensor, sample: Tensor) -> Tensor:
-        if self._step in self.wanted:
-            self.received[self._step], self.samples[self._step] = out, sample
-            if len(self.received) == len(self.wanted):
-                raise Enough
-        self._step, self._branch = self._step + 1, 0
-        return self.chunk.latents.get(self._step, sample)
-
-
-def _denoiser_name(pipeline: Any) -> str:
-    kind = type(pipeline).__name__
+def _denoiser_names(pipeline: Any) -> list[str]:
+    """The components that it samples with, the main one first."""
     present = [
         name
         for name, module in pipeline.components.items()
-        if module is not None and name.startswith(("transformer", "unet"))
+        if isinstance(module, torch.nn.Module) and name.startswith(("transformer", "unet"))
     ]
-    found = next((name for name in ("transformer", "unet") if name in present), None)
-    if found is None:
-        raise UsageError(f"{kind} has neither a transformer nor a unet that could be aligned")
-    others = [name for name in present if name != found]
-    if others:
-        raise UsageError(f"{kind} samples with {found} and {others[0]}, but only one denoiser can be aligned yet")
-    return found
+    if not present:
+        raise UsageError(f"{type(pipeline).__name__} has neither a transformer nor a unet that could be aligned")
+    return sorted(present)

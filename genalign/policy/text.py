@@ -55,6 +55,8 @@ class TextMemo:
             return real(**arguments)
         by_row, shared = [], {}
         for name, value in arguments.items():
+            if name == "batch_size" and value == len(prompt):
+                continue  # so many rows as are encoded
             if isinstance(value, list) and (name.startswith(("prompt", "negative")) or all(map(_is_picture, value))):
                 by_row.append(name)
                 unknown = len(value) != len(prompt)
@@ -67,7 +69,8 @@ class TextMemo:
         keys = tuple(tuple(map(_content, row)) for row in rows)
         key = (tuple(by_row), repr(sorted(shared.items(), key=lambda item: item[0])), keys)
         if self._last[0] != key:
-            self._last = (key, self._batch(real, by_row, shared, dict(zip(keys, rows, strict=True)), keys, key[1]))
+            counted = _counting(real) if arguments.get("batch_size") == len(prompt) else real
+            self._last = (key, self._batch(counted, by_row, shared, dict(zip(keys, rows, strict=True)), keys, key[1]))
         return self._last[1]
 
     def _batch(
@@ -102,6 +105,15 @@ class TextMemo:
         if len(singles) == len(rows) and _stacks(axes, singles):
             return _map(_take(axes, _stack(axes, singles), where), lambda x: x.to(device))
         return _take(axes, encode(*rows), where)
+
+
+def _counting(real: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, for a pipeline that wants the number of its rows beside them."""
+
+    def encode(**arguments: Any) -> Any:
+        return real(**arguments, batch_size=len(arguments["prompt"]))
+
+    return encode
 
 
 def _is_picture(value: Any) -> bool:

@@ -1,41 +1,45 @@
 """The media of a pipeline: its output as tracks, and tracks as its autoencoder and its __call__ take them.
 
-This is the one file of the policy that knows media by name. A further medium is a track in `Tracks.__call__`, the
-reverse of it in `values`, and its name in DRAWN.
+This is the one file of the policy that knows media by name. A further medium is a track in `Tracks.__call__`, and the
+reverse of it in `values`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genalign.media.image import resize, to_pil
 from genalign.policy.hooks import attribute
 from genalign.types import Media, Prompt, Track, UsageError
 
-DRAWN = frozenset({"image"})  # media whose rollouts are proven; other ones are decoded here, and refused in __init__
 PLURAL = {"image": "images", "video": "videos", "audio": "sounds"}
 # How the fields of pipelines' outputs begin: images, image; frames, video(s); audios, audio, sound.
 FIELDS = {"image": "image", "frame": "video", "video": "video", "audio": "audio", "sound": "audio"}
 RATES = ("output_sampling_rate", "sampling_rate", "sample_rate")  # a vocoder may read one rate and write another
+FRAME_RATES = ("frame_rate", "fps")
+FINISHING = (("image_processor", "postprocess"), ("video_processor", "postprocess_video"))
 
 
 class Tracks:
     """What a pipeline makes, found by the processors it has and by the fields of its output, never by its class.
 
     modalities: "video" with a video_processor, "image" with an image_processor alone, "audio" where a vocoder or an
-    autoencoder names its sampling rate. fixed: the arguments that every call is given.
+    autoencoder names its sampling rate. fixed: the arguments that every call is given. frame_rate: frames a second of
+    its videos, where no argument of its __call__ says so.
 
-    Raises UsageError where it makes something whose range is not known, or that this policy does not draw yet.
+    Raises UsageError where it makes something whose range or rate is not known.
     """
 
-    def __init__(self, pipeline: Any, fixed: Mapping[str, Any]) -> None:
+    def __init__(self, pipeline: Any, fixed: Mapping[str, Any], frame_rate: float | None = None) -> None:
         self.pipeline, self.fixed = pipeline, fixed
         self.name = type(pipeline).__name__
         self.parameters = inspect.signature(type(pipeline).__call__).parameters
@@ -48,29 +52,30 @@ class Tracks:
             made.add("audio")
         if not made:
             raise UsageError(f"{self.name} has no image_processor, so the range of what it makes is not known")
-        if not made <= DRAWN:
-            makes = " and ".join(PLURAL[medium] for medium in sorted(made, reverse=True))
-            raise UsageError(f"{self.name} makes {makes}; this policy knows only images yet")
         self.modalities = frozenset(made)
+        self.bare = False  # whether a batch draws from one picture, given as it is; known once a call was tried
+        self.frame_rate = self._rate_of_frames(frame_rate)
         self._finished = True
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Within the context it is seen whether the pipeline finishes its images itself: one that steps in pixels may
+        """Within the context it is seen whether the pipeline finishes its pixels itself: one that steps in pixels may
         return its last x as it is, in [-1,1]."""
-        processor = getattr(self.pipeline, "image_processor", None)
-        if processor is None:
+        present = [(getattr(self.pipeline, name, None), method) for name, method in FINISHING]
+        processors = [(part, method) for part, method in present if hasattr(part, method)]
+        self._finished = not processors
+        with ExitStack() as stack:
+            for processor, method in processors:
+                stack.enter_context(attribute(processor, method, self._seeing(getattr(processor, method))))
             yield
-            return
-        self._finished, real = False, processor.postprocess
 
+    def _seeing(self, real: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(real)
-        def postprocess(*args: Any, **kwargs: Any) -> Any:
+        def finish(*args: Any, **kwargs: Any) -> Any:
             self._finished = True
             return real(*args, **kwargs)
 
-        with attribute(processor, "postprocess", postprocess):
-            yield
+        return finish
 
     def __call__(self, output: Any) -> Media:
         """The tensors of a pipeline's output at output_type="pt": image (B,3,H,W) and video (B,F,3,H,W) in [0,1] with
@@ -92,14 +97,23 @@ class Tracks:
             raise UsageError(f"{self.name} returns {' and '.join(fields)}, of which nothing is known as a medium")
         return Media(**tracks)
 
-    @property
-    def frame_rate(self) -> float | None:
-        """Frames a second that the call names, or else the pipeline's own default; None where it takes no rate."""
-        for name in ("frame_rate", "fps"):
-            if name in self.parameters:
-                rate = self.fixed.get(name, self.parameters[name].default)
-                return float(rate) if isinstance(rate, (int, float)) else None
-        return None
+    def _rate_of_frames(self, given: float | None) -> float | None:
+        """Frames a second that the call names, or else the pipeline's own default, or else the ones given."""
+        takes = next((name for name in FRAME_RATES if name in self.parameters), None)
+        if "video" not in self.modalities:
+            takes, rate, missing = None, None, False
+        elif takes is not None:
+            rate = self.fixed.get(takes, self.parameters[takes].default)
+            missing = not isinstance(rate, (int, float))
+        else:
+            rate, missing = given, given is None
+        if missing:
+            key = f"call.{takes}" if takes else "frame_rate"
+            raise UsageError(f"{self.name} does not say how many frames a second its videos have; set policy.{key}")
+        if given is not None and rate is not given:
+            instead = f"set policy.call.{takes} instead" if takes else "leave it out"
+            raise UsageError(f"{self.name} does not need policy.frame_rate; {instead}")
+        return None if rate is None else float(rate)
 
     @property
     def sound_rate(self) -> float | None:
@@ -115,21 +129,44 @@ class Tracks:
     # ---- what is encoded --------------------------------------------------------------------------------------------
 
     def encodable(self, media: Media) -> list[Tensor]:
-        """The rows (3,H,W) of what can be encoded. Raises UsageError where there is none."""
-        if "image" not in media:
-            raise UsageError(f"only images can be encoded, not {' and '.join(media) or 'nothing'}")
-        return [row for row in media["image"].data if isinstance(row, Tensor)]
+        """The rows of what can be encoded, without the batch axis. Raises UsageError where there is none."""
+        if len(self.modalities) > 1:
+            makes = " and ".join(PLURAL[medium] for medium in sorted(self.modalities, reverse=True))
+            raise UsageError(f"{self.name} makes {makes} at once, which cannot be encoded; train it on its own samples")
+        (medium,) = self.modalities
+        if medium not in media:
+            raise UsageError(f"only {PLURAL[medium]} can be encoded, not {' and '.join(media) or 'nothing'}")
+        return [row for row in media[medium].data if isinstance(row, Tensor)]
 
-    def size(self, made: Media) -> tuple[int, int]:
-        """Height and width of what was drawn."""
-        height, width = made["image"].data[0].shape[-2:]  # type: ignore[union-attr]
-        return height, width
+    def size(self, made: Media) -> tuple[int, ...]:
+        """Of one row that was drawn: height and width of an image, frames, height and width of a video, samples of a
+        sound."""
+        (medium,) = self.modalities
+        (shape,) = made[medium].shapes()
+        return {"image": shape[-2:], "video": (shape[0], *shape[-2:]), "audio": shape[-1:]}[medium]
 
-    def values(self, rows: Sequence[Tensor], size: tuple[int, int], axes: int) -> Tensor:
-        """Images (3,H,W) in [0,1] as the autoencoder reads them: resized and in the processor's range (R,3,H,W), with
-        `axes` 5 as one frame each, (R,3,1,H,W)."""
-        sized = torch.stack([resize(row.float(), *size) for row in rows])
-        pixels: Tensor = self.pipeline.image_processor.preprocess(sized, *size)
+    def values(self, rows: Sequence[Tensor], size: tuple[int, ...], axes: int) -> Tensor:
+        """Rows as the autoencoder reads them, of the size that is drawn and in the processor's range: images (R,3,H,W),
+        with `axes` 5 as one frame each, (R,3,1,H,W); videos (R,3,F,H,W), with `axes` 4 frame by frame, (R*F,3,H,W);
+        sounds (R,C,N), cut or padded with silence.
+
+        Raises UsageError where a video has another number of frames than is drawn.
+        """
+        if self.modalities == {"audio"}:
+            return torch.stack(
+                [F.pad(row[..., : size[0]].float(), (0, max(0, size[0] - row.shape[-1]))) for row in rows]
+            )
+        counts = {len(row) for row in rows} if self.modalities == {"video"} else set()
+        if counts - {size[0]}:
+            raise UsageError(
+                f"a clip of {(counts - {size[0]}).pop()} frames, where {self.name} draws {size[0]}; cut it"
+            )
+        height, width = size[-2:]
+        sized = torch.stack([resize(row.float(), height, width) for row in rows])
+        if self.modalities == {"video"}:
+            clips: Tensor = self.pipeline.video_processor.preprocess_video(sized, height, width)
+            return clips.transpose(1, 2).flatten(0, 1) if axes == 4 else clips
+        pixels: Tensor = self.pipeline.image_processor.preprocess(sized, height, width)
         return pixels.unsqueeze(2) if axes == pixels.ndim + 1 else pixels
 
     # ---- what a prompt brings along ---------------------------------------------------------------------------------
@@ -139,8 +176,13 @@ class Tracks:
         return "image" in self.parameters
 
     def as_input(self, row: Tensor) -> Media:
-        """One image (3,H,W) as a prompt brings it along."""
-        return Media(image=Track(row[None]))
+        """An image (3,H,W), or the first frame of a video (F,3,H,W), as a prompt brings it along."""
+        return Media(image=Track(row[None] if row.ndim == 3 else row[:1]))
+
+    def other_input(self, prompt: Prompt) -> Prompt:
+        """The same with its picture in negative."""
+        picture: Any = prompt.media["image"].data[0] if prompt.media is not None else None
+        return replace(prompt, media=self.as_input(1 - picture))
 
     def input_shape(self, prompt: Prompt) -> tuple[int, ...] | None:
         """What of a prompt's media may set the size that is drawn."""
@@ -149,7 +191,8 @@ class Tracks:
     def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """The arguments of __call__ that hold the prompts' media.
 
-        Raises UsageError where only some prompts bring an image, or their sizes differ, or the pipeline takes none.
+        Raises UsageError where only some prompts bring an image, or their sizes differ, or the pipeline takes none, or
+        one for all.
         """
         given = [prompt for prompt in prompts if prompt.media is not None]
         if not given:
@@ -166,4 +209,9 @@ class Tracks:
         sizes = {image.size for image in images}
         if len(sizes) > 1:
             raise UsageError(f"input images of one batch must have one size, not {' and '.join(map(str, sizes))}")
-        return {"image": images}
+        if self.bare and len({image.tobytes() for image in images}) > 1:
+            raise UsageError(
+                f"{self.name} draws a batch from one picture; set policy.batch_size so that a batch holds samples of"
+                " one prompt alone, or to 1"
+            )
+        return {"image": images[0] if self.bare else images}

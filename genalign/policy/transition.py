@@ -18,15 +18,16 @@ from torch import Tensor
 from genalign.policy.settings import Kernel
 from genalign.types import GenalignError, UsageError
 
-Prediction = Literal["velocity", "epsilon", "v_prediction", "sample"]
+Prediction = Literal["velocity", "reversed_velocity", "epsilon", "v_prediction", "sample"]
 
 
 @dataclass(frozen=True)
 class Path:
     """Where T steps start and end: a, s, a_next, s_next (T,) float64, and what the model's output means.
 
-    predicts: "velocity" is eps - x0 on a = 1 - s; "epsilon", "v_prediction" and "sample" are the variance-preserving
-    ones. clip: x0_hat is clamped to [-clip, clip], or None. unit: std of eps, where a model was not trained with 1.
+    predicts: "velocity" is eps - x0 on a = 1 - s, and "reversed_velocity" x0 - eps there; "epsilon", "v_prediction" and
+    "sample" are the variance-preserving ones. clip: x0_hat is clamped to [-clip, clip], or None. unit:
+    std of eps, where a model was not trained with 1.
     """
 
     a: Tensor
@@ -44,13 +45,13 @@ class Path:
 
     @property
     def is_flow(self) -> bool:
-        return self.predicts == "velocity"
+        return self.predicts in ("velocity", "reversed_velocity")
 
 
-def flow_path(sigmas: Tensor | Sequence[float]) -> Path:
+def flow_path(sigmas: Tensor | Sequence[float], predicts: Prediction = "velocity") -> Path:
     """Rectified flow, x = (1 - sigma) x0 + sigma eps: sigmas (T+1,) from noisiest to cleanest."""
     sigma = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
-    return Path(1 - sigma[:-1], sigma[:-1], 1 - sigma[1:], sigma[1:], "velocity")
+    return Path(1 - sigma[:-1], sigma[:-1], 1 - sigma[1:], sigma[1:], predicts)
 
 
 def preserving_path(
@@ -152,6 +153,8 @@ class StepTable:
         match self.path.predicts:
             case "velocity":
                 x0, eps = x - s * out, x + a * out
+            case "reversed_velocity":
+                x0, eps = x + s * out, x - a * out
             case "epsilon":
                 x0, eps = (x - s * out) / a, out
             case "v_prediction":

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.policy.hooks import advance
+from genalign.policy.hooks import advance, named
 from genalign.policy.transition import Path, StepTable, flow_path, preserving_path, step_table
 from genalign.types import UsageError
 
@@ -70,7 +70,9 @@ def path_of(scheduler: Any) -> Path:
         levels = scheduler.sigmas.double().cpu()
         if isinstance(scheduler, Walked):
             levels = torch.where((levels - 1).abs() < NEAR_ONE, 1.0, levels)
-        path = flow_path(levels)
+        # Some count the signal's share instead of the noise's.
+        inverted = scheduler.config.get("invert_sigmas")
+        path = flow_path(1 - levels, "reversed_velocity") if inverted else flow_path(levels)
     else:
         config = scheduler.config
         now, last = _signal_levels(scheduler, sigmas)
@@ -172,11 +174,11 @@ def _make_class(base: Any) -> type:
         self.enter()
 
     @functools.wraps(base.step)
-    def step(
-        self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, return_dict: bool = True, **__: Any
-    ) -> Any:
+    def step(self: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
+        given = named(base.step, args, kwargs)
+        model_output, timestep, sample = given["model_output"], given["timestep"], given["sample"]
         i = self.place(timestep)
         if self.takes_base_step(i):
             return base.step(self, model_output, timestep, sample, return_dict=return_dict)

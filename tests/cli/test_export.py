@@ -98,3 +98,18 @@ def test_bad_input_is_one_sentence_and_nothing_is_lost(run, capsys, what, error,
 def test_unknown_target(run):
     with pytest.raises(UsageError, match="diffusers, comfyui"):
         export(run, "gguf", run.parent / "out")
+
+
+def test_adapters_of_several_denoisers_are_handed_on_together(run, tmp_path):
+    for part in ("transformer", "transformer_2"):
+        (run / "adapter" / part).mkdir()
+        for file in [file for file in (run / "adapter").iterdir() if file.is_file()]:
+            (run / "adapter" / part / file.name).write_bytes(file.read_bytes())
+    for file in [file for file in (run / "adapter").iterdir() if file.is_file()]:
+        file.unlink()
+    dest = export(run, "diffusers", tmp_path / "out")
+    for part in ("transformer", "transformer_2"):
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (dest / "adapter" / part / name).read_bytes() == (run / "adapter" / part / name).read_bytes()
+    with pytest.raises(UsageError, match="tuned several denoisers, and ComfyUI takes a file of one"):
+        export(run, "comfyui", tmp_path / "other")

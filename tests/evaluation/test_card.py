@@ -35,6 +35,18 @@ def test_card_shows_the_loader_that_fits(run, tmp_path):
     compile(loading(run), "card", "exec")
 
 
+def test_card_loads_the_adapter_of_each_denoiser(run, tmp_path):
+    index = tmp_path / "tiny-model/model_index.json"
+    kinds = json.loads(index.read_text())
+    index.write_text(json.dumps({**kinds, "transformer_2": kinds["transformer"]}))
+    for part in ("transformer", "transformer_2"):
+        (run / "adapter" / part).mkdir()
+        (run / "adapter" / part / "adapter_config.json").write_text("{}")
+    for part in ("transformer", "transformer_2"):
+        assert f'pipe.{part} = PeftModel.from_pretrained(pipe.{part}, "adapter/{part}")' in loading(run)
+    assert '"adapter")' not in loading(run)
+
+
 def test_card_has_no_path_of_the_machine_and_no_page_that_does_not_exist(run, tmp_path):
     text = write_card(run).read_text()
     assert str(tmp_path) not in text

@@ -1,7 +1,7 @@
 """The table of families in docs, as the sweep finds them. `python -m tests.families.table` writes it.
 
-What a row says is proved elsewhere: test_families.py, test_edit_policies.py and policy/test_diffusion.py draw, replay,
-train and export each family, and here their policies are asked again.
+What a row says is proved elsewhere: test_families.py, test_edit_policies.py, test_clips.py and policy/test_diffusion.py
+draw, replay, train and export each family, and here their policies are asked again.
 """
 
 from __future__ import annotations
@@ -11,43 +11,48 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from genalign.policy.diffusion import DiffusionPolicy
-from tests.helpers import edits, families
+from tests.helpers import edits, families, video_policies
 from tests.helpers.tiny_pipelines import EDIT, REFUSED
+from tests.helpers.tiny_videos import ANIMATING, CLIPS, REFUSED_CLIPS
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 OPEN, CLOSE = "<!-- written by python -m tests.families.table -->", "<!-- the end of that -->"
-HEAD = "| diffusers pipeline | draws from | its adapter is loaded by, or it is refused because |\n|---|---|---|\n"
+HEAD = "| diffusers pipeline | draws | from | its adapter is loaded by, or it is refused because |\n|---|---|---|---|\n"
 
 
 def loaders(policy: DiffusionPolicy) -> str:
     """What reads the adapter that this policy saves."""
     with TemporaryDirectory() as folder:
         policy.save_adapter(folder)
-        own = (Path(folder) / "pytorch_lora_weights.safetensors").exists()
+        own = any(Path(folder).rglob("pytorch_lora_weights.safetensors"))
     return "`load_lora_weights` or `PeftModel`" if own else "`PeftModel`"
 
 
-def rows() -> list[tuple[str, str, str]]:
-    """(pipeline, what it draws from, loaders or refusal), by name, refused ones last."""
-    works = []
+def rows() -> list[tuple[str, str, str, str]]:
+    """(pipeline, what it draws, and from what, loaders or refusal), by name, refused ones last."""
+    works = set()
     for source, names, rolled in (
         ("text", families.ALL, families.rolled),
         ("text and an image", EDIT, edits.rolled),
+        ("text", CLIPS, video_policies.rolled),
+        ("text and an image", ANIMATING, video_policies.rolled),
     ):
         for name in names:
             policy, trajectory = rolled(name)
             assert trajectory.logp.shape[1] > 0
-            works.append((type(policy.pipeline).__name__, source, loaders(policy)))
+            draws = " and ".join(sorted(policy.modalities, reverse=True))
+            works.add((type(policy.pipeline).__name__, draws, source, loaders(policy)))
     refused = []
-    for name in REFUSED:
-        pipeline, sentence = families.refusal(name)
-        because = sentence.split(" and policy.call")[0].removeprefix(f"{pipeline} ")
-        refused.append((pipeline, "", f"refused: {because}"))
+    for names, refusal in ((REFUSED, families.refusal), (REFUSED_CLIPS, video_policies.refusal)):
+        for name in names:
+            pipeline, sentence = refusal(name)
+            because = sentence.split(" and policy.call")[0].removeprefix(f"{pipeline} ")
+            refused.append((pipeline, "", "", f"refused: {because}"))
     return sorted(works) + sorted(refused)
 
 
 def table() -> str:
-    return HEAD + "".join(f"| {pipeline} | {source} | {says} |\n" for pipeline, source, says in rows())
+    return HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows())
 
 
 def committed() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -16,7 +15,8 @@ from genalign.types import ForwardProcess, Media, Prompt, Track, Trajectory, Usa
 from tests.families.table import CLOSE, OPEN, PAGE, committed, table
 from tests.helpers.diffusion import PROMPTS, draw, log_ratio, moved, settings
 from tests.helpers.families import ALL, made, refusal, rolled
-from tests.helpers.tiny_pipelines import EDIT, FAMILIES, MORE, REFUSED
+from tests.helpers.tiny_pipelines import EDIT, FAMILIES, MORE, OMNIGEN, REFUSED, SMALL, Family
+from tests.helpers.tiny_videos import ANIMATING, CLIPS, REFUSED_CLIPS
 from tests.helpers.toy_policy import ToyReward
 
 ROWS = 2 * len(PROMPTS)
@@ -211,14 +211,19 @@ def test_a_family_that_cannot_be_aligned_says_so_in_one_sentence(name) -> None:
     assert "\n" not in said
 
 
-def test_an_absent_second_denoiser_is_no_hindrance() -> None:
-    pipeline = copy.copy(REFUSED["wan-2-2"][0]())
-    pipeline.transformer_2 = None
-    with pytest.raises(UsageError, match="makes videos"):  # the next thing it says
-        DiffusionPolicy(pipeline, settings("stable-diffusion-3", True))
+def test_noise_levels_that_are_counted_backwards_are_walked() -> None:
+    pipeline = Family("OmniGenPipeline", OMNIGEN).build()
+    of = DiffusionPolicy(pipeline, settings("flux").model_copy(update={"call": SMALL}))
+    trajectory = of.rollout(PROMPTS, 1, seed=0)
+    assert bool((log_ratio(of, trajectory) == 0).all())
+    with moved(of):
+        assert log_ratio(of, trajectory).abs().max() > 1e-4
+    with pytest.raises(UsageError, match="runs several branches also without guidance"):
+        of.fit(PROMPTS, of.clean(trajectory), 0.4, [0, 1, 2])
 
 
 def test_the_table_in_the_docs_is_the_sweeps() -> None:
     assert PAGE.read_text().count(OPEN) == PAGE.read_text().count(CLOSE) == 1
     assert committed() == table(), "write it anew: python -m tests.families.table"
-    assert len(committed().splitlines()) == 2 + len(FAMILIES) + len(MORE) + len(EDIT) + len(REFUSED)
+    works = len(FAMILIES) + len(MORE) + len(EDIT) + len({family.pipeline for family in {**CLIPS, **ANIMATING}.values()})
+    assert len(committed().splitlines()) == 2 + works + len(REFUSED) + len(REFUSED_CLIPS)

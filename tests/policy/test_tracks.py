@@ -14,7 +14,6 @@ from diffusers.pipelines.pipeline_utils import AudioPipelineOutput, ImagePipelin
 from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 
-from genalign.policy import tracks
 from genalign.policy.tracks import Tracks
 from genalign.types import Media, Prompt, Track, UsageError
 
@@ -32,12 +31,6 @@ def with_rate(self: Any, prompt: Any = None, frame_rate: float = 25.0) -> None: 
 
 
 def with_fps(self: Any, prompt: Any = None, fps: int | None = None) -> None: ...
-
-
-@pytest.fixture
-def every(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if rollouts of every medium were proven."""
-    monkeypatch.setattr(tracks, "DRAWN", frozenset({"image", "video", "audio"}))
 
 
 def oobleck() -> AutoencoderOobleck:
@@ -62,12 +55,18 @@ def test_images_are_what_the_processor_made_whatever_the_field_is_called(field: 
 
 
 @pytest.mark.parametrize(
-    ("call", "fixed", "rate"), [(with_rate, {}, 25.0), (with_rate, {"frame_rate": 12}, 12.0), (with_fps, {}, None)]
+    ("call", "fixed", "given", "rate"),
+    [
+        (with_rate, {}, None, 25.0),
+        (with_rate, {"frame_rate": 12}, None, 12.0),
+        (with_fps, {"fps": 8}, None, 8.0),
+        (plain, {}, 16.0, 16.0),
+    ],
 )
-def test_videos_are_frames_first_in_the_unit_range_with_the_rate_of_the_call(every, call, fixed, rate) -> None:
+def test_videos_are_frames_first_in_the_unit_range_with_the_rate_of_the_call(call, fixed, given, rate) -> None:
     processor = VideoProcessor(vae_scale_factor=8)
     decoded = torch.randn(2, 3, 5, 8, 8)  # (B,3,F,H,W) as autoencoders of videos return it
-    made = Tracks(pipeline(call, video_processor=processor), fixed)
+    made = Tracks(pipeline(call, video_processor=processor), fixed, given)
     track = made(LTXPipelineOutput(frames=processor.postprocess_video(decoded, output_type="pt")))["video"]
     assert made.modalities == {"video"}
     assert torch.equal(track.data, (decoded / 2 + 0.5).clamp(0, 1).transpose(1, 2))
@@ -76,7 +75,7 @@ def test_videos_are_frames_first_in_the_unit_range_with_the_rate_of_the_call(eve
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 64), (2, 64)])
-def test_sound_has_channels_and_the_rate_of_the_last_component_that_makes_it(every, shape) -> None:
+def test_sound_has_channels_and_the_rate_of_the_last_component_that_makes_it(shape) -> None:
     vocoder = torch.nn.Linear(1, 1)
     vocoder.config = SimpleNamespace(sampling_rate=8000, output_sampling_rate=16000)  # reads one rate, writes another
     waves = 1.5 * torch.randn(shape)
@@ -97,20 +96,38 @@ def test_gradients_flow_through() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "sentence"),
+    ("call", "parts", "given", "sentence"),
     [
-        ({"video_processor": VideoProcessor()}, "makes videos; this policy knows only images yet"),
-        ({"components": {"vae": oobleck()}}, "makes sounds; this policy knows only images yet"),
-        (
-            {"components": {"audio_vae": oobleck()}, "video_processor": VideoProcessor()},
-            "makes videos and sounds; this policy knows only images yet",
-        ),
-        ({}, "has no image_processor, so the range of what it makes is not known"),
+        (plain, {}, None, "has no image_processor, so the range of what it makes is not known"),
+        (plain, {"video_processor": VideoProcessor()}, None, r"how many frames a second .* set policy\.frame_rate"),
+        (with_fps, {"video_processor": VideoProcessor()}, None, r"how many frames a second .* set policy\.call\.fps"),
+        (with_rate, {"video_processor": VideoProcessor()}, 16.0, r"set policy\.call\.frame_rate instead"),
+        (plain, {"image_processor": VaeImageProcessor()}, 16.0, r"does not need policy\.frame_rate; leave it out"),
     ],
 )
-def test_what_cannot_be_drawn_yet_is_one_sentence(parts: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UsageError, match=sentence):
-        Tracks(pipeline(plain, **parts), {})
+def test_what_range_or_rate_is_not_known_is_one_sentence(call, parts, given, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence) as error:
+        Tracks(pipeline(call, **parts), {}, given)
+    assert "\n" not in str(error.value)
+
+
+def test_a_clip_reaches_the_autoencoder_in_its_range_and_axes() -> None:
+    made = Tracks(pipeline(plain, video_processor=VideoProcessor(vae_scale_factor=8)), {}, 16.0)
+    clips = torch.rand(2, 5, 3, 16, 16)
+    rows = made.encodable(Media(video=Track(clips, 16.0)))
+    assert torch.equal(made.values(rows, (5, 16, 16), 5), 2 * clips.transpose(1, 2) - 1)
+    assert torch.equal(made.values(rows, (5, 16, 16), 4), 2 * clips.flatten(0, 1) - 1)
+    with pytest.raises(UsageError, match="a clip of 5 frames, where MadeOfParts draws 4"):
+        made.values(rows, (4, 16, 16), 5)
+    with pytest.raises(UsageError, match="only videos can be encoded, not image"):
+        made.encodable(Media(image=Track(clips[:, 0])))
+    sound = Tracks(pipeline(plain, components={"vae": oobleck()}), {})
+    waves = torch.rand(1, 2, 6)
+    assert torch.equal(sound.values(list(waves), (4,), 3), waves[..., :4])
+    assert torch.equal(sound.values(list(waves), (8,), 3)[..., 6:], torch.zeros(1, 2, 2))
+    both = Tracks(pipeline(plain, components={"vocoder": oobleck()}, video_processor=VideoProcessor()), {}, 16.0)
+    with pytest.raises(UsageError, match="makes videos and sounds at once, which cannot be encoded"):
+        both.encodable(Media(video=Track(clips, 16.0)))
 
 
 def test_an_autoencoder_of_images_makes_no_sound_and_an_unknown_field_is_one_sentence() -> None:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from genalign.policy.diffusion import DiffusionPolicy
+from genalign.policy.forward import target_of
 from genalign.policy.schedule import one_step
 from genalign.policy.settings import Lora, PolicySettings, Sampler
+from genalign.policy.transition import step_table
 from genalign.policy.walk import Walked, path_of, stored_dtype
 from genalign.types import Prompt, UsageError
 from tests.helpers.tiny_pipelines import FAMILIES, latent_consistency, stable_diffusion
@@ -206,3 +208,23 @@ def test_a_scheduler_in_memory_and_one_from_a_file_sample_alike(tmp_path) -> Non
         policy = DiffusionPolicy(each, PolicySettings(model="-", sampler=Sampler(kernel="ddim", steps=3, noise=1.0)))
         made.append(policy.rollout(PROMPTS, 1, 0).media["image"].data)
     assert torch.equal(*made)
+
+
+def test_levels_that_count_the_signal_end_where_diffusers_ends() -> None:
+    scheduler = one_step(diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
+    scheduler.set_timesteps(sigmas=[1.0, 0.8, 0.5, 0.1])
+    path = path_of(scheduler)
+    torch.testing.assert_close(path.s, torch.tensor([1.0, 0.8, 0.5, 0.1], dtype=torch.float64), rtol=0, atol=1e-6)
+    assert path.is_flow
+    table = step_table(path, "ode", 0.0)
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 1, 4, generator=generator)
+    x = eps
+    for i, time in enumerate(scheduler.timesteps):
+        out = torch.randn(1, 4, generator=generator)
+        theirs = scheduler.step(out, time, x, return_dict=False)[0]
+        torch.testing.assert_close(table.mean(i, x, out), theirs, rtol=0, atol=1e-5)
+        x = theirs
+    noised = 0.5 * x0 + 0.5 * eps
+    for estimate, truth in zip(table.endpoints(2, noised, target_of(path, 2, x0, eps)), (x0, eps), strict=True):
+        torch.testing.assert_close(estimate, truth, rtol=0, atol=1e-6)

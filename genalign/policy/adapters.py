@@ -1,0 +1,54 @@
+"""The adapters of every denoiser that a pipeline samples with, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from genalign.policy.adapter import Adapter
+from genalign.policy.settings import Lora
+from genalign.types import Weights
+
+
+class Adapters:
+    """An Adapter for each denoiser, by the name of its component.
+
+    Parameters of several have that name in front, and each is saved into a folder of that name; the one of a pipeline
+    with a single denoiser is saved into the folder itself.
+    """
+
+    def __init__(self, denoisers: Mapping[str, nn.Module], settings: Lora) -> None:
+        self.each = {name: Adapter(module, settings) for name, module in denoisers.items()}
+
+    def folders(self, folder: Path) -> dict[str, Path]:
+        """Where each is saved."""
+        return {name: folder if len(self.each) == 1 else folder / name for name in self.each}
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        found = {}
+        for name, adapter in self.each.items():
+            front = "" if len(self.each) == 1 else f"{name}."
+            found.update({front + layer: parameter for layer, parameter in adapter.named_trainable().items()})
+        return found
+
+    @contextmanager
+    def weights(self, which: Weights) -> Iterator[None]:
+        with ExitStack() as stack:
+            for adapter in self.each.values():
+                stack.enter_context(adapter.weights(which))
+            yield
+
+    def step_ema(self, decay: float) -> None:
+        for adapter in self.each.values():
+            adapter.step_ema(decay)
+
+    def save(self, folder: Path) -> None:
+        for name, place in self.folders(folder).items():
+            self.each[name].save(place)
+
+    def load(self, folder: Path) -> None:
+        for name, place in self.folders(folder).items():
+            self.each[name].load(place)

@@ -1,0 +1,188 @@
+"""The sweep over pipelines that make videos, some with sound: the same code as for images, diffusers as the oracle."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from peft import PeftModel
+
+from genalign.method import MethodSettings, build_method
+from genalign.types import Media, Track, UsageError
+from tests.helpers.diffusion import log_ratio, moved
+from tests.helpers.tiny_videos import RATE, REFUSED_CLIPS
+from tests.helpers.toy_policy import ToyReward
+from tests.helpers.video_policies import BOTH, made, plainly, prompts, refusal, rolled
+
+
+class Bright(ToyReward):
+    """How bright a corner of the first frame is."""
+
+    needs = frozenset({"video"})
+
+    def __call__(self, prompts, media, group=None):
+        return super().__call__(prompts, Media(image=Track(media["video"].data[:, 0, :, :4, :4])), group)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_replay_is_exact_and_the_tracks_carry_their_rates(name) -> None:
+    of, trajectory = rolled(name)
+    rates = {"ltx": 25.0, "ltx-i2v": 25.0, "ltx-2": 24.0}
+    assert trajectory.media["video"].rate == rates.get(name, RATE)
+    assert trajectory.media["video"].data.shape[:1] + trajectory.media["video"].data.shape[2:3] == (4, 3)
+    assert float(trajectory.media["video"].data.std()) > 0.01
+    assert trajectory.logp.shape[1] >= 2
+    assert bool((log_ratio(of, trajectory) == 0).all())
+    with moved(of):
+        assert log_ratio(of, trajectory).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_an_adapter_draws_the_same_in_plain_diffusers(name, tmp_path) -> None:
+    of, _ = rolled(name)
+    asked = prompts(name)[:1]
+    base = of.generate(asked, [7])
+    with moved(of, 0.2):
+        of.save_adapter(tmp_path)
+        ours = of.generate(asked, [7])
+    folders = {part: tmp_path if len(of._stage.denoisers) == 1 else tmp_path / part for part in of._stage.denoisers}
+    plain = [BOTH[name].build()]
+    for part, folder in folders.items():
+        setattr(plain[0], part, PeftModel.from_pretrained(getattr(plain[0], part), folder))
+    if hasattr(plain[0], "save_lora_weights"):
+        plain.append(BOTH[name].build())
+        for part, folder in folders.items():
+            also = {"load_into_transformer_2": True} if part == "transformer_2" else {}
+            plain[1].load_lora_weights(folder, **also)
+    for pipeline in plain:
+        drawn = plainly(pipeline, of, asked[0])
+        for medium, track in ours.items():
+            torch.testing.assert_close(track.data, drawn[medium].data, rtol=0, atol=2e-5)
+            assert (track.data - base[medium].data).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_grpo_step_and_a_flow_dpo_step_move_every_denoiser(name) -> None:
+    of = made(name)
+    optimizer = torch.optim.SGD(of.parameter_groups(), lr=0.01)
+    for settings in (MethodSettings(name="grpo", group=2), MethodSettings(name="flow-dpo", group=2, draws=2)):
+        before = {layer: p.detach().clone() for layer, p in of.named_trainable().items()}
+        method = build_method(settings)
+        losses = list(method.losses(of, method.collect(of, prompts(name)[:1], Bright(), 0, 0)))
+        if settings.name == "flow-dpo":
+            start = sum(loss.log["loss"][0] for loss in losses) / sum(loss.log["loss"][1] for loss in losses)
+            assert math.isfinite(start)
+        sum(loss.total for loss in losses).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for part in of._stage.denoisers if settings.name == "grpo" else ():
+            front = "" if len(of._stage.denoisers) == 1 else f"{part}."
+            own = [layer for layer in before if layer.startswith(front)]
+            assert any(not torch.equal(before[layer], of.named_trainable()[layer]) for layer in own), part
+        assert any(not torch.equal(p, before[layer]) for layer, p in of.named_trainable().items())
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_clean_latents_are_decoded_and_encoded_again(name) -> None:
+    of, trajectory = rolled(name)
+    clean = of.clean(trajectory)[:1]
+    if name == "ltx-i2v":  # its first frame is the picture, and not among the latents
+        with pytest.raises(UsageError, match="blends its picture into what it decodes"):
+            of.decode(clean)
+        with pytest.raises(UsageError, match="can be encoded for it"):
+            of.encode(trajectory.media)
+        return
+    decoded = of.decode(clean)
+    for medium, track in trajectory.media.items():
+        torch.testing.assert_close(decoded[medium].data, track.data[:1], rtol=0, atol=1e-5)
+    if len(of.modalities) > 1:
+        with pytest.raises(UsageError, match="makes videos and sounds at once, which cannot be encoded"):
+            of.encode(trajectory.media)
+        return
+    again, given, vae = of.encode(trajectory.media)[:1], [], of.pipeline.vae
+    frames = 2 * trajectory.media["video"].data[:1] - 1
+    with torch.no_grad():
+        framewise = name == "animatediff"
+        mode = vae.encode(frames[0] if framewise else frames.transpose(1, 2)).latent_dist.mode()
+    real = vae.decode
+    vae.decode = lambda z, *args, **kwargs: given.append(z) or real(z, *args, **kwargs)
+    try:
+        of.decode(again)
+    finally:
+        del vae.decode
+    torch.testing.assert_close(torch.cat(given), mode, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", ["wan", "wan-2-2", "ltx-2", "mochi", "sana-video"])
+def test_a_rollout_without_noise_is_what_generate_draws(name) -> None:
+    of = made(name, kernel="ode")
+    trajectory = of.rollout(prompts(name)[:1], 1, seed=[7])
+    for medium, track in of.generate(prompts(name)[:1], [7]).items():
+        torch.testing.assert_close(trajectory.media[medium].data, track.data, rtol=0, atol=1e-5)
+
+
+def test_experts_share_the_noise_levels_and_have_an_adapter_each(tmp_path) -> None:
+    of, trajectory = rolled("wan-2-2")
+    clean = of.clean(trajectory)[:1]
+    for at, trained in ((0.0, "transformer."), (0.9, "transformer_2.")):  # at the boundary of 0.875 they take turns
+        of.fit(prompts("wan-2-2")[:1], clean, at, [0]).score.sum().backward()
+        learnt = {layer for layer, p in of.named_trainable().items() if p.grad is not None and p.grad.any()}
+        assert learnt
+        assert all(layer.startswith(trained) for layer in learnt)
+        for p in of.named_trainable().values():
+            p.grad = None
+    with moved(of):
+        of.save_adapter(tmp_path)
+        saved = {layer: p.detach().clone() for layer, p in of.named_trainable().items()}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["transformer", "transformer_2"]
+    other = made("wan-2-2")
+    other.load_adapter(tmp_path)
+    assert all(torch.equal(p, saved[layer]) for layer, p in other.named_trainable().items())
+
+
+def test_a_step_of_video_and_sound_has_the_density_of_both() -> None:
+    of, trajectory = rolled("ltx-2")
+    tape = trajectory.tape
+    i, chunk = tape.steps[0], tape.chunks[0]
+    with torch.no_grad():
+        out = of._rollouts._guided(trajectory, [0, 1], chunk, [i])[i]
+    x, x_next, mean = chunk.state(i), chunk.latents[i + 1], tape.table.mean(i, chunk.state(i), out)
+    assert of._stage.turn == 2
+    tokens = 3 * 8 * 8 * 4  # of the video: frames, height, width and channels, before those of the sound
+    assert x.shape[1] > tokens
+    total = torch.zeros(2, dtype=torch.float64)
+    for part in (slice(0, tokens), slice(tokens, None)):
+        normal = torch.distributions.Normal(mean[:, part].double(), float(tape.table.S[i]))
+        z = (x_next[:, part].double() - mean[:, part].double()) / float(tape.table.S[i])
+        assert 0.8 < float(z.std()) < 1.2  # noise reached this medium
+        density = normal.log_prob(x_next[:, part].double())
+        total += (density + normal.entropy()).sum(1)
+    torch.testing.assert_close(trajectory.logp[:2, 0].double(), total, rtol=1e-4, atol=1e-3)
+
+
+def test_a_component_that_guides_takes_the_scale_and_gives_it_back() -> None:
+    of, _ = rolled("hunyuan-video-1-5")
+    asked, steps = prompts("hunyuan-video-1-5")[:1], of.settings.sampler.steps
+    drawn = {}
+    for scale, branches in ((1.0, 1), (5.0, 2), (2.0, 2)):
+        calls = of.calls()
+        drawn[scale] = of.generate(asked, [7], guidance=scale)["video"].data
+        assert of.calls() - calls == branches * steps
+    assert of.pipeline.guider.guidance_scale == 5.0
+    assert torch.equal(drawn[5.0], of.generate(asked, [7])["video"].data)
+    assert not torch.equal(drawn[2.0], drawn[5.0])
+
+
+def test_a_batch_of_one_picture_is_not_given_two() -> None:
+    of, _ = rolled("wan-i2v")
+    with pytest.raises(UsageError, match=r"draws a batch from one picture; set policy\.batch_size") as error:
+        of.generate(prompts("wan-i2v"), [0, 1])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", REFUSED_CLIPS)
+def test_what_cannot_be_aligned_says_so_in_one_sentence(name) -> None:
+    _, said = refusal(name)
+    assert REFUSED_CLIPS[name][1] in said
+    assert "\n" not in said.strip()
