@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from genalign.data.prompts import read_prompts
-from genalign.files.places import fetch_model, modality_of, model_path, shipped_recipes
+from genalign.files.places import fetch_model, model_path, shipped_recipes
 from genalign.media.files import write_sample, written_for
+from genalign.policy import modalities_of
 from genalign.run.build import Built, build
 from genalign.run.launch import RECIPE, load_run
 from genalign.run.recipe import load_recipe
@@ -42,13 +43,13 @@ class Source:
     """Where samples come from; `open_source` makes one, and it can be drawn from again and again.
 
     load: makes the policy when it is first drawn from. tuned: it has an adapter that can be switched off. batch:
-    samples in one forward pass. modality: what the model makes. built: the recipe, where there is one.
+    samples in one forward pass. made: the modalities that the model makes. built: the recipe, where there is one.
     """
 
     load: Callable[[], Policy]
     tuned: bool
     batch: int
-    modality: str
+    made: Set[str]
     built: Built | None = None
 
     @cached_property
@@ -89,14 +90,15 @@ def open_source(source: str | Path, overrides: Sequence[str] = ()) -> Source:
     if run or recipe_file:
         built = load_run(folder, device()) if run else build(load_recipe(name, overrides), device())
         settings = built.recipe.policy
-        modality = modality_of(model_path(settings.model, built.recipe.folder))
-        return Source(lambda: built.policy, run, settings.batch_size, modality, built)
+        made = modalities_of(model_path(settings.model, built.recipe.folder))
+        return Source(lambda: built.policy, run, settings.batch_size, made, built)
     from genalign.policy import load_policy
     from genalign.policy.settings import PolicySettings, Sampler
 
     plain = PolicySettings(model=name, sampler=Sampler(kernel="ode"))
     found = model_path(name, Path())
-    return Source(lambda: load_policy(plain, fetch_model(found), device()), False, plain.batch_size, modality_of(found))
+    made = modalities_of(found)
+    return Source(lambda: load_policy(plain, fetch_model(found), device()), False, plain.batch_size, made)
 
 
 def sample(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def search(
     methods = searches_of(opened.built, searches, rewards, budget)
     if not methods:
         raise UsageError("there is no search; name one, or take a recipe whose method is a search")
-    reward = reward_of(opened.built, rewards, methods, opened.modality, given)
+    reward = reward_of(opened.built, rewards, methods, opened.made, given)
     return Search(opened, rows, seeds, methods, reward, guidance, steps, base)
 
 
@@ -82,7 +82,7 @@ class Search:
     ) -> None:
         self.source, self.prompts, self.seeds, self.searches = source, prompts, seeds, searches
         self.reward, self.guidance, self.steps, self.base = reward, guidance, steps, base
-        self.judge = judge_of(source.built, source.modality, prompts, reward)
+        self.judge = judge_of(source.built, source.made, prompts, reward)
         self._drawn: dict[str, list[Sample]] = {}
 
     def __iter__(self) -> Iterator[Sample]:
@@ -165,7 +165,7 @@ def reward_of(
     built: Built | None,
     rewards: Sequence[str],
     searches: Sequence[Method],
-    modality: str,
+    made: Set[str],
     prompts: Sequence[Prompt],
 ) -> Reward:
     """The weighted sum of `rewards`, or the recipe's reward; it must suit every search.
@@ -182,7 +182,7 @@ def reward_of(
         reward = Runner(build_reward(str(parts[0]["use"]) if alone else {"sum": parts}, Path()))
     if reward is None:
         raise UsageError("a search needs to know what is good; name a reward with --reward")
-    missing = reward.lacks(_offered(modality, prompts))
+    missing = reward.lacks(_offered(made, prompts))
     if missing and not rewards and all(isinstance(one, Guidance) for one in searches):
         log.warning(
             "reward %s scores none of these prompts, since some lack %s; guidance needs no score",
@@ -190,7 +190,7 @@ def reward_of(
             ", ".join(sorted(missing)),
         )
         return Runner(FunctionReward(_unread, name=reward.name))
-    check_needs(reward, _offered(modality, prompts))
+    check_needs(reward, _offered(made, prompts))
     for one in searches:
         check_fit(one, reward)
     return reward
@@ -200,17 +200,17 @@ def _unread(prompt: list[str]) -> list[None]:
     return [None] * len(prompt)
 
 
-def judge_of(built: Built | None, modality: str, prompts: Sequence[Prompt], reward: Reward) -> Reward | None:
+def judge_of(built: Built | None, made: Set[str], prompts: Sequence[Prompt], reward: Reward) -> Reward | None:
     """The recipe's held-out judge, where the prompts have what it reads and it is not what is searched for."""
     judge = built.held_out[0] if built is not None and built.held_out else None
-    if judge is None or judge.version == reward.version or judge.lacks(_offered(modality, prompts)):
+    if judge is None or judge.version == reward.version or judge.lacks(_offered(made, prompts)):
         return None
     return judge
 
 
-def _offered(modality: str, prompts: Sequence[Prompt]) -> set[str]:
+def _offered(made: Set[str], prompts: Sequence[Prompt]) -> set[str]:
     facts = set.intersection(*(set(prompt.facts) for prompt in prompts))
-    return {"prompt", modality, *(f"facts.{name}" for name in facts)}
+    return {"prompt", *made, *(f"facts.{name}" for name in facts)}
 
 
 def _part(word: str) -> dict[str, str | float]:

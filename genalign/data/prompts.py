@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from genalign.data.clips import clip_rows, clip_track, prompt_list
 from genalign.data.conversations import is_messages, prompt_text, turns_of
@@ -31,11 +33,11 @@ class DataSettings(BaseModel):
 
     prompts: str
     """A .txt file, one prompt a line, or a .jsonl file, one `{"prompt": str, "facts": {...}}` a line, with a picture
-    file under `image`, or a clip under `video`, where the method or the model takes one (in the .jsonl's folder or
-    below). Or a folder of clips, each with its prompt in a .txt of the same name, or a metadata.jsonl. Or pairs of
-    which one is preferred, for methods that learn from them without a reward: a file, one
-    `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the answers themselves, texts
-    or lists of messages), a folder with one, or a dataset's id."""
+    file under `image` (or a list of two, the first and the last frame), or a clip under `video`, where the method or
+    the model takes one (in the .jsonl's folder or below). Or a folder of clips, each with its prompt in a .txt of the
+    same name, or a metadata.jsonl. Or pairs of which one is preferred, for methods that learn from them without a
+    reward: a file, one `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the
+    answers themselves, texts or lists of messages), a folder with one, or a dataset's id."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts of one training step, over all ranks together."""
 
@@ -137,15 +139,29 @@ def _json_row(line: Line, uid: int, path: Path) -> Prompt:
         raise UsageError(f"{where} has no text under 'prompt'; {wanted}")
     if not isinstance(row.get("facts") or {}, dict):
         raise UsageError(f"'facts' in {where} is not an object; {wanted}")
+    return Prompt(row["prompt"], _media(row, path.parent, where, wanted), row.get("facts") or {}, uid)
+
+
+def _media(row: Mapping[str, Any], folder: Path, where: str, wanted: str) -> Media | None:
+    """The pictures and the clip that a row names."""
     tracks = {}
-    for medium, noun in (("image", "picture"), ("video", "video")):
-        name = row.get(medium)
-        if name is not None and not isinstance(name, str):
-            raise UsageError(f"{medium!r} in {where} is not the name of a {noun} file; {wanted}")
-        if name is not None:
-            file = neighbour(path.parent, name, where)
-            tracks[medium] = Track(load_png(file)[None]) if medium == "image" else clip_track(file)
-    return Prompt(row["prompt"], Media(**tracks) if tracks else None, row.get("facts") or {}, uid)
+    if row.get("image") is not None:
+        names = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        if not 1 <= len(names) <= 2 or not all(isinstance(name, str) for name in names):
+            raise UsageError(f"'image' in {where} is not the name of a picture file, or a list of two; {wanted}")
+        tracks["image"] = Track(_stacked([load_png(neighbour(folder, name, where)) for name in names]))
+    if row.get("video") is not None:
+        if not isinstance(row["video"], str):
+            raise UsageError(f"'video' in {where} is not the name of a video file; {wanted}")
+        tracks["video"] = clip_track(neighbour(folder, row["video"], where))
+    if len({len(track) for track in tracks.values()}) > 1:
+        raise UsageError(f"{where} has two pictures and a clip; give one of each, or leave the clip out")
+    return Media(**tracks) if tracks else None
+
+
+def _stacked(rows: list[Tensor]) -> Tensor | list[Tensor]:
+    """One tensor of the rows where their shapes agree."""
+    return torch.stack(rows) if len({row.shape for row in rows}) == 1 else rows
 
 
 def _of_file_name(row: dict[str, Any]) -> dict[str, Any]:

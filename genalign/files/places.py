@@ -68,19 +68,25 @@ def file_path(name: str, folder: Path) -> Path:
     )
 
 
-def modality_of(model: Path | str) -> str:
-    """What a model makes, by its folder (of a hub id: by its index file) before any weight loads.
+def pipeline_class(model: Path | str) -> str | None:
+    """The name of a pipeline's class in diffusers, by the index in its folder or at its hub id, before any weight
+    loads; "" where the index does not name one, and None of a language model.
 
     Raises:
         UsageError: the folder holds no model. GenalignError: the hub cannot be reached.
     """
+    index = _hub_file(model, PIPELINE) if isinstance(model, str) else model / PIPELINE
+    if index is not None and index.is_file():
+        try:
+            name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        except (ValueError, AttributeError):  # whoever loads it says what is wrong
+            name = None
+        return name if isinstance(name, str) else ""
     if isinstance(model, str):
-        return "image" if _hub_file(model, PIPELINE) else "text"
-    if (model / PIPELINE).is_file():
-        return "image"
+        return None
     check_component(model)
     if (model / CONFIG).is_file():
-        return "text"
+        return None
     raise UsageError(
         f"{model} is not a model: it has neither model_index.json (diffusers pipeline) nor config.json (language model)"
     )
@@ -103,17 +109,17 @@ def check_component(model: Path) -> None:
         )
 
 
-def _hub_file(name: str, file: str) -> bool:
+def _hub_file(name: str, file: str) -> Path | None:
+    """Where a file of a hub repository was downloaded to; None where there is no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        hf_hub_download(name, file)
-        return True
+        return Path(hf_hub_download(name, file))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise _unreachable(name) from error
     except EntryNotFoundError:
-        return False
+        return None
     except HfHubHTTPError as error:
         raise _unreachable(name) from error
 

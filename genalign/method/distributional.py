@@ -218,6 +218,8 @@ def _pictures(prompts: Sequence[Prompt]) -> Media:
     if len(media) < len(prompts):
         bare = next(prompt for prompt in prompts if prompt.media is None)
         raise UsageError(f"prompt {bare.text!r} brings no picture to move towards; give its row an 'image'")
+    if any(one.rows != 1 for one in media):
+        raise UsageError("a prompt brings two pictures, where method dragon moves towards one; leave one out")
     return Media.cat(media)
 
 

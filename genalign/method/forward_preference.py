@@ -224,8 +224,10 @@ class ForwardPreference:
         keys = [] if experience.keys is None else [(*experience.keys[i], draw) for i in pack.tolist()]
         known = bool(keys) and all(key in self._reference for key in keys)
         at = experience.times[draw]
-        fitted = fitting(policy, self.name).fit(
-            prompts, experience.clean[rows], at, seeds, None if known else "reference"
+        fitted = (
+            fitting(policy, self.name)
+            .fit(prompts, experience.clean[rows], at, seeds, None if known else "reference")
+            .together()
         )
         place = place.to(fitted.score.device)
         score = fitted.score[:, 0][place].T  # (2,P)
@@ -235,7 +237,7 @@ class ForwardPreference:
             assert fitted.versus_score is not None
             reference = fitted.versus_score[:, 0][place].T
             self._reference.update(zip(keys, reference.T.tolist(), strict=False))
-        return score, reference, fitted.count, shares(fitted, at)[1]
+        return score, reference, int(fitted.count), shares(fitted, at)[1]
 
 
 def _global(pairs: Tensor) -> int:

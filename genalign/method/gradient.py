@@ -26,9 +26,10 @@ from genalign.method.common import (
 )
 from genalign.method.groups import budget_lead, consistency_blend, difficulty_scale
 from genalign.method.losses import AdvantageRule, Baseline, Std, advantages, ppo_clip
+from genalign.method.route import Advantages, Route, advantages_by_medium
 from genalign.method.settings import MethodSettings
 from genalign.ranks import gather
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores
 
 Unit = tuple[list[int], list[int]]  # rows, steps
 
@@ -63,6 +64,9 @@ class GradientSettings(MethodSettings):
     """How far, down and up, a step's summed log-ratio may move before its gradient stops, in nats."""
     kl_beta: float = Field(0.0, ge=0)
     """Weight of the KL divergence from the reference per step, in nats."""
+    route: Route = "modality"
+    """Where a policy draws several media at once, such as video with sound: each reward's advantage reaches only those
+    that it reads (OmniNFT), or the sum of all reaches each."""
     loss_per: Literal["step", "row"] = "step"
     """What the loss is a mean over: steps of rows that count (GRPO), or rows, whose steps are summed (RLOO)."""
 
@@ -107,16 +111,10 @@ class PolicyGradient:
         trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
         check_noise(trajectory, self.name)
         everyone, group, here = over_ranks(scores, trajectory.group)
-        advantage, counted, spread = advantages(everyone, group, s.advantage, s.std, s.baseline)
-        if s.difficulty != "none":
-            advantage = advantage * difficulty_scale(everyone, group, s.difficulty)
-        if s.dead_groups == "global":
-            advantage, counted = consistency_blend(advantage, counted, everyone, group)
-        if s.budget is not None:
-            lead = budget_lead(everyone, group, gather(_budgets(trajectory.prompts)), *s.budget)
-            advantage, counted = advantage + lead, counted | (lead != 0)
-        if s.advantage_clip is not None:
-            advantage = advantage.clamp(-s.advantage_clip, s.advantage_clip)
+        budgets = None if s.budget is None else gather(_budgets(trajectory.prompts))
+        rule = partial(self._advantages, group=group, budgets=budgets)
+        route = "sum" if s.advantage == "lagrangian" else s.route  # a constraint binds whatever is drawn
+        advantage, counted, spread = advantages_by_medium(everyone, group, trajectory.about, reward, route, rule)
         return Experience(
             trajectory,
             scores,
@@ -125,6 +123,20 @@ class PolicyGradient:
             global_rows=int(counted.sum()),
             log={**reward_log(everyone), **spread},
         )
+
+    def _advantages(self, everyone: Scores, group: Tensor, budgets: Tensor | None) -> Advantages:
+        s = self.settings
+        advantage, counted, spread = advantages(everyone, group, s.advantage, s.std, s.baseline)
+        if s.difficulty != "none":
+            advantage = advantage * difficulty_scale(everyone, group, s.difficulty)
+        if s.dead_groups == "global":
+            advantage, counted = consistency_blend(advantage, counted, everyone, group)
+        if s.budget is not None and budgets is not None:
+            lead = budget_lead(everyone, group, budgets, *s.budget)
+            advantage, counted = advantage + lead, counted | (lead != 0)
+        if s.advantage_clip is not None:
+            advantage = advantage.clamp(-s.advantage_clip, s.advantage_clip)
+        return advantage, counted, spread
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
         units = row_units(experience, self.settings.loss_per == "row")
@@ -135,12 +147,11 @@ class PolicyGradient:
     def _loss(self, policy: Policy, experience: Experience, total: float, unit: Unit) -> Loss:
         rows, steps = unit
         s, trajectory = self.settings, experience.trajectory
-        assert experience.advantage is not None
         assert experience.counted is not None
         replayed = policy.replay(trajectory, rows, steps, versus="reference" if s.kl_beta else None)
         device = replayed.score.device
         old = trajectory.logp[rows][:, steps].to(device)  # (R,S)
-        advantage = experience.advantage[rows].to(device)[:, None]
+        advantage = experience.advantage_of(rows, steps).to(device)  # (R,1) or (R,S)
         counts = replayed.mask & experience.counted[rows].to(device)[:, None]
         loss, clipped = ppo_clip(replayed.score, old, advantage, *s.clip_nats)
         log = {"ratio/mean": (replayed.score - old).exp(), "clip_ratio/region_mean": clipped}

@@ -6,6 +6,7 @@ taken in fp64.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -112,6 +113,29 @@ def _compared(scores: Scores, group: Tensor, rule: AdvantageRule) -> tuple[Tenso
     )
 
 
+def only_aspects(scores: Scores, group: Tensor, kept: Tensor) -> Scores:
+    """The scores where only the aspects that are kept (K,) have weight; themselves where all that have are.
+
+    The total is their weighted sum, an abstaining one at the mean of its siblings, so that it moves no advantage; it
+    cannot be read where one failed, or all abstain.
+    """
+    used = (scores.weights != 0) & kept
+    if torch.equal(used, scores.weights != 0):
+        return scores
+    values, valid = scores.values[:, used].double(), scores.valid[:, used]
+    known = torch.where(valid, values, 0.0)
+    names, index = torch.unique(group, return_inverse=True)
+    mean, *_ = _group_statistics(known, valid, index, len(names))
+    total = (torch.where(valid, known, mean[index]) * scores.weights[used]).sum(1)
+    readable = valid.any(1) & ~scores.failed[:, used].any(1)
+    return replace(
+        scores,
+        weights=torch.where(kept, scores.weights, 0.0),
+        total=torch.where(readable, total, 0.0).float(),
+        total_valid=readable,
+    )
+
+
 def _group_statistics(x: Tensor, valid: Tensor, index: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean, unbiased std, whether there is spread, and number of valid rows, each (G,K)."""
     zeros = x.new_zeros(groups, x.shape[1])
@@ -174,7 +198,7 @@ def dpo_loss(kind: PreferenceLoss, chosen: Tensor, rejected: Tensor, beta: float
 
 
 def nft_loss(
-    score: Tensor, old_score: Tensor, gap: Tensor, optimality: Tensor, beta: float, count: int, share: float
+    score: Tensor, old_score: Tensor, gap: Tensor, optimality: Tensor, beta: float, count: int | Tensor, share: float
 ) -> Tensor:
     """DiffusionNFT's loss of each row (arXiv 2509.16117), weighted as its code does, from squared errors alone.
 

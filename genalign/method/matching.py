@@ -25,12 +25,17 @@ from genalign.method.forward import (
     without_steps,
 )
 from genalign.method.losses import Std, advantages, nft_loss, ppo_clip
+from genalign.method.route import Route, advantages_by_medium
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, Trajectory, Weights
 
 
 class MatchingSettings(ForwardSettings):
     """What both read: the advantage of a sample."""
 
+    route: Route = "modality"
+    """Where a policy draws several media at once, such as video with sound: each reward's advantage reaches only those
+    that it reads, and each medium's mean squared error counts alike (OmniNFT); or the sum of all reaches both, in the
+    error of all latents together."""
     std: Std = "batch"
     """Divide a centred score by the standard deviation of its group, of the whole batch, or not at all."""
     advantage_clip: float = Field(5.0, gt=0)
@@ -81,7 +86,8 @@ def collect_advantages(
     with policy.weights(weights):
         trajectory, scores = sample_and_score(policy, prompts, reward, s.group, seed, s.name)
     everyone, group, here = over_ranks(scores, trajectory.group)
-    advantage, counted, spread = advantages(everyone, group, std=s.std)
+    rule = partial(advantages, group=group, std=s.std)
+    advantage, counted, spread = advantages_by_medium(everyone, group, trajectory.about, reward, s.route, rule)
     return ForwardExperience(
         trajectory=without_steps(trajectory),
         scores=scores,
@@ -97,13 +103,15 @@ def collect_advantages(
 def fit_unit(
     policy: Policy, name: str, experience: ForwardExperience, unit: Unit, versus: Weights | None
 ) -> tuple[Steps, Tensor]:
-    """The unit's Steps, and the advantage (R,) of its rows."""
+    """The unit's Steps, and the advantage of its rows in each of their columns: one, or one a medium where advantages
+    are routed to media."""
     rows, draw = unit
     trajectory: Trajectory = experience.trajectory
     prompts, seeds = [trajectory.prompts[row] for row in rows], sibling_seeds(trajectory, rows, draw)
     fitted = fitting(policy, name).fit(prompts, experience.clean[rows], experience.times[draw], seeds, versus)
     assert experience.advantage is not None
-    return fitted, experience.advantage[rows].to(fitted.score.device)
+    fitted = fitted if experience.advantage.ndim == 2 else fitted.together()
+    return fitted, experience.advantage_of(rows, range(fitted.score.shape[1])).to(fitted.score.device)
 
 
 class Nft:
@@ -141,7 +149,7 @@ class Nft:
         fitted, advantage = fit_unit(policy, self.name, experience, unit, "ema")
         assert fitted.versus_score is not None
         assert fitted.gap is not None
-        score, old, gap = (x[:, 0] for x in (fitted.score, fitted.versus_score, fitted.gap))
+        score, old, gap = fitted.score, fitted.versus_score, fitted.gap  # (R,M)
         share, _ = shares(fitted, experience.times[unit[1]])
         optimality = (1 + advantage / s.advantage_clip) / 2
         loss = s.advantage_clip * nft_loss(score, old, gap, optimality, s.beta, fitted.count, share)
@@ -174,7 +182,7 @@ class Awm:
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
         assert isinstance(experience, ForwardExperience)
         updates = self.settings.updates_per_rollout
-        old: dict[tuple[int, int], Tensor] = {}  # (first row of a micro-batch, draw) -> score (R,1)
+        old: dict[tuple[int, int], Tensor] = {}  # (first row of a micro-batch, draw) -> score (R,M)
         if updates > 1:
             with torch.no_grad():
                 for block in blocks_of(experience):
@@ -193,12 +201,12 @@ class Awm:
     ) -> Loss:
         s, (rows, draw) = self.settings, unit
         fitted, advantage = fit_unit(policy, self.name, experience, unit, "reference" if s.kl_beta else None)
-        score = fitted.score[:, 0] / fitted.count  # (R,)
-        before = old[rows[0], draw][:, 0] / fitted.count if old else score.detach()
+        score = fitted.score / fitted.count  # (R,M)
+        before = old[rows[0], draw] / fitted.count if old else score.detach()
         loss, clipped = ppo_clip(score, before, advantage, *s.clip_nats)
         log = {"ratio/mean": (score - before).exp(), "clip_ratio/region_mean": clipped, "error": -score}
         if fitted.gap is not None:
-            log["gap"] = fitted.gap[:, 0] / fitted.count
+            log["gap"] = fitted.gap / fitted.count
             loss = loss + s.kl_beta * log["gap"]
         log["loss"] = loss
         return Loss(loss.sum() / total, sums(log, torch.ones_like(loss, dtype=torch.bool)))

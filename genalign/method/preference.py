@@ -197,7 +197,7 @@ class Preference:
         score = replayed.score if replayed.versus_score is None else replayed.score - replayed.versus_score  # (R,S)
         score = torch.where(replayed.mask, score, 0.0).sum(1)  # (R,)
         if s.loss in ("ipo", "simpo"):
-            score = score / (replayed.mask.sum(1).clamp(min=1) * replayed.count)
+            score = score / (replayed.mask * replayed.count).sum(1).clamp(min=1)
         chosen, rejected = score[place.to(score.device)].unbind(1)  # (P,)
         counts = _complete(trajectory, unit).to(score.device)
         if isinstance(experience, Objectives) and experience.others is not None:

@@ -106,11 +106,15 @@ class Weighted:
     def _loss(self, policy: Policy, experience: WeightedExperience, total: float, unit: Unit) -> Loss:
         rows, draw = unit
         trajectory = experience.trajectory
-        fitted = fitting(policy, self.name).fit(
-            [trajectory.prompts[row] for row in rows],
-            experience.clean[rows],
-            experience.times[draw],
-            noise_seeds(trajectory, rows, draw),
+        fitted = (
+            fitting(policy, self.name)
+            .fit(
+                [trajectory.prompts[row] for row in rows],
+                experience.clean[rows],
+                experience.times[draw],
+                noise_seeds(trajectory, rows, draw),
+            )
+            .together()
         )
         error = -fitted.score[:, 0] / fitted.count  # (R,)
         loss = experience.weight[rows].to(error.device) * error

@@ -5,11 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genalign.files.places import modality_of
+from genalign.files.places import pipeline_class
 
 if TYPE_CHECKING:
     from genalign.policy.settings import PolicySettings
     from genalign.types import Policy
+
+
+def modalities_of(model: Path | str) -> frozenset[str]:
+    """What a model makes, by its folder or hub id, before any weight loads.
+
+    Raises UsageError where the folder holds no model; GenalignError where the hub cannot be reached.
+    """
+    name = pipeline_class(model)
+    if name is None:
+        return frozenset({"text"})
+    from genalign.policy.tracks import media_of_class
+
+    return media_of_class(name)
 
 
 def load_policy(settings: PolicySettings, model_path: Path | str, device: str = "cpu") -> Policy:
@@ -24,7 +37,7 @@ def load_policy(settings: PolicySettings, model_path: Path | str, device: str = 
         from genalign.policy.chain import load_chain
 
         return load_chain(settings, folder, device)
-    if modality_of(folder) == "text":
+    if pipeline_class(folder) is None:
         from genalign.policy.language import load_language
 
         return load_language(settings, folder, device)

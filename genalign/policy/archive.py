@@ -45,8 +45,12 @@ def save_trajectory(trajectory: Trajectory, path: Path) -> None:
     save_rows(path, tape.table, tape.steps, Chunk.cat(tape.chunks), trajectory.logp, labels)
 
 
-def recalled(folder: Path, prompts: Sequence[Prompt], seeds: Sequence[int], together: int) -> Trajectory:
+def recalled(
+    folder: Path, prompts: Sequence[Prompt], seeds: Sequence[int], together: int, about: tuple[str, ...]
+) -> Trajectory:
     """The stored rows of these prompts and seeds, in this order and in micro-batches of `together`; without media.
+
+    about: as the policy's own trajectories have it.
 
     Raises:
         UsageError: `folder` lacks one of them.
@@ -65,7 +69,8 @@ def recalled(folder: Path, prompts: Sequence[Prompt], seeds: Sequence[int], toge
         mask=torch.ones_like(logp, dtype=torch.bool),
         seeds=tuple(seeds),
         rows_together=together,
-        steps_together=1,
+        steps_together=max(1, len(about)),
+        about=about,
         tape=Tape(table, steps, tuple(rows.select(part) for part in parts)),
     )
 

@@ -103,7 +103,7 @@ class DiffusionPolicy:
         if len(seeds) != len(prompts) or not prompts:
             raise UsageError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed a prompt, and at least one")
         made = []
-        for part in self._pipe.parts(len(prompts)):
+        for part in self._pipe.parts_of(prompts):
             call = self._pipe.call(prompts[part], seeds[part], guidance, steps)
             made.append(self._pipe.draw(call, self._stage.count, None))
         return Media.cat(made)
@@ -218,4 +218,4 @@ class DiffusionPolicy:
         """
         if self._rollouts.graph is None:
             self.rollout(prompts[:1], 1, seeds[:1])  # proves that this pipeline can be replayed
-        return recalled(folder, prompts, seeds, self.settings.batch_size)
+        return recalled(folder, prompts, seeds, self.settings.batch_size, self._rollouts.about)

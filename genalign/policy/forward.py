@@ -12,6 +12,7 @@ from torch import Tensor
 
 from genalign.policy.pipe import Pipe
 from genalign.policy.record import twins_of
+from genalign.policy.spans import Spans, spans_of
 from genalign.policy.tape import Enough
 from genalign.policy.transition import Path
 from genalign.policy.turn import Turn, packed
@@ -172,16 +173,18 @@ def fit(
         with torch.no_grad(), weights(versus):
             other, _, _ = run()
     out, target, shares = run()
-    score = _minus_square(target - out)
+    spans = spans_of(pipe)
+    counts = [part[0].numel() for part in spans.split(out)]
     return Steps(
-        score=score,
-        count=out[0].numel(),
-        mask=torch.ones(score.shape, dtype=torch.bool),
-        versus_score=None if other is None else _minus_square(target - other),
-        gap=None if other is None else -_minus_square(out - other),
+        score=-_squared(spans, target - out),
+        count=counts[0] if len(counts) == 1 else torch.tensor(counts, device=out.device),
+        mask=torch.ones(len(out), len(counts), dtype=torch.bool),
+        versus_score=None if other is None else -_squared(spans, target - other),
+        gap=None if other is None else _squared(spans, out - other),
         shares=shares,
     )
 
 
-def _minus_square(error: Tensor) -> Tensor:
-    return -error.square().flatten(1).sum(1, keepdim=True)
+def _squared(spans: Spans, error: Tensor) -> Tensor:
+    """(R,*L) -> (R,M), summed over the latents of each medium."""
+    return torch.stack([part.square().flatten(1).sum(1) for part in spans.split(error)], 1)

@@ -132,9 +132,7 @@ class Encoder:
 
             def before(probes: Tensor) -> Tensor:
                 shown = []
-                for part in (
-                    self.pipe.parts(len(probes)) if times == 1 else [slice(k, k + 1) for k in range(len(probes))]
-                ):
+                for part in self.pipe.parts(len(probes)) if times == 1 else one_by_one(len(probes)):
                     given.clear()
                     rows = probes[part]
                     decoded(self.pipe, len(rows), lambda x, z=rows: z, _decoding(autoencoder, enough))  # type: ignore[misc]
@@ -144,6 +142,10 @@ class Encoder:
             size = self.pipe.tracks.size(made)
             self._layouts[key] = learn_layout(self.pipe.name, zeros[0], shift, size, axes, before)
         return self._layouts[key]
+
+
+def one_by_one(rows: int) -> list[slice]:
+    return [slice(row, row + 1) for row in range(rows)]
 
 
 def _autoencoder(pipe: Pipe) -> Any:

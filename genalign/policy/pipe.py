@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from genalign.policy.tracks import Tracks
 from genalign.policy.transition import Path
 from genalign.policy.walk import is_flow
 from genalign.types import GenalignError, Media, Prompt, UsageError
+
+if TYPE_CHECKING:
+    from genalign.policy.spans import Spans
 
 Hook = AbstractContextManager[None]
 BEHIND_DECODER = ("safety_checker", "watermark", "watermarker")
@@ -49,6 +52,7 @@ class Pipe:
             raise UsageError(f"policy.call sets {scale!r}, as policy.sampler.guidance does; leave one of them out")
         self.like = Prompt("-")
         self.blends = False  # whether the pipeline changes latents after its steps; known once there was a rollout
+        self.spans: Spans | None = None  # see spans.spans_of
         self.unit = 1.0  # std of the noise that the pipeline starts from; known once it was entered
         self.left_off = _leave_off(pipeline)
         self.kernel_scheduler = one_step(pipeline.scheduler)
@@ -148,6 +152,19 @@ class Pipe:
         """The rows of each micro-batch."""
         size = self.settings.batch_size
         return [slice(at, min(at + size, rows)) for at in range(0, rows, size)]
+
+    def parts_of(self, prompts: Sequence[Prompt]) -> list[slice]:
+        """The same for rows of these prompts; each of one picture, where the pipeline draws a batch from one."""
+        self._look(prompts[0])
+        if not self.tracks.bare:
+            return self.parts(len(prompts))
+        parts, at = [], 0
+        for row in range(1, len(prompts) + 1):
+            whole = row == len(prompts) or row - at == self.settings.batch_size
+            if whole or prompts[row].media is not prompts[at].media:
+                parts.append(slice(at, row))
+                at = row
+        return parts
 
     def on_kernel(self) -> Hook:
         """Within the context the pipeline holds the kernels' scheduler."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from genalign.clock import switch
 from genalign.policy.chunk import Chunk
 from genalign.policy.replay import Replay
+from genalign.policy.spans import Spans
 from genalign.policy.tape import Stage
 from genalign.policy.transition import StepTable
 from genalign.policy.turn import Turn, packed
@@ -21,7 +22,7 @@ from genalign.types import GenalignError, Prompt, UsageError
 
 @dataclass(frozen=True)
 class Tape:
-    """What replay needs: the rollout's table, which step each column of logp is, and the latents by micro-batch."""
+    """What replay needs: the rollout's table, which step each column of logp is of, and the latents by micro-batch."""
 
     table: StepTable
     steps: tuple[int, ...]
@@ -38,7 +39,8 @@ class Tape:
 class Recorder:
     """Denoise and step hooks of one micro-batch: the kernel steps, and what replay needs is kept.
 
-    table: made when it is first needed and the scheduler knows its time grid. keep: also hold every latent, argument
+    table: made when it is first needed and the scheduler knows its time grid. spans: what has a log-density of its own,
+    (R,) of each medium for each step in logp. keep: also hold every latent, argument
     and output, for `verify` or because guidance remembers earlier steps. twins: `twins_of` the rows; until they part
     the denoiser runs on one of each.
     """
@@ -48,11 +50,12 @@ class Recorder:
         stage: Stage,
         generators: Sequence[torch.Generator],
         make_table: Callable[[], StepTable],
+        spans: Spans,
         keep: bool,
         twins: Sequence[int] | None,
     ) -> None:
-        self.stage, self.generators, self.make_table, self.keep = stage, generators, make_table, keep
-        self.twins = twins
+        self.stage, self.generators, self.make_table, self.spans = stage, generators, make_table, spans
+        self.keep, self.twins = keep, twins
         self.rows = len(generators)
         self.table: StepTable | None = None
         self.chunk = Chunk()
@@ -95,7 +98,8 @@ class Recorder:
         if noisy or self.keep or (i + 1 < len(table) and float(table.S[i + 1]) > 0):
             self.chunk.latents[i + 1] = moved
         if noisy:
-            self.logp.append(table.logp(i, moved, mean))
+            for x_next, mu in zip(self.spans.split(moved), self.spans.split(mean), strict=True):
+                self.logp.append(table.logp(i, x_next, mu))
         self.chunk.clean = moved  # of the last step, in the end
         if self.keep:
             self.received.append(out)

@@ -17,6 +17,7 @@ from genalign.policy.pipe import Pipe
 from genalign.policy.record import Recorder, Tape, graphs, parting, twins_of, verify
 from genalign.policy.replay import Replay
 from genalign.policy.schedule import windowed
+from genalign.policy.spans import Spans, spans_of
 from genalign.policy.transition import StepTable, step_table
 from genalign.policy.walk import path_of
 from genalign.types import (
@@ -56,7 +57,8 @@ class Rollouts:
     def rolling(
         self, rows: Sequence[Prompt], seeds: Sequence[int], seed: int | Sequence[int]
     ) -> Iterator[tuple[list[Prompt], Media, Tensor] | Trajectory]:
-        """Prompts, media and group of each micro-batch as it is sampled, and last the trajectory of all.
+        """Prompts, media and group of each micro-batch as it is sampled, and last the trajectory of all. Until they are
+        scored videos wait as levels on the CPU.
 
         seed: the rollout's, as the rows' `seeds` were made from.
         """
@@ -71,7 +73,7 @@ class Rollouts:
         with self.pipe.on_kernel():
             for part in self.pipe.parts(len(rows)):
                 record, made = self._record(rows[part], seeds[part], window_seed, table)
-                table = record.table
+                made, table = made.compact(), record.table
                 chunks.append(record.chunk)
                 logps.append(torch.stack(record.logp, 1) if record.logp else torch.zeros(len(rows[part]), 0))
                 media.append(made)
@@ -87,9 +89,19 @@ class Rollouts:
             mask=torch.ones_like(logp, dtype=torch.bool),
             seeds=tuple(seeds),
             rows_together=self.settings.batch_size,
-            steps_together=1,
-            tape=Tape(table, tuple(table.stochastic), tuple(chunks)),
+            steps_together=max(1, len(self.about)),
+            about=self.about,
+            tape=Tape(table, self._columns(table), tuple(chunks)),
         )
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """What each of a step's columns is about; () before the first rollout, and where a step has one column."""
+        return () if self.pipe.spans is None else self.pipe.spans.media
+
+    def _columns(self, table: StepTable) -> tuple[int, ...]:
+        """The step of each column of logp."""
+        return tuple(i for i in table.stochastic for _ in self.about or ("all",))
 
     def _record(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], window_seed: int, table: StepTable | None
@@ -114,7 +126,7 @@ class Rollouts:
         explorers = [torch.Generator().manual_seed(seed) for seed in seeds]
         generators = explorers if sampler.shared_start else started["generator"]
         twins = twins_of(prompts, self._starts(seeds))
-        record = Recorder(self.stage, generators, make_table, first or self.remembers, twins)
+        record = Recorder(self.stage, generators, make_table, spans_of(self.pipe), first or self.remembers, twins)
         with spent("sample"):  # and, from its last step on, decode
             made = self.pipe.draw(started, record.denoise, record.step)
         if first:
@@ -136,32 +148,21 @@ class Rollouts:
         """Recorded steps scored under the present weights, with grad; versus: without grad under those as well."""
         tape: Tape = trajectory.tape
         columns = list(range(len(tape.steps)) if steps is None else steps)
-        wanted = [tape.steps[column] for column in columns]
+        wanted = list(dict.fromkeys(tape.steps[column] for column in columns))
         chunk = gather(tape.chunks, rows, trajectory.rows_together)
         others: dict[int, Tensor] = {}
         if versus is not None:  # first, so that nothing of it is alive beside the graph
             with torch.no_grad(), self.weights(versus):
                 others = self._guided(trajectory, rows, chunk, wanted)
         outs = self._guided(trajectory, rows, chunk, wanted)
-        score, versus_score, kl, gap = [], [], [], []
-        for i in wanted:
-            x, x_next = chunk.state(i), chunk.latents[i + 1]
-            mean = tape.table.mean(i, x, outs[i])
-            score.append(tape.table.logp(i, x_next, mean))
-            if versus is not None:
-                other = tape.table.mean(i, x, others[i])
-                versus_score.append(tape.table.logp(i, x_next, other))
-                kl.append(tape.table.kl(i, mean, other))
-                gap.append((outs[i] - others[i]).float().square().flatten(1).sum(1))
-        return Steps(
-            score=torch.stack(score, 1),
-            count=tape.table.scored(chunk.latents[wanted[0]][0]),
-            mask=trajectory.mask[list(rows)][:, columns],
-            versus_score=torch.stack(versus_score, 1) if versus else None,
-            kl=torch.stack(kl, 1) if versus else None,
-            gap=torch.stack(gap, 1) if versus else None,
-            features=torch.stack([features(chunk.state(i)) for i in wanted], 1),
-        )
+        spans = spans_of(self.pipe)
+        counts = [tape.table.scored(part[0]) for part in spans.split(chunk.latents[wanted[0]])]
+        found = [scored(tape.table, spans, chunk, i, outs[i], others.get(i)) for i in wanted]
+        chosen = [wanted.index(tape.steps[column]) * len(counts) + column % len(counts) for column in columns]
+        several = torch.tensor([counts[k % len(counts)] for k in chosen], device=trajectory.mask.device)
+        joined: dict[str, Any] = {name: torch.cat([one[name] for one in found], 1)[:, chosen] for name in found[0]}
+        mask = trajectory.mask[list(rows)][:, columns]
+        return Steps(mask=mask, count=counts[0] if len(counts) == 1 else several, **joined)
 
     def _guided(
         self, trajectory: Trajectory, rows: Sequence[int], chunk: Chunk, wanted: Sequence[int]
@@ -187,3 +188,23 @@ class Rollouts:
     def _starts(self, seeds: Sequence[int]) -> Sequence[int]:
         """The seeds of what the pipeline draws itself: the initial noise."""
         return [family_seed(seed) for seed in seeds] if self.settings.sampler.shared_start else seeds
+
+
+def scored(
+    table: StepTable, spans: Spans, chunk: Chunk, i: int, out: Tensor, other: Tensor | None
+) -> dict[str, Tensor]:
+    """What replay yields of step i, by its name in Steps, (R,M) with a column for each medium. out, other: the guided
+    outputs (R,*L) under the present weights and under those that they are compared with."""
+    x, x_next = chunk.state(i), spans.split(chunk.latents[i + 1])
+    mean = table.mean(i, x, out)
+    means = spans.split(mean)
+    found = {
+        "score": [table.logp(i, *pair) for pair in zip(x_next, means, strict=True)],
+        "features": [features(x)] * len(means),
+    }
+    if other is not None:
+        others = spans.split(table.mean(i, x, other))
+        found["versus_score"] = [table.logp(i, *pair) for pair in zip(x_next, others, strict=True)]
+        found["kl"] = [table.kl(i, *pair) for pair in zip(means, others, strict=True)]
+        found["gap"] = [apart.float().square().flatten(1).sum(1) for apart in spans.split(out - other)]
+    return {name: torch.stack(columns, 1) for name, columns in found.items()}

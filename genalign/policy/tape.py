@@ -36,7 +36,7 @@ class Stage:
     """A pipeline, its bare denoisers, and every run of them. A Pipe owns one; hooks come from whoever runs it.
 
     denoisers: by component; more than one where experts share the noise levels. component, denoiser: the main one.
-    turn: how many parts one turn of the loop moves; known once the pipeline was entered.
+    parts: the elements of each part that one turn of the loop moves, in one row; known once the pipeline was entered.
 
     A denoiser called with several branches in one batch (guidance: [unconditional; conditional]) is called once a
     branch instead, in rollouts and in replay alike: then a branch can do without a graph, and the log-ratio is still
@@ -53,7 +53,7 @@ class Stage:
         self.denoiser = self.denoisers[self.component]
         self.calls = 0
         self.active = self.component  # the denoiser that was asked last
-        self.turn = 1
+        self.parts: tuple[int, ...] = ()
         self.entered = 0  # the first of the scheduler's times that the last run used
         self._enter = enter
         self._text = TextMemo(pipeline)
@@ -188,8 +188,13 @@ class Stage:
 
         with torch.no_grad():
             self.run({**call, "output_type": "latent"}, denoise, step)
-        self.turn = len(first)
+        self.parts = tuple(x.numel() for x in first)
         return self.entered, first[0]
+
+    @property
+    def turn(self) -> int:
+        """How many parts one turn of the loop moves."""
+        return max(1, len(self.parts))
 
     def count(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None) -> Any:
         """The real denoiser of that name, or else the one that was asked last, counted."""

@@ -6,12 +6,14 @@ reverse of it in `values`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +23,35 @@ from genalign.media.image import resize, to_pil
 from genalign.policy.hooks import attribute
 from genalign.types import Media, Prompt, Track, UsageError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
 PLURAL = {"image": "images", "video": "videos", "audio": "sounds"}
 # How the fields of pipelines' outputs begin: images, image; frames, video(s); audios, audio, sound.
 FIELDS = {"image": "image", "frame": "video", "video": "video", "audio": "audio", "sound": "audio"}
 RATES = ("output_sampling_rate", "sampling_rate", "sample_rate")  # a vocoder may read one rate and write another
 FRAME_RATES = ("frame_rate", "fps")
+# What the rows that a prompt brings of a medium are given as: of two pictures the last frame is the second.
+ARGUMENTS = {"image": ("image", "last_image"), "video": ("video",)}
 FINISHING = (("image_processor", "postprocess"), ("video_processor", "postprocess_video"))
+
+
+def media_of_class(name: str) -> frozenset[str]:
+    """What a pipeline of this class of diffusers makes, by the fields of the outputs that its module knows, before
+    there is any; images where that says nothing."""
+    import diffusers
+    from diffusers.utils import BaseOutput
+
+    module = sys.modules.get(getattr(getattr(diffusers, name, None), "__module__", ""))
+    known = [value for value in vars(module).values() if isinstance(value, type)] if module else []
+    outputs = [kind for kind in known if issubclass(kind, BaseOutput) and kind.__name__.endswith("PipelineOutput")]
+    fields = [field.name for kind in outputs for field in dataclasses.fields(kind)]
+    return frozenset(filter(None, map(_medium, fields))) or frozenset({"image"})
+
+
+def _medium(field: str) -> str | None:
+    """What a field of a pipeline's output holds."""
+    return next((medium for start, medium in FIELDS.items() if field.startswith(start)), None)
 
 
 class Tracks:
@@ -83,7 +108,7 @@ class Tracks:
         fields = output if isinstance(output, Mapping) else vars(output)
         tracks = {}
         for name, value in fields.items():
-            medium = next((kind for start, kind in FIELDS.items() if name.startswith(start)), None)
+            medium = _medium(name)
             if not isinstance(value, Tensor) or medium is None:
                 continue
             if medium == "audio":
@@ -98,22 +123,22 @@ class Tracks:
         return Media(**tracks)
 
     def _rate_of_frames(self, given: float | None) -> float | None:
-        """Frames a second that the call names, or else the pipeline's own default, or else the ones given."""
-        takes = next((name for name in FRAME_RATES if name in self.parameters), None)
+        """Frames a second that the call names, or else the pipeline's own default, or else the ones given.
+
+        Raises UsageError where there is none, and where one is given that would not be read.
+        """
         if "video" not in self.modalities:
-            takes, rate, missing = None, None, False
-        elif takes is not None:
-            rate = self.fixed.get(takes, self.parameters[takes].default)
-            missing = not isinstance(rate, (int, float))
-        else:
-            rate, missing = given, given is None
-        if missing:
-            key = f"call.{takes}" if takes else "frame_rate"
+            if given is not None:
+                raise UsageError(f"{self.name} makes no videos; leave policy.frame_rate out")
+            return None
+        argument = next((name for name in FRAME_RATES if name in self.parameters), None)
+        rate = given if argument is None else self.fixed.get(argument, self.parameters[argument].default)
+        key = "frame_rate" if argument is None else f"call.{argument}"
+        if given is not None and argument is not None:
+            raise UsageError(f"{self.name} reads no policy.frame_rate; set policy.{key} instead")
+        if not isinstance(rate, (int, float)):
             raise UsageError(f"{self.name} does not say how many frames a second its videos have; set policy.{key}")
-        if given is not None and rate is not given:
-            instead = f"set policy.call.{takes} instead" if takes else "leave it out"
-            raise UsageError(f"{self.name} does not need policy.frame_rate; {instead}")
-        return None if rate is None else float(rate)
+        return float(rate)
 
     @property
     def sound_rate(self) -> float | None:
@@ -153,14 +178,12 @@ class Tracks:
         Raises UsageError where a video has another number of frames than is drawn.
         """
         if self.modalities == {"audio"}:
-            return torch.stack(
-                [F.pad(row[..., : size[0]].float(), (0, max(0, size[0] - row.shape[-1]))) for row in rows]
-            )
-        counts = {len(row) for row in rows} if self.modalities == {"video"} else set()
-        if counts - {size[0]}:
-            raise UsageError(
-                f"a clip of {(counts - {size[0]}).pop()} frames, where {self.name} draws {size[0]}; cut it"
-            )
+            cut = [row[..., : size[0]].float() for row in rows]
+            return torch.stack([F.pad(row, (0, size[0] - row.shape[-1])) for row in cut])
+        if self.modalities == {"video"}:
+            for row in rows:
+                if len(row) != size[0]:
+                    raise UsageError(f"a clip of {len(row)} frames, where {self.name} draws {size[0]}; cut it")
         height, width = size[-2:]
         sized = torch.stack([resize(row.float(), height, width) for row in rows])
         if self.modalities == {"video"}:
@@ -173,45 +196,72 @@ class Tracks:
 
     @property
     def reads_input(self) -> bool:
-        return "image" in self.parameters
+        return not {"image", "video"}.isdisjoint(self.parameters)
 
     def as_input(self, row: Tensor) -> Media:
-        """An image (3,H,W), or the first frame of a video (F,3,H,W), as a prompt brings it along."""
-        return Media(image=Track(row[None] if row.ndim == 3 else row[:1]))
+        """An image (3,H,W), or a video (F,3,H,W) or else its first frame, as a prompt brings it along."""
+        if row.ndim == 3:
+            return Media(image=Track(row[None]))
+        if "video" in self.parameters:
+            return Media(video=Track(row[None], self.frame_rate))
+        return Media(image=Track(row[:1]))
 
     def other_input(self, prompt: Prompt) -> Prompt:
-        """The same with its picture in negative."""
-        picture: Any = prompt.media["image"].data[0] if prompt.media is not None else None
-        return replace(prompt, media=self.as_input(1 - picture))
+        """The same with its media in negative."""
+        assert prompt.media is not None
+        negative = {name: replace(track, held=[1 - row for row in track]) for name, track in prompt.media.items()}
+        return replace(prompt, media=Media(**negative))
 
-    def input_shape(self, prompt: Prompt) -> tuple[int, ...] | None:
+    def input_shape(self, prompt: Prompt) -> Any:
         """What of a prompt's media may set the size that is drawn."""
-        return None if prompt.media is None else tuple(prompt.media["image"].data[0].shape)  # type: ignore[union-attr]
+        return None if prompt.media is None else tuple(tuple(track.row(0).shape) for track in prompt.media.values())
 
     def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """The arguments of __call__ that hold the prompts' media.
+        """The arguments of __call__ that hold the prompts' media: `image`, or of two the second as `last_image`, and
+        `video`.
 
-        Raises UsageError where only some prompts bring an image, or their sizes differ, or the pipeline takes none, or
-        one for all.
+        Raises UsageError where only some prompts bring one of them, or their sizes differ, or the pipeline takes none,
+        or one for all.
         """
-        given = [prompt for prompt in prompts if prompt.media is not None]
-        if not given:
-            return {}
-        if not self.reads_input:
-            raise UsageError(f"prompt {given[0].uid} brings media, but {self.name} takes no image")
-        for prompt in prompts:
-            if prompt.media is None or set(prompt.media) != {"image"} or prompt.media.rows != 1:
+        brought: list[dict[str, Any]] = [self._brought(prompt) for prompt in prompts]
+        for prompt, one in zip(prompts, brought, strict=True):
+            missing = sorted(set(one) ^ set(brought[0]))
+            if missing:
                 raise UsageError(
-                    f"prompt {prompt.uid} must bring one image and nothing else, as others of its batch do"
+                    f"prompts of one batch must all bring {missing[0]}, or none of them; prompt {prompt.uid} differs"
+                    " from the first"
                 )
-        rows = [prompt.media["image"].data[0] for prompt in prompts if prompt.media is not None]
-        images = [to_pil(row) for row in rows if isinstance(row, Tensor)]
-        sizes = {image.size for image in images}
-        if len(sizes) > 1:
-            raise UsageError(f"input images of one batch must have one size, not {' and '.join(map(str, sizes))}")
-        if self.bare and len({image.tobytes() for image in images}) > 1:
-            raise UsageError(
-                f"{self.name} draws a batch from one picture; set policy.batch_size so that a batch holds samples of"
-                " one prompt alone, or to 1"
-            )
-        return {"image": images[0] if self.bare else images}
+        found: dict[str, Any] = {}
+        for argument in brought[0]:
+            rows = [one[argument] for one in brought]
+            extents = dict.fromkeys(map(_extent, rows))
+            if len(extents) > 1:
+                raise UsageError(f"input {argument}s of one batch must have one size, not {' and '.join(extents)}")
+            if self.bare and len(set(map(_content, rows))) > 1:
+                raise UsageError(
+                    f"{self.name} draws a batch from one {argument}; set policy.batch_size so that a batch holds"
+                    " samples of one prompt alone, or to 1"
+                )
+            found[argument] = rows[0] if self.bare else rows
+        return found
+
+    def _brought(self, prompt: Prompt) -> dict[str, Picture | list[Picture]]:
+        """A prompt's media by argument: pictures, and clips as lists of them."""
+        found: dict[str, Picture | list[Picture]] = {}
+        for medium, track in (prompt.media or {}).items():
+            takes = [name for name in ARGUMENTS.get(medium, ()) if name in self.parameters]
+            if len(track) > len(takes):
+                none = f"no {medium}" if not takes else f"one {medium} and no {ARGUMENTS[medium][-1]}"
+                raise UsageError(f"prompt {prompt.uid} brings media, but {self.name} takes {none}")
+            for name, row in zip(takes, track, strict=False):
+                found[name] = to_pil(row) if row.ndim == 3 else [to_pil(frame) for frame in row]
+        return found
+
+
+def _extent(row: Picture | list[Picture]) -> str:
+    """Width and height, of a clip with its frames."""
+    return f"{len(row)} frames of {row[0].size}" if isinstance(row, list) else str(row.size)
+
+
+def _content(row: Picture | list[Picture]) -> bytes:
+    return b"".join(frame.tobytes() for frame in (row if isinstance(row, list) else [row]))

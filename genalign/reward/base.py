@@ -37,6 +37,7 @@ class RewardDefaults:
 
     needs: Any
     weights: tuple[float, ...] = ()
+    aspect_needs: tuple[frozenset[str], ...] = ()
     waits: bool = False
     users: tuple[str, ...] = ()
     pairwise: bool = False
@@ -139,6 +140,11 @@ def column(part: Reward, aspect: str) -> str:
 def aspect_weights(reward: Reward) -> Tensor:
     """(K,) fp32, what each aspect adds to the reward's total; 1 for each where `weights` is empty."""
     return torch.tensor(reward.weights or [1.0] * len(reward.aspects))
+
+
+def needs_by_aspect(reward: Reward) -> tuple[frozenset[str], ...]:
+    """(K,) what each aspect reads; all of `needs` where `aspect_needs` is empty."""
+    return reward.aspect_needs or (reward.needs,) * len(reward.aspects)
 
 
 def widest(scopes: Iterable[Scope]) -> Scope:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from genalign.reward.base import Scope, StepCounting, aspect_weights
+from genalign.reward.base import Scope, StepCounting, aspect_weights, needs_by_aspect
 from genalign.reward.wrapper import with_defaults
 from genalign.types import MODALITIES, CoreReward, UsageError
 
@@ -27,6 +27,7 @@ def about(reward: CoreReward) -> dict[str, Any]:
         "lacks": {kind: sorted(whole.lacks({kind})) for kind in MODALITIES},
         "aspects": list(whole.aspects),
         "weights": aspect_weights(whole).tolist(),
+        "aspect_needs": [sorted(names) for names in needs_by_aspect(whole)],
         "looks_at": whole.looks_at,
         "version": whole.version,
         **({"steps": True} if steps else {}),
@@ -67,6 +68,10 @@ class RemoteProxy(StepCounting):
     @property
     def weights(self) -> tuple[float, ...]:  # type: ignore[override]
         return tuple(self._about["weights"])
+
+    @property
+    def aspect_needs(self) -> tuple[frozenset[str], ...]:  # type: ignore[override]
+        return tuple(frozenset(names) for names in self._about.get("aspect_needs", ()))  # an older server sends none
 
     @property
     def looks_at(self) -> Scope:

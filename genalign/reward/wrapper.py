@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from genalign.reward.base import RewardDefaults, Scope, aspect_weights
+from genalign.reward.base import RewardDefaults, Scope, aspect_weights, needs_by_aspect
 from genalign.types import CoreReward, Media, Prompt, Reward, Scores
 
 
@@ -36,6 +36,10 @@ class Wrapper(RewardDefaults):
     @property
     def weights(self) -> tuple[float, ...]:  # type: ignore[override]
         return tuple(aspect_weights(self.reward).tolist())
+
+    @property
+    def aspect_needs(self) -> tuple[frozenset[str], ...]:  # type: ignore[override]
+        return needs_by_aspect(self.reward)
 
     @property
     def looks_at(self) -> Scope:
@@ -90,6 +94,10 @@ class _Completed(Wrapper):
     @property
     def weights(self) -> tuple[float, ...]:  # type: ignore[override]
         return tuple(self._own("weights") or ())
+
+    @property
+    def aspect_needs(self) -> tuple[frozenset[str], ...]:  # type: ignore[override]
+        return tuple(self._own("aspect_needs") or ())
 
     @property
     def waits(self) -> bool:  # type: ignore[override]

@@ -6,7 +6,7 @@ The only place that sees policies, rewards and methods at once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,15 +14,15 @@ from typing import Any
 
 from genalign.data.prompts import Prompts, read_prompts
 from genalign.evaluation.base_rows import drawing_digest
-from genalign.files.places import data_path, fetch_model, find, modality_of, model_path
+from genalign.files.places import data_path, fetch_model, find, model_path
 from genalign.files.shipped import shipped
 from genalign.method import MethodSettings, build_method
-from genalign.policy import load_policy
+from genalign.policy import load_policy, modalities_of
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit.noisy import NoisyReward
 from genalign.run.recipe import Recipe
 from genalign.training.monitor import Monitor
-from genalign.types import ChecksPrompts, Method, Policy, Prompt, Reward, UsageError, Weights
+from genalign.types import MODALITIES, ChecksPrompts, Method, Policy, Prompt, Reward, UsageError, Weights
 
 log = logging.getLogger("genalign")
 
@@ -90,32 +90,38 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
         UsageError: a method that needs what the reward cannot give, a reward whose needs nothing offers, no prompts.
     """
     folder, settings = recipe.folder, recipe.eval
-    modality = modality_of(model_path(recipe.policy.model, folder))
-    data = read_prompts(data_path(recipe.data.prompts, folder), modality)
+    made = modalities_of(model_path(recipe.policy.model, folder))
+    data = read_prompts(data_path(recipe.data.prompts, folder), kind_of(made))
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
     if recipe.reward is None and data.pairs is not None:
-        if data.pairs.kind != modality:
-            raise UsageError(f"{data.path} prefers {data.pairs.kind}s, but {recipe.policy.model} makes {modality}s")
+        if data.pairs.kind not in made:
+            kind = kind_of(made)
+            raise UsageError(f"{data.path} prefers {data.pairs.kind}s, but {recipe.policy.model} makes {kind}s")
         method = recipe.method.build_on(replace(data.pairs, rows_together=recipe.policy.batch_size))
     else:
         method = method_of(recipe.method, folder)
-    _check_weights(method, recipe, modality)
-    _check_noise(method, recipe, modality)
-    reward = None if recipe.reward is None else _reward(recipe.reward, folder, modality, data)
+    _check_weights(method, recipe, made)
+    _check_noise(method, recipe, made)
+    reward = None if recipe.reward is None else _reward(recipe.reward, folder, made, data)
     check_fit(method, reward)
     built = Built(recipe, device, data, reward, method)
     if settings is not None:
-        prompts = built.eval_prompts = read_prompts(data_path(settings.prompts, folder), modality)
+        prompts = built.eval_prompts = read_prompts(data_path(settings.prompts, folder), kind_of(made))
         training = {prompt.text for prompt in data.rows}
         if shared := sum(prompt.text in training for prompt in prompts.rows):
             what = "%d of %d prompts in %s are also training prompts, so this evaluation is not held out"
             log.warning(what, shared, len(prompts), settings.prompts)
-        built.eval_rewards = [_reward(spec, folder, modality, prompts) for spec in settings.rewards]
+        built.eval_rewards = [_reward(spec, folder, made, prompts) for spec in settings.rewards]
         if reward is not None:
             built.eval_rewards.insert(0, reward)
-        built.held_out = [_reward(spec, folder, modality, prompts) for spec in settings.judges]
-    built.monitor = _monitor(built, modality)
+        built.held_out = [_reward(spec, folder, made, prompts) for spec in settings.judges]
+    built.monitor = _monitor(built, made)
     return built
+
+
+def kind_of(made: Set[str]) -> str:
+    """Which of the media that a model makes its plain pairs of samples hold: what is seen before what is heard."""
+    return next(medium for medium in MODALITIES if medium in made)
 
 
 def check_prompts(built: Built) -> None:
@@ -150,14 +156,14 @@ def _placed(place: str, check: Callable[..., None], *given: Any) -> None:
         raise UsageError(f"{place}: {error}") from error
 
 
-def _monitor(built: Built, modality: str) -> Monitor | None:
+def _monitor(built: Built, made: Set[str]) -> Monitor | None:
     settings, report, folder = built.recipe.train.monitor, built.recipe.eval, built.recipe.folder
     if settings is None:
         return None
     prompts = built.eval_prompts or built.prompts_to_sample
     if settings.prompts is not None:
-        prompts = read_prompts(data_path(settings.prompts, folder), modality)
-    held_out = [_reward(spec, folder, modality, prompts) for spec in settings.held_out]
+        prompts = read_prompts(data_path(settings.prompts, folder), kind_of(made))
+    held_out = [_reward(spec, folder, made, prompts) for spec in settings.held_out]
     if not held_out and settings.prompts is None:
         held_out = built.held_out
     if not held_out:
@@ -185,15 +191,15 @@ def _watched_prompts(built: Built, prompts: Prompts) -> list[Prompt]:
     return apart or rows
 
 
-def _reward(spec: str | dict[str, Any], folder: Path, modality: str, prompts: Prompts) -> Reward:
+def _reward(spec: str | dict[str, Any], folder: Path, made: Set[str], prompts: Prompts) -> Reward:
     reward = build_reward(spec, folder)
-    check_needs(reward, {"prompt", modality, *(f"facts.{name}" for name in prompts.facts())})
+    check_needs(reward, {"prompt", *made, *(f"facts.{name}" for name in prompts.facts())})
     return reward if isinstance(reward, Runner) else Runner(reward)
 
 
-def _check_weights(method: Method, recipe: Recipe, modality: str) -> None:
+def _check_weights(method: Method, recipe: Recipe, made: Set[str]) -> None:
     """Refuse a method that needs of the policy what its kind, or the recipe, does not give."""
-    if "forward" in method.needs and modality == "text":
+    if "forward" in method.needs and made == {"text"}:
         raise UsageError(
             f"method {method.name} needs the forward process of a diffusion model, but {recipe.policy.model} writes "
             f"text; take dpo, grpo or rloo"
@@ -204,11 +210,11 @@ def _check_weights(method: Method, recipe: Recipe, modality: str) -> None:
         )
 
 
-def _check_noise(method: Method, recipe: Recipe, modality: str) -> None:
+def _check_noise(method: Method, recipe: Recipe, made: Set[str]) -> None:
     """Refuse a method that learns from the density of recorded steps where no step of the sampler has one."""
     sampler = recipe.policy.sampler
     reads_steps = "rollout" in method.needs and "forward" not in method.needs
-    if not reads_steps or modality == "text" or recipe.policy.writer is not None:
+    if not reads_steps or made == {"text"} or recipe.policy.writer is not None:
         return
     faults = {
         "steps is 1, and a last step adds none; take more steps": sampler.steps == 1,

@@ -61,15 +61,19 @@ class CoreReward(Protocol):
 class Reward(CoreReward, Protocol):
     """A reward with every member, also those that a user's class may leave out (`reward.wrapper.with_defaults`).
 
-    weights: what each of the K aspects adds to the total; () stands for 1 each (the default). waits: a call spends its
-    time waiting for a server or another process, so that it may go on beside sampling (False). users: whose taste a
-    personal reward knows, by the name that stands in facts.user (()). pairwise: the reward only compares; beside its
-    win rates among siblings it has `compare(prompts, a, b)`, the (B,) logits that a is better than b (False). parts:
-    the rewards that it is made of (()).
+    weights: what each of the K aspects adds to the total; () stands for 1 each (the default). aspect_needs: which of
+    `needs` each of the K aspects reads; () stands for all of them, each (the default). waits: a call spends its time
+    waiting for a server or another process, so that it may go on beside sampling (False). users: whose taste a personal
+    reward knows, by the name that stands in facts.user (()). pairwise: the reward only compares; beside its win rates
+    among siblings it has `compare(prompts, a, b)`, the (B,) logits that a is better than b (False). parts: the rewards
+    that it is made of (()).
     """
 
     @property
     def weights(self) -> tuple[float, ...]: ...
+
+    @property
+    def aspect_needs(self) -> tuple[frozenset[str], ...]: ...
 
     @property
     def waits(self) -> bool: ...
@@ -196,7 +200,8 @@ class ForwardProcess(Protocol):
         seeds: Sequence[int],
         versus: Weights | None = None,
     ) -> Steps:
-        """How well R rows are denoised from x_t = a x0 + s eps at one time t, without guidance: Steps with S = 1.
+        """How well R rows are denoised from x_t = a x0 + s eps at one time t, without guidance: Steps with S = 1, or a
+        column for each modality of Trajectory.about.
 
         clean: x0 (R,*L). at in [0,1): which step of a fine sampling grid, 0 the noisiest; one time a call, so rows that
         shall share t are given in one call. eps (R,*L) is drawn from each row's seed: equal seeds share their noise.

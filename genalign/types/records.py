@@ -20,7 +20,9 @@ class Trajectory:
     be adjacent. logp: (B,S) fp32, each a SUM over latent dims, or a token's log-prob, under the policy that sampled.
     mask: (B,S) bool, False where a row has no such step. seeds: (B,) python ints, the sample seeds.
     rows_together: rows of the rollout's own micro-batches (contiguous): replay in these to get the log-ratio exactly 0.
-    steps_together: how many steps one replay forward yields: 1 for denoising steps, S for tokens.
+    steps_together: how many columns one replay forward yields: 1 for a denoising step, S for tokens. about: where a
+    denoising step has a column for each modality that is drawn, those modalities in order (steps_together of them), so
+    that column c is about about[c % len(about)]; () where a column is about all that is drawn.
     tape: opaque; only the policy that wrote it reads it.
     """
 
@@ -33,6 +35,7 @@ class Trajectory:
     rows_together: int
     steps_together: int
     tape: Any = None
+    about: tuple[str, ...] = ()
 
     def units(self, rows: Sequence[int] | None = None) -> list[tuple[list[int], list[int]]]:
         """(rows, steps) blocks that cover the trajectory, each one replay: the rollout's own micro-batches by step."""
@@ -95,20 +98,38 @@ class Steps:
     """What replay yields for R rows and the S steps asked for.
 
     score (R,S) fp32 with grad: log-density SUMMED over latent dims, or the token's log-prob. count: latent dims of one
-    step (1 for a token), so that nats per dim = score / count. mask (R,S) bool. versus_score (R,S) without grad, and
+    column (1 for a token), so that nats per dim = score / count; (S,) of each, where columns are about several
+    modalities (see Trajectory.about). mask (R,S) bool. versus_score (R,S) without grad, and
     kl (R,S) >= 0 with grad in closed form, and gap (R,S) = |out - out_versus|^2 (None for tokens), all only when
     replayed `versus` other weights. features: (R,S,H) for a value head, or None. shares: of a `fit`, the squared
     errors of x0_hat and of eps_hat in one squared error of the output; None: not known.
     """
 
     score: Tensor
-    count: int
+    count: int | Tensor
     mask: Tensor
     versus_score: Tensor | None = None
     kl: Tensor | None = None
     gap: Tensor | None = None
     features: Tensor | None = None
     shares: tuple[float, float] | None = None
+
+    def together(self) -> Steps:
+        """Of a `fit`: one column for all modalities, their squared errors added up."""
+        if isinstance(self.count, int):
+            return self
+
+        def added(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.sum(1, keepdim=True)
+
+        return replace(
+            self,
+            score=self.score.sum(1, keepdim=True),
+            count=int(self.count.sum()),
+            mask=self.mask.all(1, keepdim=True),
+            versus_score=added(self.versus_score),
+            gap=added(self.gap),
+        )
 
 
 @dataclass(frozen=True)
@@ -129,8 +150,15 @@ class Experience:
 
     trajectory: Trajectory
     scores: Scores | None
-    advantage: Tensor | None = None  # (B,)
+    advantage: Tensor | None = None  # (B,), or (B,M): one for each of trajectory.about
     counted: Tensor | None = None  # (B,) bool: rows that enter the loss (not masked, and their scores have spread)
     pairs: Tensor | None = None  # (P,2) int64 rows: winner, loser
     global_rows: int = 0  # rows (or pairs) that count, over all ranks
     log: Mapping[str, float] = field(default_factory=dict)
+
+    def advantage_of(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        """The advantages of R rows in S columns, (R,S); (R,1) where all columns of a row share one."""
+        assert self.advantage is not None
+        if self.advantage.ndim == 1:
+            return self.advantage[rows][:, None]
+        return self.advantage[rows][:, [column % self.advantage.shape[1] for column in columns]]

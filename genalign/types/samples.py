@@ -228,9 +228,10 @@ def _joined_ids(tracks: Sequence[Track]) -> list[Sequence[int]] | None:
 class Prompt:
     """What is asked for.
 
-    text: the prompt. media: input image or edit source (one row), or None. facts: whatever a reward may check (answer,
-    scene, exemplar id); read-only. uid: its row number in the data file: the group of its samples, and part of
-    their seeds, so that neither batch size nor world size changes what is drawn.
+    text: the prompt. media: what the sample begins with, or None: as `image` an edit source or a first frame, and where
+    there are two rows of it also the last frame; as `video` a clip to go by (one row). facts: whatever a reward may
+    check (answer, scene, exemplar id); read-only. uid: its row number in the data file: the group of its samples, and
+    part of their seeds, so that neither batch size nor world size changes what is drawn.
     """
 
     text: str

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from genalign.data.prompts import Prompts, read_prompts
 from genalign.types import Prompt, UsageError
@@ -43,6 +44,22 @@ def test_prompt_rows_carry_facts_and_row_numbers(tmp_path: Path) -> None:
     ]
     assert rows.facts() == {"answer"}
     assert isinstance(next(iter(rows)), Prompt)
+
+
+def test_a_row_brings_a_first_and_a_last_frame(tmp_path: Path) -> None:
+    for level in (0, 51, 255):
+        Image.new("RGB", (4, 2), (level, 0, 0)).save(tmp_path / f"{level}.png")
+    file = tmp_path / "p.jsonl"
+    rows = [{"prompt": "a", "image": ["51.png", "255.png"]}, {"prompt": "b", "image": "0.png"}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    both, one = (prompt.media["image"].data for prompt in read_prompts(file).rows)
+    assert both.shape == (2, 3, 2, 4)
+    assert both[:, 0, 0, 0].tolist() == [pytest.approx(0.2), 1.0]
+    assert one.shape == (1, 3, 2, 4)
+    for wrong in (["51.png"] * 3, [], [1, 2], {"first": "51.png"}):
+        file.write_text(json.dumps({"prompt": "a", "image": wrong}))
+        with pytest.raises(UsageError, match=r"'image' in line 1 of .* is not the name of a picture"):
+            read_prompts(file)
 
 
 def test_conversational_prompts_of_trl_are_read(tmp_path: Path) -> None:

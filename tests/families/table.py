@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from genalign.policy.diffusion import DiffusionPolicy
 from tests.helpers import edits, families, video_policies
 from tests.helpers.tiny_pipelines import EDIT, REFUSED
-from tests.helpers.tiny_videos import ANIMATING, CLIPS, REFUSED_CLIPS
+from tests.helpers.tiny_videos import ANIMATING, CLIPS, REDRAWING, REFUSED_CLIPS
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 OPEN, CLOSE = "<!-- written by python -m tests.families.table -->", "<!-- the end of that -->"
@@ -36,6 +36,7 @@ def rows() -> list[tuple[str, str, str, str]]:
         ("text and an image", EDIT, edits.rolled),
         ("text", CLIPS, video_policies.rolled),
         ("text and an image", ANIMATING, video_policies.rolled),
+        ("text and a clip", REDRAWING, video_policies.rolled),
     ):
         for name in names:
             policy, trajectory = rolled(name)

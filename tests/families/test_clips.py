@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel
 
 from genalign.method import MethodSettings, build_method
-from genalign.types import Media, Track, UsageError
+from genalign.policy.tracks import media_of_class
+from genalign.types import GenalignError, Media, Track, UsageError
 from tests.helpers.diffusion import log_ratio, moved
+from tests.helpers.tiny_pipelines import EDIT, FAMILIES, MORE
 from tests.helpers.tiny_videos import RATE, REFUSED_CLIPS
 from tests.helpers.toy_policy import ToyReward
 from tests.helpers.video_policies import BOTH, made, plainly, prompts, refusal, rolled
@@ -28,7 +32,7 @@ class Bright(ToyReward):
 @pytest.mark.parametrize("name", BOTH)
 def test_replay_is_exact_and_the_tracks_carry_their_rates(name) -> None:
     of, trajectory = rolled(name)
-    rates = {"ltx": 25.0, "ltx-i2v": 25.0, "ltx-2": 24.0}
+    rates = {"ltx": 25.0, "ltx-i2v": 25.0, "ltx-2": 24.0, "ltx-2-i2v": 24.0}
     assert trajectory.media["video"].rate == rates.get(name, RATE)
     assert trajectory.media["video"].data.shape[:1] + trajectory.media["video"].data.shape[2:3] == (4, 3)
     assert float(trajectory.media["video"].data.std()) > 0.01
@@ -87,15 +91,16 @@ def test_a_grpo_step_and_a_flow_dpo_step_move_every_denoiser(name) -> None:
 def test_clean_latents_are_decoded_and_encoded_again(name) -> None:
     of, trajectory = rolled(name)
     clean = of.clean(trajectory)[:1]
-    if name == "ltx-i2v":  # its first frame is the picture, and not among the latents
+    if name in ("ltx-i2v", "ltx-2-i2v"):  # its first frame is the picture, and not among the latents
         with pytest.raises(UsageError, match="blends its picture into what it decodes"):
             of.decode(clean)
-        with pytest.raises(UsageError, match="can be encoded for it"):
+        with pytest.raises(UsageError, match=r"can be encoded for it|at once, which cannot be encoded"):
             of.encode(trajectory.media)
         return
     decoded = of.decode(clean)
     for medium, track in trajectory.media.items():
-        torch.testing.assert_close(decoded[medium].data, track.data[:1], rtol=0, atol=1e-5)
+        level = 0.5 / 255 if medium == "video" else 0.0
+        torch.testing.assert_close(decoded[medium].data, track.data[:1], rtol=0, atol=level + 1e-5)
     if len(of.modalities) > 1:
         with pytest.raises(UsageError, match="makes videos and sounds at once, which cannot be encoded"):
             of.encode(trajectory.media)
@@ -119,7 +124,21 @@ def test_a_rollout_without_noise_is_what_generate_draws(name) -> None:
     of = made(name, kernel="ode")
     trajectory = of.rollout(prompts(name)[:1], 1, seed=[7])
     for medium, track in of.generate(prompts(name)[:1], [7]).items():
-        torch.testing.assert_close(trajectory.media[medium].data, track.data, rtol=0, atol=1e-5)
+        level = 0.5 / 255 if medium == "video" else 0.0
+        torch.testing.assert_close(trajectory.media[medium].data, track.data, rtol=0, atol=level + 1e-5)
+
+
+def test_clips_wait_for_their_scores_as_levels_on_the_cpu_and_sound_as_it_is() -> None:
+    of, trajectory = rolled("ltx-2")
+    video, sound = (trajectory.media[medium].held for medium in ("video", "audio"))
+    assert video.dtype == torch.uint8
+    assert video.nbytes == 4 * math.prod((3, 3, 32, 32))
+    assert sound.dtype == torch.float32
+    drawn = made("ltx-2", kernel="ode").rollout(prompts("ltx-2")[:1], 1, seed=[7]).media["video"].held
+    exact = of.generate(prompts("ltx-2")[:1], [7])["video"].data
+    assert float((drawn / 255 - exact).abs().max()) <= 0.5 / 255 + 1e-5
+    parts = list(of.rolling(prompts("ltx-2"), 2, 0))
+    assert torch.equal(torch.cat([media["video"].held for _, media, _ in parts[:-1]]), video)
 
 
 def test_experts_share_the_noise_levels_and_have_an_adapter_each(tmp_path) -> None:
@@ -141,24 +160,84 @@ def test_experts_share_the_noise_levels_and_have_an_adapter_each(tmp_path) -> No
     assert all(torch.equal(p, saved[layer]) for layer, p in other.named_trainable().items())
 
 
-def test_a_step_of_video_and_sound_has_the_density_of_both() -> None:
+def test_a_step_of_video_and_sound_has_a_density_of_each() -> None:
     of, trajectory = rolled("ltx-2")
     tape = trajectory.tape
+    assert trajectory.about == ("video", "audio")
+    assert trajectory.steps_together == 2
+    assert tape.steps == tuple(i for i in tape.table.stochastic for _ in range(2))
     i, chunk = tape.steps[0], tape.chunks[0]
     with torch.no_grad():
         out = of._rollouts._guided(trajectory, [0, 1], chunk, [i])[i]
     x, x_next, mean = chunk.state(i), chunk.latents[i + 1], tape.table.mean(i, chunk.state(i), out)
-    assert of._stage.turn == 2
-    tokens = 3 * 8 * 8 * 4  # of the video: frames, height, width and channels, before those of the sound
+    tokens = 3 * 16 * 16 * 4  # of the video: frames, height, width and channels, before those of the sound
     assert x.shape[1] > tokens
-    total = torch.zeros(2, dtype=torch.float64)
-    for part in (slice(0, tokens), slice(tokens, None)):
+    for column, part in enumerate((slice(0, tokens), slice(tokens, None))):
         normal = torch.distributions.Normal(mean[:, part].double(), float(tape.table.S[i]))
         z = (x_next[:, part].double() - mean[:, part].double()) / float(tape.table.S[i])
         assert 0.8 < float(z.std()) < 1.2  # noise reached this medium
-        density = normal.log_prob(x_next[:, part].double())
-        total += (density + normal.entropy()).sum(1)
-    torch.testing.assert_close(trajectory.logp[:2, 0].double(), total, rtol=1e-4, atol=1e-3)
+        total = (normal.log_prob(x_next[:, part].double()) + normal.entropy()).sum(1)
+        torch.testing.assert_close(trajectory.logp[:2, column].double(), total, rtol=1e-4, atol=1e-3)
+    with torch.no_grad():
+        alone = of.replay(trajectory, [0, 1], [1, 2], versus="reference")
+    assert torch.equal(alone.score, trajectory.logp[:2, 1:3])
+    assert alone.count.tolist() == [x.shape[1] - tokens, tokens]
+
+
+def test_stored_steps_of_video_and_sound_are_replayed(tmp_path) -> None:
+    of, trajectory = rolled("ltx-2")
+    of.save_trajectory(trajectory, tmp_path / "0.safetensors")
+    recalled = of.recall(tmp_path, list(trajectory.prompts), list(trajectory.seeds))
+    assert recalled.about == trajectory.about
+    assert recalled.units() == trajectory.units()
+    assert bool((log_ratio(of, recalled) == 0).all())
+
+
+class Loud(ToyReward):
+    """How loud the sound is."""
+
+    needs = frozenset({"audio"})
+
+    def __call__(self, prompts, media, group=None):
+        loud = media["audio"].data.square().mean((1, 2))
+        return super().__call__(prompts, Media(image=Track(loud.reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1))), group)
+
+
+def test_sound_on_a_schedule_of_its_own_is_refused(monkeypatch) -> None:
+    from diffusers.pipelines.ltx2 import pipeline_ltx2
+
+    def other(scheduler):
+        copied = copy.deepcopy(scheduler)
+        copied.register_to_config(shift_terminal=0.4)
+        return copied
+
+    monkeypatch.setattr(pipeline_ltx2, "copy", SimpleNamespace(deepcopy=other))
+    with pytest.raises(GenalignError, match="would be trained on another schedule than it samples by"):
+        made("ltx-2").rollout(prompts("ltx-2")[:1], 2, seed=0)
+
+
+@pytest.mark.parametrize("name", ["flow-grpo", "nft", "awm"])
+@pytest.mark.parametrize("route", ["modality", "sum"])
+def test_a_reward_of_sound_moves_no_layer_that_video_alone_is_drawn_with(name, route) -> None:
+    """In the last block sound is read into the video behind everything that the sound is drawn from."""
+    of = made("ltx-2")
+    trained = of.named_trainable()
+    with torch.no_grad():
+        for layer, p in trained.items():
+            if "lora_B" in layer:
+                p.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+    of.step_ema(0.0)
+    method = build_method(
+        MethodSettings(name=name, group=2, route=route, **({} if name == "flow-grpo" else {"draws": 2}))
+    )
+    for loss in method.losses(of, method.collect(of, prompts("ltx-2")[:1], Loud(), 0, 0)):
+        loss.total.backward()
+    video = [p for layer, p in trained.items() if "blocks.1.audio_to_video_attn.to_out" in layer]
+    sound = [p for layer, p in trained.items() if "blocks.1.video_to_audio_attn.to_out" in layer]
+    assert video
+    assert sound
+    assert all(bool(p.grad.any()) for p in sound)
+    assert all(bool(p.grad.any()) is (route == "sum") for p in video)
 
 
 def test_a_component_that_guides_takes_the_scale_and_gives_it_back() -> None:
@@ -176,13 +255,26 @@ def test_a_component_that_guides_takes_the_scale_and_gives_it_back() -> None:
 
 def test_a_batch_of_one_picture_is_not_given_two() -> None:
     of, _ = rolled("wan-i2v")
-    with pytest.raises(UsageError, match=r"draws a batch from one picture; set policy\.batch_size") as error:
-        of.generate(prompts("wan-i2v"), [0, 1])
+    one, other = prompts("wan-i2v")
+    with pytest.raises(UsageError, match=r"draws a batch from one image; set policy\.batch_size") as error:
+        of.rollout([one, other], 1, seed=0)
     assert "\n" not in str(error.value)
+    together = of.generate([one, one, one, other, one], [0, 1, 2, 3, 4])["video"].data  # in batches of 2, 1, 1 and 1
+    for row, prompt in ((1, one), (3, other), (4, one)):
+        torch.testing.assert_close(together[row], of.generate([prompt], [row])["video"].data[0], rtol=0, atol=1e-5)
+
+
+def test_what_a_class_makes_is_known_before_its_weights() -> None:
+    for name, family in BOTH.items():
+        assert media_of_class(family.pipeline) == ({"video", "audio"} if name.startswith("ltx-2") else {"video"}), name
+    for family in {**FAMILIES, **MORE, **EDIT}.values():
+        assert media_of_class(family.pipeline) == {"image"}
+    assert media_of_class("StableAudioPipeline") == {"audio"}
+    assert media_of_class("NoPipeline") == media_of_class("") == {"image"}
 
 
 @pytest.mark.parametrize("name", REFUSED_CLIPS)
 def test_what_cannot_be_aligned_says_so_in_one_sentence(name) -> None:
-    _, said = refusal(name)
-    assert REFUSED_CLIPS[name][1] in said
-    assert "\n" not in said.strip()
+    _, sentence = refusal(name)
+    assert REFUSED_CLIPS[name][1] in sentence
+    assert "\n" not in sentence.strip()

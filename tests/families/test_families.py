@@ -16,7 +16,7 @@ from tests.families.table import CLOSE, OPEN, PAGE, committed, table
 from tests.helpers.diffusion import PROMPTS, draw, log_ratio, moved, settings
 from tests.helpers.families import ALL, made, refusal, rolled
 from tests.helpers.tiny_pipelines import EDIT, FAMILIES, MORE, OMNIGEN, REFUSED, SMALL, Family
-from tests.helpers.tiny_videos import ANIMATING, CLIPS, REFUSED_CLIPS
+from tests.helpers.tiny_videos import ANIMATING, CLIPS, REDRAWING, REFUSED_CLIPS
 from tests.helpers.toy_policy import ToyReward
 
 ROWS = 2 * len(PROMPTS)
@@ -225,5 +225,6 @@ def test_noise_levels_that_are_counted_backwards_are_walked() -> None:
 def test_the_table_in_the_docs_is_the_sweeps() -> None:
     assert PAGE.read_text().count(OPEN) == PAGE.read_text().count(CLOSE) == 1
     assert committed() == table(), "write it anew: python -m tests.families.table"
-    works = len(FAMILIES) + len(MORE) + len(EDIT) + len({family.pipeline for family in {**CLIPS, **ANIMATING}.values()})
+    moving = {family.pipeline for family in {**CLIPS, **ANIMATING, **REDRAWING}.values()}
+    works = len(FAMILIES) + len(MORE) + len(EDIT) + len(moving)
     assert len(committed().splitlines()) == 2 + works + len(REFUSED) + len(REFUSED_CLIPS)

@@ -398,6 +398,28 @@ ANIMATING = {
     ),
     "ltx-i2v": Family("LTXImageToVideoPipeline", LTX, flow=True, call=LARGER),
 }
+# This one with a first and a last frame.
+ANIMATING["wan-flf2v"] = Family(
+    "WanImageToVideoPipeline",
+    {
+        **ANIMATING["wan-i2v"].parts,
+        "transformer": wan_transformer(in_channels=10, image_dim=WIDTH, added_kv_proj_dim=24, pos_embed_seq_len=10),
+    },
+    flow=True,
+    call=CLIP_SIZE,
+)
+ANIMATING["ltx-2-i2v"] = Family(
+    "LTX2ImageToVideoPipeline", LTX_2, flow=True,
+    call={**LARGER, "spatio_temporal_guidance_blocks": [1], "image_crf": 0},
+)
+# And this one with a clip.
+REDRAWING = {
+    "cogvideox-v2v": Family(
+        "CogVideoXVideoToVideoPipeline",
+        COGVIDEO,
+        call={"height": 16, "width": 16, "max_sequence_length": TOKENS, "strength": 0.8},
+    ),
+}
 
 
 class Checker(torch.nn.Module):

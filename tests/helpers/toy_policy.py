@@ -168,6 +168,7 @@ class ToyReward:
     looks_at: Literal["sample", "group", "batch"] = "sample"
     differentiable = False
     version = "1"
+    aspect_needs: tuple[frozenset[str], ...] = ()
 
     def __init__(self, dark: Sequence[int] = (), broken: Sequence[int] = ()) -> None:
         self.dark, self.broken = set(dark), set(broken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -14,18 +15,25 @@ from genalign.media.image import to_pil
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.policy.tracks import FRAME_RATES
-from genalign.types import Media, Prompt, Trajectory, UsageError
+from genalign.types import Media, Prompt, Track, Trajectory, UsageError
 from tests.helpers.diffusion import PROMPTS
-from tests.helpers.edits import PIXELS, asking
-from tests.helpers.tiny_videos import ANIMATING, CLIPS, RATE, REFUSED_CLIPS
+from tests.helpers.edits import PIXELS
+from tests.helpers.tiny_videos import ANIMATING, CLIPS, RATE, REDRAWING, REFUSED_CLIPS
 
-BOTH = {**CLIPS, **ANIMATING}
+BOTH = {**CLIPS, **ANIMATING, **REDRAWING}
+MOVING = torch.rand(2, 1, 5, 3, 16, 16, generator=torch.Generator().manual_seed(1)).mul(255).round().div(255)
 
 
 def prompts(name: str) -> list[Prompt]:
     if name in CLIPS:
         return PROMPTS[:2]
-    return [asking(prompt.text, picture, prompt.uid) for prompt, picture in zip(PROMPTS[:2], PIXELS, strict=False)]
+    if name in REDRAWING:
+        brought = [Media(video=Track(clip, RATE)) for clip in MOVING]
+    elif name == "wan-flf2v":
+        brought = [Media(image=Track(PIXELS[[k, k + 1]])) for k in range(2)]
+    else:
+        brought = [Media(image=Track(picture[None])) for picture in PIXELS[:2]]
+    return [replace(prompt, media=media) for prompt, media in zip(PROMPTS[:2], brought, strict=True)]
 
 
 def settings(pipeline: Any, name: str, **sampler: Any) -> PolicySettings:
@@ -33,6 +41,8 @@ def settings(pipeline: Any, name: str, **sampler: Any) -> PolicySettings:
     steps = {"steps": 4, "kernel": "flow-sde"} if family.flow else {
         "steps": 5, "kernel": "ddim", "window": 3, "window_start": (1, 2)
     }  # fmt: skip
+    if name in REDRAWING:
+        steps["window_start"] = (0, 1)  # of the steps that are left
     takes_rate = any(rate in inspect.signature(type(pipeline).__call__).parameters for rate in FRAME_RATES)
     return PolicySettings(
         model=name,
@@ -81,8 +91,11 @@ def plainly(pipeline: Any, of: DiffusionPolicy, prompt: Prompt) -> Media:
         pipeline.scheduler = diffusers.EulerDiscreteScheduler(**_known(scheduler, diffusers.EulerDiscreteScheduler))
     pipeline.set_progress_bar_config(disable=True)
     call = dict(of.settings.call)
-    if prompt.media is not None:
-        call["image"] = to_pil(prompt.media["image"].data[0])
+    if prompt.media is not None and "video" in prompt.media:
+        call["video"] = [to_pil(frame) for frame in prompt.media["video"].data[0]]
+    elif prompt.media is not None:
+        call["image"], *last = [to_pil(picture) for picture in prompt.media["image"].data]
+        call.update(zip(["last_image"], last, strict=False))
     with torch.no_grad():
         output = pipeline(
             prompt=prompt.text,

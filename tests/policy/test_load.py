@@ -11,8 +11,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from genalign.files.places import modality_of
-from genalign.policy import load_policy
+from genalign.policy import load_policy, modalities_of
 from genalign.types import UsageError
 from tests.helpers.diffusion import PROMPTS, settings
 from tests.helpers.tiny_pipelines import FAMILIES, stable_diffusion_3
@@ -85,7 +84,7 @@ def test_variants_that_differ_from_part_to_part_are_one_sentence(folder: Path) -
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
 def test_a_part_of_a_pipeline_is_called_that(folder: Path, part: str) -> None:
-    for refused in (lambda: load_policy(settings(), folder / part), lambda: modality_of(folder / part)):
+    for refused in (lambda: load_policy(settings(), folder / part), lambda: modalities_of(folder / part)):
         with pytest.raises(UsageError, match="is a part of a pipeline") as error:
             refused()
         assert str(folder) in str(error.value)
@@ -94,7 +93,7 @@ def test_a_part_of_a_pipeline_is_called_that(folder: Path, part: str) -> None:
 def test_a_part_alone_is_called_that_by_its_class(folder: Path, tmp_path: Path) -> None:
     shutil.move(folder / "transformer", tmp_path / "alone")
     with pytest.raises(UsageError, match=r"SD3Transformer2DModel.* which holds a model_index\.json"):
-        modality_of(tmp_path / "alone")
+        modalities_of(tmp_path / "alone")
 
 
 def test_a_folder_loads_the_text_encoders_that_diffusers_loads(tmp_path: Path) -> None:

@@ -101,8 +101,13 @@ def test_gradients_flow_through() -> None:
         (plain, {}, None, "has no image_processor, so the range of what it makes is not known"),
         (plain, {"video_processor": VideoProcessor()}, None, r"how many frames a second .* set policy\.frame_rate"),
         (with_fps, {"video_processor": VideoProcessor()}, None, r"how many frames a second .* set policy\.call\.fps"),
-        (with_rate, {"video_processor": VideoProcessor()}, 16.0, r"set policy\.call\.frame_rate instead"),
-        (plain, {"image_processor": VaeImageProcessor()}, 16.0, r"does not need policy\.frame_rate; leave it out"),
+        (
+            with_rate,
+            {"video_processor": VideoProcessor()},
+            16.0,
+            r"set policy\.call\.frame_rate instead",
+        ),
+        (plain, {"image_processor": VaeImageProcessor()}, 16.0, r"makes no videos; leave policy\.frame_rate out"),
     ],
 )
 def test_what_range_or_rate_is_not_known_is_one_sentence(call, parts, given, sentence: str) -> None:
@@ -148,9 +153,20 @@ def test_input_media_that_do_not_fit_are_one_sentence() -> None:
     square, wide = (Media(image=Track(torch.zeros(1, 3, 8, width))) for width in (8, 16))
     assert made.inputs([Prompt("a")]) == {}
     assert [image.size for image in made.inputs([Prompt("a", wide)])["image"]] == [(16, 8)]
-    with pytest.raises(UsageError, match="must bring one image and nothing else"):
+    with pytest.raises(UsageError, match="must all bring image, or none of them; prompt 1 differs"):
         made.inputs([Prompt("a", square), Prompt("b", uid=1)])
     with pytest.raises(UsageError, match="must have one size"):
         made.inputs([Prompt("a", square), Prompt("b", wide, uid=1)])
+    both = Media(image=Track(torch.zeros(2, 3, 8, 8)))
+    with pytest.raises(UsageError, match="takes one image and no last_image"):
+        made.inputs([Prompt("a", both)])
+    clip = Media(video=Track(torch.zeros(1, 5, 3, 8, 8), 8.0))
+    with pytest.raises(UsageError, match="takes no video"):
+        made.inputs([Prompt("a", clip)])
+    reads = Tracks(pipeline(lambda self, prompt, video=None: None, image_processor=VaeImageProcessor()), {})
+    assert [len(frames) for frames in reads.inputs([Prompt("a", clip)])["video"]] == [5]
+    longer = Media(video=Track(torch.zeros(1, 9, 3, 8, 8), 8.0))
+    with pytest.raises(UsageError, match=r"one size, not 5 frames of \(8, 8\) and 9 frames of \(8, 8\)"):
+        reads.inputs([Prompt("a", clip), Prompt("a", longer)])
     with pytest.raises(UsageError, match="takes no image"):
         Tracks(pipeline(plain, image_processor=VaeImageProcessor()), {}).inputs([Prompt("a", square)])

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from genalign.reward.base import Scope, aspect_weights, digest, widest
+from genalign.reward.base import Scope, aspect_weights, digest, needs_by_aspect, widest
 from genalign.reward.combine.combination import (
     Combination,
     Summary,
@@ -57,6 +57,10 @@ class Sum(Combination):
         for part, weight in zip(self.parts, self.part_weights, strict=True):
             weights += [float(inner) * weight for inner in aspect_weights(part)]
         return tuple(weights)
+
+    @property
+    def aspect_needs(self) -> tuple[frozenset[str], ...]:  # type: ignore[override]
+        return tuple(names for part in self.parts for names in needs_by_aspect(part))
 
     def can_score(self, usable: Sequence[bool]) -> bool:
         counted = [part for part, weight in zip(usable, self.part_weights, strict=True) if weight]
