@@ -149,7 +149,9 @@ Row = Mapping[str, Any]  # what assets/table.json keeps of one cell
 def rendered(done: Mapping[str, Row]) -> str:
     """The whole table in Markdown, a row a recipe, its seeds together; and the judge at every guidance scale."""
     rows = _rows(done)
-    return "\n".join([*_measured(rows), "", *_swept(rows)])
+    missing = [cell.name.removeprefix("image-") for cell in cells() if cell.name not in done]
+    unmeasured = ["", f"Not measured yet on these models: {', '.join(missing)}."] if missing else []
+    return "\n".join([*_measured(rows), "", *_swept(rows), *unmeasured])
 
 
 def rendered_of(done: Mapping[str, Row], recipes: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 tests/fixtures/old-run was written by `genalign train image-d3po` at commit 1c458d5: two steps of tiny-flow. That
 version wrote the full path of a shipped model into recipe.yaml, where today its name stands; both forms must work.
+eval.json was written by that version's `genalign eval` on the weights that tiny-flow has today.
 """
 
 import json
