@@ -27,7 +27,7 @@ SCENES: dict[str, Callable[[np.random.Generator], Scene]] = {"world": world_scen
 
 def latent_bank(vae: Any, work: Path, kind: str, count: int, seed: int = 2) -> Bank:
     """`count` scenes of a kind of SCENES, encoded; read from `work` where they stand already."""
-    path = work / f"bank-{kind}-{count}.safetensors"
+    path = work / f"bank-{kind}-{count}-{seed}.safetensors"
     if not path.exists():
         parts, facts = [], []
         for chunk in range(count // CHUNK):
