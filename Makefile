@@ -1,5 +1,5 @@
 # make env    .venv with everything that tests and demo need
-# make align  align the embedded text-to-image model by preferences (D3PO), and report before against after
+# make align  align the embedded text-to-image model by a reward (DiffusionNFT), and report before against after
 # make table  train and measure every image recipe, resumably, and write the tables of README and docs
 # make test   all quick tests, a process a core; make test-slow: heavy repeats of a quick proof, and trainings
 # make bench  what things cost against their floors
@@ -16,7 +16,7 @@ env: .venv/.installed
 	touch $@
 
 align: env
-	$(BIN)/genalign train pipelines/image-d3po.yaml
+	$(BIN)/genalign train pipelines/image-nft.yaml
 
 table: env
 	$(BIN)/python -m genalign.cli.table

@@ -121,6 +121,7 @@ def measure(cell: Cell, work: Path) -> dict[str, Any]:
         "steps": len(log),
         "train_seconds": round(sum(row["step_time"] for row in log)),
         "calls": round(sum(row["calls"] for row in log)),
+        "samples": sum(round(row["perf/samples_per_s"] * row["step_time"]) for row in log),
         "metrics": {what: {"name": name, **result["metrics"][name]} for what, name in shown.items()
                     if name in result["metrics"]},
         "sweep": {
@@ -148,7 +149,9 @@ Row = Mapping[str, Any]  # what assets/table.json keeps of one cell
 def rendered(done: Mapping[str, Row]) -> str:
     """The whole table in Markdown, a row a recipe, its seeds together; and the judge at every guidance scale."""
     rows = _rows(done)
-    return "\n".join([*_measured(rows), "", *_swept(rows)])
+    missing = [cell.name.removeprefix("image-") for cell in cells() if cell.name not in done]
+    unmeasured = ["", f"Not measured yet on these models: {', '.join(missing)}."] if missing else []
+    return "\n".join([*_measured(rows), "", *_swept(rows), *unmeasured])
 
 
 def rendered_of(done: Mapping[str, Row], recipes: Sequence[str]) -> str:
@@ -192,16 +195,22 @@ def _rows(done: Mapping[str, Row]) -> dict[str, list[Row]]:
 def _measured(rows: Mapping[str, Sequence[Row]]) -> list[str]:
     lines = [
         "| recipe | seeds | its reward, training prompts | its reward, held-out prompts "
-        "| held-out judge, training prompts | held-out judge, held-out prompts | Vendi | minutes |",
-        "|---|---|---|---|---|---|---|---|",
+        "| held-out judge, training prompts | held-out judge, held-out prompts | Vendi | samples | calls | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in rows.items():
         shown = []
         for what in ("reward_learnt", "reward", "judge_learnt", "judge", "vendi"):
             measured = [one["metrics"][what] for one in found if what in one["metrics"]]
             shown.append(_compared(measured, percent=what.startswith("judge")))
-        lines.append(f"| {name.removeprefix('image-')} | {len(found)} | {' | '.join(shown)} | {_minutes(found)} |")
+        lines.append(f"| {name.removeprefix('image-')} | {len(found)} | {' | '.join(shown)} | {_spent(found)} |")
     return lines
+
+
+def _spent(found: Sequence[Row]) -> str:
+    """Samples, denoiser calls of one sample, and minutes of a training, on average over seeds."""
+    samples, calls = (mean(one[what] for one in found) for what in ("samples", "calls"))
+    return f"{samples:,.0f} | {calls:,.0f} | {_minutes(found)}"
 
 
 def _minutes(found: Sequence[Row]) -> str:
@@ -312,7 +321,11 @@ def main(wanted: Sequence[str]) -> None:
         row = measure(cell, work)
         with locked(path) as held:
             held[cell.name] = row
-    write_pages(json.loads(path.read_text()))
+    with locked(path) as held:
+        digests = {cell.name: cell.digest() for cell in cells()}
+        for name in [name for name, row in held.items() if row["digest"] != digests.get(name)]:
+            del held[name]  # of another recipe, reward, model or judge
+        write_pages(held)
 
 
 if __name__ == "__main__":

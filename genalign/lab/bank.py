@@ -49,7 +49,7 @@ KINDS = {
 
 def latent_bank(vae: Any, work: Path, kind: str, count: int, seed: int = 2) -> Bank:
     """`count` samples of a kind of KINDS, encoded; read from `work` where they stand already."""
-    path, of = work / f"bank-{kind}-{count}.safetensors", KINDS[kind]
+    path, of = work / f"bank-{kind}-{count}-{seed}.safetensors", KINDS[kind]
     if not path.exists():
         parts, facts = [], []
         for chunk in range(count // CHUNK):

@@ -28,10 +28,10 @@ class Stages:
 
     autoencoder: int = 5_000
     read: int = 1_600
-    capable: int = 15_000
+    capable: tuple[int, ...] = (15_000,)  # of each round
     half_hearted: int = 300
     few_steps: int = 800
-    clips: int = 24_576
+    clips: int = 49_152
     trajectories: int = 6_144
     guidance: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)  # scales the half-hearted model is measured at
     prompts: int = 512  # held-out ones, on which each stage is measured
@@ -43,7 +43,7 @@ def build_video(work: Path, stages: Stages = Stages()) -> tuple[Any, dict[str, S
     of them for the capable stage; each stage goes on from its checkpoint in `work`.
 
     autoencoder: reconstruction of rendered clips. read: a new tower learns to tell what a caption says. capable: true
-    captions. half-hearted: captions that contradict what is to be aligned. few steps: guidance, at the scale that is
+    captions, in rounds of a learning rate that falls to zero. half-hearted: captions that contradict what is to be aligned. few steps: guidance, at the scale that is
     best for the half-hearted model, and nine steps distilled into three (PeRFlow).
     """
     figures: dict[str, Stage] = {}
@@ -63,7 +63,9 @@ def build_video(work: Path, stages: Stages = Stages()) -> tuple[Any, dict[str, S
     fitted = partial(match, pipeline, bank, rows=stages.rows, world=CLIPS)
     seen = partial(drawn_right, pipeline, count=stages.prompts)
 
-    fitted(true_caption, work / "capable.safetensors", steps=stages.capable, learning_rate=1.2e-3, seed=5)
+    for index, steps in enumerate(stages.capable):
+        state, rate = work / f"capable-{index + 1}.safetensors", 8e-4 if index else 1.2e-3
+        fitted(true_caption, state, steps=steps, learning_rate=rate, seed=5 + 10 * index)
     reached("capable", seen(guidance=2.0, steps=10))
 
     fitted(

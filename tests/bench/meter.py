@@ -34,7 +34,7 @@ class Rows:
 def metered(policy: DiffusionPolicy) -> Iterator[Rows]:
     """Count within the context. A pass that is computed again in the backward pass is a forward pass once more."""
     rows, stage, pipeline = Rows(), policy._stage, policy.pipeline
-    real, calls = stage._forward, policy.calls()
+    real, calls = stage._forwards[stage.component], policy.calls()
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         count = len(args[0] if args else next(iter(kwargs.values())))
@@ -63,11 +63,11 @@ def metered(policy: DiffusionPolicy) -> Iterator[Rows]:
         look("encoded", pipeline.vae.encoder, leading),
         look("read", pipeline.text_encoder, leading),
     ]
-    stage._forward = forward
+    stage._forwards[stage.component] = forward
     try:
         yield rows
     finally:
-        stage._forward = real
+        stage._forwards[stage.component] = real
         for hook in hooks:
             hook.remove()
     assert policy.calls() - calls == rows.forward

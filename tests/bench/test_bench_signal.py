@@ -1,6 +1,6 @@
-"""How well a batch's gradient points: the cosine between those of independent batches, by the step that is explored.
+"""How well a batch's gradient points: the cosine between those of independent batches, by method and what is explored.
 
-`python -m tests.bench.test_bench_signal` prints the table; about 15 minutes of one core.
+`python -m tests.bench.test_bench_signal` prints the table; about 12 minutes of one core.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ from torch import Tensor
 
 from genalign import build, load_recipe
 
-RECIPE = "image-flow-grpo"
-PLANS = {
-    "the large first step": [],
-    "the same on attention projections alone": ["policy.lora.targets=null"],
-    "the first of 6 even steps": ["policy.sampler.sigmas=null"],
-    "the second of 6 even steps": ["policy.sampler.sigmas=null", "policy.sampler.window_start=[1,2]"],
-    "the large first step, with its own noise in every latent": ["policy.sampler.noise_block=1"],
+PLANS: dict[str, tuple[str, list[str]]] = {
+    "nft": ("image-nft", []),
+    "nft, every sample from a start of its own": ("image-nft", ["policy.sampler.shared_start=false"]),
+    "flow-dpo": ("image-flow-dpo", []),
+    "flow-grpo": ("image-flow-grpo", []),
+    "d3po": ("image-d3po", []),
+    "d3po, noise shared in squares of 4": ("image-d3po", ["policy.sampler.noise_block=4"]),
+    "d3po, noise of its own in every latent": ("image-d3po", ["policy.sampler.noise_block=1"]),
+    "d3po, best against worst": ("image-d3po", ["method.pair_rule=best_worst"]),
+    "d3po, groups of 16": ("image-d3po", ["method.group=16", "data.prompts_per_step=8"]),
+    "d3po, the second step": ("image-d3po", ["policy.sampler.window_start=[1,2]"]),
 }
 
 
-def gradients(overrides: list[str], batches: int) -> list[Tensor]:
+def gradients(recipe: str, overrides: list[str], batches: int) -> list[Tensor]:
     """The adapter's gradient (P,) at the start, where only its B matrices have any, of each batch."""
-    built = build(load_recipe(RECIPE, overrides))
+    built = build(load_recipe(recipe, overrides))
     weights = [p for name, p in built.policy.named_trainable().items() if "lora_B" in name]
     found = []
     for step in range(batches):
@@ -56,15 +60,15 @@ def test_a_shared_direction_is_found_in_noise() -> None:
 
 def test_the_table_can_be_measured() -> None:
     few = ["data.prompts_per_step=2", "method.group=4", "policy.batch_size=8"]
-    assert all(math.isfinite(float(vector.norm())) for vector in gradients(few, 2))
+    assert all(math.isfinite(float(vector.norm())) for vector in gradients("image-flow-grpo", few, 2))
 
 
-def main(batches: int = 24) -> None:
+def main(batches: int = 16) -> None:
     torch.set_num_threads(1)
-    print(f"{RECIPE}, batches of 128 samples, {batches} of them; the explored step, the mean cosine")
-    for name, overrides in PLANS.items():
-        cosine, error = mean_cosine(gradients(overrides, batches))
-        print(f"{name}: {cosine:+.4f} +- {error:.4f}", flush=True)
+    print(f"| {batches} batches of 128 samples | mean cosine | its standard error |\n|---|---|---|")
+    for name, plan in PLANS.items():
+        cosine, error = mean_cosine(gradients(*plan, batches))
+        print(f"| {name} | {cosine:+.3f} | {error:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

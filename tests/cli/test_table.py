@@ -15,6 +15,8 @@ from genalign.types import Media, Track, UsageError
 
 ROW = {
     "train_seconds": 90,
+    "samples": 1280,
+    "calls": 3840,
     "metrics": {
         "reward": {"before": 0.5, "after": 0.6, "delta": 0.1, "ci95": [0.05, 0.15]},
         "judge": {"before": 0.40, "after": 0.50, "delta": 0.10, "ci95": [0.06, 0.14]},
@@ -41,12 +43,13 @@ def test_seeds_are_one_row_and_their_spread_widens_the_interval():
     text = table.rendered({f"image-d3po-seed-{k}": row for k, row in enumerate(seeds)})
     half = (4.0**2 + (4.30 * 2.0 / 3**0.5) ** 2) ** 0.5
     assert f"40.0% -> 50.0% ({10 - half:+.1f} to {10 + half:+.1f})" in text
-    assert text.count("\n") == 6
+    assert sum(line.startswith("|") for line in text.splitlines()) == 6
+    assert "Not measured yet on these models: dragon-frechet-seed-0, flow-dpo-seed-0" in text
     assert "| held-out judge at guidance | 1 | 2.5 |\n|---|---|---|\n| d3po | 40.0% -> 50.0% | 30.0% -> 25.0% |" in text
     assert "| d3po | 3 |" in text
 
 
-def test_finished_cells_are_kept_and_a_changed_one_is_done_again(tmp_path, monkeypatch):
+def test_finished_cells_are_kept_a_changed_one_is_done_again_and_old_rows_go(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(table, "shipped", lambda room, *parts: tmp_path.joinpath(room, *parts))
     monkeypatch.setattr(table, "cells", lambda: [table.Cell("image-a"), table.Cell("image-b")])
@@ -69,7 +72,14 @@ def test_finished_cells_are_kept_and_a_changed_one_is_done_again(tmp_path, monke
     assert page.startswith("before\n")
     assert page.endswith("after\n")
     assert "old" not in page
-    assert "| b | 1 | - | 0.5 -> 0.6 (+0.05 to +0.15) | - | 40.0% -> 50.0% (+6.0 to +14.0) | - | 1.5 |" in page
+    assert (
+        "| b | 1 | - | 0.5 -> 0.6 (+0.05 to +0.15) | - | 40.0% -> 50.0% (+6.0 to +14.0) | - | 1,280 | 3,840 | 1.5 |"
+        in page
+    )
+    digests["image-a-seed-0"] = "2"
+    table.main(["image-b"])
+    assert set(json.loads((tmp_path / "assets" / "table.json").read_text())) == {"image-b-seed-0"}
+    assert "| a |" not in (tmp_path / "docs" / "results.md").read_text()
 
 
 def test_the_best_are_those_whose_interval_begins_highest_and_a_mark_names_its_rows():
@@ -88,7 +98,7 @@ def test_the_best_are_those_whose_interval_begins_highest_and_a_mark_names_its_r
         "`image-sft`",
     ]
     assert "| `image-nft` | 1 | 50.0% | 56.0% | +4.0 to +8.0 points | 1.5 |" in best
-    assert "| awm | 1 | - | - | - | 50.0% -> 58.0% (+2.0 to +14.0) | - | 1.5 |" in some
+    assert "| awm | 1 | - | - | - | 50.0% -> 58.0% (+2.0 to +14.0) | - | 1,280 | 3,840 | 1.5 |" in some
     assert "nft" not in some
     assert "old" not in text
     assert table.filled(text, done) == text
@@ -106,7 +116,7 @@ def test_a_cell_is_a_run_of_its_recipe(tmp_path, monkeypatch):
     given = table.Cell.overrides
     monkeypatch.setattr(table.Cell, "overrides", lambda cell, work: [*given(cell, work), *small])
     row = table.measure(table.Cell("image-d3po", 1, "rule"), tmp_path)
-    assert (row["steps"], row["prompts"]) == (1, 2)
+    assert (row["steps"], row["prompts"], row["samples"]) == (1, 2, 4)
     assert set(row["metrics"]) == {"reward", "judge", "vendi", "reward_learnt", "judge_learnt"}
     assert row["metrics"]["reward_learnt"]["name"] == "scene_facts/total on 3 training prompts"
     assert row["metrics"]["judge"]["name"] == "judge/all_facts"

@@ -2,6 +2,7 @@
 
 tests/fixtures/old-run was written by `genalign train image-d3po` at commit 1c458d5: two steps of tiny-flow. That
 version wrote the full path of a shipped model into recipe.yaml, where today its name stands; both forms must work.
+eval.json was written by that version's `genalign eval` on the weights that tiny-flow has today.
 """
 
 import json
@@ -20,6 +21,9 @@ from genalign.run.launch import load_run
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "old-run"
 AS_IT_WAS_TRAINED = [
     "policy.lora={rank: 2, alpha: 4.0}",
+    "policy.sampler.steps=6",
+    "policy.sampler.sigmas=[1, 0.668, 0.45, 0.28, 0.14, 0.05]",
+    "policy.sampler.noise_block=4",
     "data.prompts_per_step=4",
     "method.group=2",
     "train.checkpoint_every=1",

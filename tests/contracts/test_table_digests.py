@@ -14,8 +14,11 @@ CELLS = {cell.name: cell for cell in cells()}
 QUICK = ["image-d3po-seed-0", "image-parrot-seed-0", "image-nrg-seed-0"]  # plain; with a writer; with a fitted reward
 
 
-def test_every_cell_is_measured() -> None:
-    assert set(STORED) == set(CELLS)
+def test_every_stored_cell_is_one_and_the_page_names_those_that_are_missing() -> None:
+    assert set(STORED) <= set(CELLS)
+    missing = [name.removeprefix("image-") for name in CELLS if name not in STORED]
+    page = (shipped("assets").parent / "docs" / "results.md").read_text()
+    assert (f"Not measured yet on these models: {', '.join(missing)}." in page) == bool(missing)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_a_short_run_of_all_stages_makes_a_pipeline_of_three_steps(
 
     monkeypatch.setattr(flow_build, "teach_reading", partial(flow_build.teach_reading, rows=4))
     stages = flow_build.Stages(
-        pretrain=2, read=2, capable=2, half_hearted=2, few_steps=2, scenes=8, trajectories=4, prompts=4, rows=4
+        pretrain=2, read=2, capable=(2, 2, 2), half_hearted=2, few_steps=2, scenes=8, trajectories=4, prompts=4, rows=4
     )
     pipeline, figures = flow_build.build_flow(tmp_path, teacher().vae, stages)
     assert list(figures) == ["read", "capable", "half-hearted", "few steps, 3", "few steps, 10"]

@@ -128,7 +128,7 @@ def test_an_autoencoder_learns_to_reconstruct_and_keeps_its_posteriors_width(tmp
 
 
 STAGES = video_build.Stages(
-    autoencoder=2, read=2, capable=2, half_hearted=2, few_steps=2, clips=8, trajectories=4, guidance=(1.0, 2.0),
+    autoencoder=2, read=2, capable=(1, 1), half_hearted=2, few_steps=2, clips=8, trajectories=4, guidance=(1.0, 2.0),
     prompts=2, rows=4,
 )  # fmt: skip
 
