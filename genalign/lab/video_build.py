@@ -43,8 +43,9 @@ def build_video(work: Path, stages: Stages = Stages()) -> tuple[Any, dict[str, S
     of them for the capable stage; each stage goes on from its checkpoint in `work`.
 
     autoencoder: reconstruction of rendered clips. read: a new tower learns to tell what a caption says. capable: true
-    captions, in rounds of a learning rate that falls to zero. half-hearted: captions that contradict what is to be aligned. few steps: guidance, at the scale that is
-    best for the half-hearted model, and nine steps distilled into three (PeRFlow).
+    captions, in rounds of a learning rate that falls to zero. half-hearted: captions that contradict what is to be
+    aligned. few steps: guidance, at the scale that is best for the half-hearted model, and nine steps distilled into
+    three (PeRFlow).
     """
     figures: dict[str, Stage] = {}
 
