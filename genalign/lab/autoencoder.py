@@ -21,6 +21,19 @@ def scenes(seed: int, count: int, split: str | None = "train") -> tuple[Tensor, 
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), facts
 
 
+def difference(decoded: Tensor, wanted: Tensor) -> Tensor:
+    """L1 of pictures (B, C, H, W) or clips (B, C, F, H, W), and of their edges; of clips also of what moves."""
+    axes = range(2, wanted.ndim)
+    edges = sum((decoded.diff(dim=d) - wanted.diff(dim=d)).abs().mean() for d in axes)
+    return (decoded - wanted).abs().mean() + edges
+
+
+def off_unit_size(latents: Tensor) -> Tensor:
+    """How far each channel of latents (B, C, ...) is from mean 0 and mean square 1."""
+    others = (0, *range(2, latents.ndim))
+    return (latents.square().mean(dim=others) - 1).square().mean() + latents.mean(dim=others).square().mean()
+
+
 def build_autoencoder(work: Path, steps: int = 5000, seed: int = 1) -> Any:
     """Train on rendered scenes: L1 + edges, and noise on the latents so that a denoiser's small errors decode well."""
     from diffusers import AutoencoderTiny
@@ -41,10 +54,8 @@ def build_autoencoder(work: Path, steps: int = 5000, seed: int = 1) -> Any:
             latents = vae.encoder(images.mul(2).sub(1).contiguous(memory_format=torch.channels_last)).float()
             shaken = latents + 0.08 * torch.randn(latents.shape, generator=noise)
             decoded = vae.decoder(shaken).float().add(1).div(2)
-        edges = sum((decoded.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (2, 3))
         # the pull towards unit size keeps the latents inside the decoder's tanh clamp of +-3
-        size = (latents.square().mean(dim=(0, 2, 3)) - 1).square().mean() + latents.mean(dim=(0, 2, 3)).square().mean()
-        return (decoded - images).abs().mean() + edges + 0.02 * size
+        return difference(decoded, images) + 0.02 * off_unit_size(latents)
 
     fit(vae, loss_of, steps=steps, learning_rate=1.5e-3, state=work / "autoencoder.safetensors", weight_decay=0.0)
     return vae

@@ -1,20 +1,23 @@
-"""Banks of latents: rendered training scenes behind the autoencoder, made once and kept in a builder's work folder."""
+"""Banks of latents: rendered training scenes or clips behind the autoencoder, made once and kept in a work folder."""
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from genalign.files.atomic import replace_file
+from genalign.lab import moves, moves_clips
 from genalign.lab.counting import counting_scene
 from genalign.lab.world import Scene, place, render, sample_facts
 
 CHUNK = 256
-Bank = tuple[Tensor, list[dict[str, Any]]]  # latents (N, 4, 16, 16) fp16, and the facts of their scenes
+Bank = tuple[Tensor, list[dict[str, Any]]]  # latents (N, C, ...) fp16 as the autoencoder has them, and their facts
 
 
 def world_scene(rng: np.random.Generator) -> Scene:
@@ -22,24 +25,57 @@ def world_scene(rng: np.random.Generator) -> Scene:
     return place(sample_facts(rng, "train"), rng)
 
 
-SCENES: dict[str, Callable[[np.random.Generator], Scene]] = {"world": world_scene, "counting": counting_scene}
+def moving_clip(rng: np.random.Generator) -> moves_clips.Clip:
+    """A clip of the training split of EmojiWorld moves."""
+    return moves_clips.choreograph(moves.sample_facts(rng, "train"), rng)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a bank is of: how one is laid out (an object with `facts`) and rendered, and the axes of a batch of them
+    in the order that the autoencoder has: channels second."""
+
+    lay_out: Callable[[np.random.Generator], Any]
+    render: Callable[[Any, np.random.Generator], np.ndarray]
+    axes: tuple[int, ...]
+
+
+KINDS = {
+    "world": Kind(world_scene, render, (0, 3, 1, 2)),
+    "counting": Kind(counting_scene, render, (0, 3, 1, 2)),
+    "moves": Kind(moving_clip, moves_clips.render, (0, 2, 1, 3, 4)),
+}
 
 
 def latent_bank(vae: Any, work: Path, kind: str, count: int, seed: int = 2) -> Bank:
-    """`count` scenes of a kind of SCENES, encoded; read from `work` where they stand already."""
-    path = work / f"bank-{kind}-{count}-{seed}.safetensors"
+    """`count` samples of a kind of KINDS, encoded; read from `work` where they stand already."""
+    path, of = work / f"bank-{kind}-{count}-{seed}.safetensors", KINDS[kind]
     if not path.exists():
         parts, facts = [], []
         for chunk in range(count // CHUNK):
             rng = np.random.default_rng(seed * 10_000_000 + chunk)
-            scenes = [SCENES[kind](rng) for _ in range(CHUNK)]
-            images = torch.from_numpy(np.stack([render(scene, rng) for scene in scenes])).permute(0, 3, 1, 2)
-            with torch.no_grad():
-                parts.append(vae.encode(images.contiguous().mul(2).sub(1)).latents.half())
-            facts += [dict(scene.facts) for scene in scenes]
+            laid_out = [of.lay_out(rng) for _ in range(CHUNK)]
+            rendered = torch.from_numpy(np.stack([of.render(one, rng) for one in laid_out])).permute(of.axes)
+            parts.append(encoded(vae, rendered.contiguous().mul(2).sub(1)).half())
+            facts += [dict(one.facts) for one in laid_out]
         path.with_suffix(".json").write_text(json.dumps(facts))
-        save_file({"latents": torch.cat(parts).contiguous()}, path)
+        replace_file(path, save({"latents": torch.cat(parts).contiguous()}))
     return load_file(path)["latents"], json.loads(path.with_suffix(".json").read_text())
+
+
+@torch.no_grad()
+def encoded(vae: Any, pixels: Tensor) -> Tensor:
+    """Latents of pictures (B, 3, H, W) or clips (B, 3, F, H, W) in [-1, 1]; of a distribution of them its mode."""
+    out = vae.encode(pixels)
+    return out.latents if "latents" in out else out.latent_dist.mode()
+
+
+def normalised(vae: Any, latents: Tensor) -> Tensor:
+    """Latents (B, C, ...) of an autoencoder as its pipeline's denoiser has them: of about unit size."""
+    if "latents_mean" not in vae.config:
+        return latents * float(vae.config.scaling_factor)
+    mean, std = (torch.tensor(vae.config[name]).view(-1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    return (latents - mean) / std
 
 
 def joined(*banks: Bank) -> Bank:

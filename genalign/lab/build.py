@@ -85,7 +85,17 @@ def _autoencoder(work: Path) -> Any:
 def _flow(work: Path, out: Path) -> None:
     from genalign.lab.flow_build import build_flow
 
-    pipeline, figures = build_flow(work, _autoencoder(work))
+    _save_staged(*build_flow(work, _autoencoder(work)), out)
+
+
+def _video(work: Path, out: Path) -> None:
+    from genalign.lab.video_build import build_video
+
+    _save_staged(*build_video(work / "video"), out)
+
+
+def _save_staged(pipeline: Any, figures: dict[str, dict[str, Any]], out: Path) -> None:
+    """The pipeline, and what each of its stages reached."""
     _save_pipeline(pipeline, out)
     (out / "stages.json").write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -174,6 +184,7 @@ BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "subject": ("emojiworld/subject", _subject),
     "flow": ("tiny-flow", _flow),
     "turbo": ("tiny-turbo", _turbo),
+    "video": ("tiny-video", _video),
     "sd": ("tiny-sd", _sd),
     "clip": ("tiny-clip", _clip),
     "judge": ("tiny-judge", _judge),

@@ -12,7 +12,7 @@ from genalign.files.shipped import shipped
 from genalign.lab.judge import Judge
 from genalign.lab.verifier import verify_batch
 from genalign.lab.world import DISTRACTED, WEB, Shares, change_one_fact, place, render, sample_facts
-from genalign.types import Media, Prompt, Track
+from genalign.types import Media, Prompt, Scores, Track
 
 GUIDANCE = (1.0, 2.0, 3.0, 5.0)
 TEACHER_STEPS = 9  # of the model that tiny-flow's three steps are distilled from
@@ -23,15 +23,16 @@ _WORLD = (
 )
 
 
-def heldout_prompts(count: int) -> list[Prompt]:
-    """The first `count` rows of emojiworld/heldout.jsonl."""
-    lines = shipped("assets", "emojiworld", "heldout.jsonl").read_text().splitlines()[:count]
+def heldout_prompts(count: int, world: str = "emojiworld") -> list[Prompt]:
+    """The first `count` rows of a world's heldout.jsonl."""
+    lines = shipped("assets", world, "heldout.jsonl").read_text().splitlines()[:count]
     rows = [json.loads(line) for line in lines]
     return [Prompt(row["prompt"], facts=row["facts"], uid=uid) for uid, row in enumerate(rows)]
 
 
 def draw(pipeline: Any, prompts: list[Prompt], guidance: float, steps: int, **call: Any) -> Tensor:
-    """(B, 3, 64, 64) in [0, 1]: one image a prompt by the plain pipeline, seeds 0, 1, 2, ..."""
+    """(B, 3, 64, 64) in [0, 1]: one image a prompt by the plain pipeline, seeds 0, 1, 2, ...; or (B, F, 3, H, W),
+    where the pipeline draws clips of the size that `call` names."""
     pipeline.set_progress_bar_config(disable=True)
     parts = []
     for start in range(0, len(prompts), 64):
@@ -39,9 +40,9 @@ def draw(pipeline: Any, prompts: list[Prompt], guidance: float, steps: int, **ca
         seeds = [torch.Generator().manual_seed(start + i) for i in range(len(texts))]
         made = pipeline(
             texts, generator=seeds, guidance_scale=guidance, num_inference_steps=steps, output_type="pt",
-            height=64, width=64, **call,
+            return_dict=False, **{"height": 64, "width": 64, **call},
         )  # fmt: skip
-        parts.append(made.images)
+        parts.append(made[0])
     return torch.cat(parts).float().clamp(0, 1)
 
 
@@ -50,10 +51,14 @@ def kinds_right(pipeline: Any, guidance: float, steps: int, count: int = 512, **
     prompts, judge = heldout_prompts(count), Judge()
     with torch.no_grad():
         images = draw(pipeline, prompts, guidance, steps, max_sequence_length=1, **call)
-    scores = judge(prompts, Media(image=Track(images)))
+    return shares_right(judge(prompts, Media(image=Track(images))))
+
+
+def shares_right(scores: Scores) -> dict[str, float]:
+    """Of a judge's verdicts: by aspect the share of right ones, where it is stated."""
     stated = scores.valid.double()
     shares = (scores.values.double() * stated).sum(0) / stated.sum(0).clamp(min=1)
-    return dict(zip(judge.aspects, shares.tolist(), strict=True))
+    return dict(zip(scores.names, shares.tolist(), strict=True))
 
 
 def base_sweep(folder: Path, count: int = 512, steps: int = 10, **call: Any) -> tuple[dict[float, float], float]:
@@ -208,6 +213,10 @@ def write_card(folder: Path) -> None:
         card = _flow_card(folder)
     elif folder.name == "tiny-turbo":
         card = _turbo_card(folder)
+    elif folder.name == "tiny-video":
+        from genalign.lab.video_card import video_card
+
+        card = _HEAD.format(tag="text-to-video", title=folder.name, text=video_card(folder))
     elif folder.name == "tiny-sd":
         card = _pipeline_card(
             folder,
@@ -268,20 +277,9 @@ reward: {{use: judge-yes-no, model: tiny-vlm-judge, question: "Does this picture
 Made by `genalign lab build vlm-judge`."""
         card = _HEAD.format(tag="reward-model", title=folder.name, text=text)
     elif folder.name == "tiny-video-judge":
-        from genalign.lab.moves_judge import judge_accuracy as moves_accuracy
+        from genalign.lab.video_card import judge_card
 
-        right, by_kind = moves_accuracy(folder)
-        kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in by_kind.items())
-        text = f"""The held-out judge of EmojiWorld moves: a network over nine frames of 48x48 that marks each object's
-centre in every frame and reads from what stands there over time how it moves. **Never use it as a training reward.**
-The sprites are 42 Noto Color Emoji (Apache-2.0 images).
-
-Trained on rendered clips and true facts only, never on generated clips or the rule verifier's output; augmented by
-gain, offset, blur and noise. Of 500 clean held-out clips it finds {right:.1%} wholly right, and it rejects of captions
-with one fact changed, by kind of fact: {kinds}.
-
-Made by `genalign lab build video-judge`."""
-        card = _HEAD.format(tag="judge", title=folder.name, text=text)
+        card = _HEAD.format(tag="judge", title=folder.name, text=judge_card(folder))
     else:
         right, rejected = judge_accuracy()
         text = f"""The held-out judge: a convolutional detector of object centres and background colour. **Never use it

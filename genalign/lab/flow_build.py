@@ -7,9 +7,9 @@ from typing import Any
 
 from genalign.lab.bank import joined, latent_bank
 from genalign.lab.cards import kinds_right
-from genalign.lab.few_steps import distil_steps, even, trajectories
+from genalign.lab.few_steps import distil_steps, trajectories
 from genalign.lab.flow import assemble
-from genalign.lab.flow_matching import match, true_caption
+from genalign.lab.flow_matching import even, match, true_caption
 from genalign.lab.reading import teach_reading
 from genalign.lab.world import DISTRACTED, web_caption
 

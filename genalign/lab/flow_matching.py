@@ -1,6 +1,7 @@
-"""Velocity matching of tiny-flow on captioned latents: what its stages on true and on web-like captions share."""
+"""Velocity matching on captioned latents, of scenes or of clips: what stages on true and on web-like captions share."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genalign.lab.bank import Bank
+from genalign.lab.bank import Bank, normalised
 from genalign.lab.reading import NAMELESS
-from genalign.lab.teacher import read, velocity
-from genalign.lab.world import Facts, caption
+from genalign.lab.teacher import Text, read, velocity
+from genalign.lab.world import Facts, caption, sample_facts
 from genalign.training.fit import compiled, fit
 
 Captioner = Callable[[Facts, np.random.Generator], str]
@@ -20,6 +21,48 @@ UNCONDITIONAL = 0.1  # share of captions left empty, for guidance
 
 def true_caption(facts: Facts, rng: np.random.Generator) -> str:
     return caption({**facts, "background": None} if rng.random() < NAMELESS else facts, rng)
+
+
+def even(steps: int) -> list[float]:
+    """Noise levels in equal steps from 1, before the scheduler shifts them."""
+    return [1 - step / steps for step in range(steps)]
+
+
+@dataclass(frozen=True)
+class World:
+    """What a flow model draws, and how its pipeline draws it.
+
+    facts: of a random scene or clip of the training split; caption: what is true of it.
+    read: what the pipeline gives its transformer of texts, with so many zero tokens behind them.
+    zeros: how many these are as the lab calls the pipeline, and where its call is left at its defaults.
+    latents: (C, ...) of one sample. set_steps: puts so many steps, evenly spaced before its shift, into a scheduler.
+    """
+
+    facts: Callable[[np.random.Generator], Facts]
+    caption: Captioner
+    read: Callable[[Any, list[str], int], Text]
+    zeros: tuple[int, int]
+    latents: tuple[int, ...]
+    set_steps: Callable[[Any, int], None]
+
+    def tokens(self, pipeline: Any, texts: list[str], step: int) -> Text:
+        """Of texts in a training step; one batch in 24 as the call's defaults have it, so that both layouts draw."""
+        return self.read(pipeline, texts, self.zeros[step % 24 == 7])
+
+
+SCENES = World(
+    facts=lambda rng: sample_facts(rng, "train"),
+    caption=true_caption,
+    read=read,
+    zeros=(1, 256),  # of the T5 that is missing
+    latents=(4, 16, 16),
+    set_steps=lambda scheduler, steps: scheduler.set_timesteps(sigmas=even(steps)),
+)
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """One value a row (B,), as (B, 1, ...) beside samples."""
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def draw_sigmas(rows: int, generator: torch.Generator) -> Tensor:
@@ -32,35 +75,30 @@ def draw_sigmas(rows: int, generator: torch.Generator) -> Tensor:
 
 
 def batch(
-    bank: Bank, scale: float, captioner: Captioner, step: int, rows: int, seed: int
+    bank: Bank, vae: Any, captioner: Captioner, step: int, rows: int, seed: int
 ) -> tuple[Tensor, Tensor, list[str], torch.Generator]:
-    """Scaled clean latents and noise, (rows, 4, 16, 16) fp32, their captions, and a generator for the times."""
+    """Normalised clean latents and noise, (rows, C, ...) fp32, their captions, and a generator for the times."""
     latents, facts = bank
     rng = np.random.default_rng((seed, step))
     index = rng.integers(len(facts), size=rows)
     texts = ["" if rng.random() < UNCONDITIONAL else captioner(facts[i], rng) for i in index]
-    clean = latents[torch.from_numpy(index)].float() * scale
+    clean = normalised(vae, latents[torch.from_numpy(index)].float())
     generator = torch.Generator().manual_seed(step)
     return clean, torch.randn(clean.shape, generator=generator), texts, generator
 
 
 def match(
     pipeline: Any, bank: Bank, captioner: Captioner, state: Path, *, steps: int, learning_rate: float, seed: int,
-    rows: int = 48, ema_decay: float = 0.999,
+    rows: int = 48, ema_decay: float = 0.999, world: World = SCENES,
 ) -> None:  # fmt: skip
-    """Velocity matching of the pipeline's transformer on a bank's latents, captioned anew each time they are drawn.
-
-    One batch in 24 carries the 256 zero tokens that the pipeline appends by default where it has no T5, so that both
-    layouts draw.
-    """
-    scale = float(pipeline.vae.config.scaling_factor)
+    """Velocity matching of the pipeline's transformer on a bank's latents, captioned anew each time they are drawn."""
     student = compiled(pipeline.transformer)
 
     def loss_of(step: int) -> Tensor:
-        clean, noise, texts, generator = batch(bank, scale, captioner, step, rows, seed)
+        clean, noise, texts, generator = batch(bank, pipeline.vae, captioner, step, rows, seed)
         sigma = draw_sigmas(rows, generator)
-        noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
-        text = read(pipeline, texts, zeros=256 if step % 24 == 7 else 1)
+        noisy = torch.lerp(clean, noise, per_row(sigma, clean))
+        text = world.tokens(pipeline, texts, step)
         return (velocity(student, noisy, sigma, text) - (noise - clean)).square().mean()
 
     pipeline.transformer.requires_grad_(True)

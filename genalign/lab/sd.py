@@ -61,11 +61,11 @@ def build_sd(work: Path, steps: int = 9000, rows: int = 32) -> Any:
         timestep_spacing="trailing",
         rescale_betas_zero_snr=True,
     )
-    bank, scale = latent_bank(told_by.vae, work, "world", SCENES), float(told_by.vae.config.scaling_factor)
+    bank = latent_bank(told_by.vae, work, "world", SCENES)
     forward = compiled(denoiser)
 
     def loss_of(step: int) -> Tensor:
-        clean, noise, texts, generator = batch(bank, scale, web_caption, step, rows, seed=5)
+        clean, noise, texts, generator = batch(bank, told_by.vae, web_caption, step, rows, seed=5)
         times = torch.randint(1000, (rows,), generator=generator)
         times[::2] = torch.randint(400, 950, (len(times[::2]),), generator=generator)
         noisy = scheduler.add_noise(clean, noise, times)

@@ -1,4 +1,4 @@
-"""tiny-flow as a teacher: its pipeline frozen, and what its transformer predicts for noisy latents and texts."""
+"""tiny-flow as a teacher: its pipeline frozen; and what a flow transformer predicts for noisy latents and texts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genalign.files.shipped import shipped
 from genalign.lab.text import MAX_TOKENS
+
+Text = dict[str, Tensor]  # what a pipeline gives its transformer of texts, by the argument's name
 
 
 def teacher() -> Any:
@@ -21,8 +23,8 @@ def teacher() -> Any:
     return pipeline
 
 
-def read(pipeline: Any, texts: list[str], zeros: int = 1) -> tuple[Tensor, Tensor]:
-    """What the pipeline tells its transformer of texts: (B, 24 + zeros, 256), and pooled (B, 256).
+def read(pipeline: Any, texts: list[str], zeros: int = 1) -> Text:
+    """What tiny-flow's pipeline gives its transformer of texts: (B, 24 + zeros, 256), and pooled (B, 256).
 
     zeros: tokens of the missing T5; 1 is the pipeline's max_sequence_length=1.
     """
@@ -33,27 +35,29 @@ def read(pipeline: Any, texts: list[str], zeros: int = 1) -> tuple[Tensor, Tenso
         encoded = pipeline.text_encoder(tokens.input_ids, output_hidden_states=True)
     context = encoded.hidden_states[-2].repeat(1, 1, 2)  # the pipeline has this tower twice
     blank = context.new_zeros(len(texts), zeros, context.shape[2])
-    return torch.cat([context, blank], dim=1), encoded.text_embeds.repeat(1, 2)
+    return {
+        "encoder_hidden_states": torch.cat([context, blank], dim=1),
+        "pooled_projections": encoded.text_embeds.repeat(1, 2),
+    }
 
 
-def blank_like(empty: tuple[Tensor, Tensor], text: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def blank_like(empty: Text, text: Text) -> Text:
     """The empty prompt with as many tokens as `text` has."""
-    context = empty[0].new_zeros(1, text[0].shape[1], text[0].shape[2])
-    context[:, :MAX_TOKENS] = empty[0][:, :MAX_TOKENS]
-    return context, empty[1]
+    states = empty["encoder_hidden_states"]
+    context = states.new_zeros(1, *text["encoder_hidden_states"].shape[1:])
+    context[:, :MAX_TOKENS] = states[:, :MAX_TOKENS]
+    return {**empty, "encoder_hidden_states": context}
 
 
-def velocity(net: Callable[..., Any], x: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
-    """fp32 velocity (B, 4, 16, 16) at noise levels sigma (B,)."""
+def velocity(net: Callable[..., Any], x: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    """fp32 velocity, of the shape of x, at noise levels sigma (B,)."""
     # plain matrix products: the fused attention's backward pass is slow on a CPU
     with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        out = net(
-            x, timestep=sigma * 1000, encoder_hidden_states=text[0], pooled_projections=text[1], return_dict=False
-        )[0]
+        out = net(x, timestep=sigma * 1000, **text, return_dict=False)[0]
     return out.float()
 
 
-def guided(net: nn.Module, x: Tensor, sigma: Tensor, text: Any, empty: Any, scale: float) -> Tensor:
-    both = (torch.cat([empty[0].expand_as(text[0]), text[0]]), torch.cat([empty[1].expand_as(text[1]), text[1]]))
-    free, bound = velocity(net, x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
+def guided(net: nn.Module, x: Tensor, sigma: Tensor, text: Text, empty: Text, scale: float) -> Tensor:
+    both = {name: torch.cat([empty[name].expand_as(bound), bound]) for name, bound in text.items()}
+    free, bound = velocity(net, torch.cat([x, x]), sigma.repeat(2), both).chunk(2)
     return free + scale * (bound - free)

@@ -75,7 +75,7 @@ def test_a_trajectory_is_the_pipelines_own_guided_sampling_and_outlives_a_kill(
     pipeline = teacher()
     paths, texts = few_steps.trajectories(pipeline, tmp_path, 8, guidance=2.0)
     pipeline.set_progress_bar_config(disable=True)
-    call = {"guidance_scale": 2.0, "sigmas": few_steps.even(few_steps.STEPS), "max_sequence_length": 1}
+    call = {"guidance_scale": 2.0, "sigmas": flow_matching.even(few_steps.STEPS), "max_sequence_length": 1}
     noise = paths[:, 0].float()
     theirs = pipeline(texts, latents=noise, output_type="latent", height=64, width=64, **call).images
     gaps = (paths[:, -1] - theirs).square().mean(dim=(1, 2, 3)).sqrt() / theirs.std()
