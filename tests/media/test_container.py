@@ -163,7 +163,7 @@ def test_frames_are_turned_and_mirrored_as_the_file_says(tmp_path, name: str) ->
 
 def test_a_header_tells_of_the_video_without_a_frame(tmp_path) -> None:
     path = write_video(clip(), 8.0, tmp_path / "x.mp4")
-    assert header(path) == (9, 8.0, 32, 48)
+    assert header(path) == (9, 8.0, 32, 48, 1.125)
     (tmp_path / "y.mp4").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"y.mp4 cannot be read as a video"):
         header(tmp_path / "y.mp4")
