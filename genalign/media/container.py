@@ -210,6 +210,20 @@ def load_sound(path: Path) -> tuple[Tensor, float] | None:
     return sound_of(_opened(path), str(path))
 
 
+def has_sound(path: Path) -> bool:
+    """Whether a video file carries sound, by its header.
+
+    Raises:
+        UsageError: as `load_sound`.
+    """
+    av = _av(str(path))
+    try:
+        with _opened(path) as file, av.open(file, options={"format_whitelist": FILMS}) as container:
+            return bool(container.streams.audio)
+    except (av.FFmpegError, OSError) as error:
+        raise UsageError(_unreadable(str(path), error)) from error
+
+
 def sound_of(file: IO[bytes], name: str) -> tuple[Tensor, float] | None:
     """The sound (C,N) fp32 in [-1,1] that a video file carries, and its sample rate; None where it has none. The file
     is closed; `name` stands in sentences about it.

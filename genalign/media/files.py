@@ -43,6 +43,11 @@ def read_media(files: Sequence[Path]) -> Media:
     return Media(**tracks)
 
 
+def beside(media: Media) -> frozenset[str]:
+    """The media that files of what this mainly is may hold beside it: sound, of videos."""
+    return frozenset({"audio"}) if leading(media) == "video" else frozenset()
+
+
 def track_of(rows: Sequence[tuple[Any, float | None]]) -> Track:
     """Rows and their rates as one Track, whose data are one tensor where shapes agree."""
     data = [row for row, _ in rows]

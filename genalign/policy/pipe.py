@@ -191,6 +191,8 @@ class Pipe:
         try:
             self._look(self.like)
         except UsageError:
+            if not self.tracks.reads_input:
+                raise
             self.like = Prompt("-", media=self.tracks.as_input(sample))
 
     def _look(self, prompt: Prompt) -> None:

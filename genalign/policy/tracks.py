@@ -204,6 +204,12 @@ class Tracks:
     def reads_input(self) -> bool:
         return not {"image", "video"}.isdisjoint(self.parameters)
 
+    @property
+    def required(self) -> frozenset[str]:
+        """The arguments for media that have no default."""
+        names = {name for arguments in ARGUMENTS.values() for name in arguments} & set(self.parameters)
+        return frozenset(name for name in names if self.parameters[name].default is inspect.Parameter.empty)
+
     def as_input(self, row: Tensor) -> Media:
         """An image (3,H,W), or a video (F,3,H,W) or else its first frame, as a prompt brings it along."""
         if row.ndim == 3:
