@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from genalign.data.prompts import read_prompts
+from genalign.media import leading
 from genalign.media.container import has_sound
 from genalign.media.files import beside, read_media
 from genalign.reward import Runner, build_reward, check_needs
@@ -51,7 +52,7 @@ def score(
         facts = set.intersection(*(set(prompt.facts) for prompt in per_row))
         offered |= {"prompt", *(f"facts.{name}" for name in facts)}
     asked = per_row or [Prompt("")] * given.rows
-    lacking = beside(given) & runner.needs - set(given)
+    lacking = beside(leading(given)) & runner.needs - set(given)
     mute = [row for row, file in enumerate(files) if not has_sound(file)] if lacking else []
     check_needs(runner, offered | lacking if mute else offered)
     scores = _heard_apart(runner, asked, given, files, mute) if mute else _scored(runner, asked, given)

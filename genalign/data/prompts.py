@@ -206,7 +206,7 @@ def _media(row: Row, folder: Path) -> Media | None:
         tracks["image"] = Track(_stacked([load_png(neighbour(folder, name, where)) for name in names]))
     for kind in ("video", "audio"):
         if values.get(kind) is not None and not isinstance(values[kind], str):
-            raise UsageError(f"{kind!r} in {where} is not the name of a {kind} file; {WANTED}")
+            raise UsageError(f"{kind!r} in {where} is not the name of one file; {WANTED}")
     if values.get("video") is not None:
         tracks["video"] = clip_track(neighbour(folder, values["video"], where))
     if values.get("audio") is not None:

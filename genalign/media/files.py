@@ -43,9 +43,9 @@ def read_media(files: Sequence[Path]) -> Media:
     return Media(**tracks)
 
 
-def beside(media: Media) -> frozenset[str]:
-    """The media that files of what this mainly is may hold beside it: sound, of videos."""
-    return frozenset({"audio"}) if leading(media) == "video" else frozenset()
+def beside(medium: str) -> frozenset[str]:
+    """The media that files of one may hold beside it: sound, of videos."""
+    return frozenset({"audio"}) if medium == "video" else frozenset()
 
 
 def track_of(rows: Sequence[tuple[Any, float | None]]) -> Track:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +33,9 @@ class ClipForm(NamedTuple):
             UsageError: it has fewer frames a second, or lasts less long.
         """
         step = self.step(found.rate, name)
-        seconds = found.frames / found.rate if found.frames else found.seconds
-        if seconds is not None:
-            self._check_length(round(seconds * found.rate / step), found.rate, name)
+        own = found.frames or round((found.seconds or 0) * found.rate)
+        if own:
+            self._check_length(math.ceil((own - 0.5) / step), found.rate, name)
 
     def load(self, path: Path, name: str) -> tuple[Tensor, float]:
         """The beginning of a file in this form, (F,3,H,W) as levels, and its rate; no more of it is decoded.
@@ -51,8 +52,8 @@ class ClipForm(NamedTuple):
         """The same of frames (F,3,H,W) that are at hand: the nearest ones to 0, 1/rate, 2/rate ..."""
         step = self.step(rate, name)
         if step > 1:
-            numbers = (torch.arange(int(len(frames) / step) + 1) * step).round().long()
-            frames, rate = frames[numbers[numbers < len(frames)]], self.rate
+            numbers = (torch.arange(math.ceil((len(frames) - 0.5) / step)) * step).round().long()
+            frames, rate = frames[numbers], self.rate
         frames = frames if self.frames is None else frames[: self.frames]
         self._check_length(len(frames), rate, name)
         return frames, rate

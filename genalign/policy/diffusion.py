@@ -81,6 +81,8 @@ class DiffusionPolicy:
         if lacking:
             name = min(lacking)
             raise UsageError(f"{self._pipe.name} begins with an input {name}; name its file under {name!r} in each row")
+        if prompt.media is not None:
+            self._pipe.like = prompt  # samples may be encoded before anything is drawn
 
     def replay(
         self,
