@@ -18,7 +18,7 @@ from genalign.media import MEDIA
 from genalign.media.container import header, load_sound, sound_of
 from genalign.media.files import track_of
 from genalign.media.form import ClipForm
-from genalign.types import Media, Modality, Prompt, Track, UsageError
+from genalign.types import Media, Modality, Prompt, UsageError
 
 Kind = Modality  # of a sample
 OVERALL = "overall"
@@ -156,13 +156,12 @@ class Comparisons:
         return prompts, Media(**media, audio=track_of(sounds)) if sounds and len(sounds) == len(chosen) else media
 
     def media(self, numbers: Sequence[int], form: ClipForm | None = None) -> Media:
-        """The samples alone, clips in this form, images (3,H,W) in [0,1] in a list."""
+        """The samples alone, clips in this form; images (3,H,W) in [0,1]."""
         rows = []
         for number in numbers:
             item = self.items[number]
             rows.append(_row(self.kind, item.value, self.root, item.place, form))
-        listed = Track([row for row, _ in rows]) if self.kind == "image" else track_of(rows)
-        return Media(**{self.kind: listed})
+        return Media(**{self.kind: track_of(rows)})
 
     def files(self, item: Item) -> list[Path]:
         """The files that an item names.
