@@ -198,10 +198,12 @@ class Comparisons:
 
     def _sound(self, item: Item) -> tuple[Tensor, float] | None:
         """What a clip sounds like; None of other samples, and where it has no sound."""
+        if item.kind != "video":
+            return None
         value = item.value.read() if isinstance(item.value, Cell) else item.value
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
-        if item.kind != "video" or not isinstance(value, str | bytes):
+        if not isinstance(value, str | bytes):
             return None
         if isinstance(value, bytes):
             return sound_of(io.BytesIO(value), item.place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from pathlib import Path
@@ -14,7 +15,7 @@ from genalign.files.shipped import CONFIG, PIPELINE
 from genalign.media.form import ClipForm
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tracks import media_of_class, rate_of_frames
-from genalign.types import UsageError
+from genalign.types import GenalignError, UsageError
 
 COUNTS = ("num_frames", "frames")  # arguments that say how many frames to draw
 AUTOENCODER = "vae"
@@ -45,11 +46,11 @@ def _check_count(name: str, argument: str, frames: Any, model: Path | str) -> No
     """Refuse a count of frames that would be drawn as another one: pipelines round it, up or down, without an error."""
     if not isinstance(frames, int) or frames < 1:
         raise UsageError(f"policy.call.{argument} is {frames!r}, which is no number of frames; give a whole one")
-    autoencoder = _without_weights(model)
-    if autoencoder is None or _holds(autoencoder, frames):
+    autoencoder = _autoencoder_of(model)
+    if autoencoder is None or _holds(*autoencoder, frames):
         return
     near = [frames + sign * apart for apart in range(1, REACH + 1) for sign in (1, -1)]
-    held = next((count for count in near if count > 0 and _holds(autoencoder, count)), None)
+    held = next((count for count in near if count > 0 and _holds(*autoencoder, count)), None)
     if held is not None:  # one that holds none in reach cannot be tried in this way
         raise UsageError(
             f"policy.call.{argument} is {frames}, but the autoencoder of {name} cannot hold a clip of {frames} frames; "
@@ -57,24 +58,32 @@ def _check_count(name: str, argument: str, frames: Any, model: Path | str) -> No
         )
 
 
-def _without_weights(model: Path | str) -> Any:
-    """The autoencoder of a model with its shapes alone; None where its class cannot be made so."""
-    import diffusers
-
+def _autoencoder_of(model: Path | str) -> tuple[str, str] | None:
+    """The class and the configuration of a model's autoencoder; None where whoever loads it will say what is wrong."""
     try:
         index = json.loads(model_file(model, PIPELINE).read_text(encoding="utf-8"))
-        config = json.loads(model_file(model, f"{AUTOENCODER}/{CONFIG}").read_text(encoding="utf-8"))
-        kind = getattr(diffusers, index[AUTOENCODER][1])
-        with torch.device("meta"):
-            return kind.from_config(config)
-    except Exception:  # whoever loads it says what is wrong with it
+        return index[AUTOENCODER][1], model_file(model, f"{AUTOENCODER}/{CONFIG}").read_text(encoding="utf-8")
+    except (GenalignError, OSError, ValueError, KeyError, IndexError, TypeError):
         return None
 
 
+@functools.lru_cache(maxsize=1)
+def _without_weights(kind: str, config: str) -> Any:
+    """An autoencoder that has the shapes of its weights alone; None where it cannot be made so."""
+    import diffusers
+
+    try:
+        with torch.device("meta"):
+            return getattr(diffusers, kind).from_config(json.loads(config))
+    except Exception:  # of any class, by whatever its constructor raises
+        return None
+
+
+@functools.cache
 @torch.no_grad()
-def _holds(autoencoder: Any, frames: int) -> bool:
-    """Whether a clip of so many frames comes back with as many."""
-    clip = torch.zeros(1, 3, frames, SIDE, SIDE, device="meta")
+def _holds(kind: str, config: str, frames: int) -> bool:
+    """Whether a clip of so many frames comes back with as many: seconds, for those that work frame by frame."""
+    autoencoder, clip = _without_weights(kind, config), torch.zeros(1, 3, frames, SIDE, SIDE, device="meta")
     try:
         found = autoencoder.encode(clip)
         latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent

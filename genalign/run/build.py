@@ -99,8 +99,7 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     folder, settings = recipe.folder, recipe.eval
     model = model_path(recipe.policy.model, folder)
     made, form = modalities_of(model), clip_form_of(recipe.policy, model)
-    learnt = recipe.reward is None and recipe.method.learns_from_samples
-    data = read_prompts(data_path(recipe.data.prompts, folder), kind_of(made), learnt)
+    data = read_prompts(data_path(recipe.data.prompts, folder), kind_of(made), recipe.takes_samples)
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
     method = _on_given(recipe, data, made, form) if recipe.reward is None else method_of(recipe.method, folder)
     _check_weights(method, recipe, made)
@@ -109,7 +108,9 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     check_fit(method, reward)
     built = Built(recipe, device, data, reward, method)
     if settings is not None:
-        prompts = built.eval_prompts = read_prompts(data_path(settings.prompts, folder), kind_of(made), learnt)
+        prompts = built.eval_prompts = read_prompts(
+            data_path(settings.prompts, folder), kind_of(made), recipe.takes_samples
+        )
         training = {prompt.text for prompt in data.rows}
         if shared := sum(prompt.text in training for prompt in prompts.rows):
             what = "%d of %d prompts in %s are also training prompts, so this evaluation is not held out"
@@ -124,9 +125,9 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
 
 def _on_given(recipe: Recipe, data: Prompts, made: Set[str], form: ClipForm | None) -> Method:
     """The method of a recipe without a reward: on the pairs or the samples that its data hold, or on neither."""
-    source = data.samples if recipe.method.learns_from_samples else data.pairs
+    source = data.samples if recipe.takes_samples else data.pairs
     if source is None:
-        if recipe.method.learns_from_samples and made != {"text"}:
+        if recipe.takes_samples and made != {"text"}:
             raise UsageError(
                 f"{data.path} names no {kind_of(made)}s to learn from; name a file in each row, as "
                 f'{{"prompt": ..., "{kind_of(made)}": ...}}, or add the key \'reward\''
@@ -190,7 +191,7 @@ def _monitor(built: Built, made: Set[str]) -> Monitor | None:
         return None
     prompts = built.eval_prompts or built.prompts_to_sample
     if settings.prompts is not None:
-        prompts = read_prompts(data_path(settings.prompts, folder), kind_of(made))
+        prompts = read_prompts(data_path(settings.prompts, folder), kind_of(made), built.recipe.takes_samples)
     held_out = [_reward(spec, folder, made, prompts) for spec in settings.held_out]
     if not held_out and settings.prompts is None:
         held_out = built.held_out
