@@ -160,14 +160,21 @@ class Tracks:
     # ---- what is encoded --------------------------------------------------------------------------------------------
 
     def encodable(self, media: Media) -> Track:
-        """What of media can be encoded. Raises UsageError where there is none."""
+        """What of media can be encoded. Raises UsageError where there is none, and of a sound at another rate."""
         if len(self.modalities) > 1:
             makes = " and ".join(PLURAL[medium] for medium in sorted(self.modalities, reverse=True))
             raise UsageError(f"{self.name} makes {makes} at once, which cannot be encoded; train it on its own samples")
         (medium,) = self.modalities
         if medium not in media:
             raise UsageError(f"only {PLURAL[medium]} can be encoded, not {' and '.join(media) or 'nothing'}")
-        return media[medium]
+        track = media[medium]
+        for row in range(len(track)) if medium == "audio" else ():
+            rate = track.rate_of(row)
+            if rate is not None and rate != self.sound_rate:
+                raise UsageError(
+                    f"a sound of {rate:g} samples a second, where {self.name} makes {self.sound_rate:g}; convert it"
+                )
+        return track
 
     def size(self, made: Media) -> tuple[int, ...]:
         """Of one row that was drawn: height and width of an image, frames, height and width of a video, samples of a
