@@ -75,8 +75,14 @@ class DiffusionPolicy:
         return trajectory
 
     def check_prompt(self, prompt: Prompt, answer: str | None = None) -> None:
-        """Refuse a prompt whose media the pipeline cannot take."""
-        self._pipe.tracks.inputs([prompt])
+        """Refuse a prompt whose media the pipeline cannot take, or that lacks what it cannot do without."""
+        given = self._pipe.tracks.inputs([prompt])
+        lacking = self._pipe.tracks.required - set(given)
+        if lacking:
+            name = min(lacking)
+            raise UsageError(f"{self._pipe.name} begins with an input {name}; name its file under {name!r} in each row")
+        if prompt.media is not None:
+            self._pipe.like = prompt  # samples may be encoded before anything is drawn
 
     def replay(
         self,

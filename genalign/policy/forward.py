@@ -163,10 +163,19 @@ def fit(
             " row, at a time in [0, 1)"
         )
 
+    with pipe.on_kernel():
+        parts = pipe.parts_of(prompts) if pipe.draws_from_one_picture(prompts) else [slice(0, len(prompts))]
+
     def run() -> tuple[Tensor, Tensor, tuple[float, float]]:
+        outs, targets = [], []
         with pipe.on_kernel():
-            call = pipe.unguided(prompts, seeds, fine_steps(pipe.kernel_scheduler))
-            return OneTime(pipe, clean, seeds, at, twins_of(prompts, seeds)).run(call)
+            for part in parts:
+                call = pipe.unguided(prompts[part], seeds[part], fine_steps(pipe.kernel_scheduler))
+                twins = twins_of(prompts[part], seeds[part])
+                out, target, shares = OneTime(pipe, clean[part], seeds[part], at, twins).run(call)
+                outs.append(out)
+                targets.append(target)
+        return (outs[0], targets[0], shares) if len(parts) == 1 else (torch.cat(outs), torch.cat(targets), shares)
 
     other: Tensor | None = None
     if versus is not None:  # first, so that nothing of it is alive beside the graph

@@ -155,8 +155,7 @@ class Pipe:
 
     def parts_of(self, prompts: Sequence[Prompt]) -> list[slice]:
         """The same for rows of these prompts; each of one picture, where the pipeline draws a batch from one."""
-        self._look(prompts[0])
-        if not self.tracks.bare:
+        if not self.draws_from_one_picture(prompts):
             return self.parts(len(prompts))
         parts, at = [], 0
         for row in range(1, len(prompts) + 1):
@@ -165,6 +164,11 @@ class Pipe:
                 parts.append(slice(at, row))
                 at = row
         return parts
+
+    def draws_from_one_picture(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether rows of several pictures need a call each."""
+        self._look(prompts[0])
+        return self.tracks.bare
 
     def on_kernel(self) -> Hook:
         """Within the context the pipeline holds the kernels' scheduler."""
@@ -187,6 +191,8 @@ class Pipe:
         try:
             self._look(self.like)
         except UsageError:
+            if not self.tracks.reads_input:
+                raise
             self.like = Prompt("-", media=self.tracks.as_input(sample))
 
     def _look(self, prompt: Prompt) -> None:

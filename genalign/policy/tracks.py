@@ -54,6 +54,26 @@ def _medium(field: str) -> str | None:
     return next((medium for start, medium in FIELDS.items() if field.startswith(start)), None)
 
 
+def rate_of_frames(
+    name: str, parameters: Mapping[str, inspect.Parameter], fixed: Mapping[str, Any], given: float | None
+) -> tuple[float, str]:
+    """Frames a second of the videos of a pipeline called `name`, and the key of a recipe that sets them: what the
+    call says, or else the pipeline's own default, or else those given.
+
+    parameters: of its __call__. fixed: the arguments that every call is given.
+
+    Raises UsageError where there is none, and where one is given that would not be read.
+    """
+    argument = next((one for one in FRAME_RATES if one in parameters), None)
+    rate = given if argument is None else fixed.get(argument, parameters[argument].default)
+    key = "policy.frame_rate" if argument is None else f"policy.call.{argument}"
+    if given is not None and argument is not None:
+        raise UsageError(f"{name} reads no policy.frame_rate; set {key} instead")
+    if not isinstance(rate, (int, float)) or not rate > 0:
+        raise UsageError(f"{name} does not say how many frames a second its videos have; set {key}")
+    return float(rate), key
+
+
 class Tracks:
     """What a pipeline makes, found by the processors it has and by the fields of its output, never by its class.
 
@@ -79,7 +99,11 @@ class Tracks:
             raise UsageError(f"{self.name} has no image_processor, so the range of what it makes is not known")
         self.modalities = frozenset(made)
         self.bare = False  # whether a batch draws from one picture, given as it is; known once a call was tried
-        self.frame_rate = self._rate_of_frames(frame_rate)
+        self.frame_rate: float | None = None
+        if "video" in made:
+            self.frame_rate = rate_of_frames(self.name, self.parameters, fixed, frame_rate)[0]
+        elif frame_rate is not None:
+            raise UsageError(f"{self.name} makes no videos; leave policy.frame_rate out")
         self._finished = True
 
     @contextmanager
@@ -122,24 +146,6 @@ class Tracks:
             raise UsageError(f"{self.name} returns {' and '.join(fields)}, of which nothing is known as a medium")
         return Media(**tracks)
 
-    def _rate_of_frames(self, given: float | None) -> float | None:
-        """Frames a second that the call names, or else the pipeline's own default, or else the ones given.
-
-        Raises UsageError where there is none, and where one is given that would not be read.
-        """
-        if "video" not in self.modalities:
-            if given is not None:
-                raise UsageError(f"{self.name} makes no videos; leave policy.frame_rate out")
-            return None
-        argument = next((name for name in FRAME_RATES if name in self.parameters), None)
-        rate = given if argument is None else self.fixed.get(argument, self.parameters[argument].default)
-        key = "frame_rate" if argument is None else f"call.{argument}"
-        if given is not None and argument is not None:
-            raise UsageError(f"{self.name} reads no policy.frame_rate; set policy.{key} instead")
-        if not isinstance(rate, (int, float)):
-            raise UsageError(f"{self.name} does not say how many frames a second its videos have; set policy.{key}")
-        return float(rate)
-
     @property
     def sound_rate(self) -> float | None:
         """Samples a second, from the last component that makes sound: a vocoder, or else an autoencoder."""
@@ -153,15 +159,22 @@ class Tracks:
 
     # ---- what is encoded --------------------------------------------------------------------------------------------
 
-    def encodable(self, media: Media) -> list[Tensor]:
-        """The rows of what can be encoded, without the batch axis. Raises UsageError where there is none."""
+    def encodable(self, media: Media) -> Track:
+        """What of media can be encoded. Raises UsageError where there is none, and of a sound at another rate."""
         if len(self.modalities) > 1:
             makes = " and ".join(PLURAL[medium] for medium in sorted(self.modalities, reverse=True))
             raise UsageError(f"{self.name} makes {makes} at once, which cannot be encoded; train it on its own samples")
         (medium,) = self.modalities
         if medium not in media:
             raise UsageError(f"only {PLURAL[medium]} can be encoded, not {' and '.join(media) or 'nothing'}")
-        return [row for row in media[medium].data if isinstance(row, Tensor)]
+        track = media[medium]
+        for row in range(len(track)) if medium == "audio" else ():
+            rate = track.rate_of(row)
+            if rate is not None and rate != self.sound_rate:
+                raise UsageError(
+                    f"a sound of {rate:g} samples a second, where {self.name} makes {self.sound_rate:g}; convert it"
+                )
+        return track
 
     def size(self, made: Media) -> tuple[int, ...]:
         """Of one row that was drawn: height and width of an image, frames, height and width of a video, samples of a
@@ -197,6 +210,12 @@ class Tracks:
     @property
     def reads_input(self) -> bool:
         return not {"image", "video"}.isdisjoint(self.parameters)
+
+    @property
+    def required(self) -> frozenset[str]:
+        """The arguments for media that have no default."""
+        names = {name for arguments in ARGUMENTS.values() for name in arguments} & set(self.parameters)
+        return frozenset(name for name in names if self.parameters[name].default is inspect.Parameter.empty)
 
     def as_input(self, row: Tensor) -> Media:
         """An image (3,H,W), or a video (F,3,H,W) or else its first frame, as a prompt brings it along."""

@@ -30,6 +30,7 @@ REASONS = {
     "method/settings.py": PAIRS,
     "policy/__init__.py": "what a model makes is read from its folder",
     "policy/chain.py": POLICY,
+    "policy/clip_form.py": "clips alone have a count and a rate of frames",
     "policy/language.py": POLICY,
     "policy/tracks.py": "where a pipeline's output becomes tracks, and a prompt's media its arguments",
     "reward/base.py": "what heads of images share",
