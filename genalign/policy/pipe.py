@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from genalign.policy.attention import use_attention
 from genalign.policy.call import Calls
+from genalign.policy.frames import Frames
 from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step, only, replaces_step
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import Denoise, Stage, Step
@@ -46,6 +47,7 @@ class Pipe:
         self.name = type(pipeline).__name__
         self.stage = Stage(pipeline)
         self.tracks = Tracks(pipeline, settings.call, settings.frame_rate)
+        self.frames = Frames(pipeline)
         self.calls = Calls(pipeline, self.stage.denoiser, settings.call, self.tracks)
         scale = self.calls.guidance_argument() if settings.sampler.guidance is not None else None
         if scale in settings.call:

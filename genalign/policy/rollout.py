@@ -127,8 +127,13 @@ class Rollouts:
         generators = explorers if sampler.shared_start else started["generator"]
         twins = twins_of(prompts, self._starts(seeds))
         record = Recorder(self.stage, generators, make_table, spans_of(self.pipe), first or self.remembers, twins)
+        calls = self.stage.calls
         with spent("sample"):  # and, from its last step on, decode
-            made = self.pipe.draw(started, record.denoise, record.step)
+            shown = self.pipe.draw(started, record.denoise, record.step, self.pipe.frames.taken())
+        made = self.pipe.frames.whole(shown)
+        if made is None:  # once, of a pipeline whose frames cannot be taken
+            self.stage.calls = calls
+            return self._record(prompts, seeds, window_seed, table)
         if first:
 
             def play(replay: Replay) -> None:
