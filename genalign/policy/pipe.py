@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from genalign.policy.attention import use_attention
 from genalign.policy.call import Calls
 from genalign.policy.frames import Frames
+from genalign.policy.recompute import recompute_blocks
 from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step, only, replaces_step
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import Denoise, Stage, Step
@@ -74,6 +75,8 @@ class Pipe:
         pipeline.set_progress_bar_config(disable=True)
         for denoiser in self.stage.denoisers.values():
             use_attention(denoiser, settings.attention)
+            if settings.gradient_checkpointing:
+                recompute_blocks(denoiser)
         sampler = settings.sampler
         self.calls([self.like], [0], sampler.guidance, sampler.steps, sampler.sigmas)  # a wrong argument fails here
         self._looked = False
