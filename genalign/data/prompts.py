@@ -21,6 +21,7 @@ from genalign.data.conversations import is_messages, prompt_text, turns_of
 from genalign.data.preferences import Pairs, find_pairs
 from genalign.files.text import Line, decode_text, lines_of, parse_row
 from genalign.files.untrusted import neighbour
+from genalign.media import MEDIA
 from genalign.media.files import MEDIUM_OF
 from genalign.media.image import load_png
 from genalign.types import Media, Prompt, Track, UsageError
@@ -33,8 +34,8 @@ class DataSettings(BaseModel):
 
     prompts: str
     """A .txt file, one prompt a line, or a .jsonl file, one `{"prompt": str, "facts": {...}}` a line, with a picture
-    file under `image` (or a list of two, the first and the last frame), or a clip under `video`, where the method or
-    the model takes one (in the .jsonl's folder or below). Or a folder of clips, each with its prompt in a .txt of the
+    file under `image` (or a list of two, the first and the last frame), a clip under `video`, or a sound under `audio`,
+    where the method or the model takes one (in the .jsonl's folder or below). Or a folder of clips, each with its prompt in a .txt of the
     same name, or a metadata.jsonl. Or pairs of which one is preferred, for methods that learn from them without a
     reward: a file, one `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the
     answers themselves, texts or lists of messages), a folder with one, or a dataset's id."""
@@ -143,7 +144,7 @@ def _json_row(line: Line, uid: int, path: Path) -> Prompt:
 
 
 def _media(row: Mapping[str, Any], folder: Path, where: str, wanted: str) -> Media | None:
-    """The pictures and the clip that a row names."""
+    """The pictures, the clip and the sound that a row names."""
     tracks = {}
     if row.get("image") is not None:
         names = row["image"] if isinstance(row["image"], list) else [row["image"]]
@@ -154,8 +155,13 @@ def _media(row: Mapping[str, Any], folder: Path, where: str, wanted: str) -> Med
         if not isinstance(row["video"], str):
             raise UsageError(f"'video' in {where} is not the name of a video file; {wanted}")
         tracks["video"] = clip_track(neighbour(folder, row["video"], where))
+    if row.get("audio") is not None:
+        if not isinstance(row["audio"], str):
+            raise UsageError(f"'audio' in {where} is not the name of a sound file; {wanted}")
+        wave, rate = MEDIA["audio"].read(neighbour(folder, row["audio"], where))
+        tracks["audio"] = Track(wave[None], rate)
     if len({len(track) for track in tracks.values()}) > 1:
-        raise UsageError(f"{where} has two pictures and a clip; give one of each, or leave the clip out")
+        raise UsageError(f"{where} has two pictures beside a clip or a sound; give one of each, or the two alone")
     return Media(**tracks) if tracks else None
 
 

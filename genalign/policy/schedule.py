@@ -104,8 +104,11 @@ def windowed(table: StepTable, sampler: Sampler, seed: int) -> StepTable:
 
 
 @contextmanager
-def only(scheduler: Any, pick: Callable[[int], int], times: int, seen: Callable[[Path, int], None]) -> Iterator[None]:
-    """Within the context the scheduler's time grid is one of its own times, `times` over; `seen` learns which."""
+def only(
+    scheduler: Any, pick: Callable[[int], int], times: int, seen: Callable[[Path, int], None] | None
+) -> Iterator[None]:
+    """Within the context the scheduler's time grid is one of its own times, `times` over; `seen` learns which. None: of
+    a scheduler beside the main one, to which pipelines hand the times of that."""
     real = type(scheduler).set_timesteps
 
     @functools.wraps(real)
@@ -113,7 +116,10 @@ def only(scheduler: Any, pick: Callable[[int], int], times: int, seen: Callable[
         real(this, *args, **kwargs)
         path = path_of(this)
         step = pick(len(path.s))
-        seen(path, step)
+        if seen is None:
+            this.set_begin_index(0)
+        else:
+            seen(path, step)
         this.timesteps = this.timesteps[step].repeat(times)
         sigmas = getattr(this, "sigmas", None)
         if sigmas is not None and len(sigmas) == len(path.s) + 1:  # some pipelines read the noise level of a step

@@ -21,11 +21,13 @@ from genalign.policy.branching import Place, part, pick, row_axes
 from genalign.policy.hooks import advance, attribute, lasting_weights, named, place_of
 from genalign.policy.memo import EncoderMemo
 from genalign.policy.text import TextMemo
+from genalign.policy.walk import is_flow
 from genalign.types import UsageError
 
 Step = Callable[[Tensor, Tensor], Tensor]  # (guided output, x) -> x'
 CUT, CUT_HALF = 3e-3, 5e-2  # how far branches that are run one by one may be from those of a batch, relative
 Denoise = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+MAIN = "scheduler"
 
 
 class Enough(BaseException):
@@ -36,7 +38,8 @@ class Stage:
     """A pipeline, its bare denoisers, and every run of them. A Pipe owns one; hooks come from whoever runs it.
 
     denoisers: by component; more than one where experts share the noise levels. component, denoiser: the main one.
-    parts: the elements of each part that one turn of the loop moves, in one row; known once the pipeline was entered.
+    parts: the elements of each part that one turn of the loop moves, in one row, and steppers: the component that steps
+    it; known once the pipeline was entered.
 
     A denoiser called with several branches in one batch (guidance: [unconditional; conditional]) is called once a
     branch instead, in rollouts and in replay alike: then a branch can do without a graph, and the log-ratio is still
@@ -54,6 +57,8 @@ class Stage:
         self.calls = 0
         self.active = self.component  # the denoiser that was asked last
         self.parts: tuple[int, ...] = ()
+        self.steppers: tuple[str, ...] = (MAIN,)
+        self.stepping = MAIN  # the scheduler that stepped last
         self.entered = 0  # the first of the scheduler's times that the last run used
         self._enter = enter
         self._text = TextMemo(pipeline)
@@ -63,6 +68,7 @@ class Stage:
             module for each in self.denoisers.values() for module in each.modules() if hasattr(module, "processor")
         ]
         self._row_axes: dict[Place, int | None] | None = None  # None: branches cannot be cut apart
+        self.shares_noise = False  # whether a batch is drawn by the generator of its first row
         self._form = AnswerForm(type(self.denoiser).__name__)
         self._proven = False  # whether cut branches were compared with those of a whole batch
 
@@ -77,23 +83,26 @@ class Stage:
 
         An argument `component.attribute` is set on that component for as long as the run lasts.
         """
-        scheduler = self.pipeline.scheduler
+        schedulers = {name: getattr(self.pipeline, name) for name in scheduler_names(self.pipeline)}
         begun: list[bool] = []
 
         # Pipelines look for arguments of these two by name, so the hooks keep their signatures. As a method the step
         # belongs to the copies, too, that a pipeline makes of its scheduler.
-        @functools.wraps(type(scheduler).step)
-        def scheduler_step(this: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-            from diffusers.schedulers.scheduling_utils import SchedulerOutput
+        def step_of(name: str) -> Callable[..., Any]:
+            @functools.wraps(type(schedulers[name]).step)
+            def scheduler_step(this: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+                from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-            given = named(type(this).step, args, kwargs)
-            if not begun:
-                begun.append(True)
-                self.entered = place_of(this, given["timestep"])
-            moved = step(given["model_output"], given["sample"])  # type: ignore[misc]
-            advance(this, given["timestep"])
-            # Some pipelines decode the x0 estimate that stands second; where a path ends it is x' itself.
-            return SchedulerOutput(prev_sample=moved) if return_dict else (moved, moved)
+                self.stepping, given = name, named(type(this).step, args, kwargs)
+                if not begun:
+                    begun.append(True)
+                    self.entered = place_of(this, given["timestep"])
+                moved = step(given["model_output"], given["sample"])  # type: ignore[misc]
+                advance(this, given["timestep"])
+                # Some pipelines decode the x0 estimate that stands second; where a path ends it is x' itself.
+                return SchedulerOutput(prev_sample=moved) if return_dict else (moved, moved)
+
+            return scheduler_step
 
         def forward_of(name: str) -> Callable[..., Any]:
             @functools.wraps(self._forwards[name])
@@ -117,7 +126,8 @@ class Stage:
                 for name, module in self.denoisers.items():
                     stack.enter_context(attribute(module, "forward", forward_of(name)))
             if step is not None:
-                stack.enter_context(attribute(scheduler, "step", types.MethodType(scheduler_step, scheduler)))
+                for name, scheduler in schedulers.items():
+                    stack.enter_context(attribute(scheduler, "step", types.MethodType(step_of(name), scheduler)))
             for hook in hooks:
                 stack.enter_context(hook)
             attention = [(module, module.processor) for module in self._attention]
@@ -130,8 +140,8 @@ class Stage:
                     module.processor = processor
 
     def learn_batching(self, calls: Sequence[Mapping[str, Any]]) -> None:
-        """Find the row axis of the denoiser's arguments: what doubles from a call of one row to a call of two. With one
-        call alone it is only tried.
+        """Find the row axis of the denoiser's arguments: what doubles from a call of one row to a call of two, of one
+        prompt and seed. With one call alone it is only tried.
 
         Raises UsageError where rows are mixed.
         """
@@ -152,6 +162,7 @@ class Stage:
                 " policy.batch_size to 1"
             )
         self._row_axes = axes
+        self.shares_noise = not _rows_alike(seen[1])
 
     def branches(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> int:
         """How many branches of `rows` rows a denoiser call holds."""
@@ -176,6 +187,7 @@ class Stage:
         """At which of the scheduler's times a call of one row enters, and its x (1,*L) there, or the first part of it.
         Only blanks are run, to the end of the first turn."""
         first: list[Tensor] = []
+        steppers: list[str] = []
 
         def denoise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if first:
@@ -184,11 +196,12 @@ class Stage:
 
         def step(out: Tensor, sample: Tensor) -> Tensor:
             first.append(sample.clone())
+            steppers.append(self.stepping)
             return sample
 
         with torch.no_grad():
             self.run({**call, "output_type": "latent"}, denoise, step)
-        self.parts = tuple(x.numel() for x in first)
+        self.parts, self.steppers = tuple(x.numel() for x in first), tuple(steppers)
         return self.entered, first[0]
 
     @property
@@ -281,6 +294,20 @@ class Stage:
     def blank(self, rows: int) -> Tensor:
         """Zeros in the place of one branch of `rows` rows."""
         return self._form.zeros(rows)
+
+
+def _rows_alike(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+    """Whether a denoiser is given the same latents for two rows of one seed."""
+    args, kwargs = arguments
+    latent = args[0] if args else next(iter(kwargs.values()))
+    rows = latent if isinstance(latent, Tensor) else torch.stack(list(latent))
+    return torch.allclose(rows[0].float(), rows[1].float(), rtol=1e-3, atol=1e-3)
+
+
+def scheduler_names(pipeline: Any) -> list[str]:
+    """The schedulers that it may step with, the main one first: some step sound by one of its own."""
+    others = {name: part for name, part in pipeline.components.items() if name.endswith(f"_{MAIN}")}
+    return [MAIN, *(name for name, part in others.items() if part is not None and is_flow(part))]
 
 
 def _denoiser_names(pipeline: Any) -> list[str]:

@@ -26,7 +26,7 @@ def prompts(name: str) -> list[Prompt]:
 
 
 def settings(name: str, **more: Any) -> PolicySettings:
-    steps: dict[str, Any] = {"steps": 4, "kernel": "flow-sde"}
+    steps: dict[str, Any] = {"steps": 4, "kernel": "cps"}
     if not HEARD[name].flow:
         steps = {"steps": 5, "kernel": "ddim", "window": 3, "window_start": (1, 2)}
     sampler = Sampler(**{**steps, **more.pop("sampler", {})})

@@ -87,15 +87,15 @@ AUDIO_LDM_2 = {
     "vocoder": text_model(
         "SpeechT5HifiGan", "SpeechT5HifiGanConfig", model_in_dim=8, sampling_rate=SOUND_RATE, upsample_rates=[2, 2],
         upsample_initial_channel=16, upsample_kernel_sizes=[4, 4], resblock_kernel_sizes=[3],
-        resblock_dilation_sizes=[[1, 3, 5]], normalize_before=False,
+        resblock_dilation_sizes=[[1, 3, 5]], normalize_before=False, initializer_range=0.3,
     ),
 }
 STABLE_AUDIO_3 = {
-    "vae": part(
+    "vae": trained(part(
         "AutoencoderSAME", audio_channels=1, patch_size=4, encoder_channels=8, encoder_c_mults=[1], encoder_strides=[2],
         encoder_transformer_depths=[1], latent_dim=4, use_differential_attention=False, dim_heads=4, ff_mult=1,
         sampling_rate=SOUND_RATE,
-    ),
+    )),
     **text(t5_text, letter_tokenizer),
     "duration_embedder": of_class(
         "pipelines.stable_audio_3", "StableAudio3DurationEmbedder", output_dim=WIDTH, fourier_dim=8,
@@ -115,7 +115,7 @@ SOUNDS = {
 RESOUNDING = {
     "stable-audio-3-a2a": Family(
         "StableAudio3AudioToAudioPipeline", STABLE_AUDIO_3, flow=True,
-        call={"duration": 0.01, "init_noise_level": 0.8},
+        call={"duration": 0.01, "init_noise_level": 0.8, "logsnr_min": -2.0},
     ),
 }
 
