@@ -35,10 +35,10 @@ class DataSettings(BaseModel):
     prompts: str
     """A .txt file, one prompt a line, or a .jsonl file, one `{"prompt": str, "facts": {...}}` a line, with a picture
     file under `image` (or a list of two, the first and the last frame), a clip under `video`, or a sound under `audio`,
-    where the method or the model takes one (in the .jsonl's folder or below). Or a folder of clips, each with its prompt in a .txt of the
-    same name, or a metadata.jsonl. Or pairs of which one is preferred, for methods that learn from them without a
-    reward: a file, one `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the
-    answers themselves, texts or lists of messages), a folder with one, or a dataset's id."""
+    where the method or the model takes one (in the .jsonl's folder or below). Or a folder of clips, each with its
+    prompt in a .txt of the same name, or a metadata.jsonl. Or pairs of which one is preferred, for methods that learn
+    from them without a reward: a file, one `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a
+    language model the answers themselves, texts or lists of messages), a folder with one, or a dataset's id."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts of one training step, over all ranks together."""
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from genalign.policy.chunk import Chunk
 from genalign.policy.record import Tape
-from genalign.policy.transition import Path as DiffusionPath
 from genalign.policy.tables import Tables
+from genalign.policy.transition import Path as DiffusionPath
 from genalign.policy.transition import StepTable
 from genalign.types import GenalignError, Media, Prompt, Trajectory, UsageError
 
@@ -82,7 +82,9 @@ def _labels(prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[tuple[str, 
     return [(prompt.text, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
 
 
-def save_rows(path: Path, table: StepTable | Tables, steps: Sequence[int], rows: Chunk, logp: Tensor, labels: Any) -> None:
+def save_rows(
+    path: Path, table: StepTable | Tables, steps: Sequence[int], rows: Chunk, logp: Tensor, labels: Any
+) -> None:
     """Write one micro-batch's recorded steps. labels: [prompt text, seed] of each row.
 
     Raises:

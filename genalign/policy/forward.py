@@ -143,9 +143,8 @@ def check_one_schedule(pipe: Pipe) -> None:
     """Raises UsageError where parts of the latents walk schedules of their own, for then they are at several times."""
     if len(set(pipe.stage.steppers)) > 1:
         raise UsageError(
-            f"{pipe.name} steps its media by schedules of their own ({', '.join(pipe.stage.steppers)}), so they are at no"
-            " one time of the forward process; take a method that replays rollouts (grpo, dpok, d3po ...), or leave"
-            f" {pipe.stage.steppers[-1]} out of the pipeline"
+            f"{pipe.name} steps its media by schedules of their own ({', '.join(pipe.stage.steppers)}), so they are"
+            " at no one time of the forward process; take a method that replays rollouts (grpo, dpok, d3po ...)"
         )
 
 

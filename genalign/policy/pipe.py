@@ -37,8 +37,8 @@ class Pipe:
     __call__, the Calls that make the arguments of such a run, and the Tracks that read its output.
 
     pipeline: with its own scheduler where plain sampling by that is the ODE, else with kernel_scheduler.
-    kernel_scheduler: whose time grid the kernels walk, and kernel_schedulers: those of all that it steps with. like: what stands for prompts where only decoding is wanted; the
-    last prompt that brought an image, since that may set the size.
+    kernel_scheduler: whose time grid the kernels walk, and kernel_schedulers: those of all that it steps with. like:
+    what stands for prompts where only decoding is wanted; the last prompt that brought media, which may set the size.
 
     Raises UsageError where the pipeline cannot be aligned.
     """
@@ -147,8 +147,8 @@ class Pipe:
         return self.kernel_schedulers[MAIN]
 
     def table(self, entry: int, kernel: Kernel, noise: float, block: int = 1) -> StepTable | Tables:
-        """The steps that the pipeline takes from `entry` on, once its schedulers know their times; of each part its own,
-        where a scheduler of its own steps it."""
+        """The steps that the pipeline takes from `entry` on, once its schedulers know their times; of each part its
+        own, where a scheduler of its own steps it."""
         paths = {name: path_of(getattr(self.pipeline, name)) for name in dict.fromkeys(self.stage.steppers)}
         placed = {name: self.placed(path, entry) for name, path in paths.items()}
         tables = {name: step_table(path, kernel, noise, block) for name, path in placed.items()}
@@ -245,11 +245,6 @@ class Pipe:
                 f"{self.name} does not run with {type(self.pipeline.scheduler).__name__} and policy.call"
                 f" {self.settings.call}{f', or not without {reads} beside the text' if reads else ''}: {error}"
             ) from error
-        if self.stage.shares_noise and self.settings.batch_size > 1:
-            raise UsageError(
-                f"{self.name} draws all rows of a batch with one generator, so that what a seed gives depends on its"
-                " neighbours; set policy.batch_size to 1"
-            )
         self._looked = True
 
     def _trial(self, prompt: Prompt, counts: Sequence[int]) -> Exception | None:

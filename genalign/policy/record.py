@@ -89,7 +89,9 @@ class Recorder:
             self._take(table, i, *whole)
         return moved
 
-    def _take(self, table: StepTable | Tables, i: int, out: Tensor, sample: Tensor, moved: Tensor, mean: Tensor) -> None:
+    def _take(
+        self, table: StepTable | Tables, i: int, out: Tensor, sample: Tensor, moved: Tensor, mean: Tensor
+    ) -> None:
         """Keep what replay needs of a step, (R,*L) each."""
         noisy = i in table.stochastic
         if noisy or self.keep:

@@ -13,6 +13,7 @@ import torch
 
 from genalign.policy.hooks import attribute
 from genalign.policy.settings import Sampler
+from genalign.policy.tables import Tables
 from genalign.policy.transition import Path, Prediction, StepTable, flow_path, kernel_rows, preserving_path
 from genalign.policy.walk import STEPS, is_flow, path_of, walk
 from genalign.types import UsageError, sample_seed
@@ -87,7 +88,7 @@ def check_kernel(scheduler: Any, sampler: Sampler) -> None:
     kernel_rows(path, sampler.kernel, sampler.noise)
 
 
-def windowed(table: StepTable, sampler: Sampler, seed: int) -> StepTable:
+def windowed(table: StepTable | Tables, sampler: Sampler, seed: int) -> StepTable | Tables:
     """The table with the sampler's window, its start drawn by the rollout's seed."""
     width = sampler.window
     if width is None:

@@ -68,7 +68,6 @@ class Stage:
             module for each in self.denoisers.values() for module in each.modules() if hasattr(module, "processor")
         ]
         self._row_axes: dict[Place, int | None] | None = None  # None: branches cannot be cut apart
-        self.shares_noise = False  # whether a batch is drawn by the generator of its first row
         self._form = AnswerForm(type(self.denoiser).__name__)
         self._proven = False  # whether cut branches were compared with those of a whole batch
 
@@ -140,8 +139,8 @@ class Stage:
                     module.processor = processor
 
     def learn_batching(self, calls: Sequence[Mapping[str, Any]]) -> None:
-        """Find the row axis of the denoiser's arguments: what doubles from a call of one row to a call of two, of one
-        prompt and seed. With one call alone it is only tried.
+        """Find the row axis of the denoiser's arguments: what doubles from a call of one row to a call of two. With one
+        call alone it is only tried.
 
         Raises UsageError where rows are mixed.
         """
@@ -162,7 +161,6 @@ class Stage:
                 " policy.batch_size to 1"
             )
         self._row_axes = axes
-        self.shares_noise = not _rows_alike(seen[1])
 
     def branches(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> int:
         """How many branches of `rows` rows a denoiser call holds."""
@@ -294,14 +292,6 @@ class Stage:
     def blank(self, rows: int) -> Tensor:
         """Zeros in the place of one branch of `rows` rows."""
         return self._form.zeros(rows)
-
-
-def _rows_alike(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
-    """Whether a denoiser is given the same latents for two rows of one seed."""
-    args, kwargs = arguments
-    latent = args[0] if args else next(iter(kwargs.values()))
-    rows = latent if isinstance(latent, Tensor) else torch.stack(list(latent))
-    return torch.allclose(rows[0].float(), rows[1].float(), rtol=1e-3, atol=1e-3)
 
 
 def scheduler_names(pipeline: Any) -> list[str]:

@@ -29,8 +29,8 @@ PLURAL = {"image": "images", "video": "videos", "audio": "sounds"}
 FIELDS = {"image": "image", "frame": "video", "video": "video", "audio": "audio", "sound": "audio"}
 RATES = ("output_sampling_rate", "sampling_rate", "sample_rate")  # a vocoder may read one rate and write another
 FRAME_RATES = ("frame_rate", "fps")
-# What the rows that a prompt brings of a medium are given as, in this order, by a pipeline that has the argument: of two
-# pictures the last frame is the second.
+# What the rows that a prompt brings of a medium are given as, in this order, where the pipeline has the argument: of
+# two pictures the second is the last frame.
 ARGUMENTS = {
     "image": ("image", "last_image"),
     "video": ("video",),
@@ -210,7 +210,7 @@ class Tracks:
         return " or ".join(words[medium] for medium in taken)
 
     def as_input(self, row: Tensor) -> Media:
-        """An image (3,H,W), a video (F,3,H,W) or else its first frame, or a sound (C,N), as a prompt brings it along."""
+        """An image (3,H,W), a video (F,3,H,W) or else its first frame, or a sound (C,N), as a prompt brings it."""
         if row.ndim == 2:
             return Media(audio=Track(row[None], self.sound_rate))
         if row.ndim == 3:

@@ -100,6 +100,7 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
         method = recipe.method.build_on(replace(data.pairs, rows_together=recipe.policy.batch_size))
     else:
         method = method_of(recipe.method, folder)
+    _check_policy(recipe, made)
     _check_weights(method, recipe, made)
     _check_noise(method, recipe, made)
     reward = None if recipe.reward is None else _reward(recipe.reward, folder, made, data)
@@ -195,6 +196,15 @@ def _reward(spec: str | dict[str, Any], folder: Path, made: Set[str], prompts: P
     reward = build_reward(spec, folder)
     check_needs(reward, {"prompt", *made, *(f"facts.{name}" for name in prompts.facts())})
     return reward if isinstance(reward, Runner) else Runner(reward)
+
+
+def _check_policy(recipe: Recipe, made: Set[str]) -> None:
+    """Refuse a setting of denoisers that a language model would not read."""
+    if recipe.policy.gradient_checkpointing and made == {"text"}:
+        raise UsageError(
+            f"policy.gradient_checkpointing is of denoisers, but {recipe.policy.model} writes text; leave it out, and"
+            " lower policy.batch_size to save memory"
+        )
 
 
 def _check_weights(method: Method, recipe: Recipe, made: Set[str]) -> None:

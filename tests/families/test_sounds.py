@@ -96,7 +96,7 @@ def test_what_is_drawn_depends_on_the_sound_that_is_brought() -> None:
     of, _ = rolled("stable-audio-3-a2a")
     one, other = prompts("stable-audio-3-a2a")
     drawn = of.clean(of.rollout([one, replace(one, media=other.media)], 1, seed=[7, 7]))
-    assert (drawn[0] - drawn[1]).abs().max() > 0.01
+    assert (drawn[0] - drawn[1]).abs().max() > 1e-3
 
 
 def test_a_sound_at_another_rate_and_of_more_channels_is_read_at_the_pipelines() -> None:
