@@ -65,6 +65,15 @@ def test_an_adapter_draws_the_same_in_plain_diffusers(name, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", HEARD)
+def test_samples_of_a_batch_are_what_they_are_alone(name) -> None:
+    of, _ = rolled(name)
+    together = of.generate(prompts(name), [7, 8])["audio"].data
+    for row, prompt in enumerate(prompts(name)):
+        alone = of.generate([prompt], [7 + row])["audio"].data[0]
+        torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", HEARD)
 def test_a_grpo_step_and_a_flow_dpo_step_move_the_denoiser(name) -> None:
     of = made(name)
     optimizer = torch.optim.SGD(of.parameter_groups(), lr=0.01)
