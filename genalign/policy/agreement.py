@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genalign.policy.pipe import Pipe
-from genalign.policy.tape import MAIN
+from genalign.policy.schedule import MAIN
 from genalign.policy.turn import Turn
 from genalign.policy.walk import stored_dtype
 from genalign.types import GenalignError, Prompt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,18 @@ from torch import Tensor, nn
 from genalign.policy.attention import use_attention
 from genalign.policy.call import Calls
 from genalign.policy.recompute import recompute_blocks
-from genalign.policy.schedule import check_kernel, is_deterministic_one_step, one_step, only, replaces_step
+from genalign.policy.schedule import (
+    MAIN,
+    all_only,
+    check_kernel,
+    is_deterministic_one_step,
+    one_step,
+    replaces_step,
+    scheduler_names,
+)
 from genalign.policy.settings import Kernel, PolicySettings
 from genalign.policy.tables import Tables
-from genalign.policy.tape import MAIN, Denoise, Stage, Step, scheduler_names
+from genalign.policy.tape import Denoise, Stage, Step
 from genalign.policy.tracks import Tracks
 from genalign.policy.transition import Path, StepTable, step_table
 from genalign.policy.walk import is_flow, path_of
@@ -167,17 +175,10 @@ class Pipe:
         number of steps -> which one; seen: called with the path and that step."""
         entry = self.entry(steps)
 
-        @contextmanager
-        def hook() -> Iterator[None]:
-            with ExitStack() as stack:
-                for name, scheduler in self.kernel_schedulers.items():
-                    stack.enter_context(only(scheduler, pick, times + entry, look if name == MAIN else None))
-                yield
-
         def look(path: Path, step: int) -> None:
             seen(self.placed(path, 0), step)
 
-        return hook()
+        return all_only(self.kernel_schedulers, pick, times + entry, look)
 
     def parts(self, rows: int) -> list[slice]:
         """The rows of each micro-batch."""

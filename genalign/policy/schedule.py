@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, get_args
 
 import torch
@@ -18,8 +18,15 @@ from genalign.policy.transition import Path, Prediction, StepTable, flow_path, k
 from genalign.policy.walk import STEPS, is_flow, path_of, walk
 from genalign.types import UsageError, sample_seed
 
+MAIN = "scheduler"
 NO_SIGNAL = 1e-6  # abar; some schedulers put 2^-24 in the place of 0
 PREDICTIONS = [kind for kind in get_args(Prediction) if "velocity" not in kind]
+
+
+def scheduler_names(pipeline: Any) -> list[str]:
+    """The schedulers that it may step with, the main one first: some step sound by one of its own."""
+    others = {name: part for name, part in pipeline.components.items() if name.endswith(f"_{MAIN}")}
+    return [MAIN, *(name for name, part in others.items() if part is not None and is_flow(part))]
 
 
 def one_step(scheduler: Any) -> Any:
@@ -102,6 +109,17 @@ def windowed(table: StepTable | Tables, sampler: Sampler, seed: int) -> StepTabl
             f" noise; stochastic steps of {sampler.kernel} are {sorted(noisy)}"
         )
     return table.window(starts[sample_seed(seed, -1, 0) % len(starts)], width)
+
+
+@contextmanager
+def all_only(
+    schedulers: Mapping[str, Any], pick: Callable[[int], int], times: int, seen: Callable[[Path, int], None]
+) -> Iterator[None]:
+    """The same time, by its number, of every scheduler of a pipeline; `seen` learns which of the main one."""
+    with ExitStack() as stack:
+        for name, scheduler in schedulers.items():
+            stack.enter_context(only(scheduler, pick, times, seen if name == MAIN else None))
+        yield
 
 
 @contextmanager

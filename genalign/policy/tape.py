@@ -20,14 +20,13 @@ from genalign.policy.answer import AnswerForm
 from genalign.policy.branching import Place, part, pick, row_axes
 from genalign.policy.hooks import advance, attribute, lasting_weights, named, place_of
 from genalign.policy.memo import EncoderMemo
+from genalign.policy.schedule import MAIN, scheduler_names
 from genalign.policy.text import TextMemo
-from genalign.policy.walk import is_flow
 from genalign.types import UsageError
 
 Step = Callable[[Tensor, Tensor], Tensor]  # (guided output, x) -> x'
 CUT, CUT_HALF = 3e-3, 5e-2  # how far branches that are run one by one may be from those of a batch, relative
 Denoise = Callable[[tuple[Any, ...], dict[str, Any]], Any]
-MAIN = "scheduler"
 
 
 class Enough(BaseException):
@@ -292,12 +291,6 @@ class Stage:
     def blank(self, rows: int) -> Tensor:
         """Zeros in the place of one branch of `rows` rows."""
         return self._form.zeros(rows)
-
-
-def scheduler_names(pipeline: Any) -> list[str]:
-    """The schedulers that it may step with, the main one first: some step sound by one of its own."""
-    others = {name: part for name, part in pipeline.components.items() if name.endswith(f"_{MAIN}")}
-    return [MAIN, *(name for name, part in others.items() if part is not None and is_flow(part))]
 
 
 def _denoiser_names(pipeline: Any) -> list[str]:

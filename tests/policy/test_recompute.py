@@ -22,8 +22,8 @@ CHOSEN = {
 }
 
 
-def gradients(name: str, again: bool) -> tuple[Tensor, int]:
-    """Those of one update, and how often blocks of the denoiser ran."""
+def policy(name: str, again: bool) -> DiffusionPolicy:
+    """One with an adapter that does something."""
     family = CHOSEN[name]
     of = DiffusionPolicy(
         family.build(),
@@ -41,8 +41,13 @@ def gradients(name: str, again: bool) -> tuple[Tensor, int]:
         for layer, p in of.named_trainable().items():
             if "lora_B" in layer:
                 p.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    return of
+
+
+def gradients(name: str, again: bool) -> tuple[Tensor, int]:
+    """Those of one update, and how often blocks of the denoiser ran."""
+    of, ran = policy(name, again), [0]
     trajectory = of.rollout(PROMPTS[:1], 2, seed=0)
-    ran = [0]
     for denoiser in of._stage.denoisers.values():
         # Attention blocks, which every denoiser here computes again.
         for module in denoiser.modules():
@@ -61,6 +66,18 @@ def test_gradients_are_the_same_bit_for_bit_and_blocks_run_again(name) -> None:
     assert bool(kept.any())
     assert torch.equal(kept, computed)
     assert more > once
+
+
+def test_sampling_is_differentiated_through_blocks_that_are_computed_again() -> None:
+    """Beside the recomputation of whole denoiser calls, which contain them."""
+    found = []
+    for again in (False, True):
+        of = policy("wan-2-2", again)
+        media = of.generate_with_grad(PROMPTS[:1], [0], grad_steps=2)
+        media["video"].data.square().mean().backward()
+        found.append(torch.cat([p.grad.flatten() for p in of.named_trainable().values() if p.grad is not None]))
+    assert bool(found[0].any())
+    assert torch.equal(*found)
 
 
 def test_what_changes_between_the_two_passes_is_found_out() -> None:

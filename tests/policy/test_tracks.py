@@ -130,9 +130,13 @@ def test_a_clip_reaches_the_autoencoder_in_its_range_and_axes() -> None:
     waves = torch.rand(1, 2, 6)
     assert torch.equal(sound.values(list(waves), (4,), 3), waves[..., :4])
     assert torch.equal(sound.values(list(waves), (8,), 3)[..., 6:], torch.zeros(1, 2, 2))
-    both = Tracks(pipeline(plain, components={"vocoder": oobleck()}, video_processor=VideoProcessor()), {}, 16.0)
-    with pytest.raises(UsageError, match="makes videos and sounds at once, which cannot be encoded"):
-        both.encodable(Media(video=Track(clips, 16.0)))
+    for name, sentence in (
+        ("vae", "makes videos and sounds at once, which cannot be encoded"),
+        ("vocoder", "makes sound of spectrograms by a vocoder"),
+    ):
+        both = Tracks(pipeline(plain, components={name: oobleck()}, video_processor=VideoProcessor()), {}, 16.0)
+        with pytest.raises(UsageError, match=sentence):
+            both.encodable(Media(video=Track(clips, 16.0)))
 
 
 def test_an_autoencoder_of_images_makes_no_sound_and_an_unknown_field_is_one_sentence() -> None:
