@@ -25,8 +25,8 @@ from genalign.types import Guide, Media, Prompt, Steps, Trajectory, UsageError, 
 
 
 class DiffusionPolicy:
-    """A pipeline that draws images, videos or sound from text, or from text and an image, and whose denoisers carry a
-    trained LoRA.
+    """A pipeline that draws images, videos or sound from text, or from text and any of these, and whose denoisers carry
+    a trained LoRA.
 
     Latents, means, log-densities and KL are computed in at least float32; x' is rounded to the dtype the pipeline keeps
     latents in before it is scored. Every row draws from its own CPU generator, so neither batch nor world size changes

@@ -84,6 +84,7 @@ class OneTime:
     def run(self, call: Mapping[str, Any]) -> tuple[Tensor, Tensor, tuple[float, float]]:
         """(out, target) in float32 or wider, and the shares."""
         grid = self.pipe.at_one_time(lambda steps: int(self.at * steps), 2, self._seen, call["num_inference_steps"])
+        check_one_schedule(self.pipe)
         self.stage.run(call, self._denoise, self._step, grid)
         assert self.out is not None
         assert self.target is not None
@@ -135,6 +136,15 @@ def check_form(pipe: Pipe, clean: Tensor, sample: Tensor) -> None:
         raise UsageError(
             f"clean latents of shape {tuple(clean.shape)}, where {pipe.name} samples {tuple(drawn.shape)}; encode"
             " samples with this policy at the size it draws"
+        )
+
+
+def check_one_schedule(pipe: Pipe) -> None:
+    """Raises UsageError where parts of the latents walk schedules of their own, for then they are at several times."""
+    if len(set(pipe.stage.steppers)) > 1:
+        raise UsageError(
+            f"{pipe.name} steps its media by schedules of their own ({', '.join(pipe.stage.steppers)}), so they are"
+            " at no one time of the forward process; take a method that replays rollouts (grpo, dpok, d3po ...)"
         )
 
 

@@ -102,6 +102,7 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     data = read_prompts(data_path(recipe.data.prompts, folder), kind_of(made), recipe.takes_samples)
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
     method = _on_given(recipe, data, made, form) if recipe.reward is None else method_of(recipe.method, folder)
+    _check_policy(recipe, made)
     _check_weights(method, recipe, made)
     _check_noise(method, recipe, made)
     reward = None if recipe.reward is None else _reward(recipe.reward, folder, made, data)
@@ -224,6 +225,15 @@ def _reward(spec: str | dict[str, Any], folder: Path, made: Set[str], prompts: P
     reward = build_reward(spec, folder)
     check_needs(reward, {"prompt", *made, *(f"facts.{name}" for name in prompts.facts())})
     return reward if isinstance(reward, Runner) else Runner(reward)
+
+
+def _check_policy(recipe: Recipe, made: Set[str]) -> None:
+    """Refuse a setting of denoisers that a language model would not read."""
+    if recipe.policy.gradient_checkpointing and made == {"text"}:
+        raise UsageError(
+            f"policy.gradient_checkpointing is of denoisers, but {recipe.policy.model} writes text; leave it out, and"
+            " lower policy.batch_size to save memory"
+        )
 
 
 def _check_weights(method: Method, recipe: Recipe, made: Set[str]) -> None:

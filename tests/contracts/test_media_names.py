@@ -24,7 +24,7 @@ REASONS = {
     "data/conversations.py": "the key `text` of a message's parts",
     "data/judged.py": "a value that is not a file is text, and bytes are an image",
     "data/preferences.py": "texts stand in the row itself, other samples in files",
-    "data/prompts.py": "the columns `image` and `video` of a prompts file",
+    "data/prompts.py": "the columns `image`, `video` and `audio` of a prompts file",
     "method/forward_preference.py": PAIRS,
     "method/preference.py": PAIRS,
     "method/settings.py": PAIRS,

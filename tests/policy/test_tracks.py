@@ -135,9 +135,13 @@ def test_a_clip_reaches_the_autoencoder_in_its_range_and_axes() -> None:
         UsageError, match="a sound of 16000 samples a second, where MadeOfParts makes 44100; convert it"
     ):
         sound.encodable(Media(audio=Track(waves, 16000.0)))
-    both = Tracks(pipeline(plain, components={"vocoder": oobleck()}, video_processor=VideoProcessor()), {}, 16.0)
-    with pytest.raises(UsageError, match="makes videos and sounds at once, which cannot be encoded"):
-        both.encodable(Media(video=Track(clips, 16.0)))
+    for name, sentence in (
+        ("vae", "makes videos and sounds at once, which cannot be encoded"),
+        ("vocoder", "makes sound of spectrograms by a vocoder"),
+    ):
+        both = Tracks(pipeline(plain, components={name: oobleck()}, video_processor=VideoProcessor()), {}, 16.0)
+        with pytest.raises(UsageError, match=sentence):
+            both.encodable(Media(video=Track(clips, 16.0)))
 
 
 def test_an_autoencoder_of_images_makes_no_sound_and_an_unknown_field_is_one_sentence() -> None:
