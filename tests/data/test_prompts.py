@@ -73,7 +73,7 @@ def test_a_row_brings_a_sound(tmp_path: Path) -> None:
     assert track.rate == 8000.0
     assert np.allclose(track.data[0].numpy(), wave.T, atol=1e-6)
     for wrong, sentence in (
-        (["a.wav"], "'audio' in line 1 of .* is not the name of a sound file"),
+        (["a.wav"], "'audio' in line 1 of .* is not the name of one file"),
         ("b.wav", "b.wav"),
     ):
         file.write_text(json.dumps({"prompt": "a", "audio": wrong}))
@@ -82,7 +82,7 @@ def test_a_row_brings_a_sound(tmp_path: Path) -> None:
     for name in ("1.png", "2.png"):
         Image.new("RGB", (4, 2)).save(tmp_path / name)
     file.write_text(json.dumps({"prompt": "a", "image": ["1.png", "2.png"], "audio": "a.wav"}))
-    with pytest.raises(UsageError, match="two pictures beside a clip or a sound"):
+    with pytest.raises(UsageError, match="two pictures and a clip or a sound"):
         read_prompts(file)
 
 
