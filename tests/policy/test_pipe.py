@@ -235,3 +235,29 @@ def test_an_autoencoder_in_half_precision_takes_its_fast_layout_and_rounds_no_wo
     assert not all(parameter.is_contiguous() for parameter in moved.parameters())
     assert (after - exact).norm() < 1.1 * (before - exact).norm()
     assert (after - exact).norm() < 0.02 * exact.norm()
+
+
+def test_a_run_asks_once_where_the_pipeline_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain diffusers walks all modules each time; the class is afterwards as it was, also where a run fails."""
+    asked = []
+    plain = diffusers.DiffusionPipeline._execution_device
+
+    def counted(self: Any) -> torch.device:
+        asked.append(1)
+        found: torch.device = plain.__get__(self)
+        return found
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "_execution_device", property(counted))
+    policy = made(stable_diffusion(), guidance=1.0)
+    policy.rollout(PROMPTS, 2, 0)
+    policy.generate(PROMPTS, [0, 1])
+    assert len(asked) == 1
+    assert "_execution_device" not in vars(type(policy.pipeline))
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("in the denoiser")
+
+    with pytest.raises(RuntimeError, match="in the denoiser"):
+        policy._stage.run(policy._pipe.call(PROMPTS, [0, 1]), fails, None)
+    assert policy.pipeline._execution_device == torch.device("cpu")
+    assert len(asked) == 2
