@@ -140,7 +140,8 @@ def crop(image: np.ndarray, ground: np.ndarray, box: Box, samples: int = _SIDE) 
     side = max(bottom - top, right - left)
     y, x = (top + bottom) / 2, (left + right) / 2
     grid = (np.arange(samples) - (samples - 1) / 2) / _SIDE * side - 0.5
-    where = np.meshgrid(y + grid, x + grid, indexing="ij")
+    where = np.empty((2, samples, samples))
+    where[0], where[1] = (y + grid)[:, None], x + grid
     planes = [ndimage.map_coordinates(image[..., c], where, order=1, mode="constant", cval=ground[c]) for c in range(3)]
     return np.stack(planes, axis=-1).astype(np.float32)
 

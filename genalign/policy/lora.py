@@ -17,14 +17,16 @@ class LoraLinear(Linear):
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self.disable_adapters or self.merged or args or kwargs:
+        if self.merged or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        (name,) = self.lora_A
-        down = self.lora_A[name].weight.to(x.dtype)  # (rank, in)
-        up = (self.scaling[name] * self.lora_B[name].weight).to(x.dtype)  # (out, rank)
         rows = x.reshape(-1, x.shape[-1])  # copied once where it is part of a larger tensor, and not in each product
-        out: Tensor = self.base_layer(rows)
-        return out.addmm_(rows @ down.T, up.T).view(*x.shape[:-1], out.shape[-1])
+        out: Tensor = self.base_layer(rows)  # under autocast of another dtype than x
+        if not self.disable_adapters:
+            (name,) = self.lora_A
+            narrow = rows @ self.lora_A[name].weight.to(x.dtype).T  # (N, rank)
+            up = self.scaling[name] * self.lora_B[name].weight  # (out, rank)
+            out.addmm_(narrow.to(out.dtype), up.to(out.dtype).T)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def as_one_sum(layer: nn.Module) -> bool:

@@ -68,6 +68,15 @@ def test_half_precision_rounds_no_worse_than_peft() -> None:
     assert layer.lora_B["default"].weight.dtype == torch.float32
 
 
+def test_under_autocast_it_makes_what_peft_makes() -> None:
+    x, (peft, ours) = torch.randn(7, 24), (adapted() for _ in range(2))
+    assert as_one_sum(ours)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, made = peft(x), ours(x)
+    assert made.dtype == torch.bfloat16
+    torch.testing.assert_close(made, theirs.bfloat16(), rtol=2e-2, atol=2e-2)
+
+
 def test_the_reference_is_the_bare_layer_to_the_bit() -> None:
     torch.manual_seed(0)
     model: Any = nn.Sequential(nn.Linear(24, 40))
@@ -79,6 +88,14 @@ def test_the_reference_is_the_bare_layer_to_the_bit() -> None:
         with adapter.weights("reference"):
             assert torch.equal(model(x), bare(x))
         assert not torch.allclose(model(x), bare(x))
+
+
+def test_a_fresh_adapter_is_the_reference_to_the_bit_also_on_part_of_a_tensor() -> None:
+    model: Any = nn.Sequential(nn.Linear(24, 40)).bfloat16()
+    adapter, part = Adapter(model, Lora(rank=4, targets=["0"])), torch.randn(6, 9, 24).bfloat16()[:, 2:7]
+    with adapter.weights("reference"):
+        bare = model(part)
+    assert torch.equal(model(part), bare)
 
 
 def test_layers_of_other_kinds_stay_as_peft_made_them() -> None:
