@@ -275,7 +275,8 @@ def _lay_out(module: nn.Module) -> None:
     They round as well, though not alike: where samples are as plain diffusers' to the bit, in float32, it stays as is.
     """
     held = {(p.device.type, p.dtype.itemsize) for p in module.parameters()}
-    if hasattr(module, "decode") and held == {("cpu", 2)}:
+    dimensions = max((p.ndim for p in module.parameters()), default=0)  # 4 where it convolves pictures, 5 videos
+    if hasattr(module, "decode") and held == {("cpu", 2)} and dimensions == 4:
         module.to(memory_format=torch.channels_last)
 
 
