@@ -101,7 +101,8 @@ class DiffusionPolicy:
         guidance: float | None = None,
         steps: int | None = None,
     ) -> Media:
-        """The same image as plain diffusers draws from `torch.Generator().manual_seed(seed)`.
+        """The same image as plain diffusers draws from `torch.Generator().manual_seed(seed)`, in half precision to its
+        rounding.
 
         With the pipeline's own scheduler where that is a deterministic one-step one, else with the Euler or DDIM step
         on its schedule. None: guidance and steps of the sampler.

@@ -81,6 +81,7 @@ class Pipe:
         for module in pipeline.components.values():
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
+                _lay_out(module)
         pipeline.set_progress_bar_config(disable=True)
         for denoiser in self.stage.denoisers.values():
             use_attention(denoiser, settings.attention)
@@ -307,6 +308,17 @@ class Pipe:
             return math.inf
         finally:
             self.stage.calls = before  # a probe is not what anything costs
+
+
+def _lay_out(module: nn.Module) -> None:
+    """Hold an autoencoder in half precision on a CPU channels last, which its kernels take two thirds of the time for.
+
+    They round as well, though not alike: where samples are as plain diffusers' to the bit, in float32, it stays as is.
+    """
+    held = {(p.device.type, p.dtype.itemsize) for p in module.parameters()}
+    dimensions = max((p.ndim for p in module.parameters()), default=0)  # 4 where it convolves pictures, 5 videos
+    if hasattr(module, "decode") and held == {("cpu", 2)} and dimensions == 4:
+        module.to(memory_format=torch.channels_last)
 
 
 def _unit(first: Tensor, scale: float) -> float:

@@ -68,6 +68,7 @@ class Stage:
         ]
         self._row_axes: dict[Place, int | None] | None = None  # None: branches cannot be cut apart
         self._form = AnswerForm(type(self.denoiser).__name__)
+        self._computes: tuple[torch.device, torch.device] | None = None  # where the denoiser is, and the pipeline then
         self._proven = False  # whether cut branches were compared with those of a whole batch
 
     def run(
@@ -111,6 +112,8 @@ class Stage:
             return forward
 
         with ExitStack() as stack:
+            if hasattr(type(self.pipeline), "_execution_device"):
+                stack.enter_context(attribute(type(self.pipeline), "_execution_device", self._device()))
             stack.enter_context(self._text.active())
             stack.enter_context(self._encoders.active())
             for place in [name for name in call if "." in name]:
@@ -136,6 +139,14 @@ class Stage:
             finally:  # a run that is left early may leave its own kind of attention in the denoiser
                 for module, processor in attention:
                     module.processor = processor
+
+    def _device(self) -> torch.device:
+        """Where the pipeline computes: a property of it that walks all modules of all its components whenever it is
+        asked, a few times a run. Here it is asked again where the denoiser has moved."""
+        at = next(self.denoiser.parameters()).device
+        if self._computes is None or self._computes[0] != at:
+            self._computes = at, self.pipeline._execution_device
+        return self._computes[1]
 
     def learn_batching(self, calls: Sequence[Mapping[str, Any]]) -> None:
         """Find the row axis of the denoiser's arguments: what doubles from a call of one row to a call of two. With one
