@@ -277,7 +277,7 @@ def test_no_prompt_is_in_both_parts():
     """Invariant 34."""
     group = torch.arange(100) % 13
     lesson = PreferenceData(torch.zeros(1, 1), group, group, group.float(), group, group)
-    learn, exam = split(lesson, 0.3, 0)
+    (learn,), (exam,) = split([lesson], 0.3, 0)
     assert not set(learn.group.tolist()) & set(exam.group.tolist())
     assert len(learn) + len(exam) == 100
     assert len(set(exam.group.tolist())) == 4
