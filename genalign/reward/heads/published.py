@@ -61,6 +61,12 @@ PRESETS: dict[str, Preset] = {
         *("MIT", 3.9, "exp(logit_scale) cos, about 18 to 24"),
         files={"yuvalkirstain/PickScore_v1": ("model.safetensors", "config.json"), CLIP_H: SEEN},
     ),
+    "clip-delta": Preset(
+        "genalign.reward.heads.clip_delta:ClipDelta",
+        {"model": "yuvalkirstain/PickScore_v1", "processor": CLIP_H},
+        *("MIT", 3.9, "about 0 of an unchanged clip, at most about 1"),
+        files={"yuvalkirstain/PickScore_v1": ("model.safetensors", "config.json"), CLIP_H: SEEN},
+    ),
     "hpsv2.1": Preset(
         "genalign.reward.heads.clips:OpenClipWeights",
         {"arch": "ViT-H-14", "file": "HPS_v2.1_compressed.safetensors", "resize_mode": "longest"},
