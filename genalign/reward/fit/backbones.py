@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import zlib
@@ -20,7 +21,7 @@ from genalign.data.judged import Kind
 from genalign.files.untrusted import check_model
 from genalign.reward.base import digest, resolve_model, tensor_rows, texts, weights_digest
 from genalign.reward.fit.moving import clip_features, read_frames
-from genalign.reward.heads.clip import ClipReward
+from genalign.reward.heads.clip import REMEMBERED, ClipReward
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
 from genalign.reward.template import check_template, fill_text, places
 from genalign.types import Media, Prompt, Track, UsageError
@@ -115,6 +116,7 @@ class ClipFeatures:
         self.clip = ClipReward(model, batch_size=settings.batch_size)
         self.prompt, self.reads = settings.prompt, reads
         self.motion, self.words = settings.motion, settings.words
+        self._clips: dict[str | None, Tensor] = {}
         self.needs = frozenset({reads, *(["prompt"] if settings.prompt else [])})
 
     @property
@@ -128,29 +130,39 @@ class ClipFeatures:
         return 2 * self.clip.read([""]).shape[1] + self.words if self.prompt else 0
 
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
-        v, moving = self._watch(media["video"]) if self.reads == "video" else (self._see(media), [])
+        watched = self._watched(media["video"]) if self.reads == "video" else self._see(media)
         if not self.prompt:
-            return torch.cat([v, *moving], 1)
-        t = F.normalize(self.clip.read(texts(prompts), v.device), dim=1)
-        words = [word_counts(texts(prompts), self.words).to(v.device)] if self.words else []
-        return torch.cat([v, *moving, t, v * t, *words], 1)
+            return watched
+        t = F.normalize(self.clip.read(texts(prompts), watched.device), dim=1)
+        words = [word_counts(texts(prompts), self.words).to(t.device)] if self.words else []
+        return torch.cat([watched, t, watched[:, : t.shape[1]] * t, *words], 1)
 
     def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]:
         return self.clip.cut(texts(prompts)) if self.prompt else [False] * len(prompts)
 
-    def _watch(self, track: Track) -> tuple[Tensor, list[Tensor]]:
-        """v (B,E) of videos, and what is known of their motion, (B,...) each."""
+    def _watched(self, track: Track) -> Tensor:
+        """(B,...) of videos. Those of levels, as files have them, are watched once, however many prompts they have."""
+        keys = [_clip_key(held, track.rate_of(row)) for row, held in enumerate(track.held)]
+        fresh = [row for row, key in enumerate(keys) if key is None or key not in self._clips]
+        new = dict(zip(fresh, self._watch(track.select(fresh)), strict=True)) if fresh else {}
+        rows = [new[row] if row in new else self._clips[keys[row]] for row in range(len(keys))]
+        self._clips |= {keys[row]: values for row, values in new.items() if keys[row] is not None}
+        while len(self._clips) > REMEMBERED:
+            self._clips.pop(next(iter(self._clips)))
+        return torch.stack(rows)
+
+    def _watch(self, track: Track) -> Tensor:
         shown = [track.row(row, nearest_frames(len(held), track.rate_of(row))) for row, held in enumerate(track.held)]
         alike = len({frames.shape[1:] for frames in shown}) == 1
         seen = self._see(Media(image=Track(torch.cat(shown) if alike else [each for row in shown for each in row])))
         by_row = seen.split([len(frames) for frames in shown])
         v = torch.stack([rows.mean(0) for rows in by_row])
         if not self.motion:
-            return v, []
+            return v
         moving = []
         for row, held in enumerate(track.held):
             moving.append(clip_features(track.row(row, read_frames(len(held))).float(), len(held)))
-        return v, [torch.stack([rows[-1] - rows[0] for rows in by_row]), torch.stack(moving)]
+        return torch.cat([v, torch.stack([rows[-1] - rows[0] for rows in by_row]), torch.stack(moving)], 1)
 
     def _see(self, media: Media) -> Tensor:
         return F.normalize(self.clip.see(media), dim=1).float()
@@ -299,6 +311,13 @@ def nearest_frames(total: int, rate: float | None, wanted: float = FRAMES) -> li
         return list(range(total))
     count = math.ceil((total - 0.5) / rate * wanted - 1e-9)
     return [math.floor(k * rate / wanted + 0.5 + 1e-9) for k in range(count)]
+
+
+def _clip_key(held: Any, rate: float | None) -> str | None:
+    """What tells a video of levels from others; None of one that may have a gradient."""
+    if not isinstance(held, Tensor) or held.dtype != torch.uint8:
+        return None
+    return f"{hashlib.sha256(held.cpu().numpy().tobytes()).hexdigest()} {tuple(held.shape)} {rate} {held.device}"
 
 
 def word_counts(prompts: Sequence[str], size: int) -> Tensor:
