@@ -137,8 +137,8 @@ Fitted by Bradley-Terry with ties (VideoReward, arXiv 2501.13918) to pairs of re
 training prompts, of which two are right, two differ in one fact, and two have one fault; also compared under captions
 of what the two others show. Never fitted to generated clips, nor to the rule verifier's or the judge's output.
 
-{PROMPTS["heldout"]} other prompts, with held-out combinations of object and motion. With ties: the likeliest of the three
-outcomes is the prediction. ece and brier: of the probability that the first is better, half of a tie's included.
+{PROMPTS["heldout"]} other prompts, with held-out combinations of object and motion. With ties: the likeliest of the
+three outcomes is the prediction. ece, brier: of the probability that the first is better, half of a tie's included.
 
 | aspect | {" | ".join(names)} |
 |{"---|" * (1 + len(names))}

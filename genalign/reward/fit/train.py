@@ -119,9 +119,7 @@ class Fit(BaseModel):
             taker = self.head.kind if personal else self.loss.name
             raise ValueError(f"votes are margins of one reward for all, which does not suit {taker}; drop votes")
         if self.head.kind == "match" and (self.fit.lipschitz or self.loss.name in ("gpm", "yes-no")):
-            raise ValueError(
-                "head match is one number without a slope that is watched; drop fit.lipschitz, gpm, yes-no"
-            )
+            raise ValueError("head match takes neither fit.lipschitz nor the losses gpm and yes-no; drop them")
         if (self.fit.lipschitz or self.loss.centring) and self.loss.name in ("gpm", "yes-no"):
             raise ValueError(f"{self.loss.name} has no number for one sample; drop fit.lipschitz and loss.centring")
         return self

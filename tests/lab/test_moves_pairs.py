@@ -1,0 +1,86 @@
+"""Pairs of moving clips: their verdicts against the rule verifier, their files, and how a reward's calls are counted."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from genalign.data.comparisons import read_comparisons
+from genalign.lab import moves
+from genalign.lab.moves_pairs import (
+    ASPECTS,
+    FAULTS,
+    MISMATCHED,
+    OWN,
+    STRANGE,
+    build_pairs,
+    compared,
+    fault_under,
+    levels_under,
+    six_clips,
+    verdict,
+)
+from genalign.lab.moves_verifier import verify
+from genalign.lab.video_reward import agreement
+from genalign.media.container import load_video
+
+
+def test_verdicts_written_out() -> None:
+    table = {(1, 1): "same", (1, 0): "A", (0, 1): "B", (0, 0): "", (None, 1): "", (0, None): ""}
+    assert {both: verdict(*both) for both in table} == table
+    assert set(OWN.values()) == set(ASPECTS)
+    assert all(levels.count(0) == 1 for _, levels in FAULTS.values())
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_what_a_pair_says_is_what_the_verifier_sees(split: str) -> None:
+    rng, before, seen = np.random.default_rng(3), [], set()
+    for number in range(6):
+        clips = six_clips(number, rng, split)
+        assert split == "heldout" or not any(moves.held_out(clip.facts) for clip in clips)
+        for text, facts, a, b in compared(clips, before, rng):
+            assert text[0] == "a"
+            for clip in (a, b):
+                fault, (quality, motion, shown) = fault_under(facts, clip, clips), levels_under(facts, clip)
+                found = verify(clip.frames, facts)
+                seen.add(fault.partition(" ")[0])
+                if shown == 1 and not fault:
+                    assert (quality, motion, found["whole"][0]) == (1, 1, 1)
+                elif shown == 0 and not clip.fault:
+                    assert found["all_facts"][0] == 0, (text, clip.facts)
+                if fault.startswith(MISMATCHED):
+                    assert found[fault.partition(" ")[2]][0] < 1
+        before = clips[:4]
+    assert {"", MISMATCHED, STRANGE} <= seen
+    assert len(seen & set(FAULTS)) >= 4
+
+
+def test_files_lose_nothing_and_hold_every_verdict(tmp_path: Path) -> None:
+    file = build_pairs(tmp_path, "train", 2)
+    rng = np.random.default_rng((41, False))
+    first = six_clips(0, rng, "train")
+    for clip in first:
+        frames, rate = load_video(tmp_path / clip.name, None)
+        assert rate == 8.0
+        assert np.array_equal(frames.numpy(), np.round(clip.frames * 255).astype(np.uint8))
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    found = read_comparisons(file)
+    for aspect in ASPECTS:
+        assert sum(pair.aspect == aspect for pair in found.pairs) == sum(row[aspect] != "" for row in rows)
+    assert file.read_text().startswith(build_pairs(tmp_path / "again", "train", 1).read_text())
+
+
+def test_agreement_calls_the_likeliest_outcome() -> None:
+    """Rao and Kupper's three probabilities, written out, at k = 3: a tie is likeliest where |lead| is small."""
+    h, lead = np.array([1.0, 0.0, 0.5, 0.5, 1.0]), torch.tensor([4.0, -4.0, 0.1, 3.0, -2.0], dtype=torch.float64)
+    called = []
+    for d in np.exp(lead.numpy()):
+        win, loss = d / (d + 3), 1 / (1 + 3 * d)
+        called.append((1.0, 0.0, 0.5)[int(np.argmax([win, loss, 1 - win - loss]))])
+    assert called == [1.0, 0.0, 0.5, 1.0, 0.0]
+    told = agreement(h, lead, 3.0)
+    assert told["accuracy with ties"] == pytest.approx(3 / 5)
+    assert told["accuracy"] == pytest.approx(2 / 3)
+    assert (told["pairs"], told["tied"]) == (5, 2)
