@@ -1,4 +1,4 @@
-"""Pairs of moving clips: their verdicts against the rule verifier, their files, and how a reward's calls are counted."""
+"""Pairs of moving clips: their verdicts against the rule verifier, their files, and the count of a reward's calls."""
 
 import json
 from pathlib import Path

@@ -115,7 +115,7 @@ PRESETS: dict[str, Preset] = {
         more="`template: prompt_template.py:DETAILED_PROMPT_WITH_SPECIAL_TOKEN`, from github.com/KwaiVGI/VideoAlign",
     ),
     "videoscore2": Preset(
-        "genalign.reward.judge.videoscore:VideoScore2",
+        "genalign.reward.heads.videoscore:VideoScore2",
         {"model": VIDEOSCORE},
         *("Apache-2.0", 16.6, "VQ, TA and PC, each 1 to 5; the total is their mean"),
         files={VIDEOSCORE: (*(f"model-0000{k}-of-00004.safetensors" for k in range(1, 5)), *SEEN)},

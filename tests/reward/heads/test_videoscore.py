@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from genalign.reward import build_reward
-from genalign.reward.judge.videoscore import DIGITS, score_places
+from genalign.reward.heads.videoscore import DIGITS, score_places
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.helpers.tiny_heads import QWEN_CHAT, SPECIAL, VISION, randomise, word_tokenizer
 
