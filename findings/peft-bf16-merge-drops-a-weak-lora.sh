@@ -8,8 +8,7 @@
 # Versions: peft 0.21.2, torch 2.13.0 and 2.14.1.
 # Harm: Deltas of reward fine-tuning are often this small (few steps, low learning rate, KL). The unmerged
 #   adapter has the reward that was measured, the published merged model has lost part of it.
-# genalign: It exports adapters and does not merge. A merge, if one is added, belongs in float32 with an
-#   evaluation of what was written.
+# genalign: It exports adapters; policy.merged measures what rounding keeps of one, and warns.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -75,7 +75,8 @@ class Cell:
         hashed = [self.name, json.dumps(read_yaml(shipped("pipelines", f"{self.recipe}.yaml")), sort_keys=True)]
         hashed += [prompts.digest for prompts in files if prompts] + [reward.version for reward in rewards if reward]
         hashed += [file_digest(path) for path in sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))]
-        for model in (recipe.policy.writer, getattr(recipe.method, "noisy", None)):  # of Parrot, of Flow-NRG
+        more = (recipe.policy.writer, recipe.policy.merged, getattr(recipe.method, "noisy", None))
+        for model in more:  # of Parrot, of ReNO, of Flow-NRG
             weights = sorted(shipped("assets", model).glob("*.safetensors")) if model else []
             hashed += [file_digest(path) for path in weights]
         return hashlib.sha256(json.dumps(hashed).encode()).hexdigest()[:16]

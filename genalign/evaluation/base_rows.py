@@ -41,8 +41,9 @@ def room() -> Path:
 def drawing_digest(models: Sequence[Path], policy: PolicySettings, settings: EvalSettings, prompts: str) -> str:
     """What the base's samples depend on, as one hash: 16 hexadecimal digits.
 
-    models: folders of the model, and of its writer where it has one. prompts: the digest of the prompts' file. Left out
-    is what only rounds (the sizes of batches), what only reaches rollouts, and the adapter, which is off.
+    models: folders of the model, of its writer and of what is merged into it, where it has them. prompts: the digest of
+    the prompts' file. Left out is what only rounds (the sizes of batches), what only reaches rollouts, and the adapter,
+    which is off.
     """
     keys = DRAWS | ({"asked_share"} if policy.writer is not None else set())
     levels = policy.sampler.model_dump(mode="json", include={"steps", "sigmas"}) if settings.steps is None else None
@@ -57,12 +58,14 @@ def drawing_digest(models: Sequence[Path], policy: PolicySettings, settings: Eva
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Path in the folder -> SHA-256, of all but its card."""
+    """Path in the folder -> SHA-256, of all but its card; of a file alone, its own."""
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else [folder]:
         if path.is_file() and path.suffix != ".md":
             with path.open("rb") as file:
-                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+                found[path.name if path == folder else path.relative_to(folder).as_posix()] = hashlib.file_digest(
+                    file, "sha256"
+                ).hexdigest()
     return found
 
 

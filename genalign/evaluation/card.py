@@ -128,43 +128,52 @@ def model_name(model: str) -> str:
 
 def loading(run: Path) -> str:
     """The lines of Python that load this adapter: a hub model without genalign, a shipped one from its assets."""
-    index = pipeline_index(base_model(run))
-    imports, source = _origin(base_model(run))
+    model, merged = base_model(run), read_recipe(run)[0]["policy"].get("merged")
+    index = pipeline_index(model)
+    imports, lines = _origin("base", model)
+    if merged is not None:
+        more, line = _origin("merged", merged)
+        imports, lines = sorted({*imports, *more}), lines + line
     absent = sorted(name for name, kind in (index or {}).items() if kind == [None, None])
     arguments = ", ".join(["base", *(f"{name}=None" for name in absent)])  # diffusers wants absent parts to be named
-    diffusers = (run / "adapter" / DIFFUSERS_FILE).is_file()
-    if diffusers or index is not None:
-        imports = ["from diffusers import DiffusionPipeline", *imports]
-        lines = [source, f"pipe = DiffusionPipeline.from_pretrained({arguments})"]
-    else:
-        imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer", *imports]
-        lines = [
-            source,
-            'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), "adapter")',
-            "tokenizer = AutoTokenizer.from_pretrained(base)",
-        ]
-    if diffusers:
+    if (run / "adapter" / DIFFUSERS_FILE).is_file():
+        lines.append(f"pipe = DiffusionPipeline.from_pretrained({arguments})")
+        if merged is not None:
+            lines += ["pipe.load_lora_weights(merged)", "pipe.fuse_lora()", "pipe.unload_lora_weights()"]
         lines.append('pipe.load_lora_weights("adapter")')
-        return "\n".join([*imports, "", *lines])
-    experts = [file.parent.name for file in sorted((run / "adapter").glob("*/adapter_config.json"))]
-    experts = [name for name in experts if name in (index or {})]  # of a pipeline that samples with several denoisers
-    for name in experts:
-        lines.append(f'pipe.{name} = PeftModel.from_pretrained(pipe.{name}, "adapter/{name}")')
-    if index is not None and not experts:
-        denoiser = "unet" if "unet" in index else "transformer"
-        lines.append(f'pipe.{denoiser} = PeftModel.from_pretrained(pipe.{denoiser}, "adapter")')
+        return "\n".join(["from diffusers import DiffusionPipeline", *imports, "", *lines])
+    if index is None:
+        imports.insert(0, "from transformers import AutoModelForCausalLM, AutoTokenizer")
+        lines += ["model = AutoModelForCausalLM.from_pretrained(base)", *_adapted("model", "", merged)]
+        lines.append("tokenizer = AutoTokenizer.from_pretrained(base)")
+    else:
+        imports.insert(0, "from diffusers import DiffusionPipeline")
+        lines.append(f"pipe = DiffusionPipeline.from_pretrained({arguments})")
+        saved = [file.parent.name for file in sorted((run / "adapter").glob("*/adapter_config.json"))]
+        experts = [name for name in saved if name in index]  # of a pipeline that samples with several denoisers
+        for name in experts:
+            lines += _adapted(f"pipe.{name}", f"/{name}", merged)
+        if not experts:
+            lines += _adapted(f"pipe.{'unet' if 'unet' in index else 'transformer'}", "", merged)
     return "\n".join(["from peft import PeftModel", *imports, "", *lines])
 
 
-def _origin(model: str) -> tuple[list[str], str]:
-    """Imports, and the line that sets `base`: how a reader gets the model."""
+def _adapted(network: str, part: str, merged: str | None) -> list[str]:
+    """Lines that put the merged adapter, if there is one, and the run's own on a network; `part` of their folders."""
+    place = f'f"{{merged}}{part}"' if part else "merged"
+    before = [f"{network} = PeftModel.from_pretrained({network}, {place}).merge_and_unload()"] if merged else []
+    return [*before, f'{network} = PeftModel.from_pretrained({network}, "adapter{part}")']
+
+
+def _origin(variable: str, model: str) -> tuple[list[str], list[str]]:
+    """Imports, and the line that sets `variable`: how a reader gets the model, or the adapter that is merged."""
     name = model_name(model)
     if find(model, Path(), "assets") == shipped("assets", name).resolve():
         place = ["from genalign.files.shipped import shipped"]
-        return place, f'base = shipped("assets", "{name}")  # a small model that comes with genalign'
-    if Path(model).is_dir() and not CACHED.search(model):
-        return [], f'base = "{name}"  # a local folder when this was trained: give the path of yours'
-    return [], f'base = "{name}"'
+        return place, [f'{variable} = shipped("assets", "{name}")  # small, and comes with genalign']
+    if Path(model).exists() and not CACHED.search(model):
+        return [], [f'{variable} = "{name}"  # local when this was trained: give the path of yours']
+    return [], [f'{variable} = "{name}"']
 
 
 def base_model(run: Path) -> str:

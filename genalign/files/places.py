@@ -14,6 +14,7 @@ from genalign.types import GenalignError, UsageError, nearest
 
 PATH_LENGTH = 256  # a longer text is not a path
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ADAPTER = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
 
 
 def find(name: str, folder: Path, *rooms: str) -> Path | None:
@@ -148,6 +149,40 @@ def fetch_model(model: Path | str) -> Path:
         return Path(snapshot_download(model, allow_patterns=wanted))
     except OSError as error:  # what huggingface_hub raises offline, for a name it does not know, and without access
         raise _unreachable(model) from error
+
+
+def adapter_path(name: str, folder: Path) -> Path | str:
+    """A LoRA's folder or file, or the name itself where it can be on the hub: owner/name, owner/name/file.safetensors.
+
+    Raises:
+        UsageError: none of them.
+    """
+    found = find(name, folder, "assets")
+    if found is not None:
+        return found
+    if HUB_ADAPTER.fullmatch(name) and not name.startswith("."):
+        return name
+    raise UsageError(f"policy.merged: there is no adapter {name!r} in {folder} or among genalign's own; check the path")
+
+
+def fetch_adapter(adapter: Path | str) -> Path:
+    """The folder or file of a LoRA, downloaded where it is on the hub.
+
+    Raises:
+        GenalignError: the hub cannot be reached, or has no such file.
+    """
+    if isinstance(adapter, Path):
+        return adapter
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    owner, name, *file = adapter.split("/", 2)
+    try:
+        if file:
+            return Path(hf_hub_download(f"{owner}/{name}", file[0]))
+        return Path(snapshot_download(adapter, allow_patterns=["*.safetensors", "adapter_config.json"]))
+    except (OSError, EntryNotFoundError) as error:
+        raise _unreachable(adapter) from error
 
 
 def recipe_path(name: str) -> Path:

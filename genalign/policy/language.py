@@ -17,6 +17,7 @@ from genalign.files.untrusted import check_model
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import settings_digest, weights_digest
 from genalign.policy.chat import Chat, Encoded
+from genalign.policy.merged import merged
 from genalign.policy.settings import PolicySettings
 from genalign.types import GenalignError, Media, Prompt, Steps, Track, Trajectory, UsageError, Weights, sample_seed
 
@@ -330,4 +331,6 @@ def load_language(settings: PolicySettings, folder: Path, device: str = "cpu") -
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{folder} does not load as a causal language model: {reason}") from error
+    if settings.merged is not None:
+        model = merged(model, Path(settings.merged))
     return LanguagePolicy(model.to(device), tokenizer, settings)

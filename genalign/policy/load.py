@@ -13,6 +13,7 @@ from genalign.files.hub_files import variant_of
 from genalign.files.shipped import PIPELINE
 from genalign.files.untrusted import check_model
 from genalign.policy.diffusion import DiffusionPolicy
+from genalign.policy.merged import merge_into_pipeline
 from genalign.policy.settings import PolicySettings
 from genalign.types import GenalignError, UsageError
 
@@ -22,7 +23,8 @@ WEIGHTS = "*.safetensors"
 def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> DiffusionPolicy:
     """The pipeline in a folder; only safetensors and only local files are read.
 
-    Raises UsageError where diffusers cannot read it, or where its weights are incomplete or hold a LoRA.
+    Raises UsageError where diffusers cannot read it, where its weights are incomplete or hold a LoRA, or where
+    `settings.merged` does not fit them.
     """
     from diffusers import DiffusionPipeline
 
@@ -55,6 +57,8 @@ def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> Diffu
             empty = [key for key, tensor in part.state_dict().items() if tensor.is_meta]
             if empty:
                 raise _incomplete(folder / name, empty)
+    if settings.merged is not None:
+        merge_into_pipeline(pipeline, Path(settings.merged))
     return DiffusionPolicy(pipeline.to(device), settings)
 
 

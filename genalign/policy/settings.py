@@ -60,6 +60,10 @@ class PolicySettings(BaseModel):
 
     model: str
     """A shipped model's name or a folder that from_pretrained loads."""
+    merged: str | None = None
+    """A LoRA that is merged into the frozen weights first, so that the reference has it too: one for few steps, or
+    `adapter/` of an earlier run. A folder, a .safetensors file, a shipped one, or a hub id (`owner/name`, also
+    `owner/name/file.safetensors`)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the frozen weights are held in; adapters stay float32."""
     lora: Lora = Lora()

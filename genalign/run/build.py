@@ -14,7 +14,7 @@ from typing import Any
 
 from genalign.data.prompts import Prompts, read_prompts
 from genalign.evaluation.base_rows import drawing_digest
-from genalign.files.places import data_path, fetch_model, find, model_path
+from genalign.files.places import adapter_path, data_path, fetch_adapter, fetch_model, find, model_path
 from genalign.files.shipped import shipped
 from genalign.method import MethodSettings, build_method
 from genalign.policy import load_policy, modalities_of
@@ -64,6 +64,8 @@ class Built:
         settings, report = self.recipe.policy, self.recipe.eval
         names = [settings.model] if settings.writer is None else [settings.model, settings.writer]
         models = [model_path(name, self.recipe.folder) for name in names]
+        if settings.merged is not None:
+            models.append(adapter_path(settings.merged, self.recipe.folder))
         room = shipped("assets").resolve()
         own = [Path(model).resolve() for model in models if Path(model).resolve().is_relative_to(room)]
         if report is None or self.eval_prompts is None or len(own) < len(models):
@@ -80,6 +82,9 @@ class Built:
         if settings.writer is not None:
             writer = fetch_model(model_path(settings.writer, self.recipe.folder))
             settings = settings.model_copy(update={"writer": str(writer)})
+        if settings.merged is not None:
+            adapter = fetch_adapter(adapter_path(settings.merged, self.recipe.folder))
+            settings = settings.model_copy(update={"merged": str(adapter)})
         return load_policy(settings, folder, self.device)
 
 

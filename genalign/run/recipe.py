@@ -59,6 +59,7 @@ class Recipe(BaseModel):
         places: list[tuple[dict[str, Any] | None, str, tuple[str, ...]]] = [
             (plain["policy"], "model", ("assets",)),
             (plain["policy"], "writer", ("assets",)),
+            (plain["policy"], "merged", ("assets",)),
             (plain["data"], "prompts", ("assets",)),
             (plain["eval"], "prompts", ("assets",)),
             (plain["train"]["monitor"], "prompts", ("assets",)),

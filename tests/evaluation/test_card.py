@@ -27,7 +27,7 @@ def test_card_shows_the_loader_that_fits(run, tmp_path):
     assert 'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "adapter")' in loading(run)
     save_file({"x": torch.zeros(1)}, run / "adapter/pytorch_lora_weights.safetensors")
     assert 'pipe.load_lora_weights("adapter")' in loading(run)
-    assert 'base = "tiny-model"  # a local folder' in loading(run)
+    assert 'base = "tiny-model"  # local when' in loading(run)
     assert "from_pretrained(base, vae=None)" in loading(run)
     (run / "adapter/pytorch_lora_weights.safetensors").unlink()
     (tmp_path / "tiny-model/model_index.json").unlink()

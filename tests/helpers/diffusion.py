@@ -14,6 +14,7 @@ from torch import Tensor
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.types import (
+    Policy,
     Prompt,
     Trajectory,
 )
@@ -56,7 +57,7 @@ def log_ratio(made: DiffusionPolicy, trajectory: Trajectory) -> torch.Tensor:
 
 
 @contextmanager
-def moved(made: DiffusionPolicy, size: float = 0.05) -> Iterator[None]:
+def moved(made: Policy, size: float = 0.05) -> Iterator[None]:
     """Other adapter weights, for as long as the context lasts."""
     before = {name: p.detach().clone() for name, p in made.named_trainable().items()}
     generator = torch.Generator().manual_seed(3)

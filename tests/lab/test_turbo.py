@@ -1,4 +1,4 @@
-"""The builder of tiny-turbo: its bank is what the pipeline itself draws, and a few steps of it make a pipeline."""
+"""The builder of tiny-turbo: its bank is what the pipeline itself draws, and a few steps of it make an adapter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_bank_is_the_teachers_own_sampling_and_outlives_a_kill(
     pipeline = turbo.teacher()
     noises, ends, texts = turbo.pair_bank(pipeline, tmp_path, 8, steps=3)
     pipeline.set_progress_bar_config(disable=True)
-    call = {"guidance_scale": turbo.GUIDANCE, "num_inference_steps": 3, "max_sequence_length": 1}
+    call = {"guidance_scale": 1.0, "num_inference_steps": 3, "max_sequence_length": 1}
     theirs = pipeline(texts, latents=noises, output_type="latent", height=64, width=64, **call).images
     assert (ends - theirs).square().mean().sqrt() < 0.05 * theirs.std()
     assert len(set(texts)) > 4
@@ -48,11 +48,8 @@ def test_matching_pulls_a_sample_from_the_fake_towards_the_real() -> None:
     assert not torch.autograd.grad(turbo.matching(real, real, same), same)[0].any()
 
 
-def test_a_built_student_is_a_pipeline_of_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusers import StableDiffusion3Pipeline
-
-    from genalign.lab.build import _save_pipeline
-
+def test_a_built_student_is_an_adapter_of_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers loads it onto tiny-flow and draws with it in one step; the teacher's own weights are untouched."""
     told: list[float] = []
     real = turbo.regression
     monkeypatch.setattr(
@@ -60,13 +57,20 @@ def test_a_built_student_is_a_pipeline_of_one_step(tmp_path: Path, monkeypatch: 
     )
     built = turbo.build_turbo(tmp_path, pairs=4, steps=8, rows=4)
     assert sum(told[-2:]) < sum(told[:2])  # it fits the handful it has seen
-    _save_pipeline(built, tmp_path / "out")
-    pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path / "out", torch_dtype=torch.float32)
+    turbo.save_turbo(built, tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["pytorch_lora_weights.safetensors"]
+    pipeline = turbo.teacher()
+    before = {name: weight.clone() for name, weight in pipeline.transformer.state_dict().items()}
+    pipeline.load_lora_weights(tmp_path / "out")
+    after = {name.replace(".base_layer", ""): weight for name, weight in pipeline.transformer.state_dict().items()}
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     texts = ["a cat", "two stars"]
     call = {"guidance_scale": 1.0, "num_inference_steps": 1, "max_sequence_length": 1}
     latents: Tensor = pipeline(texts, latents=noise, output_type="latent", height=64, width=64, **call).images
     with torch.no_grad():
-        step = noise - turbo.velocity(pipeline.transformer, noise, torch.ones(2), turbo.read(pipeline, texts))
+        step = noise - turbo.velocity(built.transformer, noise, torch.ones(2), turbo.read(built, texts))
+        bare = noise - turbo.velocity(turbo.teacher().transformer, noise, torch.ones(2), turbo.read(built, texts))
     assert (latents - step).square().mean().sqrt() < 0.03 * latents.std()
+    assert (latents - bare).square().mean() > 4 * (latents - step).square().mean()

@@ -12,16 +12,19 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from genalign.cli.main import main
+from genalign.evaluation.card import loading
 from genalign.evaluation.summary import lead_in, sentence
 from genalign.reward import Runner
+from genalign.run.build import build
 from genalign.run.launch import run_folder, train_recipe
 from genalign.run.recipe import load_recipe
 from genalign.training.checkpoint import load_checkpoint
 from genalign.training.metrics import read_rows
 from genalign.types import UsageError
-from tests.helpers.tiny_recipe import write_recipe
+from tests.helpers.tiny_recipe import image_model, write_recipe
 
 
 def test_a_reward_that_draws_while_it_loads_meets_seeded_generators(
@@ -102,3 +105,30 @@ def test_a_run_ends_with_its_sentence_and_an_evaluation_repeats_it(
     assert said[-1] in (run / "README.md").read_text()
     assert main(["eval", str(run)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == said[-1]
+
+
+def test_a_run_goes_on_from_the_adapter_of_another_as_its_card_says(tmp_path: Path) -> None:
+    """diffusers alone, by the card's own lines, draws what the second run's tuned policy draws."""
+    first = train_recipe(str(write_recipe(tmp_path / "first", eval=None)), out=tmp_path / "run-1")
+    policy = {"merged": str(tmp_path / "run-1" / "adapter")}
+    second = train_recipe(str(write_recipe(tmp_path / "second", policy=policy, eval=None)), out=tmp_path / "run-2")
+    assert first is not None
+    assert second is not None
+    code = loading(second)
+    assert 'merged = "adapter"' in code
+    places = {'"tiny-random"': repr(str(image_model())), 'merged = "adapter"': f"merged = {policy['merged']!r}"}
+    places['weights("adapter")'] = f"weights({str(second / 'adapter')!r})"
+    for name, place in places.items():
+        code = code.replace(name, place)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    built = build(load_recipe(second / "recipe.yaml"))
+    built.policy.load_adapter(second / "adapter")
+    ours, theirs = (
+        {name: part for name, part in pipe.unet.named_modules() if isinstance(part, LoraLayer)}
+        for pipe in (built.policy.pipeline, scope["pipe"])
+    )
+    assert ours.keys() == theirs.keys()
+    for name, layer in ours.items():
+        torch.testing.assert_close(theirs[name].base_layer.weight, layer.base_layer.weight)
+        torch.testing.assert_close(theirs[name].get_delta_weight("default_0"), layer.get_delta_weight("default"))
