@@ -40,8 +40,9 @@ def blocky(clip: Clip, rng: np.random.Generator) -> np.ndarray:
     return frames.mean((3, 5)).repeat(size, axis=2).repeat(size, axis=3)
 
 
-# How each fault is made, and what is left of each aspect. A clip whose motion is lost, or whose colours change, no
-# longer shows what its prompt says, to a degree that nobody can state: its alignment is not judged.
+# How each fault is made, and what is left of each aspect: visual quality is that of each frame by itself. A clip whose
+# motion is lost, or whose colours change, no longer shows what its prompt says, to a degree that nobody can state: its
+# alignment is not judged.
 FAULTS: dict[str, tuple[Spoil, Levels]] = {
     "noisy": (noisy, (0, 1, 1)),
     "blurred": (blurred, (0, 1, 1)),
@@ -49,8 +50,8 @@ FAULTS: dict[str, tuple[Spoil, Levels]] = {
     "drifting": (DEGRADATIONS["drifting"][1], (0, 1, None)),
     "jerky": (DEGRADATIONS["jerky"][1], (1, 0, None)),
     "frozen": (DEGRADATIONS["frozen"][1], (1, 0, None)),
-    "flickering": (DEGRADATIONS["flickering"][1], (None, 0, None)),
-    "vanished": (DEGRADATIONS["vanished"][1], (None, 0, None)),
+    "flickering": (DEGRADATIONS["flickering"][1], (1, 0, None)),
+    "vanished": (DEGRADATIONS["vanished"][1], (1, 0, None)),
 }
 OF_MOTION = ("jerky", "frozen")  # which a clip at rest cannot have
 OWN = {fault: ASPECTS[levels.index(0)] for fault, (_, levels) in FAULTS.items()} | {MISMATCHED: "TA", STRANGE: "TA"}

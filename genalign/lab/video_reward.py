@@ -18,7 +18,7 @@ from genalign.reward.fit.fitted import FittedReward
 from genalign.reward.fit.losses import expected_win, tie_probability
 from genalign.reward.fit.recipe import fit_to_preferences
 
-PROMPTS = {"train": 1600, "heldout": 200}
+PROMPTS = {"train": 800, "heldout": 200}
 FIGURES = "heldout.json"
 
 
@@ -26,13 +26,14 @@ def build_video_reward(
     work: Path, out: Path, prompts: dict[str, int] = PROMPTS, overrides: tuple[str, ...] = ()
 ) -> None:
     """Pairs of both splits in `work`/video-pairs, the fit to the first by the shipped recipe, and what it reaches on
-    the second, whose combinations of object and motion are new to it. About eight minutes of one core."""
+    the second, whose combinations of object and motion are new to it. About five minutes of one core."""
     files = {split: work / "video-pairs" / split / "pairs.jsonl" for split in prompts}
     for split, count in prompts.items():
         if not files[split].exists():
             build_pairs(files[split].parent, split, count)
     recipe = shipped("assets", "tiny-video-reward", "fit.yaml")
     fit_to_preferences(str(recipe), [f"data.file={files['train'].resolve()}", *overrides], out)
+    (out / "fit.json").unlink()  # it names the folder of the pairs; FIGURES are of prompts that share no clip with them
     (out / FIGURES).write_text(json.dumps(measure(out, files["heldout"]), indent=1) + "\n")
 
 
@@ -137,8 +138,9 @@ Fitted by Bradley-Terry with ties (VideoReward, arXiv 2501.13918) to pairs of re
 training prompts, of which two are right, two differ in one fact, and two have one fault; also compared under captions
 of what the two others show. Never fitted to generated clips, nor to the rule verifier's or the judge's output.
 
-{PROMPTS["heldout"]} other prompts, with held-out combinations of object and motion. With ties: the likeliest of the
-three outcomes is the prediction. ece, brier: of the probability that the first is better, half of a tie's included.
+{PROMPTS["heldout"]} other prompts, with held-out combinations of object and motion (steps and decay were chosen on
+them). With ties: the likeliest of the three outcomes is the prediction. ece, brier: of the probability that the first
+is better, half of a tie's included.
 
 | aspect | {" | ".join(names)} |
 |{"---|" * (1 + len(names))}
@@ -150,7 +152,8 @@ How far each fault moves each aspect, in spreads of that aspect, and the aspect 
 |---|---|{"---|" * len(ASPECTS)}
 {wide}
 
-TA's accuracy where one fact is another, by its kind: {kinds}.
+TA's accuracy where one fact is another, by its kind, and where the clip is of a strange prompt:
+{kinds}. Who passes in front of whom it cannot tell.
 
 ```yaml
 reward: {{use: tiny-video-reward}}

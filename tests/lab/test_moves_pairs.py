@@ -9,6 +9,7 @@ import torch
 
 from genalign.data.comparisons import read_comparisons
 from genalign.lab import moves
+from genalign.lab.moves_clips import RATE, choreograph, render
 from genalign.lab.moves_pairs import (
     ASPECTS,
     FAULTS,
@@ -23,8 +24,12 @@ from genalign.lab.moves_pairs import (
     verdict,
 )
 from genalign.lab.moves_verifier import verify
-from genalign.lab.video_reward import agreement
+from genalign.lab.video_reward import agreement, build_video_reward, reward_card
 from genalign.media.container import load_video
+from genalign.reward import build_reward
+from genalign.types import Media, Prompt, Track
+
+NOWHERE = Path()
 
 
 def test_verdicts_written_out() -> None:
@@ -84,3 +89,44 @@ def test_agreement_calls_the_likeliest_outcome() -> None:
     assert told["accuracy with ties"] == pytest.approx(3 / 5)
     assert told["accuracy"] == pytest.approx(2 / 3)
     assert (told["pairs"], told["tied"]) == (5, 2)
+
+
+def test_the_builder_makes_pairs_reward_and_card(tmp_path: Path) -> None:
+    prompts = {"train": 6, "heldout": 3}
+    out = tmp_path / "tiny-video-reward"
+    build_video_reward(tmp_path / "work", out, prompts, ("fit.steps=20", "head.width=8"))
+    assert sorted(file.name for file in out.iterdir()) == ["heldout.json", "reward.json", "reward.safetensors"]
+    assert str(tmp_path) not in (out / "reward.json").read_text()
+    told = json.loads((out / "heldout.json").read_text())
+    assert list(told["aspects"]) == list(ASPECTS)
+    assert MISMATCHED in told["falls"]
+    card = reward_card(out)
+    for aspect in ASPECTS:
+        assert f"| {aspect} | {told['aspects'][aspect]['pairs']} |" in card
+    asked, media = read_comparisons(tmp_path / "work/video-pairs/heldout/pairs.jsonl").load([0, 1, 2])
+    scores = build_reward(str(out), tmp_path)(asked, media)
+    assert scores.values.shape == (3, 3)
+    assert bool(scores.total_valid.all())
+
+
+def test_each_rule_of_clips_falls_on_the_fault_that_it_is_about() -> None:
+    rng, clips = np.random.default_rng(5), []
+    while len(clips) < 8:
+        facts = moves.sample_facts(rng)
+        if facts["moves"][0]["motion"] != ["still"]:
+            clips.append(choreograph(facts, rng))
+    made = {"right": np.stack([render(clip, rng) for clip in clips])}
+    for fault in ("jerky", "frozen", "flickering"):
+        made[fault] = np.stack([FAULTS[fault][0](clip, rng) for clip in clips])
+    asked = [Prompt("x")] * len(clips)
+    means: dict[str, dict[str, float]] = {}
+    for rule in ("moving", "steady", "smooth-motion"):
+        reward = build_reward(rule, NOWHERE)
+        found = {fault: reward(asked, Media(video=Track(torch.from_numpy(x), RATE))) for fault, x in made.items()}
+        means[rule] = {fault: float(s.total[s.total_valid].mean()) for fault, s in found.items() if s.total_valid.any()}
+    assert means["moving"]["right"] == 1
+    assert means["moving"]["frozen"] == 0
+    assert means["steady"]["right"] > 0.98
+    assert min(means["steady"], key=lambda fault: means["steady"][fault]) == "flickering"
+    assert "frozen" not in means["smooth-motion"]  # at rest: it says nothing
+    assert means["smooth-motion"]["jerky"] < means["smooth-motion"]["right"] - 0.2
