@@ -60,6 +60,7 @@ class BackboneSettings(BaseModel):
 
 class Backbone(Protocol):
     """features: (B,H) fp32, with gradients to the media where differentiable. cut: which rows' texts it had to cut.
+    faults (B,): why a row has no features, None of the others.
 
     of_prompt: how many of the H, the last ones, come of the prompt; 0 where sample and prompt are read as one.
     """
@@ -76,6 +77,8 @@ class Backbone(Protocol):
     def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor: ...
 
     def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]: ...
+
+    def faults(self, media: Media, rows: int) -> list[str | None]: ...
 
 
 def build_backbone(settings: BackboneSettings, reads: Kind, folder: Path) -> Backbone:
@@ -140,6 +143,12 @@ class ClipFeatures:
     def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]:
         return self.clip.cut(texts(prompts)) if self.prompt else [False] * len(prompts)
 
+    def faults(self, media: Media, rows: int) -> list[str | None]:
+        if not self.motion or "video" not in media:
+            return [None] * rows
+        few = "a video of one frame shows no motion; 2 are the least"
+        return [few if len(held) < 2 else None for held in media["video"].held]
+
     def _watched(self, track: Track) -> Tensor:
         """(B,...) of videos. Those of levels, as files have them, are watched once, however many prompts they have."""
         keys = [_clip_key(held, track.rate_of(row)) for row, held in enumerate(track.held)]
@@ -173,6 +182,9 @@ class _Transformer:
 
     differentiable = False
     of_prompt = 0
+
+    def faults(self, media: Media, rows: int) -> list[str | None]:
+        return [None] * rows
 
     def __init__(self, model: str, settings: BackboneSettings, template: str) -> None:
         self.model, self.settings = model, settings

@@ -85,7 +85,6 @@ class FittedReward(Stateless):
             raise UsageError(f"reward {self.name!r} does not know the user {user!r}{nearest(user, self.users)}")
         self.user = user
         settings = settings.model_copy(update={"batch_size": batch_size or settings.batch_size})
-        self.watches = settings.motion
         self.backbone: Backbone = build_backbone(settings, reads, self.folder)
         self.needs = self.backbone.needs
         self.pairwise = self.fit.loss.name in ("gpm", "yes-no") and self.fit.head.kind not in PERSONAL
@@ -139,14 +138,9 @@ class FittedReward(Stateless):
         return Scores(self.aspects, value[:, None], valid[:, None], none, value, valid, torch.ones(1), info=cut)
 
     def faults(self, prompts: Sequence[Prompt], media: Media) -> list[str | None]:
-        """Also: a video of one frame, where its motion is read."""
-        faults = super().faults(prompts, media)
-        for row, frames in enumerate(media["video"].held if "video" in media and self.watches else []):
-            if len(frames) < 2:
-                faults[row] = (
-                    faults[row] or f"a video of {len(frames)} frame shows no motion; {self.name} reads 2 at least"
-                )
-        return faults
+        """Also: what the backbone cannot read."""
+        both = zip(super().faults(prompts, media), self.backbone.faults(media, len(prompts)), strict=True)
+        return [fault or more for fault, more in both]
 
     def compare(self, prompts: Sequence[Prompt], a: Media, b: Media) -> Tensor:
         """(B,) logits that a is better than b, antisymmetric; NaN where either cannot be read."""
