@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
@@ -29,15 +29,24 @@ CONFIG, WEIGHTS = "reward.json", "reward.safetensors"
 
 
 def save_fitted(
-    folder: Path, head: Any, fit: Fit, backbone: BackboneSettings, reads: Kind, fitted: Mapping[str, Any]
+    folder: Path,
+    head: Any,
+    fit: Fit,
+    backbone: BackboneSettings,
+    reads: Kind,
+    features: int,
+    users: Sequence[str],
+    **more: Any,
 ) -> None:
-    """Write a head and what it needs to be used: the backbone by name, and of `fitted` the width of its features, its
-    users, how many features come of the prompt, and of a head of several aspects their names and spreads."""
+    """Write a head and what it needs to be used: the backbone by name, the width of its features, its users. more:
+    of_prompt, how many of the features come of the prompt; and of several aspects their names and spreads."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "backbone": backbone.model_dump(),
         "reads": reads,
-        **fitted,
+        "features": features,
+        "users": list(users),
+        **more,
         **fit.model_dump(include={"head", "loss"}),
     }
     save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / WEIGHTS)

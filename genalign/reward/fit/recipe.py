@@ -96,13 +96,13 @@ def fit_to_preferences(name: str, overrides: Sequence[str], out: Path) -> dict[s
     judged = [replace(data, features=features) for data in judged]
     of_prompt = _of_prompt(recipe, backbone, aspects)
     head, results = _fit_heads(recipe, aspects, judged, len(users), of_prompt)
-    fitted = {"features": features.shape[1], "of_prompt": of_prompt, "users": users}
+    more: dict[str, Any] = {"of_prompt": of_prompt}
     if isinstance(recipe.data.aspect, list):
         spread = head.score(features, strangers(features)).std(0)
-        fitted |= {"aspects": aspects, "spread": spread.tolist()}
+        more |= {"aspects": aspects, "spread": spread.tolist()}
     report = {"source": str(source), **results}
     try:
-        save_fitted(out, head, recipe, settings, found.kind, fitted)
+        save_fitted(out, head, recipe, settings, found.kind, features.shape[1], users, **more)
         (out / "fit.json").write_text(json.dumps(report, indent=2) + "\n")
     except OSError as error:
         raise UsageError(f"cannot write {out} ({error.strerror}); choose another folder with --out") from error
