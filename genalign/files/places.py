@@ -93,6 +93,18 @@ def pipeline_class(model: Path | str) -> str | None:
     )
 
 
+def model_file(model: Path | str, name: str) -> Path:
+    """A small file of a model, by its folder or hub id.
+
+    Raises:
+        UsageError: there is none. GenalignError: the hub cannot be reached.
+    """
+    found = model / name if isinstance(model, Path) else _hub_file(model, name)
+    if found is None or not found.is_file():
+        raise UsageError(f"{model} has no {name}; check the folder, or download it again, whole")
+    return found
+
+
 def check_component(model: Path) -> None:
     """Raises UsageError where a folder holds a part of a pipeline and not a model of its own."""
     file = model / CONFIG

@@ -153,7 +153,9 @@ How far each fault moves each aspect, in spreads of that aspect, and the aspect 
 {wide}
 
 TA's accuracy where one fact is another, by its kind, and where the clip is of a strange prompt:
-{kinds}. Who passes in front of whom it cannot tell.
+{kinds}. Who passes in front of whom it cannot tell. The log says that tiny-clip cuts long captions; the words are
+read to their end. The total has each aspect in units of its spread, which is widest in TA: weigh it more where clips of
+one prompt differ in little.
 
 ```yaml
 reward: {{use: tiny-video-reward}}
