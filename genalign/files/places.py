@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genalign.files.hub_files import needed_files
-from genalign.files.shipped import CONFIG, PIPELINE, shipped, shipped_models, shipped_recipes
+from genalign.files.shipped import CONFIG, FIT, PIPELINE, shipped, shipped_models, shipped_recipes
 from genalign.types import GenalignError, UsageError, nearest
 
 PATH_LENGTH = 256  # a longer text is not a path
@@ -198,14 +198,15 @@ def fetch_adapter(adapter: Path | str) -> Path:
 
 
 def recipe_path(name: str) -> Path:
-    """A recipe's file: a path, or a shipped recipe by its name.
+    """A recipe's file: a path, or a shipped recipe by its name; or that of a shipped reward, which it was fitted by.
 
     Raises:
         UsageError: neither; the nearest shipped name is given.
     """
     if Path(name).is_file():
         return Path(name)
-    for candidate in (shipped("pipelines", f"{name}.yaml"), shipped("pipelines", Path(name).name)):
+    places = (shipped("pipelines", f"{name}.yaml"), shipped("pipelines", Path(name).name), shipped("assets", name, FIT))
+    for candidate in places:
         if candidate.is_file():
             return candidate
     raise UsageError(f"there is no recipe file or shipped recipe {name!r}{nearest(name, shipped_recipes())}")
