@@ -20,7 +20,10 @@ ELSEWHERE = {
     "timesteps": "set policy.sampler.steps",
     "generator": "seeds are those of the run",
     "latents": "initial noise is drawn from the seeds of the run",
-    "num_images_per_prompt": "set method.group, or --n of genalign sample",
+    **dict.fromkeys(
+        ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"),
+        "set method.group, or --n of genalign sample",
+    ),
     "output_type": "rewards read tensors",
     "return_dict": "outputs are read by their names",
 }

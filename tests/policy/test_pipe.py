@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import diffusers
@@ -14,6 +15,8 @@ from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.types import Prompt, UsageError
 from tests.helpers.tiny_pipelines import BETAS, FAMILIES, flux_transformer, latent_consistency, stable_diffusion
+from tests.helpers.tiny_sounds import SOUNDS
+from tests.helpers.tiny_videos import CLIPS
 
 PROMPTS = [Prompt("a cat", uid=0), Prompt("two red dogs", uid=1)]
 
@@ -202,6 +205,18 @@ def test_arguments_that_are_set_elsewhere_are_refused_with_the_key(call: dict[st
     settings = PolicySettings(model="-", sampler=Sampler(kernel="ddim", guidance=3.0), call=call)
     with pytest.raises(UsageError, match=sentence):
         DiffusionPolicy(stable_diffusion(), settings)
+
+
+@pytest.mark.parametrize(
+    ("build", "argument"),
+    [(CLIPS["wan"].build, "num_videos_per_prompt"), (SOUNDS["audioldm2"].build, "num_waveforms_per_prompt")],
+)
+def test_siblings_are_not_the_pipelines(build: Callable[[], Any], argument: str) -> None:
+    """AudioLDM2 would rank them over the whole batch, and hand one prompt's sound out as another's."""
+    rate = 8.0 if "videos" in argument else None
+    settings = PolicySettings(model="-", call={argument: 2}, frame_rate=rate)
+    with pytest.raises(UsageError, match=f"policy.call cannot set '{argument}'; set method.group"):
+        DiffusionPolicy(build(), settings)
 
 
 def test_lists_become_tuples_where_a_pipeline_wants_them() -> None:
