@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from genalign.files.untrusted import check_model
 from genalign.policy.adapter import Adapter
+from genalign.policy.apart import keeps_rows_apart
 from genalign.policy.archive import settings_digest, weights_digest
 from genalign.policy.chat import Chat, Encoded
 from genalign.policy.merged import merged
@@ -135,6 +136,9 @@ class LanguagePolicy:
         self, prompts: Sequence[tuple[int, ...]], longest: int, uniform: Tensor | None
     ) -> list[tuple[int, ...]]:
         """Completions of R prompts: sampled with `uniform` (R,longest), or greedy without."""
+        if len(prompts) > 1 and not self._keeps_rows_apart:
+            own = [None] * len(prompts) if uniform is None else uniform.split(1)
+            return [self._complete([prompt], longest, row)[0] for prompt, row in zip(prompts, own, strict=True)]
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self.pad)
         attention = torch.zeros_like(ids)
@@ -151,6 +155,10 @@ class LanguagePolicy:
         )[:, width:]
         self._calls += out.numel()  # one forward a token
         return [self._cut(row) for row in out.tolist()]
+
+    @cached_property
+    def _keeps_rows_apart(self) -> bool:
+        return keeps_rows_apart(self.model, self.pad)
 
     def _cut(self, ids: list[int]) -> tuple[int, ...]:
         end = next((i for i, token in enumerate(ids) if token in self.ends), len(ids) - 1)

@@ -20,6 +20,7 @@ PROMPTS = [
     Prompt("hello", uid=1),
     Prompt("is the red car left of a blue sun", uid=2),
 ]
+ALL_LINEAR = Lora(rank=4, targets="all-linear")
 RULE = """
 from genalign.reward import reward
 
@@ -314,14 +315,56 @@ def models_of_other_positions():
     }  # fmt: skip
 
 
+def models_that_mix_rows():
+    """Of transformers 5.24, while they decode with a cache: the first attends to padding, the second to other rows."""
+    from transformers import MiniMaxConfig, MiniMaxForCausalLM, RwkvConfig, RwkvForCausalLM
+
+    common = {
+        "vocab_size": len(tiny_language()[1]),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    linear = MiniMaxConfig(
+        **common, num_attention_heads=2, num_key_value_heads=2, head_dim=16, intermediate_size=32, num_local_experts=2,
+        num_experts_per_tok=1, block_size=4, initializer_range=0.2, layer_types=["linear_attention", "full_attention"],
+    )  # fmt: skip
+    recurrent = RwkvForCausalLM(RwkvConfig(**common, attention_hidden_size=32))
+    with torch.no_grad():
+        for parameter in recurrent.parameters():
+            parameter *= 4 if parameter.dim() > 1 else 1  # it starts with nearly equal logits
+    return {"linear": MiniMaxForCausalLM(linear), "recurrent": recurrent}
+
+
 @pytest.mark.parametrize("kind", ["learned", "alibi", "window"])
+def test_models_of_other_positions_are_asked_in_batches(kind):
+    policy = LanguagePolicy(models_of_other_positions()[kind].eval(), tiny_language()[1], settings(lora=ALL_LINEAR))
+    assert policy._keeps_rows_apart
+
+
+@pytest.mark.parametrize("kind", ["linear", "recurrent"])
+def test_what_is_written_in_a_batch_is_what_forwards_of_the_row_alone_give(kind):
+    """Greedy completions in a batch are those of a loop of forwards over the row alone, without a cache."""
+    torch.manual_seed(0)
+    model = models_that_mix_rows()[kind].eval()
+    policy = LanguagePolicy(model, tiny_language()[1], settings(lora=ALL_LINEAR))
+    made = policy.generate(PROMPTS, [0, 1, 2])["text"].ids
+    for prompt, completion in zip(PROMPTS, made, strict=True):
+        ids = list(policy.chat.encode(prompt).ids)
+        for token in completion:
+            with torch.no_grad():
+                assert token == model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()
+            ids.append(token)
+
+
+@pytest.mark.parametrize("kind", ["learned", "alibi", "window", "linear", "recurrent"])
 def test_padding_changes_nothing_whatever_the_positions_are(kind):
     made = []
     for batch_size in (15, 1, 4):
         torch.manual_seed(0)
-        model = models_of_other_positions()[kind].eval()
-        lora = Lora(rank=4, targets="all-linear")
-        made.append(LanguagePolicy(model, tiny_language()[1], settings(batch_size=batch_size, lora=lora)))
+        model = {**models_of_other_positions(), **models_that_mix_rows()}[kind].eval()
+        made.append(LanguagePolicy(model, tiny_language()[1], settings(batch_size=batch_size, lora=ALL_LINEAR)))
     expected, *others = [policy.rollout(PROMPTS, 5, 9) for policy in made]
     for trajectory in others:
         assert trajectory.tape == expected.tape
