@@ -18,6 +18,7 @@ from genalign.data.comparisons import read_comparisons
 from genalign.data.judged import Comparison, Comparisons
 from genalign.files.places import find
 from genalign.media import MEDIA
+from genalign.media.files import beside
 from genalign.reward import build_reward, check_needs
 from genalign.reward.fit import measures
 from genalign.reward.wrapper import with_defaults
@@ -47,7 +48,7 @@ def evaluate_reward(
     built, other = _built(reward), None if against is None else _built(against)
     found = data if isinstance(data, Comparisons) else read_judged(data, built)
     for one in (built, *([other] if other is not None else [])):
-        check_needs(one, {found.kind, "prompt", "facts.user"})
+        check_needs(one, {found.kind, "prompt", "facts.user", *beside(found.kind)})
     return report(built, found, other, batch_size)
 
 

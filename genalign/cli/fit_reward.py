@@ -176,12 +176,20 @@ def _print_levels(result: dict[str, Any]) -> None:
 
 
 def _print_measures(result: dict[str, Any]) -> None:
+    """A column an aspect, where there are several."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("measure", "value", title=f"{result['held_out']} held-out of {result['source']}")
-    for name, value in result.items():
-        if name in ("source", "held_out"):
-            continue
-        table.add_row(name, "-" if value is None else f"{value:g}" if isinstance(value, int) else f"{value:.4f}")
+    columns: dict[str, dict[str, Any]] = result.get("aspects") or {"value": result}
+    held_out = max(column["held_out"] for column in columns.values())
+    table = Table("measure", *columns, title=f"{held_out} held-out of {result['source']}")
+    for name in next(iter(columns.values())):
+        if name not in ("source", "held_out"):
+            table.add_row(name, *(_number(column[name]) for column in columns.values()))
     Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:g}" if isinstance(value, int) else f"{value:.4f}"

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 
 from genalign.data.prompts import read_prompts
-from genalign.media.files import read_media
+from genalign.media import leading
+from genalign.media.container import has_sound
+from genalign.media.files import beside, read_media
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.base import CUT
-from genalign.types import Media, Prompt, Reward, Scores, UsageError
+from genalign.reward.scores import all_abstained, cat_scores
+from genalign.types import MODALITIES, Media, Prompt, Reward, Scores, UsageError
 
-BESIDE = ("file", "reward", "failed", "error", "truncated")  # keys of a row that are not scores
+BESIDE = ("file", "reward", "failed", "error", "truncated", "abstained")  # keys of a row that are not scores
 
 
 def score(
@@ -32,14 +35,15 @@ def score(
             reads none.
 
     Returns a row for each: {"file": str | None, "reward": its name, aspect: float | None ..., "total": float | None,
-    "failed": aspects that went wrong, "error": why | None, "truncated": heads that saw only the beginning of a text}.
-    A score is None where the reward abstained or failed.
+    "failed": aspects that went wrong, "error": why | None, "truncated": heads that saw only the beginning of a text,
+    "abstained": why there is no total | None}. A score is None where the reward abstained or failed.
 
     Raises:
         UsageError: no such reward or file, media of several kinds, another number of prompts, or what the reward
             reads is not there.
     """
-    given = media if isinstance(media, Media) else read_media([Path(file) for file in media])
+    files = [] if isinstance(media, Media) else [Path(file) for file in media]
+    given = media if isinstance(media, Media) else read_media(files)
     per_row = _prompts_of(prompts, given.rows)
     built = build_reward(reward, Path()) if isinstance(reward, str | Mapping) else reward
     runner = Runner(built, max_failure=1.0)
@@ -47,11 +51,34 @@ def score(
     if per_row is not None:
         facts = set.intersection(*(set(prompt.facts) for prompt in per_row))
         offered |= {"prompt", *(f"facts.{name}" for name in facts)}
-    check_needs(runner, offered)
-    with torch.no_grad():
-        scores = runner(per_row or [Prompt("")] * given.rows, given, None)
-    files = [None] * given.rows if isinstance(media, Media) else [str(file) for file in media]
-    return [{"file": file, "reward": built.name, **_row(scores, k)} for k, file in enumerate(files)]
+    asked = per_row or [Prompt("")] * given.rows
+    lacking = beside(leading(given)) & runner.needs - set(given)
+    mute = [row for row, file in enumerate(files) if not has_sound(file)] if lacking else []
+    check_needs(runner, offered | lacking if mute else offered)
+    scores = _heard_apart(runner, asked, given, files, mute) if mute else _scored(runner, asked, given)
+    rows = []
+    for k in range(given.rows):
+        row = {"file": str(files[k]) if files else None, "reward": built.name, **_row(scores, k)}
+        rows.append({**row, "abstained": "it has no sound" if k in mute and row["total"] is None else None})
+    return rows
+
+
+@torch.no_grad()
+def _scored(runner: Runner, prompts: Sequence[Prompt], media: Media) -> Scores:
+    lacks = runner.lacks({*media, *runner.needs - set(MODALITIES)})
+    return all_abstained(runner, len(prompts)) if lacks else runner(prompts, media, None)
+
+
+def _heard_apart(
+    runner: Runner, prompts: Sequence[Prompt], media: Media, files: Sequence[Path], mute: Sequence[int]
+) -> Scores:
+    """Scores of videos of which those in `mute` have no sound: a reward that reads it abstains from these alone."""
+    parts, order = [_scored(runner, [prompts[row] for row in mute], media.select(mute))], list(mute)
+    heard = [row for row in range(len(files)) if row not in set(mute)]
+    if heard:
+        parts.append(_scored(runner, [prompts[row] for row in heard], read_media([files[row] for row in heard])))
+        order += heard
+    return cat_scores(parts).select([order.index(row) for row in range(len(order))])
 
 
 def _row(scores: Scores, k: int) -> dict[str, Any]:
@@ -117,6 +144,6 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
         if row["error"]:
             print(f"{row['file']}: {', '.join(row['failed']) or row['reward']} failed: {row['error']}")
         elif row["total"] is None:
-            print(f"{row['file']}: {row['reward']} abstained; no total can be read")
+            print(f"{row['file']}: {row['reward']} abstained; {row['abstained'] or 'no total can be read'}")
         for head in row["truncated"]:
             print(f"{row['file']}: {head} read only the beginning of its text, which is longer than its model takes")

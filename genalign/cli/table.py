@@ -28,7 +28,7 @@ from genalign.run.recipe import load_recipe
 from genalign.training.metrics import METRICS, read_rows
 from genalign.types import UsageError
 
-DIVERSITY = "vendi"
+DIVERSITY, JUDGED = "vendi", "judge/all_facts"
 SEEDS = dict.fromkeys(("d3po", "flow-grpo", "flow-dpo", "nft", "dragon-frechet"), 3)
 REWARDS = {"d3po": ("rule", "clip"), "flow-grpo": ("rule", "clip")}  # what else these two are trained on
 TRAINING_PROMPTS = 512  # those that the reward is also read on: what is learnt, whether or not it carries over
@@ -170,11 +170,11 @@ def rendered_of(done: Mapping[str, Row], recipes: Sequence[str]) -> str:
 
 def rendered_best(done: Mapping[str, Row]) -> str:
     """The rows whose gain of the held-out judge on held-out prompts is surest: whose interval begins highest."""
-    gains = {
-        name: _difference([one["metrics"]["judge"] for one in found])
-        for name, found in _rows(done).items()
-        if all("judge" in one["metrics"] for one in found)
-    }
+    gains = {}
+    for name, found in _rows(done).items():
+        judged = [one["metrics"]["judge"] for one in found if "judge" in one["metrics"]]
+        if judged and all(one["name"] == JUDGED for one in judged):  # a subject, say, has a judge of its own
+            gains[name] = _difference(judged)
     lines = ["| recipe | seeds | before | after | difference, 95% interval | minutes |", "|---|---|---|---|---|---|"]
     for name in sorted(gains, key=lambda name: gains[name][2], reverse=True)[:BEST]:
         before, after, low, high = gains[name]

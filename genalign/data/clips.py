@@ -1,7 +1,7 @@
-"""Clips that belong to prompts: named by rows or by a folder, checked by their headers, and decoded when they are read.
+"""Clips that belong to prompts, checked by their headers and decoded when they are read; and folders of any medium.
 
-A folder of clips holds each one's prompt in a .txt of the same name, or one metadata.jsonl with the columns file_name
-and prompt, text or caption, as the datasets library has them.
+A folder holds each file's prompt in a .txt of the same name, or one metadata.jsonl with the columns file_name and
+prompt, text or caption, as the datasets library has them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from torch import Tensor
 from genalign.files.text import read_lines, read_text
 from genalign.media import MEDIA
 from genalign.media.container import header, load_video
-from genalign.types import Track, UsageError
-
-SUFFIXES = MEDIA["video"].SUFFIXES
+from genalign.types import Modality, Track, UsageError
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class Clip(Sequence[Tensor]):
         return load_video(self.path, None)[0]
 
 
-class ClipRows(NamedTuple):
-    """rows: each clip and its prompt. digest: of all names, prompts and sizes."""
+class FolderRows(NamedTuple):
+    """rows: each file and its prompt. digest: of all names, prompts and sizes."""
 
     rows: list[tuple[Path, str]]
     digest: str
@@ -60,28 +58,29 @@ def clip_track(path: Path) -> Track:
     return Track(Clip(path), header(path).rate)
 
 
-def clip_rows(folder: Path) -> ClipRows | None:
-    """The clips of a folder whose prompts stand in .txt files beside them; None where it is no such folder.
+def folder_rows(folder: Path, kind: Modality = "video") -> FolderRows | None:
+    """The files of a medium in a folder whose prompts stand in .txt files beside them; None where it is no such folder.
 
     Raises:
-        UsageError: some clips have a prompt and others none, or one is empty.
+        UsageError: some files have a prompt and others none, or one is empty.
     """
     if not folder.is_dir() or any(folder.glob("*.jsonl")):
         return None
-    clips = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    bare = [path for path in clips if not path.with_suffix(".txt").is_file()]
-    if not clips or len(bare) == len(clips):
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in MEDIA[kind].SUFFIXES)
+    bare = [path for path in files if not path.with_suffix(".txt").is_file()]
+    if not files or len(bare) == len(files):
         return None
     if bare:
-        raise UsageError(f"{bare[0]} has no {bare[0].stem}.txt with its prompt beside it; write one, or drop the clip")
+        name = bare[0].with_suffix(".txt").name
+        raise UsageError(f"{bare[0]} has no {name} with its prompt beside it; write one, or drop the file")
     rows, sha = [], hashlib.sha256()
-    for path in clips:
+    for path in files:
         text = " ".join(read_text(path.with_suffix(".txt")).split())
         if not text:
             raise UsageError(f"{path.with_suffix('.txt')} is empty; write the prompt of {path.name} into it")
         sha.update(json.dumps([path.name, text, path.stat().st_size]).encode())
         rows.append((path, text))
-    return ClipRows(rows, sha.hexdigest())
+    return FolderRows(rows, sha.hexdigest())
 
 
 def prompt_list(folder: Path) -> Path | None:

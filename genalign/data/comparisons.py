@@ -249,7 +249,9 @@ def _plain(found: Comparisons, row: Mapping[str, Any]) -> None:
     (p,) = _numbers([row["p"]])
     if not 0 <= p <= 1:
         raise ValueError(f"has a p of {p}, which is not in [0,1]")
-    a, b = (found.item(row["prompt"], row[key]) for key in ("a", "b"))
+    begins = row.get("image") if found.plain_kind != "text" else None  # what both samples begin with
+    begins = tuple(begins) if isinstance(begins, list) else begins
+    a, b = (found.item(row["prompt"], row[key], picture=begins) for key in ("a", "b"))
     if a == b and found.plain_kind == "text":
         found.undecided += 1
         return

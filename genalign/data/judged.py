@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from genalign.data.conversations import Turn, prompt_text
 from genalign.data.tables import Cell
+from genalign.files.untrusted import neighbour
 from genalign.media import MEDIA
+from genalign.media.container import header, load_sound, sound_of
 from genalign.media.files import track_of
-from genalign.types import Media, Modality, Prompt, Track
+from genalign.media.form import ClipForm
+from genalign.types import Media, Modality, Prompt, UsageError
 
 Kind = Modality  # of a sample
 OVERALL = "overall"
@@ -23,8 +27,9 @@ VIDEOS = 4  # that are held at a time: they are read whole, since each scorer ta
 
 @dataclass(frozen=True)
 class Item:
-    """One sample: a prompt (with a picture, where the question is about one) and its answer: a path, bytes, a text, or
-    the frames of a clip (a tuple of any of the first two).
+    """One sample: a prompt (with a picture, where the question is about one or the sample begins with it, or a tuple of
+    the first and the last frame) and its answer: a path, bytes, a text, or the frames of a clip (a tuple of any of the
+    first two).
 
     turns: the prompt's messages, where it is more than one turn of a user. place: where the sample is named.
     """
@@ -41,8 +46,9 @@ class Item:
         facts: dict[str, Any] = {"user": user} if user else {}
         if self.turns:
             facts["messages"] = list(self.turns)
-        media = None if self.picture is None else Media(image=Track(_picture(self.picture, root, self.place)[None]))
-        return Prompt(self.prompt, media, facts, uid)
+        names = self.picture if isinstance(self.picture, tuple) else (self.picture,)
+        shown = [_row("image", name, root, self.place) for name in names if name is not None]
+        return Prompt(self.prompt, Media(image=track_of(shown)) if shown else None, facts, uid)
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,8 @@ class Comparisons:
     def load(self, numbers: Sequence[int], users: Sequence[str] = ()) -> tuple[list[Prompt], Media]:
         """Prompts and media of some items; a prompt's facts name its user, where there is one.
 
+        Videos come with their sound, where all of them have one.
+
         Raises:
             UsageError: a picture, video or sound is missing, not below the file's folder, or cannot be read.
         """
@@ -143,24 +151,80 @@ class Comparisons:
         prompts = []
         for uid, (item, user) in enumerate(zip(chosen, whose, strict=True)):
             prompts.append(item.asking(uid, self.root, user))
-        rows = [_row(self.kind, item.value, self.root, item.place) for item in chosen]
-        return prompts, Media(**{self.kind: track_of(rows)})
+        media = self.media(numbers)
+        sounds = [sound for item in chosen if (sound := self._sound(item)) is not None]
+        return prompts, Media(**media, audio=track_of(sounds)) if sounds and len(sounds) == len(chosen) else media
 
-    def pictures(self, numbers: Sequence[int]) -> list[Tensor]:
-        """(3,H,W) in [0,1] each, of items that are images."""
-        return [_picture(self.items[number].value, self.root, self.items[number].place) for number in numbers]
+    def media(self, numbers: Sequence[int], form: ClipForm | None = None) -> Media:
+        """The samples alone, clips in this form; images (3,H,W) in [0,1]."""
+        rows = []
+        for number in numbers:
+            item = self.items[number]
+            rows.append(_row(self.kind, item.value, self.root, item.place, form))
+        return Media(**{self.kind: track_of(rows)})
+
+    def files(self, item: Item) -> list[Path]:
+        """The files that an item names.
+
+        Raises:
+            UsageError: one of them is missing, or not below the file's folder.
+        """
+        names = item.value if isinstance(item.value, tuple) else (item.value,)
+        found = []
+        for name in names if item.kind != "text" else ():
+            if not isinstance(name, str):
+                continue
+            found.append(neighbour(self.root, name, item.place))
+            if not found[-1].is_file():
+                noun = "picture" if item.kind == "image" or len(names) > 1 else item.kind
+                raise UsageError(
+                    f"{item.place} names the {noun} {name!r}, which is not in {self.root}; add it or drop the line"
+                )
+        return found
+
+    def check(self, numbers: Iterable[int], form: ClipForm | None) -> None:
+        """Refuse files that are missing, and clips that cannot be given this form, by their headers alone.
+
+        Raises:
+            UsageError: naming the first.
+        """
+        for number in numbers:
+            item = self.items[number]
+            files = self.files(item)
+            if self.kind == "video" and isinstance(item.value, str):
+                found = header(files[0])
+                if form is not None:
+                    form.check(found, f"{files[0]} ({item.place})")
+
+    def _sound(self, item: Item) -> tuple[Tensor, float] | None:
+        """What a clip sounds like; None of other samples, and where it has no sound."""
+        if item.kind != "video":
+            return None
+        value = item.value.read() if isinstance(item.value, Cell) else item.value
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        if not isinstance(value, str | bytes):
+            return None
+        if isinstance(value, bytes):
+            return sound_of(io.BytesIO(value), item.place)
+        return load_sound(neighbour(self.root, value, item.place))
 
 
-def _picture(value: Any, root: Path, place: str) -> Tensor:
-    return _row("image", value, root, place)[0]
-
-
-def _row(kind: Kind, value: Any, root: Path, place: str) -> tuple[Any, float | None]:
-    """One sample and its rate, as its medium reads it."""
-    noun = "picture" if kind == "image" else kind
+def _row(kind: Kind, value: Any, root: Path, place: str, form: ClipForm | None = None) -> tuple[Any, float | None]:
+    """One sample and its rate, as its medium reads it; a clip in this form."""
+    noun, where = "picture" if kind == "image" else kind, f"{place} names something that is not of kind "
     if isinstance(value, Cell):
-        return MEDIA[kind].cell(value.read(), root, f"{place} has no {noun} under {value.column!r}")
-    return MEDIA[kind].cell(value, root, f"{place} names something that is not of kind {noun}")
+        value, where = value.read(), f"{place} has no {noun} under {value.column!r}"
+    else:
+        where += noun
+    if form is None or kind != "video":
+        return MEDIA[kind].cell(value, root, where)
+    if isinstance(value, Mapping) and not value.get("bytes"):
+        value = value.get("path")
+    if isinstance(value, str):
+        return form.load(neighbour(root, value, where), f"{root / value} ({place})")
+    frames, rate = MEDIA[kind].cell(value, root, where)
+    return form.fit(frames, float(rate or form.rate), place)
 
 
 def key_of(value: Any) -> Any:

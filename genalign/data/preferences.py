@@ -14,10 +14,11 @@ from pathlib import Path
 
 from genalign.data.comparisons import form_of, read_comparisons
 from genalign.data.judged import Comparison, Comparisons, Kind
+from genalign.data.samples import Samples
 from genalign.data.tables import FILES
 from genalign.files.text import read_lines
-from genalign.files.untrusted import neighbour
-from genalign.types import Media, Prompt, Track, UsageError
+from genalign.media.form import ClipForm
+from genalign.types import Media, Prompt, UsageError
 
 UNPAIRED = "ratings"  # the form that compares nothing
 
@@ -26,13 +27,15 @@ UNPAIRED = "ratings"  # the form that compares nothing
 class Pairs:
     """The untied pairs of judged samples; a pair's number is its place in `pairs`, and the uid of its prompt.
 
-    ties: how many were left out because they prefer neither. rows_together: samples in one forward pass.
+    ties: how many were left out because they prefer neither. rows_together: samples in one forward pass. form: that
+    clips are given; None: they stay as they are.
     """
 
     found: Comparisons
     pairs: tuple[Comparison, ...]
     ties: int = 0
     rows_together: int = 2
+    form: ClipForm | None = None
 
     @property
     def kind(self) -> Kind:
@@ -61,9 +64,20 @@ class Pairs:
         rows = []
         for pair in (self.pairs[number] for number in pairs):
             rows += [pair.a, pair.b] if pair.p > 0.5 else [pair.b, pair.a]
-        if self.kind == "image":
-            return Media(image=Track(self.found.pictures(rows)))
-        return self.found.load(rows)[1]
+        return self.found.media(rows, self.form)
+
+    def check(self) -> None:
+        """Refuse clips that cannot be given the form, by their headers alone.
+
+        Raises:
+            UsageError: naming the first.
+        """
+        self.found.check((number for pair in self.pairs for number in (pair.a, pair.b)), self.form)
+
+    @property
+    def preferred(self) -> Samples:
+        """The better sample of each pair, numbered as the pairs."""
+        return Samples(self.found, tuple(pair.a if pair.p > 0.5 else pair.b for pair in self.pairs))
 
 
 def find_pairs(path: Path | str, kind: str | None = None) -> Pairs | None:
@@ -108,18 +122,7 @@ def _has_pairs(path: Path) -> bool:
 
 def _check_files(found: Comparisons, pair: Comparison) -> None:
     """Refuse paths that lead nowhere, and two that lead to equal files."""
-    files: list[Path] = []
-    for item in (found.items[pair.a], found.items[pair.b]):
-        names = item.value if isinstance(item.value, tuple) else (item.value,)
-        for name in names if item.kind != "text" else ():
-            if not isinstance(name, str):
-                continue
-            files.append(neighbour(found.root, name, pair.place))
-            if not files[-1].is_file():
-                noun = "picture" if item.kind == "image" or len(names) > 1 else item.kind
-                raise UsageError(
-                    f"{pair.place} names the {noun} {name!r}, which is not in {found.root}; add it or drop the line"
-                )
+    files = [file for number in (pair.a, pair.b) for file in found.files(found.items[number])]
     if len(files) == 2 and filecmp.cmp(files[0], files[1], shallow=False):
         best, noun = files[0] if pair.p > 0.5 else files[1], "picture" if found.kind == "image" else found.kind
         raise UsageError(f"{pair.place} prefers a {noun} to an equal one ({best.name}); drop the line")

@@ -6,22 +6,25 @@ Nothing here has state: the prompts of a step follow from (seed, step) alone, so
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from genalign.data.clips import clip_rows, clip_track, prompt_list
+from genalign.data.clips import FolderRows, clip_track, folder_rows, prompt_list
 from genalign.data.conversations import is_messages, prompt_text, turns_of
+from genalign.data.judged import Comparisons, Kind
 from genalign.data.preferences import Pairs, find_pairs
+from genalign.data.samples import Samples
 from genalign.files.text import Line, decode_text, lines_of, parse_row
 from genalign.files.untrusted import neighbour
-from genalign.media.files import MEDIUM_OF
+from genalign.media import MEDIA
+from genalign.media.files import MEDIUM_OF, track_of
 from genalign.media.image import load_png
 from genalign.types import Media, Prompt, Track, UsageError
 
@@ -33,11 +36,13 @@ class DataSettings(BaseModel):
 
     prompts: str
     """A .txt file, one prompt a line, or a .jsonl file, one `{"prompt": str, "facts": {...}}` a line, with a picture
-    file under `image` (or a list of two, the first and the last frame), or a clip under `video`, where the method or
-    the model takes one (in the .jsonl's folder or below). Or a folder of clips, each with its prompt in a .txt of the
-    same name, or a metadata.jsonl. Or pairs of which one is preferred, for methods that learn from them without a
-    reward: a file, one `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the
-    answers themselves, texts or lists of messages), a folder with one, or a dataset's id."""
+    file under `image` (or a list of two, the first and the last frame), a clip under `video` or a sound under `audio`,
+    where the method or the model takes one (in the .jsonl's folder or below). Or a folder of clips, each with its
+    prompt in a .txt of the same name, or a metadata.jsonl. For `sft` without a reward, files of what the model makes
+    are what it learns from; where it also begins with such a file, the one to learn from stands under `target`. Or
+    pairs of which one is preferred, for methods that learn from them without a reward: a file, one
+    `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the answers themselves, texts
+    or lists of messages; `image` is then what both begin with), a folder with one, or a dataset's id."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts of one training step, over all ranks together."""
 
@@ -46,8 +51,9 @@ class DataSettings(BaseModel):
 class Prompts:
     """The rows of one file; a prompt's uid is its row number. `digest` is the SHA-256 of the file's bytes.
 
-    pairs: where the rows are prompts of preferred samples, those; a uid is then the number of a pair. numbers: the line
-    of each row.
+    pairs: where the rows are prompts of preferred samples, those; a uid is then the number of a pair. samples: what the
+    rows bring to be learnt from, where that was asked for; a uid is then the number of a sample. numbers: the line of
+    each row.
     """
 
     path: Path | str
@@ -55,6 +61,7 @@ class Prompts:
     digest: str
     pairs: Pairs | None = None
     numbers: tuple[int, ...] = ()
+    samples: Samples | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,25 +96,24 @@ class Prompts:
         return [self.rows[i] for i in order[place * count : (place + 1) * count]]
 
 
-def read_prompts(path: Path | str, kind: str | None = None) -> Prompts:
+def read_prompts(path: Path | str, kind: Kind | None = None, learnt: bool = False) -> Prompts:
     """Read a prompt file, or the prompts of a file, folder or dataset (`owner/name`) of preferred samples.
 
-    kind: what the samples of plain pairs are, where that is known: what the model makes.
+    kind: what the samples of plain pairs are, where that is known: what the model makes. learnt: whether files of that
+    kind are samples to be learnt from; they then leave the prompts, and of pairs the preferred ones are learnt from.
 
     Raises:
         UsageError: missing, unreadable, empty, or a line that is not a prompt (named by its number).
         GenalignError: a dataset that cannot be fetched.
     """
-    if isinstance(path, Path) and (clips := clip_rows(path)) is not None:
-        rows = tuple(
-            Prompt(text, Media(video=clip_track(clip)), uid=uid) for uid, (clip, text) in enumerate(clips.rows)
-        )
-        return Prompts(path, rows, clips.digest)
+    taken = kind if learnt else None
+    if isinstance(path, Path) and (found := folder_rows(path, taken or "video")) is not None:
+        return _of_folder(path, found, taken)
     if isinstance(path, Path):
         path = prompt_list(path) or path
     pairs = find_pairs(path, kind)
     if pairs is not None:
-        return Prompts(path, pairs.prompts(), pairs.digest, pairs)
+        return Prompts(path, pairs.prompts(), pairs.digest, pairs, samples=pairs.preferred if learnt else None)
     assert isinstance(path, Path)
     try:
         blob = path.read_bytes()
@@ -120,42 +126,93 @@ def read_prompts(path: Path | str, kind: str | None = None) -> Prompts:
     lines = lines_of(decode_text(blob, path))
     if not lines:
         raise UsageError(f"the prompts file {path} is empty; write one prompt a line into it")
+    digest, numbers = hashlib.sha256(blob).hexdigest(), tuple(line.number for line in lines)
     if path.suffix == ".txt":
         rows = tuple(Prompt(line.text.strip(), uid=uid) for uid, line in enumerate(lines))
-    else:
-        rows = tuple(_json_row(line, uid, path) for uid, line in enumerate(lines))
-    numbers = tuple(line.number for line in lines)
-    return Prompts(path, rows, hashlib.sha256(blob).hexdigest(), numbers=numbers)
+        return Prompts(path, rows, digest, numbers=numbers)
+    parsed = [_json_row(line, path) for line in lines]
+    samples = None if taken is None else _taken(parsed, path, digest, taken)
+    rows = tuple(_prompt(row, path, uid) for uid, row in enumerate(parsed))
+    return Prompts(path, rows, digest, numbers=numbers, samples=samples)
 
 
-def _json_row(line: Line, uid: int, path: Path) -> Prompt:
-    wanted = 'each line must be a JSON object such as {"prompt": "two stars", "facts": {}}'
-    where, row = f"line {line.number} of {path}", parse_row(line, path, wanted)
+def _of_folder(path: Path, found: FolderRows, taken: Kind | None) -> Prompts:
+    """The rows of a folder: files that the prompts bring along, or samples."""
+    if taken is None:
+        rows = (Prompt(text, Media(video=clip_track(clip)), uid=uid) for uid, (clip, text) in enumerate(found.rows))
+        return Prompts(path, tuple(rows), found.digest)
+    items = Comparisons(str(path), "folder", path, found.digest, plain_kind=taken)
+    numbers = []
+    for file, text in found.rows:
+        items.place = str(file)
+        numbers.append(items.item(text, file.name))
+    rows = (Prompt(text, uid=uid) for uid, (_, text) in enumerate(found.rows))
+    return Prompts(path, tuple(rows), found.digest, samples=Samples(items, tuple(numbers)))
+
+
+class Row(NamedTuple):
+    """A line of a .jsonl file as an object, and where it stands."""
+
+    values: dict[str, Any]
+    where: str
+
+
+WANTED = 'each line must be a JSON object such as {"prompt": "two stars", "facts": {}}'
+
+
+def _json_row(line: Line, path: Path) -> Row:
+    where, row = f"line {line.number} of {path}", parse_row(line, path, WANTED)
     if "file_name" in row:
         row = _of_file_name(row)
     if is_messages(row.get("prompt")):
         row = _conversation(row, where)
     if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-        raise UsageError(f"{where} has no text under 'prompt'; {wanted}")
+        raise UsageError(f"{where} has no text under 'prompt'; {WANTED}")
     if not isinstance(row.get("facts") or {}, dict):
-        raise UsageError(f"'facts' in {where} is not an object; {wanted}")
-    return Prompt(row["prompt"], _media(row, path.parent, where, wanted), row.get("facts") or {}, uid)
+        raise UsageError(f"'facts' in {where} is not an object; {WANTED}")
+    return Row(row, where)
 
 
-def _media(row: Mapping[str, Any], folder: Path, where: str, wanted: str) -> Media | None:
-    """The pictures and the clip that a row names."""
-    tracks = {}
-    if row.get("image") is not None:
-        names = row["image"] if isinstance(row["image"], list) else [row["image"]]
+def _taken(rows: Sequence[Row], path: Path, digest: str, kind: Kind) -> Samples | None:
+    """The samples of this kind that rows bring, which leaves them without; None where no row brings one."""
+    items, numbers = Comparisons(str(path), "prompts", path.parent, digest, plain_kind=kind), []
+    bare = ""
+    for row in rows:
+        named = row.values.pop("target", None)
+        value = row.values.pop(kind, None) if named is None else named
+        if value is None:
+            bare = bare or row.where
+            continue
+        if not isinstance(value, str):
+            raise UsageError(f"{kind!r} in {row.where} is not the name of one file to learn from; {WANTED}")
+        items.place = row.where
+        numbers.append(items.item(row.values["prompt"], value))
+    if numbers and bare:
+        raise UsageError(f"{bare} brings no {kind} to learn from, as other lines do; give it one, or drop the line")
+    return Samples(items, tuple(numbers)) if numbers else None
+
+
+def _prompt(row: Row, path: Path, uid: int) -> Prompt:
+    return Prompt(row.values["prompt"], _media(row, path.parent), row.values.get("facts") or {}, uid)
+
+
+def _media(row: Row, folder: Path) -> Media | None:
+    """The pictures, the clip and the sound that a row names."""
+    values, where, tracks = row.values, row.where, {}
+    if values.get("image") is not None:
+        names = values["image"] if isinstance(values["image"], list) else [values["image"]]
         if not 1 <= len(names) <= 2 or not all(isinstance(name, str) for name in names):
-            raise UsageError(f"'image' in {where} is not the name of a picture file, or a list of two; {wanted}")
+            raise UsageError(f"'image' in {where} is not the name of a picture file, or a list of two; {WANTED}")
         tracks["image"] = Track(_stacked([load_png(neighbour(folder, name, where)) for name in names]))
-    if row.get("video") is not None:
-        if not isinstance(row["video"], str):
-            raise UsageError(f"'video' in {where} is not the name of a video file; {wanted}")
-        tracks["video"] = clip_track(neighbour(folder, row["video"], where))
+    for kind in ("video", "audio"):
+        if values.get(kind) is not None and not isinstance(values[kind], str):
+            raise UsageError(f"{kind!r} in {where} is not the name of one file; {WANTED}")
+    if values.get("video") is not None:
+        tracks["video"] = clip_track(neighbour(folder, values["video"], where))
+    if values.get("audio") is not None:
+        tracks["audio"] = track_of([MEDIA["audio"].read(neighbour(folder, values["audio"], where))])
     if len({len(track) for track in tracks.values()}) > 1:
-        raise UsageError(f"{where} has two pictures and a clip; give one of each, or leave the clip out")
+        raise UsageError(f"{where} has two pictures and a clip or a sound; give one of each, or leave it out")
     return Media(**tracks) if tracks else None
 
 

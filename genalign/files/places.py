@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genalign.files.hub_files import needed_files
-from genalign.files.shipped import CONFIG, PIPELINE, shipped, shipped_models, shipped_recipes
+from genalign.files.shipped import CONFIG, FIT, PIPELINE, shipped, shipped_models, shipped_recipes
 from genalign.types import GenalignError, UsageError, nearest
 
 PATH_LENGTH = 256  # a longer text is not a path
@@ -91,6 +91,18 @@ def pipeline_class(model: Path | str) -> str | None:
     raise UsageError(
         f"{model} is not a model: it has neither model_index.json (diffusers pipeline) nor config.json (language model)"
     )
+
+
+def model_file(model: Path | str, name: str) -> Path:
+    """A small file of a model, by its folder or hub id.
+
+    Raises:
+        UsageError: there is none. GenalignError: the hub cannot be reached.
+    """
+    found = model / name if isinstance(model, Path) else _hub_file(model, name)
+    if found is None or not found.is_file():
+        raise UsageError(f"{model} has no {name}; check the folder, or download it again, whole")
+    return found
 
 
 def check_component(model: Path) -> None:
@@ -186,14 +198,15 @@ def fetch_adapter(adapter: Path | str) -> Path:
 
 
 def recipe_path(name: str) -> Path:
-    """A recipe's file: a path, or a shipped recipe by its name.
+    """A recipe's file: a path, or a shipped recipe by its name; or that of a shipped reward, which it was fitted by.
 
     Raises:
         UsageError: neither; the nearest shipped name is given.
     """
     if Path(name).is_file():
         return Path(name)
-    for candidate in (shipped("pipelines", f"{name}.yaml"), shipped("pipelines", Path(name).name)):
+    places = (shipped("pipelines", f"{name}.yaml"), shipped("pipelines", Path(name).name), shipped("assets", name, FIT))
+    for candidate in places:
         if candidate.is_file():
             return candidate
     raise UsageError(f"there is no recipe file or shipped recipe {name!r}{nearest(name, shipped_recipes())}")

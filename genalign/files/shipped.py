@@ -3,6 +3,7 @@
 from pathlib import Path
 
 PIPELINE, CONFIG, OPEN_CLIP = "model_index.json", "config.json", "open_clip_config.json"
+FIT = "fit.yaml"  # in the folder of a shipped reward: what it was fitted by
 MODEL_MARKS = (PIPELINE, CONFIG, OPEN_CLIP)  # a folder with one of them is a model
 ROOMS = ("rewards", "pipelines", "assets")
 

@@ -147,6 +147,12 @@ def _video_judge(work: Path, out: Path) -> None:
     save_judge(build_judge(work), out)
 
 
+def _video_reward(work: Path, out: Path) -> None:
+    from genalign.lab.video_reward import build_video_reward
+
+    build_video_reward(work, out)
+
+
 def _text_head(work: Path, out: Path) -> None:
     from genalign.lab.text_head import build_text_head, save_text_head
 
@@ -189,6 +195,7 @@ BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "clip": ("tiny-clip", _clip),
     "judge": ("tiny-judge", _judge),
     "video-judge": ("tiny-video-judge", _video_judge),
+    "video-reward": ("tiny-video-reward", _video_reward),
     "text-head": ("tiny-text-head", _text_head),
     "expander": ("tiny-expander", _expander),
     "vlm-judge": ("tiny-vlm-judge", _vlm_judge),

@@ -286,6 +286,10 @@ Made by `genalign lab build vlm-judge`."""
         from genalign.lab.video_card import judge_card
 
         card = _HEAD.format(tag="judge", title=folder.name, text=judge_card(folder))
+    elif folder.name == "tiny-video-reward":
+        from genalign.lab.video_reward import reward_card
+
+        card = _HEAD.format(tag="reward-model", title=folder.name, text=reward_card(folder))
     else:
         right, rejected = judge_accuracy()
         text = f"""The held-out judge: a convolutional detector of object centres and background colour. **Never use it

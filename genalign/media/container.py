@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -40,19 +41,22 @@ CODECS = {
 
 
 class Header(NamedTuple):
-    """What a file says of its video before a frame is decoded. frames: None where it does not say."""
+    """What a file says of its video before a frame is decoded. frames and seconds: None where it does not say."""
 
     frames: int | None
     rate: float
     height: int
     width: int
+    seconds: float | None = None
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def load_video(path: Path | str, fps: float | None = 2.0) -> tuple[Tensor, float]:
+def load_video(path: Path | str, fps: float | None = 2.0, most: int | None = None) -> tuple[Tensor, float]:
     """Frames (F,3,H,W) as levels uint8 of a video file, at most `fps` a second of it (None: all), and their rate in Hz.
+
+    most: how many of them; what follows is not read, nor missed where the file is cut short behind them.
 
     Frame k is the one nearest to the time k / rate, by the file's own time stamps: a video of a variable frame rate
     is given at its average one, where long frames repeat. Frames are turned and mirrored as the file says.
@@ -60,7 +64,7 @@ def load_video(path: Path | str, fps: float | None = 2.0) -> tuple[Tensor, float
     Raises:
         UsageError: the file is missing, cut short, or not a video, or PyAV is not installed.
     """
-    return decoded(_opened(path), str(path), fps)
+    return decoded(_opened(path), str(path), fps, most)
 
 
 def header(path: Path | str) -> Header:
@@ -74,12 +78,27 @@ def header(path: Path | str) -> Header:
         with _opened(path) as file, av.open(file, options={"format_whitelist": FILMS}) as container:
             stream = container.streams.video[0]
             rate = float(stream.average_rate or stream.guessed_rate or 1.0)
-            return Header(stream.frames or None, rate, stream.height, stream.width)
+            _check_end(container, stream, Path(path))
+            seconds = _stated_end(container, stream) or (container.duration or 0) / 1e6 or None
+            return Header(stream.frames or None, rate, stream.height, stream.width, seconds)
     except (av.FFmpegError, OSError, IndexError) as error:
         raise UsageError(_unreadable(str(path), error)) from error
 
 
-def decoded(file: IO[bytes], name: str, fps: float | None) -> tuple[Tensor, float]:
+def _check_end(container: Any, stream: Any, path: Path) -> None:
+    """Raises UsageError where a file is cut short that says so without a frame decoded: its index, which may stand
+    before the frames, leads beyond its end; or, of Matroska, its last frames are not there."""
+    size, stated = path.stat().st_size, _stated_end(container, stream)
+    if (end := max((entry.pos + entry.size for entry in stream.index_entries), default=0)) > size:
+        raise _cut_short(str(path), f"{size} of its {end} or more bytes")
+    if stated and "matroska" in container.format.name:
+        container.seek(int(stated * 1e6))
+        last = max((_end_of(packet) for packet in container.demux(stream)), default=0.0)
+        if last < stated - 1.5 / float(stream.average_rate or 1):
+            raise _cut_short(str(path), f"{last:.2f} of its {stated:.2f} seconds")
+
+
+def decoded(file: IO[bytes], name: str, fps: float | None, most: int | None = None) -> tuple[Tensor, float]:
     """`load_video` of an open file, which is closed; `name` stands in sentences about it."""
     av = _av(name)
     try:
@@ -87,7 +106,7 @@ def decoded(file: IO[bytes], name: str, fps: float | None) -> tuple[Tensor, floa
             stream = container.streams.video[0]
             native = float(stream.average_rate or stream.guessed_rate or fps or 1.0)
             rate = native if fps is None else min(fps, native)
-            frames = list(_at_rate(_whole(container, stream, native, name), native, rate))
+            frames = list(islice(_at_rate(_whole(container, stream, native, name), native, rate), most))
     except (av.FFmpegError, OSError, IndexError) as error:
         raise UsageError(_unreadable(name, error)) from error
     if not frames:
@@ -118,13 +137,23 @@ def _whole(container: Any, stream: Any, native: float, name: str) -> Iterator[An
     count, end = 0, 0.0
     for packet in container.demux(stream):
         count += packet.size > 0
-        if packet.size and packet.pts is not None:
-            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        end = max(end, _end_of(packet))
         yield from packet.decode()
     seconds = _stated_end(container, stream)
     if count < stream.frames or end < seconds - 1.5 / native:
         there = f"{count} of its {stream.frames} frames" if stream.frames else f"{end:.2f} of its {seconds:.2f} seconds"
-        raise UsageError(f"{name} is cut short: only {there} are there; fetch or write it again, or drop it")
+        raise _cut_short(name, there)
+
+
+def _cut_short(name: str, there: str) -> UsageError:
+    return UsageError(f"{name} is cut short: only {there} are there; fetch or write it again, or drop it")
+
+
+def _end_of(packet: Any) -> float:
+    """The time in seconds at which a packet's frame ends; 0 of an empty packet."""
+    if not packet.size or packet.pts is None:
+        return 0.0
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
 
 
 def _stated_end(container: Any, stream: Any) -> float:
@@ -173,16 +202,40 @@ def _pixels(frame: Any) -> Tensor:
 
 
 def load_sound(path: Path) -> tuple[Tensor, float] | None:
-    """The sound (C,N) fp32 in [-1,1] that a video file carries, and its sample rate; None where it has none.
-
-    It begins with the first frame: silence is put before what begins later, what begins earlier is cut.
+    """`sound_of` the file at `path`.
 
     Raises:
         UsageError: the file is missing or damaged, or PyAV is not installed.
     """
+    return sound_of(_opened(path), str(path))
+
+
+def has_sound(path: Path) -> bool:
+    """Whether a video file carries sound, by its header.
+
+    Raises:
+        UsageError: as `load_sound`.
+    """
     av = _av(str(path))
     try:
         with _opened(path) as file, av.open(file, options={"format_whitelist": FILMS}) as container:
+            return bool(container.streams.audio)
+    except (av.FFmpegError, OSError) as error:
+        raise UsageError(_unreadable(str(path), error)) from error
+
+
+def sound_of(file: IO[bytes], name: str) -> tuple[Tensor, float] | None:
+    """The sound (C,N) fp32 in [-1,1] that a video file carries, and its sample rate; None where it has none. The file
+    is closed; `name` stands in sentences about it.
+
+    It begins with the first frame: silence is put before what begins later, what begins earlier is cut.
+
+    Raises:
+        UsageError: it is damaged, or PyAV is not installed.
+    """
+    av = _av(name)
+    try:
+        with file, av.open(file, options={"format_whitelist": FILMS}) as container:
             if not container.streams.audio:
                 return None
             stream = container.streams.audio[0]
@@ -195,7 +248,7 @@ def load_sound(path: Path) -> tuple[Tensor, float] | None:
             parts += [part.to_ndarray() for part in resampler.resample(None)]
             rate = float(stream.rate)
     except (av.FFmpegError, OSError) as error:
-        raise UsageError(f"the sound of {path} cannot be read: {error}") from error
+        raise UsageError(f"the sound of {name} cannot be read: {error}") from error
     if not parts:
         return None
     wave, shift = torch.cat([torch.from_numpy(part) for part in parts], 1), round(late * rate)

@@ -43,6 +43,11 @@ def read_media(files: Sequence[Path]) -> Media:
     return Media(**tracks)
 
 
+def beside(medium: str) -> frozenset[str]:
+    """The media that files of one may hold beside it: sound, of videos."""
+    return frozenset({"audio"}) if medium == "video" else frozenset()
+
+
 def track_of(rows: Sequence[tuple[Any, float | None]]) -> Track:
     """Rows and their rates as one Track, whose data are one tensor where shapes agree."""
     data = [row for row, _ in rows]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -16,10 +16,28 @@ from torch import Tensor
 
 from genalign.method.common import deal, emit
 from genalign.method.settings import MethodSettings
-from genalign.types import Experience, ForwardProcess, Loss, Policy, Steps, Trajectory, UsageError, sample_seed
+from genalign.types import (
+    Experience,
+    ForwardProcess,
+    Loss,
+    Media,
+    Policy,
+    Prompt,
+    Steps,
+    Trajectory,
+    UsageError,
+    sample_seed,
+)
 
 Reduction = Literal["sum", "mean"]
 Unit = tuple[list[int], int]  # rows, draw
+KEPT_BYTES = 2**30  # of encoded samples
+
+
+class Loads(Protocol):
+    """What hands out given samples by their numbers."""
+
+    def load(self, numbers: Sequence[int]) -> Media: ...
 
 
 class ForwardSettings(MethodSettings):
@@ -64,6 +82,40 @@ def fitting(policy: object, method: str) -> ForwardProcess:
             f"take dpo, grpo or rloo for a language model"
         )
     return policy
+
+
+def given_rows(prompts: Sequence[Prompt], seeds: Sequence[int], rows_together: int) -> Trajectory:
+    """Given samples as rows of a trajectory that nobody rolled out: of these prompts, with a seed each."""
+    return Trajectory(
+        prompts=tuple(prompts),
+        media=Media(),
+        group=torch.tensor([prompt.uid for prompt in prompts]),
+        logp=torch.zeros(len(prompts), 0),
+        mask=torch.zeros(len(prompts), 0, dtype=torch.bool),
+        seeds=tuple(seeds),
+        rows_together=rows_together,
+        steps_together=1,
+    )
+
+
+class Encoded:
+    """The clean latents of given samples, each encoded once, as far as KEPT_BYTES of them reach. each: rows of one."""
+
+    def __init__(self, source: Loads, each: int) -> None:
+        self.source, self.each = source, each
+        self._kept: dict[int, Tensor] = {}  # number -> (each,*L) on the CPU
+
+    def __call__(self, forward: ForwardProcess, numbers: Sequence[int]) -> Tensor:
+        """(N,each,*L) of these numbers."""
+        new = [number for number in dict.fromkeys(numbers) if number not in self._kept]
+        fresh: dict[int, Tensor] = {}
+        if new:
+            latents = forward.encode(self.source.load(new)).cpu()
+            fresh = dict(zip(new, latents.unflatten(0, (-1, self.each)), strict=True))
+        found = torch.stack([fresh[number] if number in fresh else self._kept[number] for number in numbers])
+        room = KEPT_BYTES // (found[0].numel() * found.element_size())
+        self._kept.update({number: fresh[number].clone() for number in new[: max(0, room - len(self._kept))]})
+        return found
 
 
 def without_steps(trajectory: Trajectory) -> Trajectory:

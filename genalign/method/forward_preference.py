@@ -14,10 +14,12 @@ from torch import Tensor
 
 from genalign.method.common import deal, emit, over_ranks, packed, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.forward import (
+    Encoded,
     ForwardExperience,
     ForwardSettings,
     Reduction,
     fitting,
+    given_rows,
     shares,
     sibling_seeds,
     stratified_times,
@@ -26,10 +28,9 @@ from genalign.method.forward import (
 from genalign.method.losses import all_pairs, best_worst_pairs, dpo_loss
 from genalign.method.settings import PairSource
 from genalign.ranks import all_sum
-from genalign.types import Experience, Loss, Media, Method, Policy, Prompt, Reward, Trajectory, UsageError, sample_seed
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError, sample_seed
 
 Unit = tuple[Tensor, int]  # pairs (P,2), draw
-KEPT_BYTES = 2**30  # of encoded pictures
 
 
 class ForwardPreferenceSettings(ForwardSettings):
@@ -114,14 +115,14 @@ class ForwardPreference:
         self.settings, self.pictures = settings, pairs
         self.name = settings.name
         self.needs = frozenset({"forward", "reference", *(["pairs"] if pairs else ["rollout", "reward"])})
-        self._encoded: dict[int, Tensor] = {}  # pair -> clean latents (2,*L) on the CPU
+        self._encoded = None if pairs is None else Encoded(pairs, 2)
         self._reference: dict[tuple[int, int, int], tuple[float, float]] = {}  # pair, turn, draw -> scores
 
     def collect(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
     ) -> Experience:
-        if self.pictures is not None:
-            return self._given(policy, self.pictures, prompts, seed, step)
+        if self.pictures is not None and self._encoded is not None:
+            return self._given(policy, self.pictures, self._encoded, prompts, seed, step)
         s, here = self.settings, rollout_seed(seed, step)
         forward = fitting(policy, self.name)
         trajectory, scores = sample_and_score(policy, prompts, reward, s.group, here, self.name)
@@ -141,29 +142,20 @@ class ForwardPreference:
         )
 
     def _given(
-        self, policy: Policy, pictures: PairSource, prompts: Sequence[Prompt], seed: int, step: int
+        self, policy: Policy, pictures: PairSource, encoded: Encoded, prompts: Sequence[Prompt], seed: int, step: int
     ) -> Experience:
         """The pictures of these prompts' pairs; those of equal latents prefer nothing and are dropped."""
         s = self.settings
         turn = step if s.cycle is None else step % s.cycle
         here = rollout_seed(seed, turn)
-        clean = self._encode(policy, pictures, [prompt.uid for prompt in prompts])  # (P,2,*L)
+        clean = encoded(fitting(policy, self.name), [prompt.uid for prompt in prompts])  # (P,2,*L)
         differ = [i for i, (winner, loser) in enumerate(clean) if not torch.equal(winner, loser)]
         rows = tuple(prompt for prompt in prompts for _ in range(2))
         seeds = [sample_seed(here, prompt.uid, -1) for prompt in prompts]
         pairs = torch.arange(len(rows)).reshape(-1, 2)[differ]
         missed = all_sum(torch.tensor([len(prompts) - len(differ)])).item()
         return PairExperience(
-            trajectory=Trajectory(
-                prompts=rows,
-                media=Media(),
-                group=torch.tensor([prompt.uid for prompt in rows]),
-                logp=torch.zeros(len(rows), 0),
-                mask=torch.zeros(len(rows), 0, dtype=torch.bool),
-                seeds=tuple(seed for seed in seeds for _ in range(2)),
-                rows_together=pictures.rows_together,
-                steps_together=1,
-            ),
+            trajectory=given_rows(rows, [seed for seed in seeds for _ in range(2)], pictures.rows_together),
             scores=None,
             pairs=pairs,
             global_rows=_global(pairs),
@@ -173,18 +165,6 @@ class ForwardPreference:
             noise=torch.tensor([seeds[i] for i in differ], dtype=torch.long),
             keys=None if s.cycle is None else tuple((prompts[i].uid, turn) for i in differ),
         )
-
-    def _encode(self, policy: Policy, pictures: PairSource, pairs: list[int]) -> Tensor:
-        """Clean latents (P,2,*L); a pair that was encoded before is remembered, up to KEPT_BYTES."""
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._encoded]
-        fresh: dict[int, Tensor] = {}
-        if new:
-            latents = fitting(policy, self.name).encode(pictures.load(new)).cpu()
-            fresh = dict(zip(new, latents.unflatten(0, (-1, 2)), strict=True))
-        found = torch.stack([fresh[pair] if pair in fresh else self._encoded[pair] for pair in pairs])
-        room = KEPT_BYTES // (found[0].numel() * found.element_size())
-        self._encoded.update({pair: fresh[pair].clone() for pair in new[: max(0, room - len(self._encoded))]})
-        return found
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
         assert isinstance(experience, PairExperience)

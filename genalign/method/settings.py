@@ -21,7 +21,7 @@ class PairSource(Protocol):
 
     @property
     def kind(self) -> str:
-        """What is compared: "image" or "text"."""
+        """What is compared: "image", "video" or "text"."""
         ...
 
     @property
@@ -31,6 +31,24 @@ class PairSource(Protocol):
 
     def load(self, pairs: Sequence[int]) -> Media:
         """Images in [0,1], or texts, two rows a pair: the preferred one first."""
+        ...
+
+
+class SampleSource(Protocol):
+    """Given samples of what a model makes, to be learnt from; a sample's number is the uid of its prompt."""
+
+    @property
+    def kind(self) -> str:
+        """What they are: "image", "video" or "audio"."""
+        ...
+
+    @property
+    def rows_together(self) -> int:
+        """Samples in one forward pass."""
+        ...
+
+    def load(self, numbers: Sequence[int]) -> Media:
+        """One row a sample."""
         ...
 
 
@@ -113,6 +131,15 @@ class MethodSettings(BaseModel):
         given = {"image": "pictures", "text": "texts"}.get(pairs.kind, f"{pairs.kind}s")
         cure = f", or take one of {', '.join(_names(able))}" if able else ""
         raise UsageError(f"method {self.name} does not learn from given {given}; add the key 'reward'{cure}")
+
+    @property
+    def learns_from_samples(self) -> bool:
+        """Whether it can do without a reward, by regression to given samples."""
+        return False
+
+    def build_on_samples(self, samples: SampleSource) -> Method:
+        """The method of these settings, learning from given samples."""
+        raise NotImplementedError
 
     @property
     def guided_by(self) -> str | None:

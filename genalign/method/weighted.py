@@ -1,4 +1,4 @@
-"""Regression to a policy's own better samples: Flow-RWR and best-of-n fine-tuning are settings of one class."""
+"""Regression to a policy's own better samples, or to given ones: Flow-RWR and supervised fine-tuning, one class."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from torch import Tensor
 
 from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.forward import (
+    Encoded,
     ForwardExperience,
     ForwardSettings,
     Unit,
     fit_losses,
     fitting,
+    given_rows,
     noise_seeds,
     stratified_times,
     without_steps,
 )
 from genalign.method.losses import regression_weights
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError
+from genalign.method.settings import SampleSource
+from genalign.ranks import all_sum
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError, sample_seed
 
 
 class WeightedSettings(ForwardSettings):
-    """Flow-RWR and best-of-n: which samples of a group are learnt from, and how much from each."""
+    """Flow-RWR and best-of-n: which samples of a group are learnt from, and how much from each. Of given samples `sft`
+    learns from all alike."""
 
     presets: ClassVar = {
         "flow-rwr": {"group": 8, "temperature": 0.1, "keep": None},
@@ -52,6 +57,13 @@ class WeightedSettings(ForwardSettings):
     def build(self, folder: Path) -> Method:
         return Weighted(self)
 
+    @property
+    def learns_from_samples(self) -> bool:
+        return self.name == "sft"
+
+    def build_on_samples(self, samples: SampleSource) -> Method:
+        return Weighted(self, samples)
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedExperience(ForwardExperience):
@@ -62,7 +74,8 @@ class Weighted:
     """E[w |target - out|^2] over the policy's own samples, w from their rewards: regression, with no policy gradient.
 
     Flow-RWR (arXiv 2501.13918) weighs by exp(r / temperature); best-of-n fine-tuning (the SFT that arXiv 2505.05470
-    compares with) keeps the best.
+    compares with) keeps the best. Given samples, pictures, clips or sounds, all have w = 1 and no reward is asked: the
+    loss that the model was trained by.
 
     Departs from the papers: (1) The exponential is normalised within each prompt, so that a reward's offset changes
     nothing and no weight can be negative or overflow. (2) Samples are drawn anew in each step, not once beforehand, by
@@ -70,16 +83,20 @@ class Weighted:
     its first paper drops too). (4) Times are stratified over `times`. (5) A prompt without spread teaches nothing.
     """
 
-    def __init__(self, settings: WeightedSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: WeightedSettings, samples: SampleSource | None = None) -> None:
+        self.settings, self.samples = settings, samples
         self.name = settings.name
-        self.needs = frozenset({"rollout", "reward", "forward"})
+        self.needs = frozenset({"forward"} if samples else {"rollout", "reward", "forward"})
+        self._encoded = None if samples is None else Encoded(samples, 1)
 
     def collect(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
     ) -> Experience:
         s, here = self.settings, rollout_seed(seed, step)
         forward = fitting(policy, self.name)
+        if self.samples is not None and self._encoded is not None:
+            clean = self._encoded(forward, [prompt.uid for prompt in prompts])[:, 0]
+            return self._given(self.samples, clean, prompts, here)
         with policy.weights(s.drawn_by):
             trajectory, scores = sample_and_score(policy, prompts, reward, s.group, here, self.name)
         everyone, group, mine = over_ranks(scores, trajectory.group)
@@ -95,6 +112,19 @@ class Weighted:
             clean=forward.clean(trajectory),
             times=stratified_times(here, s.draws, s.times),
             weight=weight[mine],
+        )
+
+    def _given(self, samples: SampleSource, clean: Tensor, prompts: Sequence[Prompt], here: int) -> Experience:
+        """The given samples of these prompts, all of one weight, each with a noise of its own in every step."""
+        s, seeds = self.settings, [sample_seed(here, prompt.uid, -1) for prompt in prompts]
+        return WeightedExperience(
+            trajectory=given_rows(prompts, seeds, samples.rows_together),
+            scores=None,
+            counted=torch.ones(len(prompts), dtype=torch.bool),
+            global_rows=int(all_sum(torch.tensor(len(prompts)))),
+            clean=clean,
+            times=stratified_times(here, s.draws, s.times),
+            weight=torch.ones(len(prompts)),
         )
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from genalign.files.places import pipeline_class
 
 if TYPE_CHECKING:
+    from genalign.media.form import ClipForm
     from genalign.policy.settings import PolicySettings
     from genalign.types import Policy
 
@@ -23,6 +24,19 @@ def modalities_of(model: Path | str) -> frozenset[str]:
     from genalign.policy.tracks import media_of_class
 
     return media_of_class(name)
+
+
+def clip_form_of(settings: PolicySettings, model: Path | str) -> ClipForm | None:
+    """The form of clips that a model draws, by its folder or hub id, before any weight loads; None where it draws none.
+
+    Raises UsageError where it is not known how many frames a second they have, or its autoencoder cannot hold so many.
+    """
+    name = pipeline_class(model)
+    if name is None:
+        return None
+    from genalign.policy.clip_form import form_of
+
+    return form_of(name, settings, model)
 
 
 def load_policy(settings: PolicySettings, model_path: Path | str, device: str = "cpu") -> Policy:
@@ -43,4 +57,5 @@ def load_policy(settings: PolicySettings, model_path: Path | str, device: str = 
         return load_language(settings, folder, device)
     from genalign.policy.load import load_diffusion
 
+    clip_form_of(settings, folder)
     return load_diffusion(settings, folder, device)

@@ -38,6 +38,8 @@ class Adapter:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
 
+        from genalign.policy.lora import as_one_sum
+
         self.model = model
         _check_bare(model, LoraLayer)
         self.config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=_targets(model, settings))
@@ -52,6 +54,7 @@ class Adapter:
                 parameter.data = parameter.data.float()
         for layer in self._layers:
             layer.cast_input_dtype_enabled = False
+            as_one_sum(layer)
             for part in (*layer.lora_A.values(), *layer.lora_B.values()):
                 if isinstance(part, nn.Linear):
                     part.__class__ = _LinearInPrecisionOfInput

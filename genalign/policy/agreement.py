@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from genalign.policy.pipe import Pipe
-from genalign.policy.transition import step_table
+from genalign.policy.schedule import MAIN
 from genalign.policy.turn import Turn
-from genalign.policy.walk import path_of, stored_dtype
+from genalign.policy.walk import stored_dtype
 from genalign.types import GenalignError, Prompt
 
 EXACT, HALF = 1e-4, 5e-2  # tolerated, relative to the largest value or to 1: float32 is near 1e-6, bfloat16 near 1e-2
@@ -23,7 +23,7 @@ def check_agreement(pipe: Pipe, prompt: Prompt, seed: int) -> None:
     if not difference <= (HALF if dtype.itemsize < 4 else EXACT):  # (NaN is no agreement)
         raise GenalignError(
             f"{pipe.name} would be trained on another schedule than it samples by: its denoiser's input differs by"
-            f" {difference:.2g} between plain sampling with {type(pipe.plain_scheduler).__name__} and a rollout;"
+            f" {difference:.2g} between plain sampling with {type(pipe.plain_schedulers[MAIN]).__name__} and a rollout;"
             " report it with the names of the pipeline and its scheduler"
         )
 
@@ -70,9 +70,8 @@ def _run(pipe: Pipe, prompt: Prompt, seed: int, kernel: bool) -> list[Tensor]:
 
     def step(out: Tensor, sample: Tensor) -> Tensor:
         nonlocal steps
-        scheduler = pipe.pipeline.scheduler
-        table = step_table(pipe.placed(path_of(scheduler), entry), "ode", 0.0)
-        moved = table.mean(steps, sample, out).to(stored_dtype(scheduler, out, sample))
+        table = pipe.table(entry, "ode", 0.0).part(turn.part)
+        moved = table.mean(steps, sample, out).to(stored_dtype(pipe.pipeline.scheduler, out, sample))
         steps += turn.add(sample) is not None
         return moved
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from genalign.policy.chunk import Chunk
 from genalign.policy.record import Tape
+from genalign.policy.tables import Tables
 from genalign.policy.transition import Path as DiffusionPath
 from genalign.policy.transition import StepTable
 from genalign.types import GenalignError, Media, Prompt, Trajectory, UsageError
@@ -81,12 +82,16 @@ def _labels(prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[tuple[str, 
     return [(prompt.text, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
 
 
-def save_rows(path: Path, table: StepTable, steps: Sequence[int], rows: Chunk, logp: Tensor, labels: Any) -> None:
+def save_rows(
+    path: Path, table: StepTable | Tables, steps: Sequence[int], rows: Chunk, logp: Tensor, labels: Any
+) -> None:
     """Write one micro-batch's recorded steps. labels: [prompt text, seed] of each row.
 
     Raises:
         GenalignError: the pipeline's guidance remembers earlier steps, so latents alone do not bring the rows back.
     """
+    if isinstance(table, Tables):
+        raise GenalignError("this pipeline steps its media by schedules of their own, which are not stored")
     if rows.outputs:
         raise GenalignError("this pipeline's guidance remembers earlier steps, so its trajectories cannot be stored")
     tensors = {f"latents/{i}": x.detach().cpu().contiguous() for i, x in rows.latents.items()}

@@ -25,8 +25,8 @@ from genalign.types import Guide, Media, Prompt, Steps, Trajectory, UsageError, 
 
 
 class DiffusionPolicy:
-    """A pipeline that draws images, videos or sound from text, or from text and an image, and whose denoisers carry a
-    trained LoRA.
+    """A pipeline that draws images, videos or sound from text, or from text and any of these, and whose denoisers carry
+    a trained LoRA.
 
     Latents, means, log-densities and KL are computed in at least float32; x' is rounded to the dtype the pipeline keeps
     latents in before it is scored. Every row draws from its own CPU generator, so neither batch nor world size changes
@@ -75,8 +75,14 @@ class DiffusionPolicy:
         return trajectory
 
     def check_prompt(self, prompt: Prompt, answer: str | None = None) -> None:
-        """Refuse a prompt whose media the pipeline cannot take."""
-        self._pipe.tracks.inputs([prompt])
+        """Refuse a prompt whose media the pipeline cannot take, or that lacks what it cannot do without."""
+        given = self._pipe.tracks.inputs([prompt])
+        lacking = self._pipe.tracks.required - set(given)
+        if lacking:
+            name = min(lacking)
+            raise UsageError(f"{self._pipe.name} begins with an input {name}; name its file under {name!r} in each row")
+        if prompt.media is not None:
+            self._pipe.like = prompt  # samples may be encoded before anything is drawn
 
     def replay(
         self,
@@ -95,7 +101,8 @@ class DiffusionPolicy:
         guidance: float | None = None,
         steps: int | None = None,
     ) -> Media:
-        """The same image as plain diffusers draws from `torch.Generator().manual_seed(seed)`.
+        """The same image as plain diffusers draws from `torch.Generator().manual_seed(seed)`, in half precision to its
+        rounding.
 
         With the pipeline's own scheduler where that is a deterministic one-step one, else with the Euler or DDIM step
         on its schedule. None: guidance and steps of the sampler.

@@ -84,6 +84,7 @@ class OneTime:
     def run(self, call: Mapping[str, Any]) -> tuple[Tensor, Tensor, tuple[float, float]]:
         """(out, target) in float32 or wider, and the shares."""
         grid = self.pipe.at_one_time(lambda steps: int(self.at * steps), 2, self._seen, call["num_inference_steps"])
+        check_one_schedule(self.pipe)
         self.stage.run(call, self._denoise, self._step, grid)
         assert self.out is not None
         assert self.target is not None
@@ -138,6 +139,15 @@ def check_form(pipe: Pipe, clean: Tensor, sample: Tensor) -> None:
         )
 
 
+def check_one_schedule(pipe: Pipe) -> None:
+    """Raises UsageError where parts of the latents walk schedules of their own, for then they are at several times."""
+    if len(set(pipe.stage.steppers)) > 1:
+        raise UsageError(
+            f"{pipe.name} steps its media by schedules of their own ({', '.join(pipe.stage.steppers)}), so they are"
+            " at no one time of the forward process; take a method that replays rollouts (grpo, dpok, d3po ...)"
+        )
+
+
 def check_kept(pipe: Pipe, given: Tensor | None, sample: Tensor) -> None:
     """Raises UsageError where the pipeline changed x between two steps, so that x_t is not what its denoiser saw."""
     assert given is not None
@@ -163,10 +173,19 @@ def fit(
             " row, at a time in [0, 1)"
         )
 
+    with pipe.on_kernel():
+        parts = pipe.parts_of(prompts) if pipe.draws_from_one_picture(prompts) else [slice(0, len(prompts))]
+
     def run() -> tuple[Tensor, Tensor, tuple[float, float]]:
+        outs, targets = [], []
         with pipe.on_kernel():
-            call = pipe.unguided(prompts, seeds, fine_steps(pipe.kernel_scheduler))
-            return OneTime(pipe, clean, seeds, at, twins_of(prompts, seeds)).run(call)
+            for part in parts:
+                call = pipe.unguided(prompts[part], seeds[part], fine_steps(pipe.kernel_scheduler))
+                twins = twins_of(prompts[part], seeds[part])
+                out, target, shares = OneTime(pipe, clean[part], seeds[part], at, twins).run(call)
+                outs.append(out)
+                targets.append(target)
+        return (outs[0], targets[0], shares) if len(parts) == 1 else (torch.cat(outs), torch.cat(targets), shares)
 
     other: Tensor | None = None
     if versus is not None:  # first, so that nothing of it is alive beside the graph

@@ -13,16 +13,17 @@ import torch
 
 @contextmanager
 def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Within the context the object has this attribute, whatever its class says."""
+    """Within the context the object, or the class, has this attribute, whatever its class or its base says."""
+    kind: Any = type if isinstance(owner, type) else object
     before = owner.__dict__.get(name)
-    object.__setattr__(owner, name, value)
+    kind.__setattr__(owner, name, value)
     try:
         yield
     finally:
         if before is None:
-            object.__delattr__(owner, name)
+            kind.__delattr__(owner, name)
         else:
-            object.__setattr__(owner, name, before)
+            kind.__setattr__(owner, name, before)
 
 
 @contextmanager

@@ -88,11 +88,17 @@ class Encoder:
     def __call__(self, media: Media) -> Tensor:
         """Media -> (B,*L), the mode of the posterior; pixels of another size are resized to the one that is drawn."""
         samples = self.pipe.tracks.encodable(media)
-        self.pipe.take_for_size(samples[0])
+        self.pipe.take_for_size(samples.row(0))
         autoencoder = _autoencoder(self.pipe)
         with _widened(autoencoder):
             layout = self._layout(autoencoder)
-            return torch.cat([self._rows(autoencoder, layout, samples[part]) for part in self.pipe.parts(len(samples))])
+            rows = range(len(samples))
+            return torch.cat(
+                [
+                    self._rows(autoencoder, layout, [samples.row(row) for row in rows[part]])
+                    for part in self.pipe.parts(len(samples))
+                ]
+            )
 
     def _rows(self, autoencoder: Any, layout: Layout, samples: Sequence[Tensor]) -> Tensor:
         values = self.pipe.tracks.values(samples, layout.size, layout.axes)

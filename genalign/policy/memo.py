@@ -17,6 +17,30 @@ from genalign.policy.hooks import attribute
 KEPT, LARGEST = 2**30, 2**28  # bytes of answers, the oldest of which make room, and of one
 
 
+class Kept:
+    """Answers by their keys, as many as fit into KEPT bytes, the oldest of which make room."""
+
+    def __init__(self) -> None:
+        self._answers: OrderedDict[Any, Any] = OrderedDict()
+        self._size = 0
+
+    def get(self, key: Any) -> Any:
+        """None where nothing is kept of it."""
+        return self._answers.get(key)
+
+    def keep(self, key: Any, answer: Any) -> None:
+        self.drop(key)
+        if _bytes(answer) <= LARGEST:
+            self._answers[key] = answer
+            self._size += _bytes(answer)
+        while self._size > KEPT:
+            self.drop(next(iter(self._answers)))
+
+    def drop(self, key: Any) -> None:
+        if key in self._answers:
+            self._size -= _bytes(self._answers.pop(key))
+
+
 class EncoderMemo:
     """Answers whatever network a pipeline asks before its denoiser: autoencoders that encode a picture, vision towers,
     connectors, text encoders. The same arguments, by a digest of their values, have the same answer.
@@ -27,8 +51,7 @@ class EncoderMemo:
 
     def __init__(self, pipeline: Any, denoisers: Collection[str]) -> None:
         self.pipeline, self.denoisers, self.closed = pipeline, set(denoisers), False
-        self._kept: OrderedDict[Any, tuple[Any, list[int]]] = OrderedDict()
-        self._size = 0
+        self._kept = Kept()  # (answer, the versions of its tensors)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -51,7 +74,7 @@ class EncoderMemo:
                 key = name, getattr(module, "dtype", None), _digest((args, kwargs))
             except TypeError:
                 return real(*args, **kwargs)
-            answer, versions = self._kept.get(key, (None, []))
+            answer, versions = self._kept.get(key) or (None, [])
             if answer is None or [x._version for x in tensors(answer)] != versions:
                 with torch.no_grad():
                     answer = real(*args, **kwargs)
@@ -61,17 +84,10 @@ class EncoderMemo:
         return ask
 
     def _keep(self, key: Any, answer: Any) -> None:
-        self._drop(key)
+        self._kept.drop(key)
         found = list(tensors(answer))
-        if found and _bytes(answer) <= LARGEST and not any(x.is_inference() for x in found):
-            self._kept[key] = answer, [x._version for x in found]
-            self._size += _bytes(answer)
-        while self._size > KEPT:
-            self._drop(next(iter(self._kept)))
-
-    def _drop(self, key: Any) -> None:
-        if key in self._kept:
-            self._size -= _bytes(self._kept.pop(key)[0])
+        if found and not any(x.is_inference() for x in found):
+            self._kept.keep(key, (answer, [x._version for x in found]))
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:

@@ -36,7 +36,8 @@ class GradHooks:
         """What the pipeline makes; noise (B,*L) is what it starts from, None: what it draws."""
         self._entry = self.pipe.entry(steps)
         start = nullcontext() if noise is None else started_from(self.pipe, noise)
-        return self.pipe.draw(call, self._denoise, None, self._around_step(self.pipe.pipeline.scheduler), start)
+        around = [self._around_step(getattr(self.pipe.pipeline, name)) for name in self.pipe.kernel_schedulers]
+        return self.pipe.draw(call, self._denoise, None, *around, start)
 
     def _without_graph(self) -> bool:
         if self.grad_steps is None:

@@ -13,6 +13,7 @@ from genalign.clock import switch
 from genalign.policy.chunk import Chunk
 from genalign.policy.replay import Replay
 from genalign.policy.spans import Spans
+from genalign.policy.tables import Tables
 from genalign.policy.tape import Stage
 from genalign.policy.transition import StepTable
 from genalign.policy.turn import Turn, packed
@@ -24,7 +25,7 @@ from genalign.types import GenalignError, Prompt, UsageError
 class Tape:
     """What replay needs: the rollout's table, which step each column of logp is of, and the latents by micro-batch."""
 
-    table: StepTable
+    table: StepTable | Tables
     steps: tuple[int, ...]
     chunks: tuple[Chunk, ...]
 
@@ -49,7 +50,7 @@ class Recorder:
         self,
         stage: Stage,
         generators: Sequence[torch.Generator],
-        make_table: Callable[[], StepTable],
+        make_table: Callable[[], StepTable | Tables],
         spans: Spans,
         keep: bool,
         twins: Sequence[int] | None,
@@ -57,7 +58,7 @@ class Recorder:
         self.stage, self.generators, self.make_table, self.spans = stage, generators, make_table, spans
         self.keep, self.twins = keep, twins
         self.rows = len(generators)
-        self.table: StepTable | None = None
+        self.table: StepTable | Tables | None = None
         self.chunk = Chunk()
         self.logp: list[Tensor] = []
         self.arguments: list[list[tuple[int, Any]]] = [[]]  # per step: (first branch, (args, kwargs)) of each call
@@ -78,28 +79,32 @@ class Recorder:
         table, i = self._known_table(), self._step
         if sample._is_view():  # into which a pipeline may write x'
             sample = sample.clone()
-        mean = table.mean(i, sample, out)
+        own = table.part(self._turn.part)
+        mean = own.mean(i, sample, out)
         # x' is rounded to the dtype it is stored in before it is scored: replay scores the stored value.
         dtype = stored_dtype(self.stage.pipeline.scheduler, out, sample)
-        moved = table.step(i, mean, self._noise(mean) if float(table.S[i]) > 0 else None, dtype)
+        moved = own.step(i, mean, self._noise(mean) if i in table.stochastic else None, dtype)
         whole = self._turn.add(out, sample, moved, mean)
         if whole is not None:
             self._take(table, i, *whole)
         return moved
 
-    def _take(self, table: StepTable, i: int, out: Tensor, sample: Tensor, moved: Tensor, mean: Tensor) -> None:
+    def _take(
+        self, table: StepTable | Tables, i: int, out: Tensor, sample: Tensor, moved: Tensor, mean: Tensor
+    ) -> None:
         """Keep what replay needs of a step, (R,*L) each."""
-        noisy = float(table.S[i]) > 0
+        noisy = i in table.stochastic
         if noisy or self.keep:
             made = self.chunk.latents.setdefault(i, sample)
             if made is not sample and not _same(made, sample):
                 self.chunk.before[i] = sample
         # Also before a noisy step: replay hands it to the pipeline, which then changes it as it did here.
-        if noisy or self.keep or (i + 1 < len(table) and float(table.S[i + 1]) > 0):
+        if noisy or self.keep or i + 1 in table.stochastic:
             self.chunk.latents[i + 1] = moved
         if noisy:
-            for x_next, mu in zip(self.spans.split(moved), self.spans.split(mean), strict=True):
-                self.logp.append(table.logp(i, x_next, mu))
+            pairs = zip(self.spans.split(moved), self.spans.split(mean), strict=True)
+            for own, pair in zip(self.spans.tables(table), pairs, strict=True):
+                self.logp.append(own.logp(i, *pair))
         self.chunk.clean = moved  # of the last step, in the end
         if self.keep:
             self.received.append(out)
@@ -108,7 +113,7 @@ class Recorder:
         if self._step == len(table):
             switch("decode")
 
-    def _known_table(self) -> StepTable:
+    def _known_table(self) -> StepTable | Tables:
         if self.table is None:
             self.table = self.make_table()
         return self.table
@@ -145,7 +150,7 @@ def twins_of(prompts: Sequence[Prompt], starts: Sequence[int]) -> list[int] | No
     return None if len(set(walks)) == len(walks) else [walks.index(walk) for walk in walks]
 
 
-def parting(table: StepTable) -> int:
+def parting(table: StepTable | Tables) -> int:
     """The last step at which twins are equal: the first one that adds noise, or past the end where none does."""
     return min(table.stochastic, default=len(table))
 

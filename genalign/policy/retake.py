@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genalign.policy.forward import check_form, check_kept, noise_of
+from genalign.policy.forward import check_form, check_kept, check_one_schedule, noise_of
 from genalign.policy.pipe import Pipe
 from genalign.policy.transition import Path, step_table
 from genalign.policy.turn import Turn
@@ -63,4 +63,5 @@ def retake(pipe: Pipe, prompts: Sequence[Prompt], clean: Tensor, seeds: Sequence
     with torch.enable_grad(), pipe.on_kernel():
         call = pipe.call(prompts, seeds)
         grid = pipe.at_one_time(lambda steps: steps - 1, 2, last.seen)
+        check_one_schedule(pipe)
         return pipe.draw(call, last.denoise, last.step, grid)

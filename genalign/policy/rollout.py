@@ -18,8 +18,8 @@ from genalign.policy.record import Recorder, Tape, graphs, parting, twins_of, ve
 from genalign.policy.replay import Replay
 from genalign.policy.schedule import windowed
 from genalign.policy.spans import Spans, spans_of
-from genalign.policy.transition import StepTable, step_table
-from genalign.policy.walk import path_of
+from genalign.policy.tables import Tables
+from genalign.policy.transition import StepTable
 from genalign.types import (
     GenalignError,
     Media,
@@ -69,7 +69,7 @@ class Rollouts:
         chunks: list[Chunk] = []
         logps: list[Tensor] = []
         media: list[Media] = []
-        table: StepTable | None = None
+        table: StepTable | Tables | None = None
         with self.pipe.on_kernel():
             for part in self.pipe.parts(len(rows)):
                 record, made = self._record(rows[part], seeds[part], window_seed, table)
@@ -99,20 +99,19 @@ class Rollouts:
         """What each of a step's columns is about; () before the first rollout, and where a step has one column."""
         return () if self.pipe.spans is None else self.pipe.spans.media
 
-    def _columns(self, table: StepTable) -> tuple[int, ...]:
+    def _columns(self, table: StepTable | Tables) -> tuple[int, ...]:
         """The step of each column of logp."""
         return tuple(i for i in table.stochastic for _ in self.about or ("all",))
 
     def _record(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], window_seed: int, table: StepTable | None
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], window_seed: int, table: StepTable | Tables | None
     ) -> tuple[Recorder, Media]:
         sampler = self.settings.sampler
 
-        def make_table() -> StepTable:
+        def make_table() -> StepTable | Tables:
             if table is not None:
                 return table
-            path = self.pipe.placed(path_of(self.pipe.pipeline.scheduler), entry)
-            whole = step_table(path, sampler.kernel, sampler.noise, sampler.noise_block)
+            whole = self.pipe.table(entry, sampler.kernel, sampler.noise, sampler.noise_block)
             return windowed(whole, sampler, window_seed)
 
         def call() -> dict[str, Any]:
@@ -156,7 +155,8 @@ class Rollouts:
                 others = self._guided(trajectory, rows, chunk, wanted)
         outs = self._guided(trajectory, rows, chunk, wanted)
         spans = spans_of(self.pipe)
-        counts = [tape.table.scored(part[0]) for part in spans.split(chunk.latents[wanted[0]])]
+        latents, tables = spans.split(chunk.latents[wanted[0]]), spans.tables(tape.table)
+        counts = [table.scored(part[0]) for table, part in zip(tables, latents, strict=True)]
         found = [scored(tape.table, spans, chunk, i, outs[i], others.get(i)) for i in wanted]
         chosen = [wanted.index(tape.steps[column]) * len(counts) + column % len(counts) for column in columns]
         several = torch.tensor([counts[k % len(counts)] for k in chosen], device=trajectory.mask.device)
@@ -191,20 +191,20 @@ class Rollouts:
 
 
 def scored(
-    table: StepTable, spans: Spans, chunk: Chunk, i: int, out: Tensor, other: Tensor | None
+    table: StepTable | Tables, spans: Spans, chunk: Chunk, i: int, out: Tensor, other: Tensor | None
 ) -> dict[str, Tensor]:
     """What replay yields of step i, by its name in Steps, (R,M) with a column for each medium. out, other: the guided
     outputs (R,*L) under the present weights and under those that they are compared with."""
-    x, x_next = chunk.state(i), spans.split(chunk.latents[i + 1])
+    x, x_next, tables = chunk.state(i), spans.split(chunk.latents[i + 1]), spans.tables(table)
     mean = table.mean(i, x, out)
     means = spans.split(mean)
     found = {
-        "score": [table.logp(i, *pair) for pair in zip(x_next, means, strict=True)],
+        "score": [own.logp(i, *pair) for own, *pair in zip(tables, x_next, means, strict=True)],
         "features": [features(x)] * len(means),
     }
     if other is not None:
         others = spans.split(table.mean(i, x, other))
-        found["versus_score"] = [table.logp(i, *pair) for pair in zip(x_next, others, strict=True)]
-        found["kl"] = [table.kl(i, *pair) for pair in zip(means, others, strict=True)]
+        found["versus_score"] = [own.logp(i, *pair) for own, *pair in zip(tables, x_next, others, strict=True)]
+        found["kl"] = [own.kl(i, *pair) for own, *pair in zip(tables, means, others, strict=True)]
         found["gap"] = [apart.float().square().flatten(1).sum(1) for apart in spans.split(out - other)]
     return {name: torch.stack(columns, 1) for name, columns in found.items()}

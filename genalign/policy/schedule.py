@@ -5,20 +5,28 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, get_args
 
 import torch
 
 from genalign.policy.hooks import attribute
 from genalign.policy.settings import Sampler
+from genalign.policy.tables import Tables
 from genalign.policy.transition import Path, Prediction, StepTable, flow_path, kernel_rows, preserving_path
 from genalign.policy.walk import STEPS, is_flow, path_of, walk
 from genalign.types import UsageError, sample_seed
 
+MAIN = "scheduler"
 NO_SIGNAL = 1e-6  # abar; some schedulers put 2^-24 in the place of 0
 PREDICTIONS = [kind for kind in get_args(Prediction) if "velocity" not in kind]
+
+
+def scheduler_names(pipeline: Any) -> list[str]:
+    """The schedulers that it may step with, the main one first: some step sound by one of its own."""
+    others = {name: part for name, part in pipeline.components.items() if name.endswith(f"_{MAIN}")}
+    return [MAIN, *(name for name, part in others.items() if part is not None and is_flow(part))]
 
 
 def one_step(scheduler: Any) -> Any:
@@ -87,7 +95,7 @@ def check_kernel(scheduler: Any, sampler: Sampler) -> None:
     kernel_rows(path, sampler.kernel, sampler.noise)
 
 
-def windowed(table: StepTable, sampler: Sampler, seed: int) -> StepTable:
+def windowed(table: StepTable | Tables, sampler: Sampler, seed: int) -> StepTable | Tables:
     """The table with the sampler's window, its start drawn by the rollout's seed."""
     width = sampler.window
     if width is None:
@@ -104,8 +112,22 @@ def windowed(table: StepTable, sampler: Sampler, seed: int) -> StepTable:
 
 
 @contextmanager
-def only(scheduler: Any, pick: Callable[[int], int], times: int, seen: Callable[[Path, int], None]) -> Iterator[None]:
-    """Within the context the scheduler's time grid is one of its own times, `times` over; `seen` learns which."""
+def all_only(
+    schedulers: Mapping[str, Any], pick: Callable[[int], int], times: int, seen: Callable[[Path, int], None]
+) -> Iterator[None]:
+    """The same time, by its number, of every scheduler of a pipeline; `seen` learns which of the main one."""
+    with ExitStack() as stack:
+        for name, scheduler in schedulers.items():
+            stack.enter_context(only(scheduler, pick, times, seen if name == MAIN else None))
+        yield
+
+
+@contextmanager
+def only(
+    scheduler: Any, pick: Callable[[int], int], times: int, seen: Callable[[Path, int], None] | None
+) -> Iterator[None]:
+    """Within the context the scheduler's time grid is one of its own times, `times` over; `seen` learns which. None: of
+    a scheduler beside the main one, to which pipelines hand the times of that."""
     real = type(scheduler).set_timesteps
 
     @functools.wraps(real)
@@ -113,7 +135,10 @@ def only(scheduler: Any, pick: Callable[[int], int], times: int, seen: Callable[
         real(this, *args, **kwargs)
         path = path_of(this)
         step = pick(len(path.s))
-        seen(path, step)
+        if seen is None:
+            this.set_begin_index(0)
+        else:
+            seen(path, step)
         this.timesteps = this.timesteps[step].repeat(times)
         sigmas = getattr(this, "sigmas", None)
         if sigmas is not None and len(sigmas) == len(path.s) + 1:  # some pipelines read the noise level of a step

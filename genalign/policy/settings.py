@@ -72,6 +72,9 @@ class PolicySettings(BaseModel):
     """How a diffusion rollout samples."""
     batch_size: int = Field(default=32, ge=1)
     """Rows of one micro-batch, in rollouts and in replay."""
+    gradient_checkpointing: bool = False
+    """Whether a denoiser's blocks are computed again in the backward pass instead of kept: the same gradients, memory
+    of about one block instead of all, and one more forward pass for each backward pass."""
     attention: Literal["sdpa", "xformers", "flash"] = "sdpa"
     """Attention kernel."""
     call: dict[str, Any] = {}

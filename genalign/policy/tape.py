@@ -20,6 +20,7 @@ from genalign.policy.answer import AnswerForm
 from genalign.policy.branching import Place, part, pick, row_axes
 from genalign.policy.hooks import advance, attribute, lasting_weights, named, place_of
 from genalign.policy.memo import EncoderMemo
+from genalign.policy.schedule import MAIN, scheduler_names
 from genalign.policy.text import TextMemo
 from genalign.types import UsageError
 
@@ -36,7 +37,8 @@ class Stage:
     """A pipeline, its bare denoisers, and every run of them. A Pipe owns one; hooks come from whoever runs it.
 
     denoisers: by component; more than one where experts share the noise levels. component, denoiser: the main one.
-    parts: the elements of each part that one turn of the loop moves, in one row; known once the pipeline was entered.
+    parts: the elements of each part that one turn of the loop moves, in one row, and steppers: the component that steps
+    it; known once the pipeline was entered.
 
     A denoiser called with several branches in one batch (guidance: [unconditional; conditional]) is called once a
     branch instead, in rollouts and in replay alike: then a branch can do without a graph, and the log-ratio is still
@@ -54,6 +56,8 @@ class Stage:
         self.calls = 0
         self.active = self.component  # the denoiser that was asked last
         self.parts: tuple[int, ...] = ()
+        self.steppers: tuple[str, ...] = (MAIN,)
+        self.stepping = MAIN  # the scheduler that stepped last
         self.entered = 0  # the first of the scheduler's times that the last run used
         self._enter = enter
         self._text = TextMemo(pipeline)
@@ -64,6 +68,7 @@ class Stage:
         ]
         self._row_axes: dict[Place, int | None] | None = None  # None: branches cannot be cut apart
         self._form = AnswerForm(type(self.denoiser).__name__)
+        self._computes: tuple[torch.device, torch.device] | None = None  # where the denoiser is, and the pipeline then
         self._proven = False  # whether cut branches were compared with those of a whole batch
 
     def run(
@@ -77,23 +82,26 @@ class Stage:
 
         An argument `component.attribute` is set on that component for as long as the run lasts.
         """
-        scheduler = self.pipeline.scheduler
+        schedulers = {name: getattr(self.pipeline, name) for name in scheduler_names(self.pipeline)}
         begun: list[bool] = []
 
         # Pipelines look for arguments of these two by name, so the hooks keep their signatures. As a method the step
         # belongs to the copies, too, that a pipeline makes of its scheduler.
-        @functools.wraps(type(scheduler).step)
-        def scheduler_step(this: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-            from diffusers.schedulers.scheduling_utils import SchedulerOutput
+        def step_of(name: str) -> Callable[..., Any]:
+            @functools.wraps(type(schedulers[name]).step)
+            def scheduler_step(this: Any, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+                from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-            given = named(type(this).step, args, kwargs)
-            if not begun:
-                begun.append(True)
-                self.entered = place_of(this, given["timestep"])
-            moved = step(given["model_output"], given["sample"])  # type: ignore[misc]
-            advance(this, given["timestep"])
-            # Some pipelines decode the x0 estimate that stands second; where a path ends it is x' itself.
-            return SchedulerOutput(prev_sample=moved) if return_dict else (moved, moved)
+                self.stepping, given = name, named(type(this).step, args, kwargs)
+                if not begun:
+                    begun.append(True)
+                    self.entered = place_of(this, given["timestep"])
+                moved = step(given["model_output"], given["sample"])  # type: ignore[misc]
+                advance(this, given["timestep"])
+                # Some pipelines decode the x0 estimate that stands second; where a path ends it is x' itself.
+                return SchedulerOutput(prev_sample=moved) if return_dict else (moved, moved)
+
+            return scheduler_step
 
         def forward_of(name: str) -> Callable[..., Any]:
             @functools.wraps(self._forwards[name])
@@ -104,6 +112,8 @@ class Stage:
             return forward
 
         with ExitStack() as stack:
+            if hasattr(type(self.pipeline), "_execution_device"):
+                stack.enter_context(attribute(type(self.pipeline), "_execution_device", self._device()))
             stack.enter_context(self._text.active())
             stack.enter_context(self._encoders.active())
             for place in [name for name in call if "." in name]:
@@ -117,7 +127,8 @@ class Stage:
                 for name, module in self.denoisers.items():
                     stack.enter_context(attribute(module, "forward", forward_of(name)))
             if step is not None:
-                stack.enter_context(attribute(scheduler, "step", types.MethodType(scheduler_step, scheduler)))
+                for name, scheduler in schedulers.items():
+                    stack.enter_context(attribute(scheduler, "step", types.MethodType(step_of(name), scheduler)))
             for hook in hooks:
                 stack.enter_context(hook)
             attention = [(module, module.processor) for module in self._attention]
@@ -128,6 +139,14 @@ class Stage:
             finally:  # a run that is left early may leave its own kind of attention in the denoiser
                 for module, processor in attention:
                     module.processor = processor
+
+    def _device(self) -> torch.device:
+        """Where the pipeline computes: a property of it that walks all modules of all its components whenever it is
+        asked, a few times a run. Here it is asked again where the denoiser has moved."""
+        at = next(self.denoiser.parameters()).device
+        if self._computes is None or self._computes[0] != at:
+            self._computes = at, self.pipeline._execution_device
+        return self._computes[1]
 
     def learn_batching(self, calls: Sequence[Mapping[str, Any]]) -> None:
         """Find the row axis of the denoiser's arguments: what doubles from a call of one row to a call of two. With one
@@ -176,6 +195,7 @@ class Stage:
         """At which of the scheduler's times a call of one row enters, and its x (1,*L) there, or the first part of it.
         Only blanks are run, to the end of the first turn."""
         first: list[Tensor] = []
+        steppers: list[str] = []
 
         def denoise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if first:
@@ -184,11 +204,12 @@ class Stage:
 
         def step(out: Tensor, sample: Tensor) -> Tensor:
             first.append(sample.clone())
+            steppers.append(self.stepping)
             return sample
 
         with torch.no_grad():
             self.run({**call, "output_type": "latent"}, denoise, step)
-        self.parts = tuple(x.numel() for x in first)
+        self.parts, self.steppers = tuple(x.numel() for x in first), tuple(steppers)
         return self.entered, first[0]
 
     @property

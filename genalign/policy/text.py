@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genalign.policy.memo import Kept
+
 REMEMBERED = 2048  # prompts whose embeddings stay in (CPU) memory
 
 
@@ -20,13 +22,16 @@ class TextMemo:
 
     A prompt is encoded alone, so that its embedding depends neither on its neighbours nor on whether a run was resumed.
     Where single embeddings do not stack (padding to the longest of a batch) the unique prompts of a batch are encoded
-    together. Embeddings live on the CPU, the last batch also on the device: replay asks for it step by step.
+    together, and where a prompt has several rows (a negative one of each in front of all) the batch as it is; then
+    batches are remembered. Embeddings live on the CPU, the last batch also on the device: replay asks for it step by
+    step.
     """
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
         self._single: dict[Any, Any] = {}
         self._axes: dict[str, Any] = {}  # per kind of call: the tree of what it returns, with the axis of its rows
+        self._together = Kept()  # batches
         self._last: tuple[Any, Any] = (None, None)
 
     @contextmanager
@@ -102,9 +107,16 @@ class TextMemo:
         singles = [self._single[kind, key] for key in rows if (kind, key) in self._single]
         place = {key: k for k, key in enumerate(rows)}
         where = [place[key] for key in keys]
-        if len(singles) == len(rows) and _stacks(axes, singles):
+        single = self._single.get((kind, keys[0]))
+        one_row_each = single is None or _one_row_each(axes, single)
+        if one_row_each and len(singles) == len(rows) and _stacks(axes, singles):
             return _map(_take(axes, _stack(axes, singles), where), lambda x: x.to(device))
-        return _take(axes, encode(*rows), where)
+        chosen = tuple(rows) if one_row_each else keys
+        together = self._together.get((kind, chosen))
+        if together is None:
+            together = _map(encode(*chosen), lambda x: x.cpu())
+            self._together.keep((kind, chosen), together)
+        return _map(_take(axes, together, where) if one_row_each else together, lambda x: x.to(device))
 
 
 def _counting(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -159,6 +171,15 @@ def _axes(one: Any, two: Any) -> Any:
     if isinstance(one, (tuple, list)):
         return tuple(_axes(a, b) for a, b in zip(one, two, strict=True))
     return 0  # of what is absent here and may be a tensor elsewhere (a mask that nothing needs yet)
+
+
+def _one_row_each(axes: Any, single: Any) -> bool:
+    """Whether what was encoded of one prompt is one row wherever it has rows."""
+    if isinstance(axes, tuple):
+        return all(map(_one_row_each, axes, single))
+    if axes is None or single is None:
+        return True
+    return len(single) <= 1 if isinstance(single, list) else bool(single.shape[axes] == 1)
 
 
 def _stacks(axes: Any, trees: Sequence[Any]) -> bool:

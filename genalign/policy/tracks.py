@@ -13,26 +13,29 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genalign.media.image import resize, to_pil
+from genalign.media.resample import resampled
 from genalign.policy.hooks import attribute
 from genalign.types import Media, Prompt, Track, UsageError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
 
 PLURAL = {"image": "images", "video": "videos", "audio": "sounds"}
 # How the fields of pipelines' outputs begin: images, image; frames, video(s); audios, audio, sound.
 FIELDS = {"image": "image", "frame": "video", "video": "video", "audio": "audio", "sound": "audio"}
 RATES = ("output_sampling_rate", "sampling_rate", "sample_rate")  # a vocoder may read one rate and write another
 FRAME_RATES = ("frame_rate", "fps")
-# What the rows that a prompt brings of a medium are given as: of two pictures the last frame is the second.
-ARGUMENTS = {"image": ("image", "last_image"), "video": ("video",)}
+# What the rows that a prompt brings of a medium are given as, in this order, where the pipeline has the argument: of
+# two pictures the second is the last frame.
+ARGUMENTS = {
+    "image": ("image", "last_image"),
+    "video": ("video",),
+    "audio": ("audio", "reference_audio", "src_audio", "initial_audio_waveforms"),
+}
 FINISHING = (("image_processor", "postprocess"), ("video_processor", "postprocess_video"))
 
 
@@ -52,6 +55,26 @@ def media_of_class(name: str) -> frozenset[str]:
 def _medium(field: str) -> str | None:
     """What a field of a pipeline's output holds."""
     return next((medium for start, medium in FIELDS.items() if field.startswith(start)), None)
+
+
+def rate_of_frames(
+    name: str, parameters: Mapping[str, inspect.Parameter], fixed: Mapping[str, Any], given: float | None
+) -> tuple[float, str]:
+    """Frames a second of the videos of a pipeline called `name`, and the key of a recipe that sets them: what the
+    call says, or else the pipeline's own default, or else those given.
+
+    parameters: of its __call__. fixed: the arguments that every call is given.
+
+    Raises UsageError where there is none, and where one is given that would not be read.
+    """
+    argument = next((one for one in FRAME_RATES if one in parameters), None)
+    rate = given if argument is None else fixed.get(argument, parameters[argument].default)
+    key = "policy.frame_rate" if argument is None else f"policy.call.{argument}"
+    if given is not None and argument is not None:
+        raise UsageError(f"{name} reads no policy.frame_rate; set {key} instead")
+    if not isinstance(rate, (int, float)) or not rate > 0:
+        raise UsageError(f"{name} does not say how many frames a second its videos have; set {key}")
+    return float(rate), key
 
 
 class Tracks:
@@ -79,7 +102,11 @@ class Tracks:
             raise UsageError(f"{self.name} has no image_processor, so the range of what it makes is not known")
         self.modalities = frozenset(made)
         self.bare = False  # whether a batch draws from one picture, given as it is; known once a call was tried
-        self.frame_rate = self._rate_of_frames(frame_rate)
+        self.frame_rate: float | None = None
+        if "video" in made:
+            self.frame_rate = rate_of_frames(self.name, self.parameters, fixed, frame_rate)[0]
+        elif frame_rate is not None:
+            raise UsageError(f"{self.name} makes no videos; leave policy.frame_rate out")
         self._finished = True
 
     @contextmanager
@@ -122,24 +149,6 @@ class Tracks:
             raise UsageError(f"{self.name} returns {' and '.join(fields)}, of which nothing is known as a medium")
         return Media(**tracks)
 
-    def _rate_of_frames(self, given: float | None) -> float | None:
-        """Frames a second that the call names, or else the pipeline's own default, or else the ones given.
-
-        Raises UsageError where there is none, and where one is given that would not be read.
-        """
-        if "video" not in self.modalities:
-            if given is not None:
-                raise UsageError(f"{self.name} makes no videos; leave policy.frame_rate out")
-            return None
-        argument = next((name for name in FRAME_RATES if name in self.parameters), None)
-        rate = given if argument is None else self.fixed.get(argument, self.parameters[argument].default)
-        key = "frame_rate" if argument is None else f"call.{argument}"
-        if given is not None and argument is not None:
-            raise UsageError(f"{self.name} reads no policy.frame_rate; set policy.{key} instead")
-        if not isinstance(rate, (int, float)):
-            raise UsageError(f"{self.name} does not say how many frames a second its videos have; set policy.{key}")
-        return float(rate)
-
     @property
     def sound_rate(self) -> float | None:
         """Samples a second, from the last component that makes sound: a vocoder, or else an autoencoder."""
@@ -153,15 +162,27 @@ class Tracks:
 
     # ---- what is encoded --------------------------------------------------------------------------------------------
 
-    def encodable(self, media: Media) -> list[Tensor]:
-        """The rows of what can be encoded, without the batch axis. Raises UsageError where there is none."""
+    def encodable(self, media: Media) -> Track:
+        """What of media can be encoded. Raises UsageError where there is none, and of a sound at another rate."""
+        if "vocoder" in self.pipeline.components:
+            raise UsageError(
+                f"{self.name} makes sound of spectrograms by a vocoder, which nothing turns around, so no sound can be"
+                " encoded for it; train it on its own samples"
+            )
         if len(self.modalities) > 1:
             makes = " and ".join(PLURAL[medium] for medium in sorted(self.modalities, reverse=True))
             raise UsageError(f"{self.name} makes {makes} at once, which cannot be encoded; train it on its own samples")
         (medium,) = self.modalities
         if medium not in media:
             raise UsageError(f"only {PLURAL[medium]} can be encoded, not {' and '.join(media) or 'nothing'}")
-        return [row for row in media[medium].data if isinstance(row, Tensor)]
+        track = media[medium]
+        for row in range(len(track)) if medium == "audio" else ():
+            rate = track.rate_of(row)
+            if rate is not None and rate != self.sound_rate:
+                raise UsageError(
+                    f"a sound of {rate:g} samples a second, where {self.name} makes {self.sound_rate:g}; convert it"
+                )
+        return track
 
     def size(self, made: Media) -> tuple[int, ...]:
         """Of one row that was drawn: height and width of an image, frames, height and width of a video, samples of a
@@ -195,11 +216,22 @@ class Tracks:
     # ---- what a prompt brings along ---------------------------------------------------------------------------------
 
     @property
-    def reads_input(self) -> bool:
-        return not {"image", "video"}.isdisjoint(self.parameters)
+    def reads(self) -> str:
+        """What a prompt may bring beside its text, in words; empty where nothing is read."""
+        words = {"image": "an image", "video": "a video", "audio": "a sound"}
+        taken = [medium for medium, names in ARGUMENTS.items() if not self.parameters.keys().isdisjoint(names)]
+        return " or ".join(words[medium] for medium in taken)
+
+    @property
+    def required(self) -> frozenset[str]:
+        """The arguments for media that have no default."""
+        names = {name for arguments in ARGUMENTS.values() for name in arguments} & set(self.parameters)
+        return frozenset(name for name in names if self.parameters[name].default is inspect.Parameter.empty)
 
     def as_input(self, row: Tensor) -> Media:
-        """An image (3,H,W), or a video (F,3,H,W) or else its first frame, as a prompt brings it along."""
+        """An image (3,H,W), a video (F,3,H,W) or else its first frame, or a sound (C,N), as a prompt brings it."""
+        if row.ndim == 2:
+            return Media(audio=Track(row[None], self.sound_rate))
         if row.ndim == 3:
             return Media(image=Track(row[None]))
         if "video" in self.parameters:
@@ -209,7 +241,11 @@ class Tracks:
     def other_input(self, prompt: Prompt) -> Prompt:
         """The same with its media in negative."""
         assert prompt.media is not None
-        negative = {name: replace(track, held=[1 - row for row in track]) for name, track in prompt.media.items()}
+        most = {"audio": 0.0}  # the sum of a value and its negative
+        negative = {
+            name: replace(track, held=[most.get(name, 1.0) - row for row in track])
+            for name, track in prompt.media.items()
+        }
         return replace(prompt, media=Media(**negative))
 
     def input_shape(self, prompt: Prompt) -> Any:
@@ -217,13 +253,13 @@ class Tracks:
         return None if prompt.media is None else tuple(tuple(track.row(0).shape) for track in prompt.media.values())
 
     def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """The arguments of __call__ that hold the prompts' media: `image`, or of two the second as `last_image`, and
-        `video`.
+        """The arguments of __call__ that hold the prompts' media: `image`, or of two the second as `last_image`,
+        `video`, and sound at the pipeline's rate.
 
         Raises UsageError where only some prompts bring one of them, or their sizes differ, or the pipeline takes none,
         or one for all.
         """
-        brought: list[dict[str, Any]] = [self._brought(prompt) for prompt in prompts]
+        brought = [self._brought(prompt) for prompt in prompts]
         for prompt, one in zip(prompts, brought, strict=True):
             missing = sorted(set(one) ^ set(brought[0]))
             if missing:
@@ -242,26 +278,43 @@ class Tracks:
                     f"{self.name} draws a batch from one {argument}; set policy.batch_size so that a batch holds"
                     " samples of one prompt alone, or to 1"
                 )
-            found[argument] = rows[0] if self.bare else rows
+            found[argument] = rows[0] if self.bare else torch.stack(rows) if isinstance(rows[0], Tensor) else rows
+            if f"{argument.removesuffix('_waveforms')}_sampling_rate" in self.parameters:
+                found[f"{argument.removesuffix('_waveforms')}_sampling_rate"] = int(self.sound_rate or 0)
         return found
 
-    def _brought(self, prompt: Prompt) -> dict[str, Picture | list[Picture]]:
-        """A prompt's media by argument: pictures, and clips as lists of them."""
-        found: dict[str, Picture | list[Picture]] = {}
+    def _brought(self, prompt: Prompt) -> dict[str, Any]:
+        """A prompt's media by argument: pictures, clips as lists of them, and sounds as tensors (C,N)."""
+        found: dict[str, Any] = {}
         for medium, track in (prompt.media or {}).items():
             takes = [name for name in ARGUMENTS.get(medium, ()) if name in self.parameters]
             if len(track) > len(takes):
                 none = f"no {medium}" if not takes else f"one {medium} and no {ARGUMENTS[medium][-1]}"
                 raise UsageError(f"prompt {prompt.uid} brings media, but {self.name} takes {none}")
-            for name, row in zip(takes, track, strict=False):
-                found[name] = to_pil(row) if row.ndim == 3 else [to_pil(frame) for frame in row]
+            for number, (name, row) in enumerate(zip(takes, track, strict=False)):
+                if medium == "audio":
+                    found[name] = self._wave(row, track.rate_of(number), prompt.uid)
+                else:
+                    found[name] = to_pil(row) if row.ndim == 3 else [to_pil(frame) for frame in row]
         return found
 
+    def _wave(self, row: Tensor, rate: float | None, uid: int) -> Tensor:
+        """A sound (C,N) at the rate of the pipeline's autoencoder, and with as many channels."""
+        if rate is None or self.sound_rate is None:
+            raise UsageError(f"prompt {uid} brings a sound without its rate; give Track(audio, rate)")
+        channels = getattr(self.pipeline.vae.config, "audio_channels", len(row))
+        mixed = row if len(row) == channels else row.mean(0, keepdim=True).expand(channels, -1)
+        return torch.stack([resampled(wave.float(), round(rate), round(self.sound_rate)) for wave in mixed])
 
-def _extent(row: Picture | list[Picture]) -> str:
-    """Width and height, of a clip with its frames."""
+
+def _extent(row: Any) -> str:
+    """Width and height, of a clip with its frames; of a sound channels and samples."""
+    if isinstance(row, Tensor):
+        return f"{row.shape[0]} channels of {row.shape[1]} samples"
     return f"{len(row)} frames of {row[0].size}" if isinstance(row, list) else str(row.size)
 
 
-def _content(row: Picture | list[Picture]) -> bytes:
+def _content(row: Any) -> bytes:
+    if isinstance(row, Tensor):
+        return row.cpu().numpy().tobytes()
     return b"".join(frame.tobytes() for frame in (row if isinstance(row, list) else [row]))

@@ -139,12 +139,23 @@ class StepTable:
         """The same table with every step outside [start, start + width) made deterministic."""
         inside = torch.zeros_like(self.S, dtype=torch.bool)
         inside[start : start + width] = True
+        return self.where(inside)
+
+    def where(self, inside: Tensor) -> StepTable:
+        """The same table with every step that is not `inside` (T,) made deterministic."""
         return replace(
             self,
             A=torch.where(inside, self.A, self.path.a_next),
             B=torch.where(inside, self.B, self.path.s_next),
             S=torch.where(inside, self.S, 0.0),
         )
+
+    def part(self, number: int) -> StepTable:
+        """Its own for each of the parts that a turn moves (see tables.py); one for all."""
+        return self
+
+    def over(self, numbers: Sequence[int]) -> StepTable:
+        return self
 
     def endpoints(self, i: int, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
         """(x0_hat, eps_hat) of step i."""

@@ -17,8 +17,13 @@ class Turn:
 
     def __init__(self, count: int, rows: int) -> None:
         self.count, self.rows = count, rows
-        self._gathered: list[tuple[Tensor, ...]] = []
+        self._gathered: list[tuple[Tensor, ...]] = []  # what came of this turn so far
         self._offset = 0  # of the next part in a row of all
+
+    @property
+    def part(self) -> int:
+        """The number of the part that comes next."""
+        return len(self._gathered)
 
     def add(self, *values: Tensor) -> tuple[Tensor, ...] | None:
         """What belongs to the next part; at the last part of a turn each value of all its parts, (R,*L)."""

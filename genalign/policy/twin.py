@@ -20,10 +20,11 @@ def twin(pipe: Pipe) -> Pipe:
     other.pipeline = copy.copy(pipe.pipeline)
     for name in HOOKED:
         other.pipeline.__dict__.pop(name, None)
-    other.kernel_scheduler = copy.deepcopy(pipe.kernel_scheduler)
-    other.kernel_scheduler.__dict__.pop("step", None)
-    other.kernel_scheduler.__dict__.pop("set_timesteps", None)
-    other.pipeline.scheduler = other.kernel_scheduler
+    other.kernel_schedulers = {name: copy.deepcopy(scheduler) for name, scheduler in pipe.kernel_schedulers.items()}
+    for name, scheduler in other.kernel_schedulers.items():
+        scheduler.__dict__.pop("step", None)
+        scheduler.__dict__.pop("set_timesteps", None)
+        setattr(other.pipeline, name, scheduler)
     other.stage = copy.copy(pipe.stage)
     other.stage.pipeline, other.stage._text = other.pipeline, TextMemo(other.pipeline)
     return other

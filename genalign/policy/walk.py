@@ -84,9 +84,11 @@ def path_of(scheduler: Any) -> Path:
             clip=config.clip_sample_range if clips else None,
         )
     if not bool((path.s_next <= path.s).all()):  # (equal where the last time is already that of the end)
+        mend = "set those arguments in policy.call by which noise levels fall"
+        if not is_flow(scheduler):
+            mend = "give the pipeline another scheduler of the same betas, such as DDIM"
         raise UsageError(
-            f"{type(scheduler).__name__} takes times that do not fall, which no single steps can walk; give the"
-            " pipeline another scheduler of the same betas, such as DDIM"
+            f"{type(scheduler).__name__} takes times that do not fall, which no single steps can walk; {mend}"
         )
     return path
 

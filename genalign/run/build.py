@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from genalign.data.prompts import Prompts, read_prompts
+from genalign.data.samples import Samples
 from genalign.evaluation.base_rows import drawing_digest
 from genalign.files.places import adapter_path, data_path, fetch_adapter, fetch_model, find, model_path
 from genalign.files.shipped import shipped
+from genalign.media.form import ClipForm
 from genalign.method import MethodSettings, build_method
-from genalign.policy import load_policy, modalities_of
+from genalign.policy import clip_form_of, load_policy, modalities_of
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit.noisy import NoisyReward
 from genalign.run.recipe import Recipe
 from genalign.training.monitor import Monitor
-from genalign.types import MODALITIES, ChecksPrompts, Method, Policy, Prompt, Reward, UsageError, Weights
+from genalign.types import MODALITIES, ChecksPrompts, Method, Modality, Policy, Prompt, Reward, UsageError, Weights
 
 log = logging.getLogger("genalign")
 
@@ -95,23 +97,21 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
         UsageError: a method that needs what the reward cannot give, a reward whose needs nothing offers, no prompts.
     """
     folder, settings = recipe.folder, recipe.eval
-    made = modalities_of(model_path(recipe.policy.model, folder))
-    data = read_prompts(data_path(recipe.data.prompts, folder), kind_of(made))
+    model = model_path(recipe.policy.model, folder)
+    made, form = modalities_of(model), clip_form_of(recipe.policy, model)
+    data = read_prompts(data_path(recipe.data.prompts, folder), kind_of(made), recipe.takes_samples)
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
-    if recipe.reward is None and data.pairs is not None:
-        if data.pairs.kind not in made:
-            kind = kind_of(made)
-            raise UsageError(f"{data.path} prefers {data.pairs.kind}s, but {recipe.policy.model} makes {kind}s")
-        method = recipe.method.build_on(replace(data.pairs, rows_together=recipe.policy.batch_size))
-    else:
-        method = method_of(recipe.method, folder)
+    method = _on_given(recipe, data, made, form) if recipe.reward is None else method_of(recipe.method, folder)
+    _check_policy(recipe, made)
     _check_weights(method, recipe, made)
     _check_noise(method, recipe, made)
     reward = None if recipe.reward is None else _reward(recipe.reward, folder, made, data)
     check_fit(method, reward)
     built = Built(recipe, device, data, reward, method)
     if settings is not None:
-        prompts = built.eval_prompts = read_prompts(data_path(settings.prompts, folder), kind_of(made))
+        prompts = built.eval_prompts = read_prompts(
+            data_path(settings.prompts, folder), kind_of(made), recipe.takes_samples
+        )
         training = {prompt.text for prompt in data.rows}
         if shared := sum(prompt.text in training for prompt in prompts.rows):
             what = "%d of %d prompts in %s are also training prompts, so this evaluation is not held out"
@@ -124,7 +124,32 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     return built
 
 
-def kind_of(made: Set[str]) -> str:
+def _on_given(recipe: Recipe, data: Prompts, made: Set[str], form: ClipForm | None) -> Method:
+    """The method of a recipe without a reward: on the pairs or the samples that its data hold, or on neither."""
+    source = data.samples if recipe.takes_samples else data.pairs
+    if source is None:
+        if recipe.takes_samples and made != {"text"}:
+            raise UsageError(
+                f"{data.path} names no {kind_of(made)}s to learn from; name a file in each row, as "
+                f'{{"prompt": ..., "{kind_of(made)}": ...}}, or add the key \'reward\''
+            )
+        return method_of(recipe.method, recipe.folder)
+    if source.kind not in made:
+        kind, verb = kind_of(made), "prefers" if data.pairs is not None else "names"
+        raise UsageError(f"{data.path} {verb} {source.kind}s, but {recipe.policy.model} makes {kind}s")
+    if len(made) > 1:
+        raise UsageError(
+            f"{recipe.policy.model} makes {' and '.join(sorted(made, reverse=True))} at once, which cannot be encoded "
+            f"from files; train it on its own samples, with a reward"
+        )
+    source = replace(source, rows_together=recipe.policy.batch_size, form=form)
+    source.check()
+    if isinstance(source, Samples):
+        return recipe.method.build_on_samples(source)
+    return recipe.method.build_on(source)
+
+
+def kind_of(made: Set[str]) -> Modality:
     """Which of the media that a model makes its plain pairs of samples hold: what is seen before what is heard."""
     return next(medium for medium in MODALITIES if medium in made)
 
@@ -167,7 +192,7 @@ def _monitor(built: Built, made: Set[str]) -> Monitor | None:
         return None
     prompts = built.eval_prompts or built.prompts_to_sample
     if settings.prompts is not None:
-        prompts = read_prompts(data_path(settings.prompts, folder), kind_of(made))
+        prompts = read_prompts(data_path(settings.prompts, folder), kind_of(made), built.recipe.takes_samples)
     held_out = [_reward(spec, folder, made, prompts) for spec in settings.held_out]
     if not held_out and settings.prompts is None:
         held_out = built.held_out
@@ -200,6 +225,15 @@ def _reward(spec: str | dict[str, Any], folder: Path, made: Set[str], prompts: P
     reward = build_reward(spec, folder)
     check_needs(reward, {"prompt", *made, *(f"facts.{name}" for name in prompts.facts())})
     return reward if isinstance(reward, Runner) else Runner(reward)
+
+
+def _check_policy(recipe: Recipe, made: Set[str]) -> None:
+    """Refuse a setting of denoisers that a language model would not read."""
+    if recipe.policy.gradient_checkpointing and made == {"text"}:
+        raise UsageError(
+            f"policy.gradient_checkpointing is of denoisers, but {recipe.policy.model} writes text; leave it out, and"
+            " lower policy.batch_size to save memory"
+        )
 
 
 def _check_weights(method: Method, recipe: Recipe, made: Set[str]) -> None:

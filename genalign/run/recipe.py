@@ -52,6 +52,11 @@ class Recipe(BaseModel):
         """File stem: run folders are called after it."""
         return self._name
 
+    @property
+    def takes_samples(self) -> bool:
+        """Whether it learns from given samples, without a reward."""
+        return self.reward is None and self.method.learns_from_samples
+
     def resolved(self) -> dict[str, Any]:
         """Plain data with every default written out, which means the same from any folder: what is shipped goes by its
         name, so that a run folder can move between machines; what is local goes by its full path."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from genalign.media.sheet import read_pairs
 from genalign.run.recipe import Recipe
 from genalign.types import UsageError
 
-SHEET = "samples"  # what a tracker calls the picture of base beside tuned
+SHEET, MOVING = "samples", "samples/moving"  # what a tracker calls the picture of base beside tuned, and its animation
 PICTURES: dict[str, dict[str, Any]] = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}  # who takes arrays, and how
 
 
@@ -42,8 +44,8 @@ def log_step(tracker: Any, log: Mapping[str, float]) -> None:
 
 
 def log_samples(tracker: Any, sheet: Path | None, step: int) -> None:
-    """What `sample_grid` wrote: the picture of base beside tuned, to TensorBoard and W&B; to W&B also the clips and
-    sounds that stand beside it, as players with their prompts."""
+    """What `sample_grid` wrote: the picture of base beside tuned, to TensorBoard and W&B. Of clips also the moving one,
+    to TensorBoard; to W&B the clips and sounds themselves, as players with their prompts."""
     if sheet is None:
         return
     for one in tracker.trackers:
@@ -51,6 +53,9 @@ def log_samples(tracker: Any, sheet: Path | None, step: int) -> None:
             one.log_images({SHEET: _pixels(sheet)}, step=step, **PICTURES[one.name])
         if one.name == "wandb":
             one.log(_players(sheet), step=step)
+        moving = sheet.with_suffix(".webp")
+        if one.name == "tensorboard" and moving.is_file() and find_spec("tensorboard"):  # tensorboardX has none
+            _add_animation(one.writer, moving, step)
 
 
 def _pixels(sheet: Path) -> Any:
@@ -60,6 +65,25 @@ def _pixels(sheet: Path) -> Any:
 
     with PIL.Image.open(sheet) as picture:
         return np.asarray(picture.convert("RGB"))[None]
+
+
+def _add_animation(writer: Any, moving: Path, step: int) -> None:
+    """An animated WebP as the GIF that TensorBoard plays among its images; the writer's own add_video needs a version
+    of moviepy that is no longer published."""
+    import PIL.Image
+    from PIL.ImageSequence import Iterator
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    frames, lengths = [], []
+    with PIL.Image.open(moving) as animation:
+        for frame in Iterator(animation):
+            frames.append(frame.convert("RGB"))
+            lengths.append(round(animation.info["duration"]))
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=lengths, loop=0)
+    width, height = frames[0].size
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
+    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=MOVING, image=image)]), step)
 
 
 def _players(sheet: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 import yaml
+from PIL import Image
 
 from genalign import build_reward, load_recipe
 from genalign.cli import table
@@ -17,6 +18,7 @@ from genalign.cli.main import _parser, main, parse
 from genalign.data.comparisons import FORMS
 from genalign.data.prompts import read_prompts
 from genalign.files.shipped import shipped
+from genalign.media.container import write_video
 from genalign.method import FAMILIES, MethodSettings
 from genalign.reward import PRESETS as REWARDS
 from genalign.reward.build import HEADS, KINDS
@@ -25,6 +27,9 @@ from genalign.reward.fit.train import Fit
 from genalign.run.build import build
 from genalign.run.recipe import Recipe
 from tests.contracts.tree import PAGE, ROOT, files, tree
+from tests.helpers.clips import bouncing, gliding
+from tests.helpers.tiny_videos import RATE
+from tests.helpers.video_policies import BOTH
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 TOP = [ROOT / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
@@ -139,7 +144,8 @@ def test_commands_about_rewards_run(elsewhere, capsys):
 @pytest.mark.timeout(600)
 def test_labelled_pairs_are_drawn_labelled_and_trained_on(elsewhere, capsys):
     """The commands of docs/data.md, with labels written between them as the page says."""
-    drawn, *trained = [shlex.split(line) for line in blocks("docs/data.md", "bash")[0].splitlines()]
+    (block,) = [block for block in blocks("docs/data.md", "bash") if "--rollout" in block]
+    drawn, *trained = [shlex.split(line) for line in block.splitlines()]
     (elsewhere / "prompts.txt").write_text("two red apples\none star\n")
     assert main(drawn[1:]) == 0, capsys.readouterr().err
     rows = [json.loads(line) for line in (elsewhere / "drawn/samples.jsonl").read_text().splitlines()]
@@ -155,6 +161,50 @@ def test_labelled_pairs_are_drawn_labelled_and_trained_on(elsewhere, capsys):
     for k, words in enumerate(trained):
         assert main([*words[1:], *small, "--out", f"run-{k}"]) == 0, capsys.readouterr().err
         assert (elsewhere / f"run-{k}/adapter/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.timeout(600)
+def test_own_pictures_and_clips_are_trained_on(elsewhere, capsys):
+    """The commands of docs/data.md, on files and tiny recipes of the kinds that the page says."""
+    (block,) = [block for block in blocks("docs/data.md", "bash") if "method.name=sft" in block]
+    own_files(elsewhere / "own")
+    for name, family in (("video", "wan"), ("i2v", "wan-i2v")):
+        BOTH[family].build().save_pretrained(elsewhere / family)
+        policy = {"model": family, "frame_rate": RATE, "batch_size": 2, "call": BOTH[family].call}
+        recipe = {
+            "policy": policy,
+            "data": {"prompts": "none.txt"},
+            "reward": "none.py:none",
+            "method": {"name": "nft"},
+        }
+        (elsewhere / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    small = ["data.prompts_per_step=2", "train.steps=1", "eval=null"]
+    lines = block.splitlines()
+    assert len(lines) == 4
+    for k, line in enumerate(lines):
+        words = shlex.split(line, comments=True)
+        assert main([*words[1:], *small, "--out", f"run-{k}"]) == 0, (line, capsys.readouterr().err)
+        assert (elsewhere / f"run-{k}/adapter/adapter_model.safetensors").is_file()
+
+
+def own_files(folder):
+    """Pictures with captions beside them, and lists of clips, of pairs, and of clips that begin with a picture."""
+    (folder / "pictures").mkdir(parents=True)
+    for name, grey in (("x", 60), ("y", 180)):
+        Image.new("RGB", (64, 64), (grey,) * 3).save(folder / "pictures" / f"{name}.png")
+        Image.new("RGB", (16, 16), (grey,) * 3).save(folder / f"{name}.png")
+        (folder / "pictures" / f"{name}.txt").write_text(f"a {name}")
+    write_video(gliding(), RATE, folder / "a.mp4")
+    write_video(bouncing(), RATE, folder / "b.webm")
+    lists = {
+        "clips": [{"video": "a.mp4"}, {"video": "b.webm"}],
+        "pairs": [{"chosen": "a.mp4", "rejected": "b.webm"}, {"chosen": "b.webm", "rejected": "a.mp4"}],
+        "animated": [{"image": "x.png", "video": "a.mp4"}, {"image": "y.png", "video": "b.webm"}],
+    }
+    for name, rows in lists.items():
+        text = "".join(json.dumps({"prompt": f"it moves {k}", **row}) + "\n" for k, row in enumerate(rows))
+        (folder / f"{name}.jsonl").write_text(text)
+    return folder
 
 
 # ---- examples -------------------------------------------------------------------------------------------------------

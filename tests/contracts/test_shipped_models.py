@@ -72,3 +72,19 @@ def test_tokenizer_is_the_same_in_every_process_and_gives_each_word_one_token():
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
     assert runs[0].stdout == runs[1].stdout
     assert len(json.loads(runs[0].stdout)) == 7 + 2
+
+
+def test_tiny_video_reward_orders_new_pairs_and_each_fault_moves_its_own_aspect_most(tmp_path):
+    from genalign.lab.moves_pairs import ASPECTS, OWN, build_pairs
+    from genalign.lab.video_reward import FIGURES, measure
+
+    folder = shipped("assets", "tiny-video-reward")
+    told = json.loads((folder / FIGURES).read_text())
+    for aspect in ASPECTS:
+        assert told["aspects"][aspect]["accuracy"] >= 0.85
+    for fault, row in told["falls"].items():
+        assert max(row, key=row.get) == OWN[fault], fault
+    found = measure(folder, build_pairs(tmp_path, "heldout", 24, seed=43))
+    for aspect in ASPECTS:
+        assert found["aspects"][aspect]["accuracy"] >= 0.8, aspect  # of some hundred pairs
+    assert set(told["falls"]) == set(OWN)

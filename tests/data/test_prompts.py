@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from genalign.data.prompts import Prompts, read_prompts
@@ -60,6 +62,28 @@ def test_a_row_brings_a_first_and_a_last_frame(tmp_path: Path) -> None:
         file.write_text(json.dumps({"prompt": "a", "image": wrong}))
         with pytest.raises(UsageError, match=r"'image' in line 1 of .* is not the name of a picture"):
             read_prompts(file)
+
+
+def test_a_row_brings_a_sound(tmp_path: Path) -> None:
+    wave = np.stack([np.linspace(-0.5, 0.5, 400), np.zeros(400)], 1)  # 0.05 s of two channels
+    soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="FLOAT")
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({"prompt": "a", "audio": "a.wav"}))
+    track = read_prompts(file).rows[0].media["audio"]
+    assert track.rate == 8000.0
+    assert np.allclose(track.data[0].numpy(), wave.T, atol=1e-6)
+    for wrong, sentence in (
+        (["a.wav"], "'audio' in line 1 of .* is not the name of one file"),
+        ("b.wav", "b.wav"),
+    ):
+        file.write_text(json.dumps({"prompt": "a", "audio": wrong}))
+        with pytest.raises(UsageError, match=sentence):
+            read_prompts(file)
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (4, 2)).save(tmp_path / name)
+    file.write_text(json.dumps({"prompt": "a", "image": ["1.png", "2.png"], "audio": "a.wav"}))
+    with pytest.raises(UsageError, match="two pictures and a clip or a sound"):
+        read_prompts(file)
 
 
 def test_conversational_prompts_of_trl_are_read(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The table of families in docs, as the sweep finds them. `python -m tests.families.table` writes it.
 
-What a row says is proved elsewhere: test_families.py, test_edit_policies.py, test_clips.py and policy/test_diffusion.py
-draw, replay, train and export each family, and here their policies are asked again.
+What a row says is proved elsewhere: test_families.py, test_edit_policies.py, test_clips.py, test_sounds.py and
+policy/test_diffusion.py draw, replay, train and export each family, and here their policies are asked again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from genalign.policy.diffusion import DiffusionPolicy
-from tests.helpers import edits, families, video_policies
+from tests.helpers import edits, families, sound_policies, video_policies
 from tests.helpers.tiny_pipelines import EDIT, REFUSED
+from tests.helpers.tiny_sounds import RESOUNDING, SOUNDS
 from tests.helpers.tiny_videos import ANIMATING, CLIPS, REDRAWING, REFUSED_CLIPS
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -37,6 +38,8 @@ def rows() -> list[tuple[str, str, str, str]]:
         ("text", CLIPS, video_policies.rolled),
         ("text and an image", ANIMATING, video_policies.rolled),
         ("text and a clip", REDRAWING, video_policies.rolled),
+        ("text", SOUNDS, sound_policies.rolled),
+        ("text and a sound", RESOUNDING, sound_policies.rolled),
     ):
         for name in names:
             policy, trajectory = rolled(name)

@@ -11,11 +11,13 @@ import torch
 from peft import PeftModel
 
 from genalign.method import MethodSettings, build_method
+from genalign.policy.diffusion import DiffusionPolicy
+from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.policy.tracks import media_of_class
 from genalign.types import GenalignError, Media, Track, UsageError
 from tests.helpers.diffusion import log_ratio, moved
-from tests.helpers.tiny_pipelines import EDIT, FAMILIES, MORE
-from tests.helpers.tiny_videos import RATE, REFUSED_CLIPS
+from tests.helpers.tiny_pipelines import EDIT, FAMILIES, MORE, Family, flow
+from tests.helpers.tiny_videos import LARGER, LTX_2, RATE, REFUSED_CLIPS
 from tests.helpers.toy_policy import ToyReward
 from tests.helpers.video_policies import BOTH, made, plainly, prompts, refusal, rolled
 
@@ -94,7 +96,7 @@ def test_clean_latents_are_decoded_and_encoded_again(name) -> None:
     if name in ("ltx-i2v", "ltx-2-i2v"):  # its first frame is the picture, and not among the latents
         with pytest.raises(UsageError, match="blends its picture into what it decodes"):
             of.decode(clean)
-        with pytest.raises(UsageError, match=r"can be encoded for it|at once, which cannot be encoded"):
+        with pytest.raises(UsageError, match=r"can be encoded for it"):
             of.encode(trajectory.media)
         return
     decoded = of.decode(clean)
@@ -102,7 +104,7 @@ def test_clean_latents_are_decoded_and_encoded_again(name) -> None:
         level = 0.5 / 255 if medium == "video" else 0.0
         torch.testing.assert_close(decoded[medium].data, track.data[:1], rtol=0, atol=level + 1e-5)
     if len(of.modalities) > 1:
-        with pytest.raises(UsageError, match="makes videos and sounds at once, which cannot be encoded"):
+        with pytest.raises(UsageError, match="makes sound of spectrograms by a vocoder"):
             of.encode(trajectory.media)
         return
     again, given, vae = of.encode(trajectory.media)[:1], [], of.pipeline.vae
@@ -203,7 +205,77 @@ class Loud(ToyReward):
         return super().__call__(prompts, Media(image=Track(loud.reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1))), group)
 
 
-def test_sound_on_a_schedule_of_its_own_is_refused(monkeypatch) -> None:
+def scheduled(kernel: str = "flow-sde") -> DiffusionPolicy:
+    """One whose sound is stepped by a scheduler of its own, as few times and at other noise levels."""
+    call = {**LARGER, "spatio_temporal_guidance_blocks": [1]}
+    family = Family("LTX2ConditionPipeline", {**LTX_2, "audio_scheduler": flow(shift=1.0)}, flow=True, call=call)
+    sampler = Sampler(steps=4, kernel=kernel)
+    lora = Lora(rank=2, alpha=4)
+    return DiffusionPolicy(
+        family.build(),
+        PolicySettings(model="-", call=call, sampler=sampler, lora=lora, batch_size=2),
+    )
+
+
+def test_sound_on_a_schedule_of_its_own_has_the_densities_of_that() -> None:
+    of = scheduled()
+    trajectory = of.rollout(prompts("ltx-2")[:1], 2, seed=0)
+    assert trajectory.about == ("video", "audio")
+    assert bool((log_ratio(of, trajectory) == 0).all())
+    with moved(of):
+        assert log_ratio(of, trajectory).abs().max() > 1e-4
+    levels = []
+    for scheduler in (of.pipeline.scheduler, of.pipeline.audio_scheduler):
+        levels.append(scheduler.sigmas.double())
+    assert levels[1].tolist() == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert not torch.allclose(levels[0], levels[1], atol=0.01)
+    tape, chunk = trajectory.tape, trajectory.tape.chunks[0]
+    i = tape.steps[-1]
+    assert i > 0  # where both are inside of their schedules
+    with torch.no_grad():
+        out = of._rollouts._guided(trajectory, [0, 1], chunk, [i])[i].double()
+    x, x_next = chunk.state(i).double(), chunk.latents[i + 1].double()
+    tokens = 3 * 16 * 16 * 4
+    for column, (part, sigma) in enumerate(zip((slice(0, tokens), slice(tokens, None)), levels, strict=True)):
+        # Flow-GRPO (arXiv 2505.05470): dx = [v + s^2 / (2 sigma) (x + (1 - sigma) v)] dt + s dw, with
+        # s = a sqrt(sigma / (1 - sigma))
+        now, then = float(sigma[i]), float(sigma[i + 1])
+        noise, dt = 0.7 * math.sqrt(now / (1 - now)), then - now
+        v, here = out[:, part], x[:, part]
+        mean = here + (v + noise**2 / (2 * now) * (here + (1 - now) * v)) * dt
+        normal = torch.distributions.Normal(mean, noise * math.sqrt(-dt))
+        total = (normal.log_prob(x_next[:, part]) + normal.entropy()).sum(1)
+        torch.testing.assert_close(trajectory.logp[:, column - 2].double(), total, rtol=1e-3, atol=1e-2)
+
+
+def test_sound_on_a_schedule_of_its_own_is_drawn_as_plain_diffusers_draws_it() -> None:
+    of = scheduled("ode")
+    ours = of.generate(prompts("ltx-2")[:1], [7])
+    drawn = plainly(scheduled().pipeline, of, prompts("ltx-2")[0])
+    rolled_out = of.rollout(prompts("ltx-2")[:1], 1, seed=[7]).media
+    decoded = of.decode(of.clean(of.rollout(prompts("ltx-2")[:1], 1, seed=[7])))
+    for medium, track in ours.items():
+        level = 0.5 / 255 if medium == "video" else 0.0
+        torch.testing.assert_close(track.data, drawn[medium].data, rtol=0, atol=2e-5)
+        torch.testing.assert_close(track.data, rolled_out[medium].data, rtol=0, atol=level + 1e-5)
+        torch.testing.assert_close(track.data, decoded[medium].data, rtol=0, atol=1e-5)
+
+
+def test_what_schedules_of_their_own_do_not_allow_is_one_sentence(tmp_path) -> None:
+    of = scheduled()
+    trajectory = of.rollout(prompts("ltx-2")[:1], 1, seed=0)
+    clean = of.clean(trajectory)
+    for work, sentence in (
+        (lambda: of.fit(prompts("ltx-2")[:1], clean, 0.5, [0]), "at no one time of the forward process"),
+        (lambda: of.retake(prompts("ltx-2")[:1], clean, [0]), "at no one time of the forward process"),
+        (lambda: of.save_trajectory(trajectory, tmp_path / "0.safetensors"), "schedules of their own, which are not"),
+    ):
+        with pytest.raises(GenalignError, match=sentence) as error:
+            work()
+        assert "\n" not in str(error.value)
+
+
+def test_sound_on_a_schedule_that_nobody_knows_of_is_refused(monkeypatch) -> None:
     from diffusers.pipelines.ltx2 import pipeline_ltx2
 
     def other(scheduler):

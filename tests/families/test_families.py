@@ -15,6 +15,7 @@ from genalign.types import ForwardProcess, Media, Prompt, Track, Trajectory, Usa
 from tests.families.table import CLOSE, OPEN, PAGE, committed, table
 from tests.helpers.diffusion import PROMPTS, draw, log_ratio, moved, settings
 from tests.helpers.families import ALL, made, refusal, rolled
+from tests.helpers.sound_policies import HEARD
 from tests.helpers.tiny_pipelines import EDIT, FAMILIES, MORE, OMNIGEN, REFUSED, SMALL, Family
 from tests.helpers.tiny_videos import ANIMATING, CLIPS, REDRAWING, REFUSED_CLIPS
 from tests.helpers.toy_policy import ToyReward
@@ -226,5 +227,5 @@ def test_the_table_in_the_docs_is_the_sweeps() -> None:
     assert PAGE.read_text().count(OPEN) == PAGE.read_text().count(CLOSE) == 1
     assert committed() == table(), "write it anew: python -m tests.families.table"
     moving = {family.pipeline for family in {**CLIPS, **ANIMATING, **REDRAWING}.values()}
-    works = len(FAMILIES) + len(MORE) + len(EDIT) + len(moving)
+    works = len(FAMILIES) + len(MORE) + len(EDIT) + len(moving) + len(HEARD)
     assert len(committed().splitlines()) == 2 + works + len(REFUSED) + len(REFUSED_CLIPS)

@@ -60,9 +60,9 @@ def trained(make: Any) -> Any:
 
 def wan_autoencoder(channels: int = 4, **config: Any) -> Any:
     return part(
-        "AutoencoderKLWan", base_dim=8, z_dim=channels, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True],
+        "AutoencoderKLWan", z_dim=channels, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True],
         scale_factor_spatial=2, scale_factor_temporal=2, latents_mean=[0.1] * channels, latents_std=[2.0] * channels,
-        **config,
+        **{"base_dim": 8, **config},
     )
 
 

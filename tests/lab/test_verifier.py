@@ -5,7 +5,8 @@ import pytest
 from scipy import ndimage
 
 from genalign.lab import world
-from genalign.lab.blobs import boxes, segment
+from genalign.lab.blobs import boxes, crop, named, segment
+from genalign.lab.sprites import resized, sprites
 from genalign.lab.verifier import verify, verify_batch
 from tests.helpers.scenes import scenes
 
@@ -32,6 +33,38 @@ def test_verifier_takes_touching_objects_apart():
     image = ndimage.gaussian_filter(world.render(touching), (1, 1, 0))  # as soft as what a small model draws
     assert len(boxes(segment(image)[1])) == 1
     assert verify(image, facts)["all_facts"][0] == 1
+
+
+def test_a_box_is_named_by_the_nearest_sprite_of_all_sizes_and_places():
+    """Against a loop in float64 over sprite, size and place, each drawn and shifted by itself."""
+    images, _, _ = scenes(3, seed=11, noise=0.02)
+    compared = 0
+    for image in ndimage.gaussian_filter(images, (0, 0.8, 0.8, 0)):
+        ground, strength = segment(image)
+        for box in boxes(strength):
+            seen = ndimage.gaussian_filter(crop(image, ground, box, 20).astype(np.float64), (0.8, 0.8, 0))
+            nearest = min((_apart(seen, ground, name, side), name) for name in sprites() for side in (14, 16, 18))
+            blob = named(image, ground, box)
+            assert blob.name == nearest[1]
+            assert blob.match == pytest.approx(1 - nearest[0] / 0.35, abs=1e-5)
+            compared += 1
+    assert compared >= 3
+
+
+def _apart(seen, ground, name, side):
+    """The least mean colour distance of a sprite of this size from the picture (20, 20, 3), at nine places."""
+    sprite = np.zeros((20, 20, 4))
+    first = (20 - side) // 2
+    sprite[first : first + side, first : first + side] = resized(name, side)  # premultiplied
+    sprite = ndimage.gaussian_filter(sprite, (0.8, 0.8, 0))
+    drawn = sprite[..., :3] + (1 - sprite[..., 3:]) * ground
+    stands = np.clip(np.abs(seen - ground).max(axis=-1) / 0.25, 0, 1)
+    found = []
+    for place in np.ndindex(3, 3):
+        shift = (place[0] - 1, place[1] - 1)
+        apart = np.abs(drawn - np.roll(seen, shift, axis=(0, 1))).mean(axis=-1)
+        found.append(apart.sum() / np.maximum(sprite[..., 3], np.roll(stands, shift, axis=(0, 1))).sum())
+    return min(found)
 
 
 def test_verifier_gives_partial_credit_and_abstains_on_what_is_not_stated():

@@ -8,6 +8,8 @@ import av
 import numpy as np
 import pytest
 import torch
+from scipy import signal
+from transformers.video_utils import load_video as load_frames
 
 from genalign.media import video
 from genalign.media.container import header, load_sound, write_video
@@ -128,10 +130,32 @@ def test_a_file_that_is_cut_short_is_never_taken_for_a_short_one(tmp_path, name:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
         container.mux(stream.encode())
     assert len(video.read(tmp_path / name)[0]) == 40
+    assert header(tmp_path / name).frames in (40, None)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UsageError, match=rf"{name} .*cut short.*again, or drop it$"):
-        video.read(tmp_path / name)
+    for read in (video.read, header):  # also by the header alone, before anything is decoded
+        with pytest.raises(UsageError, match=rf"{name} .*cut short.*again, or drop it$"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "webm"])
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+def test_sound_is_read_where_it_was_to_the_sample(tmp_path, suffix: str, rate: int) -> None:
+    """A chirp, whose correlation with itself has one peak: what encoders put before it is not there."""
+    times = torch.arange(rate) / rate
+    wave = 0.5 * torch.sin(2 * math.pi * (200 * times + 600 * times.square()))[None]
+    heard, read = load_sound(write_video(clip(), 9.0, tmp_path / f"x.{suffix}", (wave, float(rate))))
+    made = wave[0].numpy() if read == rate else signal.resample_poly(wave[0].numpy(), round(read), rate)
+    likeness = signal.correlate(heard[0].numpy(), made)
+    assert int(likeness.argmax()) - (len(made) - 1) == 0
+    assert 0 <= heard.shape[1] - len(made) <= 1024  # a codec fills its last frame
+
+
+def test_transformers_reads_the_same_frames(tmp_path) -> None:
+    path = write_video(clip(), 8.0, tmp_path / "x.mp4")
+    theirs, metadata = load_frames(str(path), backend="pyav")
+    assert torch.equal(video.read(path)[0], torch.from_numpy(np.asarray(theirs)).permute(0, 3, 1, 2))
+    assert (metadata.fps, metadata.total_num_frames) == (8, 9)
 
 
 # Display matrices of ISO 14496-12 (a, b, c, d): what the player does to a picture, given as numpy does it.
@@ -163,7 +187,7 @@ def test_frames_are_turned_and_mirrored_as_the_file_says(tmp_path, name: str) ->
 
 def test_a_header_tells_of_the_video_without_a_frame(tmp_path) -> None:
     path = write_video(clip(), 8.0, tmp_path / "x.mp4")
-    assert header(path) == (9, 8.0, 32, 48)
+    assert header(path) == (9, 8.0, 32, 48, 1.125)
     (tmp_path / "y.mp4").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"y.mp4 cannot be read as a video"):
         header(tmp_path / "y.mp4")

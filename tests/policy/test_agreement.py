@@ -158,7 +158,7 @@ def test_a_rollout_on_another_schedule_is_refused_at_the_first_micro_batch() -> 
     """As if the snr shift of its betas were lost."""
     policy = made(UNUSUAL["cogview-3-plus"])
     other = policy._pipe.kernel_scheduler
-    policy._pipe.kernel_scheduler = copy.deepcopy(other)
+    policy._pipe.kernel_schedulers["scheduler"] = copy.deepcopy(other)
     abar = other.alphas_cumprod
     policy._pipe.kernel_scheduler.alphas_cumprod = 4 * abar / (1 + 3 * abar)
     with pytest.raises(GenalignError, match="another schedule than it samples by"):

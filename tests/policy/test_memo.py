@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +11,11 @@ from torch import nn
 
 from genalign.policy import memo
 from genalign.policy.diffusion import DiffusionPolicy
-from genalign.policy.memo import EncoderMemo
+from genalign.policy.memo import EncoderMemo, Kept
+from tests.helpers import sound_policies
 from tests.helpers.diffusion import PROMPTS, log_ratio
 from tests.helpers.edits import PIXELS, asking
+from tests.helpers.tiny_sounds import SOUNDS
 from tests.helpers.tiny_videos import ANIMATING
 from tests.helpers.video_policies import settings
 
@@ -37,22 +38,25 @@ def counted(module: Any, method: str, counts: list[int]) -> None:
         ("cogvideox-i2v", 4, {"vae": 18}),
         ("ltx-i2v", 4, {"vae": 18}),
         ("wan-i2v", 2, {"vae": 18, "image_encoder": 9}),
+        ("audioldm2", 4, {"text_encoder_2": 4, "language_model": 32}),
     ],
 )
 def test_replay_asks_no_encoder_again(monkeypatch, name, rows, calls) -> None:
-    pipeline = ANIMATING[name].build()
+    pipeline = {**ANIMATING, **SOUNDS}[name].build()
+    chosen = sound_policies.settings(name) if name in SOUNDS else settings(pipeline, name)
     counts = {part: [0] for part in calls}
     for part, count in counts.items():
         counted(getattr(pipeline, part), "encode" if part == "vae" else "forward", count)
-    of = DiffusionPolicy(pipeline, settings(pipeline, name).model_copy(update={"batch_size": rows}))
+    of = DiffusionPolicy(pipeline, chosen.model_copy(update={"batch_size": rows}))
     prompts = [asking(prompt.text, pixels, prompt.uid) for prompt, pixels in zip(PROMPTS, PIXELS, strict=True)]
+    prompts = PROMPTS if name in SOUNDS else prompts
     trajectory = of.rollout(prompts, 2, seed=0)
     assert trajectory.logp.shape == (6, 3)
     for count in counts.values():
         count[0] = 0
     assert bool((log_ratio(of, trajectory) == 0).all())
     assert {part: count[0] for part, count in counts.items()} == dict.fromkeys(calls, 0)
-    monkeypatch.setattr(EncoderMemo, "active", lambda self: nullcontext())
+    monkeypatch.setattr(Kept, "get", lambda self, key: None)
     assert bool((log_ratio(of, trajectory) == 0).all())
     assert {part: count[0] for part, count in counts.items()} == calls
 

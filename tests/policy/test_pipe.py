@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import diffusers
@@ -217,3 +218,46 @@ def test_lists_become_tuples_where_a_pipeline_wants_them() -> None:
     )
     drawn = DiffusionPolicy(FAMILIES["stable-diffusion-xl"].build(), settings).generate(PROMPTS[:1], [3])
     assert torch.equal(drawn["image"].data, wanted)
+
+
+def test_an_autoencoder_in_half_precision_takes_its_fast_layout_and_rounds_no_worse() -> None:
+    """float64 is the oracle; in float32, where samples are plain diffusers' to the bit, nothing moves."""
+    kept = made(stable_diffusion()).pipeline.vae
+    assert all(parameter.is_contiguous() for parameter in kept.parameters())
+
+    pipeline = stable_diffusion().to(torch.bfloat16)
+    plain = copy.deepcopy(pipeline.vae)
+    moved = made(pipeline).pipeline.vae
+    latents = torch.randn(16, plain.config.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = copy.deepcopy(plain).double().decode(latents.bfloat16().double()).sample
+        before, after = (vae.decode(latents.bfloat16()).sample.double() for vae in (plain, moved))
+    assert not all(parameter.is_contiguous() for parameter in moved.parameters())
+    assert (after - exact).norm() < 1.1 * (before - exact).norm()
+    assert (after - exact).norm() < 0.02 * exact.norm()
+
+
+def test_a_run_asks_once_where_the_pipeline_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain diffusers walks all modules each time; the class is afterwards as it was, also where a run fails."""
+    asked = []
+    plain = diffusers.DiffusionPipeline._execution_device
+
+    def counted(self: Any) -> torch.device:
+        asked.append(1)
+        found: torch.device = plain.__get__(self)
+        return found
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "_execution_device", property(counted))
+    policy = made(stable_diffusion(), guidance=1.0)
+    policy.rollout(PROMPTS, 2, 0)
+    policy.generate(PROMPTS, [0, 1])
+    assert len(asked) == 1
+    assert "_execution_device" not in vars(type(policy.pipeline))
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("in the denoiser")
+
+    with pytest.raises(RuntimeError, match="in the denoiser"):
+        policy._stage.run(policy._pipe.call(PROMPTS, [0, 1]), fails, None)
+    assert policy.pipeline._execution_device == torch.device("cpu")
+    assert len(asked) == 2

@@ -119,7 +119,7 @@ def test_what_range_or_rate_is_not_known_is_one_sentence(call, parts, given, sen
 def test_a_clip_reaches_the_autoencoder_in_its_range_and_axes() -> None:
     made = Tracks(pipeline(plain, video_processor=VideoProcessor(vae_scale_factor=8)), {}, 16.0)
     clips = torch.rand(2, 5, 3, 16, 16)
-    rows = made.encodable(Media(video=Track(clips, 16.0)))
+    rows = list(made.encodable(Media(video=Track(clips, 16.0))))
     assert torch.equal(made.values(rows, (5, 16, 16), 5), 2 * clips.transpose(1, 2) - 1)
     assert torch.equal(made.values(rows, (5, 16, 16), 4), 2 * clips.flatten(0, 1) - 1)
     with pytest.raises(UsageError, match="a clip of 5 frames, where MadeOfParts draws 4"):
@@ -130,9 +130,18 @@ def test_a_clip_reaches_the_autoencoder_in_its_range_and_axes() -> None:
     waves = torch.rand(1, 2, 6)
     assert torch.equal(sound.values(list(waves), (4,), 3), waves[..., :4])
     assert torch.equal(sound.values(list(waves), (8,), 3)[..., 6:], torch.zeros(1, 2, 2))
-    both = Tracks(pipeline(plain, components={"vocoder": oobleck()}, video_processor=VideoProcessor()), {}, 16.0)
-    with pytest.raises(UsageError, match="makes videos and sounds at once, which cannot be encoded"):
-        both.encodable(Media(video=Track(clips, 16.0)))
+    assert torch.equal(sound.encodable(Media(audio=Track(waves, 44100.0))).data, waves)
+    with pytest.raises(
+        UsageError, match="a sound of 16000 samples a second, where MadeOfParts makes 44100; convert it"
+    ):
+        sound.encodable(Media(audio=Track(waves, 16000.0)))
+    for name, sentence in (
+        ("vae", "makes videos and sounds at once, which cannot be encoded"),
+        ("vocoder", "makes sound of spectrograms by a vocoder"),
+    ):
+        both = Tracks(pipeline(plain, components={name: oobleck()}, video_processor=VideoProcessor()), {}, 16.0)
+        with pytest.raises(UsageError, match=sentence):
+            both.encodable(Media(video=Track(clips, 16.0)))
 
 
 def test_an_autoencoder_of_images_makes_no_sound_and_an_unknown_field_is_one_sentence() -> None:

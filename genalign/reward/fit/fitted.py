@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genalign.data.judged import Kind
+from genalign.files.shipped import shipped
 from genalign.reward.base import Stateless, cut_info, digest, weights_digest
 from genalign.reward.fit.backbones import Backbone, BackboneSettings, ClipFeatures, build_backbone
+from genalign.reward.fit.heads import AspectHeads
 from genalign.reward.fit.train import PERSONAL, Fit, build_head
 from genalign.reward.prefetch import Prefetch
 from genalign.reward.scores import readable_rows
@@ -27,15 +29,24 @@ CONFIG, WEIGHTS = "reward.json", "reward.safetensors"
 
 
 def save_fitted(
-    folder: Path, head: Any, fit: Fit, backbone: BackboneSettings, reads: Kind, features: int, users: Sequence[str]
+    folder: Path,
+    head: Any,
+    fit: Fit,
+    backbone: BackboneSettings,
+    reads: Kind,
+    features: int,
+    users: Sequence[str],
+    **more: Any,
 ) -> None:
-    """Write a head and what it needs to be used: the backbone by name, the width of its features, its users."""
+    """Write a head and what it needs to be used: the backbone by name, the width of its features, its users. more:
+    of_prompt, how many of the features come of the prompt; and of several aspects their names and spreads."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "backbone": backbone.model_dump(),
         "reads": reads,
         "features": features,
         "users": list(users),
+        **more,
         **fit.model_dump(include={"head", "loss"}),
     }
     save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / WEIGHTS)
@@ -43,13 +54,14 @@ def save_fitted(
 
 
 def fitted_folder(name: str, *beside: Path) -> Path | None:
-    """The folder of a fitted reward called `name`, relative to one of `beside`, if there is one."""
-    places = (place / Path(name).expanduser() for place in beside)
+    """The folder of a fitted reward called `name`, relative to one of `beside` or among the shipped ones, if any."""
+    places = (place / Path(name).expanduser() for place in (*beside, shipped("assets")))
     return next((place.resolve() for place in places if (place / CONFIG).is_file()), None)
 
 
 class FittedReward(Stateless):
-    """One number a sample, in logits (or in the unit of the ratings it was fitted to); higher is better.
+    """One number a sample, in logits (or in the unit of the ratings it was fitted to); higher is better. Of a fit to
+    several aspects one number each, and their sum as the total, each divided by its spread over what it was fitted to.
 
     folder: what `genalign fit-reward` wrote. user: whose taste, of a personal reward; None: that of the user whom a
     prompt's facts name, or a stranger's. A head that only compares (losses gpm, yes-no) scores by the share of its
@@ -64,14 +76,17 @@ class FittedReward(Stateless):
     ) -> None:
         self.folder = Path(folder)
         self.name = name or self.folder.name
-        self.aspects = (self.name,)
         try:
             config = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
             self.fit = Fit.model_validate({key: config[key] for key in ("head", "loss")})
             settings = BackboneSettings.model_validate(config["backbone"])
             self.users, self.features = tuple(map(str, config["users"])), int(config["features"])
             reads: Kind = config["reads"]
-        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+            self.of_prompt = int(config.get("of_prompt", 0))
+            self.several = "aspects" in config
+            self.aspects = tuple(map(str, config["aspects"])) if self.several else (self.name,)
+            self.weights = tuple(1 / float(spread) for spread in config["spread"]) if self.several else ()
+        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, ValidationError) as error:
             raise UsageError(
                 f"{self.folder} holds no fitted reward ({error}); make one by genalign fit-reward"
             ) from error
@@ -87,7 +102,7 @@ class FittedReward(Stateless):
 
     @cached_property
     def head(self) -> Any:
-        head = build_head(self.fit, self.features, len(self.users))
+        head = self._untrained()
         try:
             head.load_state_dict(load_file(self.folder / WEIGHTS))
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -95,6 +110,16 @@ class FittedReward(Stateless):
                 f"{self.folder / WEIGHTS} does not fit {CONFIG}: {' '.join(str(error).split())}"
             ) from error
         return head.eval().requires_grad_(False)
+
+    def _untrained(self) -> Any:
+        if not self.several:
+            return build_head(self.fit, self.features, len(self.users), self.of_prompt)
+        heads, reads = [], []
+        for aspect in self.aspects:
+            of_prompt = 0 if aspect in self.fit.head.blind else self.of_prompt
+            reads.append(self.features - (self.of_prompt - of_prompt))
+            heads.append(build_head(self.fit, reads[-1], 0, of_prompt))
+        return AspectHeads(heads, reads)
 
     @property
     def version(self) -> str:
@@ -108,13 +133,23 @@ class FittedReward(Stateless):
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         rows = self.backbone.features(prompts, media)
         head, users = self.head.to(rows.device), self._users(prompts).to(rows.device)
+        cut = cut_info(self.name, self.backbone.cut(prompts, media))
+        if self.several:
+            values = head.score(rows, users).cpu()
+            valid = torch.ones_like(values, dtype=torch.bool)
+            weights = torch.tensor(self.weights)
+            return Scores(self.aspects, values, valid, ~valid, values @ weights, valid.all(1), weights, info=cut)
         if self.pairwise:
             value, valid = self._win_rate(rows, users, torch.arange(len(rows)) if group is None else group)
         else:
             value, valid = head.score(rows, users).cpu(), torch.ones(len(rows), dtype=torch.bool)
         none = torch.zeros_like(valid)[:, None]
-        cut = cut_info(self.name, self.backbone.cut(prompts, media))
         return Scores(self.aspects, value[:, None], valid[:, None], none, value, valid, torch.ones(1), info=cut)
+
+    def faults(self, prompts: Sequence[Prompt], media: Media) -> list[str | None]:
+        """Also: what the backbone cannot read."""
+        both = zip(super().faults(prompts, media), self.backbone.faults(media, len(prompts)), strict=True)
+        return [fault or more for fault, more in both]
 
     def compare(self, prompts: Sequence[Prompt], a: Media, b: Media) -> Tensor:
         """(B,) logits that a is better than b, antisymmetric; NaN where either cannot be read."""
@@ -126,7 +161,11 @@ class FittedReward(Stateless):
                 lead[rows] = self.compare([prompts[row] for row in rows], a.select(rows), b.select(rows))
             return lead
         rows_a, rows_b = self.backbone.features(prompts, a), self.backbone.features(prompts, b)
-        return self.head.to(rows_a.device).compare(rows_a, rows_b, self._users(prompts).to(rows_a.device)).cpu()
+        head, users = self.head.to(rows_a.device), self._users(prompts).to(rows_a.device)
+        if self.several:
+            weights = torch.tensor(self.weights, device=rows_a.device)
+            return ((head.score(rows_a, users) - head.score(rows_b, users)) @ weights).cpu()
+        return head.compare(rows_a, rows_b, users).cpu()
 
     def _users(self, prompts: Sequence[Prompt]) -> Tensor:
         names = [self.user if self.user is not None else prompt.facts.get("user") for prompt in prompts]

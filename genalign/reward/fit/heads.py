@@ -6,6 +6,8 @@ the users; the personal ones of personal.py do not.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,6 +58,42 @@ class ScalarHead(nn.Module):
 
     def compare(self, a: Tensor, b: Tensor, users: Tensor) -> Tensor:
         return self.score(a, users) - self.score(b, users)
+
+
+class MatchHead(nn.Module):
+    """s(x) + <u(x), w(p)> / sqrt(rank): how good the sample x is, and how well it matches its prompt p.
+
+    s and u are the outputs of one trunk, w is linear (two towers, as in CLIP). of_prompt: how many of the features, the
+    last ones, come of the prompt; the others are x.
+    """
+
+    pairwise = False
+
+    def __init__(self, features: int, of_prompt: int, width: int) -> None:
+        super().__init__()
+        self.seen = features - of_prompt
+        self.trunk, self.said = Trunk(self.seen, 1 + width, width), nn.Linear(of_prompt, width)
+
+    def score(self, rows: Tensor, users: Tensor) -> Tensor:
+        own = self.trunk(rows[:, : self.seen])
+        said = self.said(rows[:, self.seen :])
+        return own[:, 0] + (own[:, 1:] * said).sum(1) / math.sqrt(said.shape[1])
+
+    def compare(self, a: Tensor, b: Tensor, users: Tensor) -> Tensor:
+        return self.score(a, users) - self.score(b, users)
+
+
+class AspectHeads(nn.Module):
+    """A head an aspect, each of which reads the first `reads` of the features."""
+
+    def __init__(self, heads: Sequence[nn.Module], reads: Sequence[int]) -> None:
+        super().__init__()
+        self.heads, self.reads = nn.ModuleList(heads), tuple(reads)
+
+    def score(self, rows: Tensor, users: Tensor) -> Tensor:
+        """(N,K)."""
+        both = zip(self.heads, self.reads, strict=True)
+        return torch.stack([head.score(rows[:, :reads], users) for head, reads in both], 1)  # type: ignore[operator]
 
 
 class SkewHead(nn.Module):

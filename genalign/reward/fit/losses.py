@@ -42,6 +42,11 @@ def tie_probability(delta: Tensor, k: float = 5.0) -> Tensor:
     return (k * k - 1) * (delta - math.log(k)).sigmoid() * (-delta - math.log(k)).sigmoid()
 
 
+def expected_win(delta: Tensor, k: float = 5.0) -> Tensor:
+    """(N,) P(a) + P(tie) / 2 of `ties`: the label that is to be expected, where a tie is 1/2."""
+    return (delta - math.log(k)).sigmoid() + tie_probability(delta, k) / 2
+
+
 def yes_no(logit: Tensor, p: Tensor) -> Tensor:
     """Cross-entropy of "is the first better than the second?" (RewardDance, arXiv 2509.08826): p(yes) = s(logit).
 

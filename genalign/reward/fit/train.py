@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from genalign.reward.fit.heads import PairHead, ScalarHead, SkewHead, preference_loss, strangers
+from genalign.reward.fit.heads import MatchHead, PairHead, ScalarHead, SkewHead, preference_loss, strangers
 from genalign.reward.fit.losses import between, gradient_penalty, regression, settle
 from genalign.reward.fit.measures import temperature
 from genalign.reward.fit.personal import IdealPoints, LatentUser, Mixture
@@ -25,10 +25,13 @@ class HeadSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    kind: Literal["linear", "mlp", "pal", "vpl", "micro"] = "linear"
-    """One linear layer; two with SiLU; or a personal reward: ideal points, a latent user, a mixture with a router."""
+    kind: Literal["linear", "mlp", "match", "pal", "vpl", "micro"] = "linear"
+    """One linear layer; two with SiLU; two whose outputs are also matched with the prompt, by their product with a
+    linear layer on it; or a personal reward: ideal points, a latent user, a mixture with a router."""
     width: int = Field(default=64, ge=1)
     """Of the hidden layer, where there is one."""
+    blind: list[str] = []
+    """Aspects whose head must not see the prompt (VideoReward's visual and motion quality)."""
     members: int = Field(default=2, ge=1)
     """Ideal points of pal, rewards of micro."""
     dims: int = Field(default=8, ge=1)
@@ -115,6 +118,8 @@ class Fit(BaseModel):
         if self.votes and (personal or self.loss.name in ("ties", "gpm", "regression")):
             taker = self.head.kind if personal else self.loss.name
             raise ValueError(f"votes are margins of one reward for all, which does not suit {taker}; drop votes")
+        if self.head.kind == "match" and (self.fit.lipschitz or self.loss.name in ("gpm", "yes-no")):
+            raise ValueError("head match takes neither fit.lipschitz nor the losses gpm and yes-no; drop them")
         if (self.fit.lipschitz or self.loss.centring) and self.loss.name in ("gpm", "yes-no"):
             raise ValueError(f"{self.loss.name} has no number for one sample; drop fit.lipschitz and loss.centring")
         return self
@@ -141,10 +146,12 @@ class PreferenceData:
         return len(self.p)
 
 
-def build_head(plan: Fit, features: int, users: int) -> Any:
-    """The untrained head."""
+def build_head(plan: Fit, features: int, users: int, of_prompt: int = 0) -> Any:
+    """The untrained head. of_prompt: how many of the features come of the prompt; without any, match is mlp."""
     head = plan.head
-    width = head.width if head.kind == "mlp" else None
+    if head.kind == "match" and of_prompt:
+        return MatchHead(features, of_prompt, head.width)
+    width = head.width if head.kind in ("mlp", "match") else None
     if head.kind == "pal":
         return IdealPoints(features, users, head.members, head.dims)
     if head.kind == "vpl":
@@ -156,8 +163,8 @@ def build_head(plan: Fit, features: int, users: int) -> Any:
     return PairHead(features, width) if plan.loss.name == "yes-no" else ScalarHead(features, width)
 
 
-def fit_head(plan: Fit, data: PreferenceData, users: int = 0) -> Any:
-    """A head fitted to all of `data`; the same from the same settings.
+def fit_head(plan: Fit, data: PreferenceData, users: int = 0, of_prompt: int = 0) -> Any:
+    """A head fitted to all of `data`; the same from the same settings. of_prompt: as in `build_head`.
 
     Raises:
         UsageError: nothing to learn from, or a personal head and no users. GenalignError: the loss is not finite.
@@ -174,7 +181,7 @@ def fit_head(plan: Fit, data: PreferenceData, users: int = 0) -> Any:
             data, margin = replace(data, p=settled), margin + margins
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been fitted
         torch.manual_seed(plan.fit.seed)
-        head = build_head(plan, data.features.shape[1], users)
+        head = build_head(plan, data.features.shape[1], users, of_prompt)
         _measure(head, data)
         _train(head, plan.fit, len(data), lambda rows: _loss(head, plan, data, rows, margin))
     if plan.head.kind in PERSONAL:
@@ -244,12 +251,13 @@ def _loss(head: Any, plan: Fit, data: PreferenceData, rows: Tensor, margin: Tens
 
 
 def _measure(head: nn.Module, data: PreferenceData) -> None:
-    """Give each trunk the spread of the features; a pair head sees two samples side by side."""
+    """Give each trunk the spread of the features that it reads; a pair head sees two samples side by side."""
     rows = data.features[torch.cat([data.a, data.b]).unique()]
     for name in ("trunk", "router"):
         trunk = getattr(head, name, None)
         if trunk is not None:
-            trunk.measure(rows.repeat(1, trunk.mean.numel() // rows.shape[1]))
+            reads = trunk.mean.numel()
+            trunk.measure(rows[:, :reads].repeat(1, max(1, reads // rows.shape[1])))
 
 
 def _train(head: nn.Module, how: FitSettings, count: int, loss_of: Callable[[Tensor], Tensor]) -> None:

@@ -21,6 +21,7 @@ CLIP_L, CLIP_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s
 WORDS = ("tokenizer.json", "tokenizer_config.json")
 SEEN = ("config.json", "preprocessor_config.json", *WORDS)
 QWEN_2B, QWEN_7B = "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"
+VIDEOSCORE = "TIGER-Lab/VideoScore2"
 CLAP, SKYWORK = "laion/larger_clap_general", "Skywork/Skywork-Reward-V2-Qwen3-0.6B"
 
 
@@ -59,6 +60,12 @@ PRESETS: dict[str, Preset] = {
         "genalign.reward.heads.clips:TransformersClip",
         {"model": "yuvalkirstain/PickScore_v1", "processor": CLIP_H, "scale": "logit"},
         *("MIT", 3.9, "exp(logit_scale) cos, about 18 to 24"),
+        files={"yuvalkirstain/PickScore_v1": ("model.safetensors", "config.json"), CLIP_H: SEEN},
+    ),
+    "clip-delta": Preset(
+        "genalign.reward.heads.clip_delta:ClipDelta",
+        {"model": "yuvalkirstain/PickScore_v1", "processor": CLIP_H},
+        *("MIT", 3.9, "about 0 of an unchanged clip, at most about 1"),
         files={"yuvalkirstain/PickScore_v1": ("model.safetensors", "config.json"), CLIP_H: SEEN},
     ),
     "hpsv2.1": Preset(
@@ -106,6 +113,12 @@ PRESETS: dict[str, Preset] = {
         # as two independent ports of VideoAlign quote its model_config.json; the file itself was not read
         published={"mean": (3.6757, 1.1646, 2.8105), "std": (2.2476, 1.3811, 2.5121)},
         more="`template: prompt_template.py:DETAILED_PROMPT_WITH_SPECIAL_TOKEN`, from github.com/KwaiVGI/VideoAlign",
+    ),
+    "videoscore2": Preset(
+        "genalign.reward.heads.videoscore:VideoScore2",
+        {"model": VIDEOSCORE},
+        *("Apache-2.0", 16.6, "VQ, TA and PC, each 1 to 5; the total is their mean"),
+        files={VIDEOSCORE: (*(f"model-0000{k}-of-00004.safetensors" for k in range(1, 5)), *SEEN)},
     ),
     "raft": Preset(
         "genalign.reward.heads.raft:RaftSmoothness",

@@ -25,6 +25,7 @@ from genalign.reward.scores import all_valid, readable_rows
 from genalign.types import Media, Prompt, Scores, UsageError
 
 PIXELS = 256 * 28 * 28  # of an image or a frame, at most
+FPS = 2.0  # frames a second that the published VideoReward was trained on
 
 
 class TokenHead(nn.Module):
@@ -252,7 +253,11 @@ class VideoReward(QwenTokens):
     repository and not shipped: give `prompt_template.py:DETAILED_PROMPT_WITH_SPECIAL_TOKEN`. model: a folder with
     model.safetensors (converted from checkpoint-*/model.pth) and model_config.json, whose LoRA weights are merged as
     they load. Frames: `fps` a second of the clip as it was made, evenly spaced, first and last among them, at most
-    448*448 pixels. Gradients flow to the pixels.
+    448*448 pixels. Gradients flow to the pixels. fps: None is what it was trained with, as model_config.json says, or
+    else 2; at another one everything seems too fast or too slow, and all scores fall (VideoAlign's issue 21).
+
+    Raises:
+        UsageError: fps is not above 0, or not that of model_config.json.
     """
 
     needs = frozenset({"video", "prompt"})
@@ -266,17 +271,25 @@ class VideoReward(QwenTokens):
         *,
         template: str | Path,
         base: str | Path = "Qwen/Qwen2-VL-2B-Instruct",
-        fps: float = 2.0,
+        fps: float | None = None,
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
         batch_size: int = 2,
         name: str = "videoreward",
     ) -> None:
         super().__init__(model, base, template, dtype, batch_size, name)
-        self.fps = float(fps)
+        trained = trained_fps(Path(self.model))
+        if fps is not None and not 0 < fps < math.inf:
+            raise UsageError(f"fps of reward {name!r} is {fps}; it must be above 0 frames a second")
+        if None not in (fps, trained) and fps != trained:
+            raise UsageError(
+                f"reward {name!r} was trained on {trained:g} frames a second, as its model_config.json says, and "
+                f"cannot judge motion at fps: {fps:g}; leave fps out"
+            )
+        self.fps = float(fps or trained or FPS)
 
     @property
     def version(self) -> str:
-        return super().version if self.fps == 2.0 else digest(super().version, self.fps)
+        return super().version if self.fps == FPS else digest(super().version, self.fps)
 
     def head(self, width: int, state: Mapping[str, Tensor]) -> nn.Module:
         outputs = state.get("rm_head.weight", torch.empty(0)).shape[0]
@@ -288,7 +301,7 @@ class VideoReward(QwenTokens):
         track, chosen = media["video"], []
         for row, held in enumerate(track.held):
             rate = track.rate_of(row)
-            if not rate:
+            if not rate or not rate > 0:
                 raise UsageError(f"reward {self.name!r} needs the frames a second of a video; give Track(video, rate)")
             chosen.append(track.row(row, sampled_frames(len(held), rate, self.fps)))
         return chosen
@@ -345,6 +358,16 @@ def merged(state: Mapping[str, Tensor], settings: Path) -> dict[str, Tensor]:
         change = bare[f"{stem}.lora_B.default.weight"].float() @ bare[key].float()
         plain[f"{stem}.weight"] = (plain[f"{stem}.weight"].float() + scale * change).to(plain[f"{stem}.weight"].dtype)
     return plain
+
+
+def trained_fps(model: Path) -> float | None:
+    """Frames a second that a VideoReward was trained on, by the model_config.json beside its weights; None where that
+    is not here, or does not say."""
+    settings = (model if model.is_dir() else model.parent) / "model_config.json"
+    try:
+        return float(json.loads(settings.read_text(encoding="utf-8"))["data_config"]["fps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _lora_scale(settings: Path) -> float:

@@ -1,6 +1,7 @@
 """`genalign fit-reward` on each backbone, from a YAML file to a reward of the stack; what it refuses."""
 
 import json
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from genalign.cli.eval_reward import report
 from genalign.cli.main import main
 from genalign.data.comparisons import read_comparisons
 from genalign.files.shipped import shipped
+from genalign.media.video import write as write_video
 from genalign.reward import Sum, build_reward
-from genalign.reward.fit.backbones import BackboneSettings, build_backbone
+from genalign.reward.fit.backbones import BackboneSettings, build_backbone, word_counts
 from genalign.reward.fit.recipe import fit_to_preferences, split
 from genalign.reward.fit.train import PreferenceData
 from genalign.types import Media, Prompt, Track, UsageError
@@ -258,6 +260,91 @@ def test_a_head_on_videos(tmp_path, clip):
     assert light > dark
 
 
+def moving_pairs(folder: Path, prompts: int = 24) -> Path:
+    """Clips of a light or dark square (VQ) that glides or rests (MQ), left or right as the prompt says (TA)."""
+    generator, rows = torch.Generator().manual_seed(0), []
+
+    def film(name: str, light: bool, moves: bool, left: bool) -> str:
+        frames = torch.full((8, 3, 32, 32), 0.4) + 0.02 * torch.rand(1, 3, 1, 1, generator=generator)
+        for frame in range(8):
+            step = (2 * frame if moves else 8) + int(torch.randint(2, (1,), generator=generator))
+            at = 20 - step if left else 4 + step
+            frames[frame, :, 12:20, max(0, at) : at + 8] = 0.9 if light else 0.1
+        write_video(frames, 8, folder / name)
+        return f"{name}.mp4"
+
+    def judged(a: int, b: int) -> str:
+        return "same" if a == b else "A" if a > b else "B"
+
+    for number in range(prompts):
+        left = number % 2 == 0
+        levels = (torch.rand(2, 3, generator=generator) < torch.tensor([0.5, 0.75, 0.5])).int().tolist()
+        files = [
+            film(f"{number}-{side}", bool(vq), bool(mq), left == bool(ta)) for side, (vq, mq, ta) in enumerate(levels)
+        ]
+        row = {"prompt": f"a box goes {'left' if left else 'right'} {number}", "path_A": files[0], "path_B": files[1]}
+        verdicts = [judged(a, b) for a, b in zip(*levels, strict=True)]
+        if not levels[0][1] or not levels[1][1]:
+            verdicts[2] = ""  # what rests goes nowhere
+        rows.append(row | dict(zip(("VQ", "MQ", "TA"), verdicts, strict=True)) | {"Overall": ""})
+    (folder / "judged.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "judged.jsonl"
+
+
+def test_three_aspects_of_clips_each_by_a_head_of_its_own(tmp_path, clip, capsys):
+    pairs = moving_pairs(tmp_path, 60)
+    plan = {"kind": "clip", "model": str(clip), "motion": True, "words": 64}
+    keys = {"head": {"kind": "match", "width": 8, "blind": ["VQ", "MQ"]}, "loss": {"name": "ties"}}
+    path = recipe(tmp_path, plan, pairs.name, **keys, fit={"steps": 200})
+    assert main(["fit-reward", str(path), "data.aspect=[VQ, MQ, TA]", "--out", str(tmp_path / "three")]) == 0
+    shown = capsys.readouterr().out
+    told = json.loads((tmp_path / "three/fit.json").read_text())["aspects"]
+    assert all(aspect in shown for aspect in told)
+    assert list(told) == ["VQ", "MQ", "TA"]
+    assert len({row["held_out"] + row["learnt_from"] for row in told.values()}) > 1  # each has its own verdicts
+    reward = build_reward({"use": "three", "name": "clips"}, tmp_path)
+    found = read_comparisons(pairs)
+    asked, media = found.load(range(12))
+    scores = reward(asked, media)
+    assert (scores.names, reward.needs) == (("VQ", "MQ", "TA"), {"video", "prompt"})
+    config = json.loads((tmp_path / "three/reward.json").read_text())
+    assert torch.allclose(scores.total, scores.values @ (1 / torch.tensor(config["spread"])), atol=1e-5)
+    other = reward([Prompt("a star") for _ in asked], media)
+    assert torch.equal(other.values[:, :2], scores.values[:, :2])  # the blind ones
+    assert (other.values[:, 2] - scores.values[:, 2]).abs().min() > 1e-4
+    for row in report(reward, found)[:3]:
+        assert row["accuracy"] > 0.85, row
+    backwards = Media(video=Track([film.flip(0) for film in media["video"].held], 8.0))
+    assert (reward(asked, backwards).values[:, 2] - scores.values[:, 2]).abs().max() > 0.1  # order in time counts
+    alone = torch.cat([reward(asked[row : row + 1], media.select([row])).values for row in range(4)])
+    assert torch.allclose(alone, scores.values[:4], atol=1e-4)
+    pixels = media["video"].row(0)[None].clone().requires_grad_()
+    reward(asked[:1], Media(video=Track(pixels, 8.0))).total.sum().backward()
+    assert pixels.grad is not None
+    assert pixels.grad.abs().amax((0, 2, 3, 4)).min() > 0  # of every frame
+    short = reward(asked[:2], Media(video=Track([media["video"].row(0), media["video"].row(1)[:1]], 8.0)))
+    assert short.failed[:, 0].tolist() == [False, True]
+    assert "shows no motion" in short.info["error"][1]
+    lead = reward.compare([asked[0], asked[2]], media.select([0, 2]), media.select([1, 3]))
+    assert torch.allclose(lead, scores.total[[0, 2]] - scores.total[[1, 3]], atol=1e-3)
+    one = build_reward({"pick": {"use": "three"}, "aspect": "MQ"}, tmp_path)
+    assert torch.allclose(one(asked, media).total, scores.values[:, 1])
+
+
+def test_words_are_counted_with_their_order():
+    first, again, turned, empty = word_counts(
+        ["A cat goes LEFT, then up", "a cat goes left then up", "up then left", ""], 512
+    )
+    assert torch.equal(first, again)
+    assert first.norm().item() == pytest.approx(1)
+    assert empty.norm() == 0
+    both = word_counts(["left then up", "up then left"], 4096)
+    assert both[0] @ both[1] < 0.9  # the same words, other pairs of them
+    assert (turned != first).any()
+    counts = (both[0] > 0).nonzero()[:, 0].tolist()
+    assert counts == sorted(zlib.crc32(term) % 4096 for term in (b"left", b"then", b"up", b"left then", b"then up"))
+
+
 def test_ratings(tmp_path, clip):
     coloured(tmp_path)
     files = sorted(tmp_path.glob("*.png"))
@@ -277,7 +364,7 @@ def test_no_prompt_is_in_both_parts():
     """Invariant 34."""
     group = torch.arange(100) % 13
     lesson = PreferenceData(torch.zeros(1, 1), group, group, group.float(), group, group)
-    learn, exam = split(lesson, 0.3, 0)
+    (learn,), (exam,) = split([lesson], 0.3, 0)
     assert not set(learn.group.tolist()) & set(exam.group.tolist())
     assert len(learn) + len(exam) == 100
     assert len(set(exam.group.tolist())) == 4
@@ -296,6 +383,13 @@ def test_no_prompt_is_in_both_parts():
         (["loss.name=regression"], "rates nothing"),
         (["head.kind=pal"], "add 'user'"),
         (["data.file=absent.jsonl"], "check the path"),
+        (["backbone.motion=true"], "backbone.motion is about videos"),
+        (["backbone.words=9", "backbone.prompt=false"], "those of the prompt"),
+        (["head.blind=[overall]"], "head.blind is for a list of aspects"),
+        (["data.aspect=[overall]", "head.blind=[overal]"], "did you mean 'overall'"),
+        (["data.aspect=[]"], "lists nothing"),
+        (["data.aspect=[overall]", "loss.name=gpm"], "gpm fits one aspect at a time"),
+        (["head.kind=match", "backbone.prompt=false"], "head match needs a backbone that reads the prompt apart"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, clip, capsys, change, said: str):

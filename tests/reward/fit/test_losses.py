@@ -10,6 +10,7 @@ from genalign.reward.fit.losses import (
     between,
     bradley_terry,
     centre,
+    expected_win,
     gradient_penalty,
     hedge,
     mixture,
@@ -157,3 +158,13 @@ def test_kl_is_the_integral():
         q = stats.norm(m, math.exp(v / 2))
         expected += integrate.quad(lambda x, q=q: q.pdf(x) * (q.logpdf(x) - stats.norm.logpdf(x)), -20, 20)[0]
     assert normal_kl(mean, logvar).item() == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("k", [1.5, 5.0])
+def test_the_expected_label_of_ties_is_a_win_and_half_a_tie(k: float):
+    """Rao and Kupper (1967) written out: a strength of e^d against 1."""
+    for d, found in zip(DELTA.tolist(), expected_win(DELTA, k).tolist(), strict=True):
+        strength = math.exp(d)
+        win, loss = strength / (strength + k), 1 / (1 + k * strength)
+        assert found == pytest.approx(win + (1 - win - loss) / 2, abs=1e-12)
+    assert torch.allclose(expected_win(DELTA, k) + expected_win(-DELTA, k), torch.ones_like(DELTA))

@@ -279,3 +279,48 @@ def test_votes_give_back_what_wrong_labels_take(lesson: PreferenceData):
     for how in ("flip", "soften"):
         settled = accuracy(noisy, votes={"how": how, "voters": 3})
         assert settled >= max(0.95 * best, raw), how
+
+
+def test_match_is_two_towers_written_out():
+    """Scores of a clip by itself, and of its product with the prompt, in a float64 loop."""
+    torch.manual_seed(3)
+    rows, of_prompt, width = draw(5, 9), 4, 6
+    head = build_head(Fit.model_validate({"head": {"kind": "match", "width": width}}), 9, 0, of_prompt)
+    head.trunk.measure(rows[:, :5])
+    weights = {name: value.double().numpy() for name, value in head.state_dict().items()}
+    for row, found in zip(rows.double().numpy(), head.score(rows, strangers(rows)).tolist(), strict=True):
+        x = (row[:5] - weights["trunk.mean"]) / weights["trunk.spread"]
+        hidden = weights["trunk.layers.0.weight"] @ x + weights["trunk.layers.0.bias"]
+        hidden = hidden / (1 + np.exp(-hidden))
+        out = weights["trunk.layers.2.weight"] @ hidden + weights["trunk.layers.2.bias"]
+        said = weights["said.weight"] @ row[5:] + weights["said.bias"]
+        assert found == pytest.approx(out[0] + sum(out[1 + k] * said[k] for k in range(width)) / width**0.5, abs=1e-5)
+
+
+def test_match_learns_what_goes_with_a_prompt_and_no_sum_of_both_can():
+    """A sample is right where its number is its prompt's: neither says anything alone."""
+    generator = torch.Generator().manual_seed(4)
+    shown, asked = torch.randint(6, (2, 2000), generator=generator)
+    shown[::2] = asked[::2]
+    one_hot = torch.nn.functional.one_hot
+    features = torch.cat([one_hot(shown, 6), one_hot(asked, 6)], 1).float()
+    right, wrong = (shown == asked).nonzero()[:, 0], (shown != asked).nonzero()[:, 0]
+    count = min(len(right), len(wrong))
+    both = PreferenceData(
+        features, right[:count], wrong[:count], torch.ones(count), torch.full((count,), -1), torch.arange(count)
+    )
+    learn, exam = both.select(torch.arange(0, count, 2)), both.select(torch.arange(1, count, 2))
+    found = {}
+    for kind in ("match", "linear"):
+        settings = {"head": {"kind": kind, "width": 8}, "fit": {"steps": 400}}
+        found[kind] = accuracy(fit_head(Fit.model_validate(settings), learn, of_prompt=6), exam)
+    assert found["match"] > 0.97
+    assert found["linear"] < 0.7
+
+
+@pytest.mark.parametrize(
+    "change", [{"fit": {"lipschitz": 1.0}}, {"loss": {"name": "gpm"}}, {"loss": {"name": "yes-no"}}]
+)
+def test_match_refuses_what_it_cannot_do(change):
+    with pytest.raises(ValidationError, match="drop them"):
+        Fit.model_validate({"head": {"kind": "match"}} | change)

@@ -240,6 +240,24 @@ def test_frames_of_a_file_are_the_official_choice(
     assert (reward.version == tiny_videoreward(tmp_path, base).version) == (fps == 2.0)  # of which caches are made
 
 
+def test_frames_are_sampled_as_in_training_or_refused(tmp_path: Path, base: Path) -> None:
+    """What VideoAlign writes beside its weights is the rate at which the checkpoint knows how fast things move."""
+    clip = Media(video=Track(torch.rand(1, 48, 3, 32, 32), rate=24.0))
+    write_json({"data_config": {"fps": 4, "max_frame_pixels": 200704}}, tmp_path / "model_config.json")
+    reward, same = tiny_videoreward(tmp_path, base), tiny_videoreward(tmp_path, base, fps=4)
+    assert len(reward.frames(clip)[0]) == 8  # of two seconds
+    assert reward.version == same.version
+    with pytest.raises(UsageError, match=r"trained on 4 frames a second, .* at fps: 2; leave fps out"):
+        tiny_videoreward(tmp_path, base, fps=2)
+    write_json({"data_config": {"num_frames": 8, "fps": None}}, tmp_path / "model_config.json")
+    assert len(tiny_videoreward(tmp_path, base).frames(clip)[0]) == 4
+    for wrong in (0, -1.0, math.nan, math.inf):
+        with pytest.raises(UsageError, match="must be above 0 frames a second"):
+            tiny_videoreward(tmp_path, base, fps=wrong)
+    with pytest.raises(UsageError, match="needs the frames a second"):
+        reward.frames(Media(video=Track(torch.rand(1, 8, 3, 32, 32), rate=-2.0)))
+
+
 def test_videos_of_several_rates_are_each_read_at_their_own(tmp_path: Path, base: Path) -> None:
     found = Comparisons("x", "x", tmp_path, "x")
     for name, rate in (("a", 24), ("b", 12)):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.signal import resample_poly
 
-from genalign.reward.heads.waves import mono_waves, resampled
+from genalign.media.resample import resampled
+from genalign.reward.heads.waves import mono_waves
 from genalign.types import Media, Track, UsageError
 
 
