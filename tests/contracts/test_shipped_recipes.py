@@ -35,10 +35,10 @@ SEARCHES = [name for name in RECIPES if isinstance(build_method(load_recipe(name
 def test_a_shipped_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     words = [*SMALL, *stand_in(recipe.policy, tmp_path / "model")]
-    if not name.startswith("text"):
-        words += ["eval.guidance=[1.0]", "eval.steps=4"]
-    if recipe.policy.model in PIPELINES:  # so are the weights of their rewards
-        words.append(f"reward={str(recipe.reward).replace('general', 'rules')}")
+    if recipe.policy.model in PIPELINES:  # of the hub, as the weights of its reward are
+        words += ["eval.steps=4", f"reward={str(recipe.reward).replace('general', 'rules')}"]
+    elif not name.startswith("text"):
+        words += ["eval.steps=4", "eval.guidance=[1.0]"]
     assert main(["train", name, *words, "--out", str(tmp_path / "out")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
