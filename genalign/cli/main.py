@@ -190,7 +190,7 @@ def ls(args: argparse.Namespace) -> None:
         if args.kind is None:
             print(kind)
         for name, what in _shipped(kind):
-            print(f"{'' if args.kind else '  '}{name:<22} {what}".rstrip())
+            print(f"{'' if args.kind else '  '}{name:<28} {what}".rstrip())
 
 
 def _shipped(kind: str) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The autoencoder that tiny-flow, tiny-sd and tiny-turbo share: AutoencoderTiny, 64x64x3 <-> 16x16x4."""
+"""The autoencoder that tiny-flow and tiny-sd share: AutoencoderTiny, 64x64x3 <-> 16x16x4."""
 
 from pathlib import Path
 from typing import Any

@@ -101,9 +101,9 @@ def _save_staged(pipeline: Any, figures: dict[str, dict[str, Any]], out: Path) -
 
 
 def _turbo(work: Path, out: Path) -> None:
-    from genalign.lab.turbo import build_turbo
+    from genalign.lab.turbo import build_turbo, save_turbo
 
-    _save_pipeline(build_turbo(work), out)
+    save_turbo(build_turbo(work), out)
 
 
 def _sd(work: Path, out: Path) -> None:

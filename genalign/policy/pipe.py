@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from genalign.policy.attention import use_attention
 from genalign.policy.call import Calls
+from genalign.policy.guidance import Guidance
 from genalign.policy.recompute import recompute_blocks
 from genalign.policy.schedule import (
     MAIN,
@@ -92,6 +91,7 @@ class Pipe:
         self._looked = False
         self._last = self.like  # the first prompt of the last call: probes with it encode no text of their own
         self._starts: dict[int, int] = {}
+        self.guidance = Guidance(self.name, self.stage, self.calls, sampler.steps, lambda: self._last)
 
     def call(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], guidance: float | None = None, steps: int | None = None
@@ -104,20 +104,9 @@ class Pipe:
         sampler = self.settings.sampler
         scale = sampler.guidance if guidance is None else guidance
         if scale is not None and self.calls.scaled:
-            scale = self._scale(scale)
+            scale = self.guidance.scale(scale)
         self._check_steps(steps or sampler.steps)
         return self.calls(prompts, seeds, scale, steps or sampler.steps, None if steps else sampler.sigmas)
-
-    def _scale(self, scale: float) -> float:
-        """The scale to give the pipeline: 1 asks for the conditional branch alone, as 0 does by custom."""
-        if scale == 1:
-            return self._off
-        if scale < self._off and scale != 0:
-            raise UsageError(
-                f"guidance {scale:g} is below {self._off:g}, where {self.name} samples without guidance; give 1 for "
-                f"none, or a larger scale"
-            )
-        return scale
 
     def _check_steps(self, steps: int) -> None:
         config = self.pipeline.scheduler.config
@@ -129,7 +118,7 @@ class Pipe:
 
     def unguided(self, prompts: Sequence[Prompt], seeds: Sequence[int], steps: int) -> dict[str, Any]:
         """The same, for the conditional branch alone; a model that reads the scale goes on reading the sampler's."""
-        return {**self.call(prompts, seeds, 1.0 if self.calls.scaled else None, steps), **self._alone}
+        return {**self.call(prompts, seeds, 1.0 if self.calls.scaled else None, steps), **self.guidance.alone}
 
     def draw(self, call: Mapping[str, Any], denoise: Denoise | None, step: Step | None, *hooks: Hook) -> Media:
         """What a run of the pipeline makes."""
@@ -267,47 +256,6 @@ class Pipe:
         except Exception as error:
             return error
         return None
-
-    @cached_property
-    def _off(self) -> float:
-        """The scale that runs the fewest branches: 1, but 0 where the pipeline adds w (cond - uncond) to cond."""
-        branches = {scale: self._branches(scale, {}) for scale in (1.0, 0.0)}
-        return min(branches, key=lambda scale: branches[scale])
-
-    @cached_property
-    def _alone(self) -> dict[str, float]:
-        """Further scales that must be off for one branch to be left, such as the classifier-free guidance of a model
-        that was distilled from guidance, or perturbed attention.
-
-        Raises UsageError where there are several whatever they are.
-        """
-        scale = self._off if self.calls.scaled else None
-        if self._branches(scale, {}) == 1:
-            return {}
-        off = self.calls.mixing()
-        if self._branches(scale, off) > 1:  # together first, for two of them may turn on one branch
-            raise UsageError(
-                f"{self.name} runs several branches also without guidance, so its conditional branch cannot be trained"
-                " on noised samples; take a method that replays rollouts"
-            )
-        for name in list(off):
-            fewer = {other: value for other, value in off.items() if other != name}
-            if self._branches(scale, fewer) == 1:
-                off = fewer
-        return off
-
-    def _branches(self, scale: float | None, more: Mapping[str, float]) -> float:
-        """How many branches the denoiser runs a step; infinitely many where the pipeline refuses these scales."""
-        before = self.stage.calls
-        call = {**self.calls([self._last], [0], scale, self.settings.sampler.steps), **more}
-        try:
-            return self.stage.branches_of(call)
-        except GenalignError:
-            raise
-        except Exception:  # by whatever error a pipeline refuses a scale below 1
-            return math.inf
-        finally:
-            self.stage.calls = before  # a probe is not what anything costs
 
 
 def _lay_out(module: nn.Module) -> None:

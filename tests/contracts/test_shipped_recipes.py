@@ -7,10 +7,15 @@ import pytest
 
 from genalign.cli.main import main
 from genalign.files.shipped import shipped
+from genalign.media.container import write_video
 from genalign.method import build_method
 from genalign.method.search.base import Searching
+from genalign.policy import clip_form_of
 from genalign.run.recipe import load_recipe
-from tests.helpers.tiny_language import save_tiny_language
+from genalign.types import UsageError
+from tests.helpers.clips import bouncing, gliding
+from tests.helpers.hub_models import PIPELINES, stand_in
+from tests.helpers.tiny_videos import RATE
 
 RECIPES = sorted(path.stem for path in shipped("pipelines").glob("*.yaml"))
 SMALL = [
@@ -28,12 +33,12 @@ SEARCHES = [name for name in RECIPES if isinstance(build_method(load_recipe(name
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in SEARCHES])
 def test_a_shipped_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
-    words = [*SMALL]
-    if name.startswith("text"):  # its model is on the hub
-        save_tiny_language(tmp_path / "model")
-        words += [f"policy.model={tmp_path / 'model'}", "policy.max_new_tokens=6"]
-    else:
-        words += ["eval.guidance=[1.0]", "eval.steps=4"]
+    recipe = load_recipe(name)
+    words = [*SMALL, *stand_in(recipe.policy, tmp_path / "model")]
+    if recipe.policy.model in PIPELINES:  # of the hub, as the weights of its reward are
+        words += ["eval.steps=4", f"reward={str(recipe.reward).replace('general', 'rules')}"]
+    elif not name.startswith("text"):
+        words += ["eval.steps=4", "eval.guidance=[1.0]"]
     assert main(["train", name, *words, "--out", str(tmp_path / "out")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
@@ -61,3 +66,67 @@ def test_a_shipped_search_is_measured_and_samples(name: str, tmp_path: Path) -> 
     (row,) = map(json.loads, (tmp_path / "s" / "samples.jsonl").read_text().splitlines())
     assert row["search"] == load_recipe(name).method.name
     assert (tmp_path / "s" / row["file"]).is_file()
+
+
+# ---- models of the hub ----------------------------------------------------------------------------------------------
+
+OWN = {  # recipe -> what its head says of clips of one's own: the keys of two rows
+    "video-sft-wan-1.3b": ({"video": "a.mp4"}, {"video": "b.mp4"}),
+    "video-flow-dpo-wan-2.2-5b": ({"chosen": "a.mp4", "rejected": "b.mp4"}, {"chosen": "b.mp4", "rejected": "a.mp4"}),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_recipe_for_a_real_model_learns_from_own_clips_and_another_goes_on(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    for file, clip in (("a.mp4", gliding), ("b.mp4", bouncing)):
+        write_video(clip(), recipe.policy.frame_rate or RATE, tmp_path / file)
+    rows = [{"prompt": f"it moves {k}", **row} for k, row in enumerate(OWN[name])]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = [*SMALL[:2], "policy.batch_size=2", "eval.count=1", "eval.batch_size=1", "eval.guidance=[1.0]"]
+    small += stand_in(recipe.policy, tmp_path / "model")
+    own = ["reward=null", f"data.prompts={tmp_path / 'own.jsonl'}", "eval.rewards=[video-rules.yaml]"]
+    assert main(["train", name, *small, *own, "--out", str(tmp_path / "run")]) == 0
+    logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all("reward" not in log and log["loss"] > 0 for log in logs)
+    assert "rules" in json.loads((tmp_path / "run" / "eval.json").read_text())["metrics"]
+    if name == "video-sft-wan-1.3b":
+        merged = [f"policy.merged={tmp_path / 'run' / 'adapter'}", "reward=video-rules.yaml", "method.group=2"]
+        later = ["train", "video-nft-wan-1.3b", *small, *merged, "train.steps=1", "eval=null"]
+        assert main([*later, "--out", str(tmp_path / "later")]) == 0
+
+
+# The published autoencoders, by what differs from diffusers' own defaults; and what sides must be multiples of: the
+# autoencoder's pixels a latent, times the denoiser's patch.
+AUTOENCODERS = {
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ("WanPipeline", "AutoencoderKLWan", {}, 16),
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": ("WanPipeline", "AutoencoderKLWan", {}, 16),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": (
+        "WanPipeline",
+        "AutoencoderKLWan",
+        {
+            **{"base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "patch_size": 2},
+            **{"in_channels": 12, "out_channels": 12, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48},
+        },
+        32,
+    ),
+    "diffusers/LTX-2.3-Diffusers": ("LTX2Pipeline", "AutoencoderKLLTX2Video", {}, 32),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if load_recipe(name).policy.model in PIPELINES])
+def test_real_autoencoders_hold_what_a_recipe_asks_for(name: str, tmp_path: Path) -> None:
+    policy = load_recipe(name).policy
+    pipeline, autoencoder, config, side = AUTOENCODERS[policy.model]
+    (tmp_path / "vae").mkdir()
+    index = {"_class_name": pipeline, "vae": ["diffusers", autoencoder]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
+    form = clip_form_of(policy, tmp_path)
+    assert form is not None
+    assert form.frames == policy.call["num_frames"]
+    assert form.rate == (24.0 if "2.2-TI2V" in policy.model or "LTX" in policy.model else 16.0)
+    assert policy.call["height"] % side == policy.call["width"] % side == 0
+    one_more = policy.model_copy(update={"call": {**policy.call, "num_frames": policy.call["num_frames"] + 1}})
+    with pytest.raises(UsageError, match=f"the nearest that it can is {policy.call['num_frames']}"):
+        clip_form_of(one_more, tmp_path)

@@ -34,7 +34,7 @@ class Bright(ToyReward):
 @pytest.mark.parametrize("name", BOTH)
 def test_replay_is_exact_and_the_tracks_carry_their_rates(name) -> None:
     of, trajectory = rolled(name)
-    rates = {"ltx": 25.0, "ltx-i2v": 25.0, "ltx-2": 24.0, "ltx-2-i2v": 24.0}
+    rates = {"ltx": 25.0, "ltx-i2v": 25.0, "ltx-2": 24.0, "ltx-2-3": 24.0, "ltx-2-i2v": 24.0}
     assert trajectory.media["video"].rate == rates.get(name, RATE)
     assert trajectory.media["video"].data.shape[:1] + trajectory.media["video"].data.shape[2:3] == (4, 3)
     assert float(trajectory.media["video"].data.std()) > 0.01

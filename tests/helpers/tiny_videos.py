@@ -112,13 +112,18 @@ CONNECTORS = {
     for medium in ("video", "audio")
     for name, value in {**HEADS, "num_layers": 1, "num_learnable_registers": None}.items()
 }
-LTX_2 = {
-    "transformer": part(
+
+def ltx_2_transformer(**config: Any) -> Any:
+    return part(
         "LTX2VideoTransformer3DModel", in_channels=4, out_channels=4, **HEADS, cross_attention_dim=16,
         audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2, audio_attention_head_dim=4,
         audio_cross_attention_dim=8, num_layers=2, caption_channels=WIDTH, rope_double_precision=False,
-        rope_type="split", vae_scale_factors=(1, 2, 2),
-    ),
+        rope_type="split", vae_scale_factors=(1, 2, 2), **config,
+    )
+
+
+LTX_2 = {
+    "transformer": ltx_2_transformer(),
     "connectors": of_class(
         "pipelines.ltx2.connectors", "LTX2TextConnectors", caption_channels=WIDTH, text_proj_in_factor=2, **CONNECTORS,
         connector_rope_base_seq_len=32, rope_double_precision=False, rope_type="split",
@@ -140,6 +145,24 @@ LTX_2 = {
     ),
     **text(gemma_text, own_letter_tokenizer),
     "scheduler": flow(use_dynamic_shifting=True, shift_terminal=0.1),
+}
+
+GATED = {f"{medium}{what}": True for medium in ("", "audio_") for what in ("gated_attn", "cross_attn_mod")}
+LTX_2_3 = {  # its text is projected for each medium before the denoiser, and its vocoder goes on to a higher rate
+    **LTX_2,
+    "transformer": ltx_2_transformer(**GATED, use_prompt_embeddings=False, perturbed_attn=True),
+    "connectors": of_class(
+        "pipelines.ltx2.connectors", "LTX2TextConnectors", caption_channels=WIDTH, text_proj_in_factor=2,
+        **{**CONNECTORS, "audio_connector_attention_head_dim": 4}, video_gated_attn=True, audio_gated_attn=True,
+        connector_rope_base_seq_len=32, rope_double_precision=False, rope_type="split", per_modality_projections=True,
+        video_hidden_dim=16, audio_hidden_dim=8, proj_bias=True,
+    ),
+    "vocoder": of_class(
+        "pipelines.ltx2.vocoder", "LTX2VocoderWithBWE", in_channels=16, hidden_channels=16, num_mel_channels=8,
+        upsample_kernel_sizes=[4, 4], upsample_factors=[2, 2], resnet_kernel_sizes=[3], resnet_dilations=[[1, 3, 5]],
+        bwe_in_channels=16, bwe_hidden_channels=16, bwe_upsample_kernel_sizes=[8, 5], bwe_upsample_factors=[4, 3],
+        bwe_resnet_kernel_sizes=[3], bwe_resnet_dilations=[[1, 3, 5]], filter_length=8, hop_length=4, window_length=8,
+    ),
 }
 
 
@@ -333,6 +356,10 @@ CLIPS = {
     "ltx": Family("LTXPipeline", LTX, flow=True, call=LARGER),
     "ltx-2": Family(
         "LTX2Pipeline", LTX_2, flow=True,
+        call={**LARGER, "spatio_temporal_guidance_blocks": [1]},
+    ),
+    "ltx-2-3": Family(
+        "LTX2Pipeline", LTX_2_3, flow=True,
         call={**LARGER, "spatio_temporal_guidance_blocks": [1]},
     ),
     "cogvideox": Family("CogVideoXPipeline", COGVIDEO, call=CLIP_SIZE),

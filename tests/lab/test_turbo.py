@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from genalign.lab import turbo
 
@@ -64,13 +63,12 @@ def test_a_built_student_is_an_adapter_of_its_teacher(tmp_path: Path, monkeypatc
     pipeline.load_lora_weights(tmp_path / "out")
     after = {name.replace(".base_layer", ""): weight for name, weight in pipeline.transformer.state_dict().items()}
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
-    pipeline.set_progress_bar_config(disable=True)
-    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    texts = ["a cat", "two stars"]
-    call = {"guidance_scale": 1.0, "num_inference_steps": 1, "max_sequence_length": 1}
-    latents: Tensor = pipeline(texts, latents=noise, output_type="latent", height=64, width=64, **call).images
-    with torch.no_grad():
-        step = noise - turbo.velocity(built.transformer, noise, torch.ones(2), turbo.read(built, texts))
-        bare = noise - turbo.velocity(turbo.teacher().transformer, noise, torch.ones(2), turbo.read(built, texts))
-    assert (latents - step).square().mean().sqrt() < 0.03 * latents.std()
-    assert (latents - bare).square().mean() > 4 * (latents - step).square().mean()
+    layers = {name: part for name, part in pipeline.transformer.named_modules() if hasattr(part, "lora_A")}
+    trained = {name: part for name, part in built.transformer.named_modules() if hasattr(part, "lora_A")}
+    assert layers.keys() == trained.keys()
+    moved = 0.0
+    for name, layer in layers.items():
+        theirs, ours = layer.get_delta_weight("default_0"), trained[name].get_delta_weight("default")
+        torch.testing.assert_close(theirs, ours, rtol=5e-3, atol=1e-6)  # saved in half precision
+        moved += float(ours.square().sum())
+    assert moved > 0

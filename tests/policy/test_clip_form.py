@@ -15,7 +15,7 @@ from tests.helpers.tiny_videos import RATE
 from tests.helpers.video_policies import BOTH, prompts, rolled, settings
 
 COUNTED = ["wan", "ltx", "cogvideox", "hunyuan-video", "mochi"]  # one of each autoencoder that is tried
-OWN = ("ltx-2", "ltx-2-i2v")  # whose tiny autoencoder is of another ratio than the pipeline takes it for
+OWN = ("ltx-2", "ltx-2-3", "ltx-2-i2v")  # whose tiny autoencoder is of another ratio than the pipeline takes it for
 
 
 def saved(name: str, folder: Path) -> Path:

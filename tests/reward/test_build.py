@@ -26,6 +26,7 @@ from genalign.reward import (
 )
 from genalign.reward.heads.exemplars import read_exemplars
 from genalign.types import Media, Prompt, Track, UsageError
+from tests.helpers.clips import bouncing, gliding, knocks
 from tests.helpers.toy_rewards import prompts, texts, tiny_clip, tiny_text_head
 
 
@@ -229,3 +230,34 @@ def test_settings_of_a_served_reward_are_those_of_a_web_request(tmp_path: Path) 
         build_reward({"use": "http://127.0.0.1:9", "timeuot": 3}, tmp_path)
     with pytest.raises(UsageError, match=r"timeout of http://127\.0\.0\.1:9 is 0"):
         build_reward({"use": "http://127.0.0.1:9", "timeout": 0}, tmp_path)
+
+
+# ---- clips of anything ----------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_rules_of_clips_place_even_motion_first_and_a_still_picture_last() -> None:
+    even, flicker = gliding(), torch.linspace(0.7, 1.0, 2).repeat(5)[:9, None, None, None]
+    jerky = even[[0, 1, 1, 3, 4, 4, 6, 7, 8]]  # two frames of nine are not drawn, but repeated
+    clips = torch.stack([even, even * flicker, jerky, even[:1].expand(9, -1, -1, -1)])
+    scores = build_reward("video-rules", Path())(prompts(4), Media(video=Track(clips, 16.0)))
+    total = scores.total.tolist()
+    assert total[0] > 2.9  # each of the three rules has 1 as its best
+    assert total[0] > total[1] > total[2] > total[3] == 0  # too many frozen frames: the others do not count
+    assert total[2] == pytest.approx(6 / 8)
+
+
+def test_the_shipped_rules_of_clips_with_sound_pay_for_a_knock_at_the_bounce() -> None:
+    clip, rate = bouncing(), 16.0
+    sounds = torch.stack([knocks([4 / rate], 9 / rate), knocks([8.9 / rate], 9 / rate)])
+    media = Media(video=Track(torch.stack([clip, clip]), rate), audio=Track(sounds, 8000.0))
+    scores = build_reward("av-rules", Path())(prompts(2), media)
+    assert scores.total[0] > scores.total[1]
+
+
+def test_the_general_rewards_hold_the_rules_and_read_every_prompt() -> None:
+    for medium, parts in (("video", ["videoscore2"]), ("av", ["videoscore2", "clap", "audiobox"])):
+        rules, general = (build_reward(f"{medium}-{kind}", Path()) for kind in ("rules", "general"))
+        assert general.needs == {*rules.needs, "prompt"}
+        last = [aspect.split("/")[-1] for aspect in general.aspects]
+        assert all(aspect.split("/")[-1] in last for aspect in rules.aspects)
+        assert all(any(part in aspect for aspect in general.aspects) for part in parts)

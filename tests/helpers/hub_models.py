@@ -1,0 +1,34 @@
+"""Tiny models of the same form in place of those that recipes name on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genalign.policy.settings import PolicySettings
+from tests.helpers.tiny_language import save_tiny_language
+from tests.helpers.tiny_videos import CLIPS
+
+PIPELINES = {  # hub id -> the pipeline of the sweep that has its class and its form
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan",
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": "wan-2-2-5b",
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": "wan-2-2",
+    "diffusers/LTX-2.3-Diffusers": "ltx-2-3",
+    "Lightricks/LTX-2": "ltx-2",
+}
+LETTERS = 96  # tokens of the longest prompt that is shipped for them, each a letter
+
+
+def stand_in(policy: PolicySettings, folder: Path) -> list[str]:
+    """Saves a tiny model in the place of the one on the hub; what a recipe must then be told: its folder and sizes.
+
+    Whatever else the recipe says, of its own file's `call` too, stays as it is. Nothing of a model that is no hub id.
+    """
+    if "/" not in policy.model:
+        return []
+    if policy.model not in PIPELINES:
+        save_tiny_language(folder)
+        return [f"policy.model={folder}", "policy.max_new_tokens=6"]
+    family = CLIPS[PIPELINES[policy.model]]
+    family.build().save_pretrained(folder)
+    sizes = {**family.call, "max_sequence_length": LETTERS}
+    return [f"policy.model={folder}", *(f"policy.call.{name}={value}" for name, value in sizes.items())]
