@@ -74,10 +74,7 @@ def merged(model: Any, folder: Path) -> Any:
     if not wanted:
         raise UsageError(f"{folder / PEFT_WEIGHTS} holds no LoRA")
     _warn_of_rounding(folder, [tuned])
-    bare = tuned.merge_and_unload(safe_merge=True)
-    if hasattr(bare, "peft_config"):  # left behind, and the adapter to be trained would be called a second one
-        del bare.peft_config
-    return bare
+    return tuned.merge_and_unload(safe_merge=True)
 
 
 def _merge_by_diffusers(pipeline: Any, file: Path) -> None:
