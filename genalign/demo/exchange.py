@@ -23,8 +23,8 @@ UNPACKED = 1 << 30  # bytes of an archive of pairs
 def export_pairs(votes: Votes, out: Path) -> int:
     """Write `out`/pairs.jsonl, rows {"prompt", "chosen", "rejected", "user", ...}, and `out`/media/; how many rows.
 
-    The first three columns are TRL's, and genalign reads them as `data.prompts`. By the others `import_pairs` brings the
-    whole vote back. Ties and skipped pairs are left out.
+    The first three columns are TRL's, and genalign reads them as `data.prompts`; the others let `import_pairs` bring
+    the whole vote back. Ties and skipped pairs are left out.
 
     Raises:
         UsageError: the folder holds such a file, or nothing was decided.

@@ -98,6 +98,24 @@ def write_report(run: Path) -> Path:
     Raises:
         GenalignError: metrics.jsonl or eval.json is not what a run writes.
     """
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(run.name)}</title>'
+        f"<style>{STYLE}</style></head><body>{body(run)}</body></html>\n"
+    )
+    path = run / "report.html"
+    replace_file(path, page.encode())
+    curve = chart("reward", {"reward": _curve(read_rows(run / METRICS), "reward")}, smooth=True)
+    if curve:
+        replace_file(run / "reward.svg", curve.encode())
+    return path
+
+
+def body(run: Path) -> str:
+    """What the page of a report shows, as HTML: all text escaped, all media carried inside.
+
+    Raises:
+        GenalignError: metrics.jsonl or eval.json is not what a run writes.
+    """
     metrics, result = read_rows(run / METRICS), read_eval(run)
     recipe = run / "recipe.yaml"
     sections = [
@@ -106,23 +124,15 @@ def write_report(run: Path) -> Path:
         if result
         else '<p class="note">No evaluation yet: <code>genalign eval RUN</code> makes one.</p>',
         _sweep(result) if result else "",
-        _charts(metrics) if metrics else '<p class="note">No training step was logged.</p>',
+        training(metrics) if metrics else '<p class="note">No training step was logged.</p>',
         _samples(run),
         f"<h2>Recipe</h2><pre>{html.escape(recipe.read_text(encoding='utf-8'))}</pre>" if recipe.is_file() else "",
     ]
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(run.name)}</title>'
-        f"<style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
-    )
-    path = run / "report.html"
-    replace_file(path, page.encode())
-    curve = chart("reward", {"reward": _curve(metrics, "reward")}, smooth=True)
-    if curve:
-        replace_file(run / "reward.svg", curve.encode())
-    return path
+    return "".join(sections)
 
 
-def _charts(metrics: Sequence[Mapping[str, float]]) -> str:
+def training(metrics: Sequence[Mapping[str, float]]) -> str:
+    """The curves of a training as HTML."""
     keys = list(dict.fromkeys(key for row in metrics for key in row))
     drawn = []
     for title, pattern in CHARTS.items():
