@@ -29,12 +29,11 @@ from genalign.types import GenalignError, UsageError
 
 State = Literal["training", "stopped", "finished"]
 PROCESS, LOG = "process.json", "train.log"
-PREFIX = "votes-"  # of the folders of these runs
-METHODS = {"d3po": "d3po, by the steps that drew the samples", "flow-dpo": "flow-dpo, on the samples alone"}
 FLOW_DPO = "image-flow-dpo"  # the recipe of the latter
-MOST_STEPS = 2000
+MOST_STEPS = 1000
 EVALUATED = 128  # held-out prompts of the evaluation at the end
-LOOKS = 12  # at the held-out judge while it trains
+PATIENCE, GLANCE = 10.0, 0.1  # seconds that a process has to end, and between two looks at it
+LOOKS, WATCHED = 12, 32  # at the held-out judge while it trains, and on how many prompts
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Training:
 
 
 class Alignment:
-    """The trainings on the votes of a folder. Their state is read from their run folders, by whichever page asks."""
+    """The trainings that pages start, on votes above all; any page reads their state from their run folders."""
 
     def __init__(self, models: Models, votes: Votes) -> None:
         self.models, self.votes = models, votes
@@ -74,9 +73,8 @@ class Alignment:
             raise UsageError(f"{steps:g} steps are wanted; ask for 1 to {MOST_STEPS}")
         if method not in self.methods():
             raise UsageError(f"recipe {self.models.recipe.name} is not trained by {method!r} on votes; take image-d3po")
-        if running := [one.run.name for one in self.all() if one.state == "training"]:
-            raise UsageError(f"{running[0]} still trains; wait for it, or stop it")
-        run = self._new_folder()
+        self._check_idle()
+        run = self._new_folder("votes-")
         try:
             words = self._recipe(method, run, begin)
         except GenalignError:
@@ -87,10 +85,25 @@ class Alignment:
         self._launch([*words, *self._schedule(int(steps)), "--out", str(run)], run)
         return run
 
-    def _new_folder(self) -> Path:
+    def run_again(self, words: Sequence[str]) -> Path:
+        """Start `genalign train` with these words in a new run folder; returns it.
+
+        Raises:
+            UsageError: a training goes on already, or the folder cannot be written.
+        """
+        self._check_idle()
+        run = self._new_folder("again-")
+        self._launch([*words, "--out", str(run)], run)
+        return run
+
+    def _check_idle(self) -> None:
+        if running := [one.run.name for one in self.all() if one.state == "training"]:
+            raise UsageError(f"{running[0]} still trains; wait for it, or stop it")
+
+    def _new_folder(self, prefix: str) -> Path:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         for number in range(1, 100):
-            run = self.models.runs / f"{PREFIX}{stamp}{'' if number == 1 else f'-{number}'}"
+            run = self.models.runs / f"{prefix}{stamp}{'' if number == 1 else f'-{number}'}"
             try:
                 run.mkdir(parents=True)
                 return run.resolve()
@@ -118,11 +131,13 @@ class Alignment:
 
     def _schedule(self, steps: int) -> list[str]:
         """The overrides for so many steps, with looks at the judge on prompts that the evaluation leaves out."""
-        words = [f"train.steps={steps}", f"train.checkpoint_every={max(1, steps // 5)}"]
+        recipe, words = self.models.recipe, [f"train.steps={steps}", f"train.checkpoint_every={max(1, steps // 5)}"]
         words.append(f"train.sample_every={max(1, steps // 4)}")
-        if self.models.built.held_out:
-            words += [f"eval.count={EVALUATED}", "train.monitor.count=32", "train.monitor.per_prompt=2"]
-            words.append(f"train.monitor.every={max(1, steps // LOOKS)}")
+        if recipe.eval is not None and self.models.built.held_out:
+            words.append(f"eval.count={min(EVALUATED, recipe.eval.count)}")
+            watched = {} if recipe.train.monitor is None else recipe.train.monitor.model_dump(exclude_unset=True)
+            own = {"every": max(1, steps // LOOKS), "count": WATCHED} | watched
+            words.append(f"train.monitor={json.dumps(own)}")
         return words
 
     def resume(self, name: str) -> None:
@@ -149,11 +164,14 @@ class Alignment:
             raise UsageError(f"{name} is {found.state}; there is nothing to stop")
         process = self._processes.get(found.run)
         number = process.pid if process is not None and process.poll() is None else _process(found.run)
-        if number is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(number, signal.SIGTERM)  # it leads a group of its own, workers of rewards among them
-        if process is not None:
-            process.wait()
+        for ending in (signal.SIGTERM, signal.SIGKILL):
+            if number is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(number, ending)  # it leads a group of its own, workers of rewards among them
+            for _ in range(round(PATIENCE / GLANCE)):
+                if self._read(found.run).state != "training":
+                    return
+                time.sleep(GLANCE)
 
     def _launch(self, words: Sequence[str], run: Path) -> None:
         command = [sys.executable, "-m", "genalign", "train", *words]
@@ -167,8 +185,8 @@ class Alignment:
     # ---- what they are at --------------------------------------------------------------------------------------------
 
     def all(self) -> list[Training]:
-        """Every run on votes, the newest first."""
-        folders = [path.parent.resolve() for path in self.models.runs.glob(f"{PREFIX}*/{PROCESS}")]
+        """Every run that a page started, the newest first."""
+        folders = [path.parent.resolve() for path in self.models.runs.glob(f"*/{PROCESS}")]
         return [self._read(run) for run in sorted(folders, key=lambda run: -run.stat().st_ctime)]
 
     def state(self, name: str) -> Training:
@@ -222,6 +240,8 @@ def progress(found: Training) -> str:
     left = round(sum(times) / len(times) * (found.steps - found.step)) if times and found.state == "training" else 0
     done = found.step / found.steps if found.steps else 0.0
     said = f"{found.run.name}: {found.state}, step {found.step} of {found.steps}"
+    if found.state == "training" and not found.step:
+        said = f"{found.run.name} is starting"
     if found.state == "training" and found.step == found.steps and found.steps:
         said += ", evaluating"
     elif left:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -133,6 +134,30 @@ def _candidate(votes: Votes, pairs: Pairs, number: int, row: Mapping[str, Any], 
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
+
+
+def archive(votes: Votes, folder: Path) -> Path:
+    """The pairs of `export_pairs` as one .zip in a folder.
+
+    Raises:
+        UsageError: nothing was decided.
+    """
+    export_pairs(votes, folder / "pairs")
+    return Path(shutil.make_archive(str(folder / "pairs"), "zip", folder / "pairs"))
+
+
+def import_file(votes: Votes, file: Path, annotator: str) -> int:
+    """Add the pairs of a file that somebody sent: an archive, or rows of texts; how many are new.
+
+    Raises:
+        UsageError: as of `unpack` and `import_pairs`.
+    """
+    if file.suffix.lower() not in (".zip", ".jsonl"):
+        raise UsageError(f"{file.name} is neither a .zip of pairs nor a .jsonl; export pairs to see how one is made")
+    if file.suffix.lower() == ".jsonl":
+        return import_pairs(votes, file, annotator)
+    with tempfile.TemporaryDirectory() as folder:
+        return import_pairs(votes, unpack(file, Path(folder)), annotator)
 
 
 def unpack(archive: Path, folder: Path) -> Path:

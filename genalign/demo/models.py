@@ -120,7 +120,7 @@ class Models:
         folder = self.folder(name)
         if load_recipe(folder / RECIPE).policy.merged is not None:
             raise UsageError(f"{name} began with the adapter of another run, and one can be merged; choose that one")
-        return [f"policy.merged={(folder / 'adapter').resolve()}"]
+        return [f"policy.merged={(folder / 'adapter').resolve()}", "policy.dtype=float32"]  # else rounding eats most
 
     # ---- prompts and rewards -----------------------------------------------------------------------------------------
 

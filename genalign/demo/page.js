@@ -10,7 +10,7 @@ const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", t: "tie
 document.addEventListener("keydown", (event) => {
   const ballot = document.querySelector(".ballot");
   const choice = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  const writing = event.target.closest("input, textarea, select, [contenteditable], [role=listbox], [role=tablist]");
+  const writing = event.target.closest("input, textarea, select, [contenteditable], [role=listbox]");
   if (!choice || !ballot || ballot.offsetParent === null || writing || event.repeat) return;
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();

@@ -42,7 +42,8 @@ def serve(
         raise UsageError(f"--port is {port}; it must lie in 0..65535")
     users = None if auth is None else checker(auth)
     from genalign.demo.models import Models
-    from genalign.demo.page import Room, build_page, launch_settings
+    from genalign.demo.page import build_page, launch_settings
+    from genalign.demo.room import Room
     from genalign.demo.votes import Votes
 
     room = Room(Models(recipe, overrides, runs), Votes(votes))

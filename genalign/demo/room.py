@@ -1,0 +1,36 @@
+"""What the pages of one server share; and gradio, imported once with its telemetry off."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from genalign.demo.align import Alignment
+from genalign.demo.deck import Deck
+from genalign.demo.models import Models
+from genalign.demo.vote import Booth
+from genalign.demo.votes import Votes
+from genalign.demo.works import Works
+from genalign.types import UsageError
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and when a page is made
+try:
+    import gradio as gr
+except ImportError as missing:
+    raise UsageError("the demo needs gradio; pip install 'genalign[demo]'") from missing
+
+__all__ = ["Room", "gr"]
+
+
+@dataclass
+class Room:
+    """All that the pages of one server share."""
+
+    models: Models
+    votes: Votes
+    works: Works = field(default_factory=Works)
+
+    def __post_init__(self) -> None:
+        self.deck = Deck(self.models, self.votes)
+        self.booth = Booth(self.deck, self.votes)
+        self.alignment = Alignment(self.models, self.votes)
