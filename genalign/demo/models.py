@@ -11,12 +11,11 @@ from functools import cached_property
 from pathlib import Path
 
 from genalign.cli.sample import Source, open_source
-from genalign.files.places import model_path
-from genalign.media.files import MEDIUM_OF
+from genalign.files.places import model_path, shipped_recipes
 from genalign.run.build import kind_of
 from genalign.run.launch import RECIPE
 from genalign.run.recipe import Recipe, load_recipe
-from genalign.types import GenalignError, Policy, Prompt, Reward, UsageError
+from genalign.types import GenalignError, Policy, Prompt, Reward, UsageError, nearest
 
 BASE = "base"
 KEPT = 3  # models in memory
@@ -36,9 +35,15 @@ class Models:
         self.runs, self.run = runs, Path(recipe) if (Path(recipe) / RECIPE).is_file() else None
         if self.run is not None and overrides:
             raise UsageError(f"{overrides[0]!r} would change a recipe, but {recipe} is a run; drop it")
+        if self.run is None and not (recipe in shipped_recipes() or Path(recipe).suffix == ".yaml" or is_model(recipe)):
+            raise UsageError(f"there is no recipe or run {recipe!r}{nearest(recipe, shipped_recipes())}")
         self._recipe, self._overrides = recipe if self.run is None else str(self.run / RECIPE), tuple(overrides)
         base = open_source(self._recipe, self._overrides)
-        assert base.built is not None
+        if base.built is None:
+            raise UsageError(
+                f"{recipe} is a model, and the page needs a recipe, which says how it samples and what is good; run "
+                f"genalign demo image-d3po policy.model={recipe}"
+            )
         self.built, self.modality = base.built, kind_of(base.made)
         self._opened: OrderedDict[str, Source] = OrderedDict({BASE: base})
         self._drawing = threading.Lock()
@@ -175,6 +180,9 @@ def row_seeds(policy: Policy, prompt: Prompt, count: int, seed: int) -> list[int
     return [sample_seed(seed, prompt.uid, k) for k in range(count)]
 
 
-def is_medium(name: str) -> bool:
-    """Whether a file is one that genalign can show."""
-    return Path(name).suffix.lower() in MEDIUM_OF
+def is_model(name: str) -> bool:
+    try:
+        model_path(name, Path())
+        return True
+    except UsageError:
+        return False

@@ -47,6 +47,11 @@ def launch_settings(room: Room) -> dict[str, Any]:
     fonts = ["system-ui", "sans-serif"]
     theme = gr.themes.Base(
         primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"]
+    ).set(  # a contrast of 4.5 or more
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
     )
     return {
         "theme": theme,

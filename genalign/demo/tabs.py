@@ -231,12 +231,12 @@ def inspect_tab(room: Room, page: gr.Blocks, tab: gr.Tab) -> None:
     def show(name: str | None) -> str:
         return _said(lambda: report(models, name)) if name else markup.note("no runs yet; align from votes makes one")
 
-    def judge(name: str | None, changes: str) -> str:
-        return _said(lambda: check(models, name, changes)) if name else ""
+    def judge(name: str | None, changes: str | None) -> str:
+        return _said(lambda: check(models, name, changes or "")) if name else ""
 
-    def again(name: str | None, changes: str) -> str:
+    def again(name: str | None, changes: str | None) -> str:
         def begin() -> str:
-            words, _ = changed(models, name or "", changes)
+            words, _ = changed(models, name or "", changes or "")
             run = room.alignment.run_again(words)
             return markup.note(f"{run.name} has begun; the tab Align follows it")
 

@@ -45,7 +45,7 @@ def test_metrics_with_html_in_their_names_are_text(models, run):
 
 def test_a_change_is_checked_as_it_is_typed(models, run):
     assert "d3po on tiny-flow, 7 steps, 2 changes" in check(models, RUN, "train.steps = 7\n\ntrain.learning_rate=1e-4")
-    with pytest.raises(GenalignError, match="did you mean .steps."):
+    with pytest.raises(GenalignError, match=r"did you mean .steps."):
         check(models, RUN, "train.stepz=7")
     with pytest.raises(GenalignError, match="steps"):
         check(models, RUN, "train.steps=few")
