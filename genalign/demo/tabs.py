@@ -244,7 +244,7 @@ def inspect_tab(room: Room, page: gr.Blocks, tab: gr.Tab) -> None:
 
     name.change(show, name, shown, show_progress="minimal")
     name.change(judge, [name, changes], verdict, **AT_ONCE)
-    changes.input(judge, [name, changes], verdict, trigger_mode="always_last", **AT_ONCE)
+    changes.change(judge, [name, changes], verdict, trigger_mode="always_last", **AT_ONCE)
     start.click(again, [name, changes], verdict, **AT_ONCE)
     gr.on([page.load, tab.select], runs, name, name, **AT_ONCE)
 

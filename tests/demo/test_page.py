@@ -203,9 +203,9 @@ def test_votes_train_an_adapter_which_is_compared_and_inspected(visit, place):
     visit.shoot("compare")
     visit.open("Inspect")
     visit.page.wait_for_selector("#inspected .report table")
-    visit.page.fill("#inspect-changes textarea", "train.stepz=3")
+    visit.page.locator("#inspect-changes textarea").press_sequentially("train.stepz=3")
     visit.page.wait_for_function("/did you mean/.test(document.querySelector('#inspect-verdict').innerText)")
-    visit.page.fill("#inspect-changes textarea", "train.steps=3")
+    visit.page.locator("#inspect-changes textarea").fill("train.steps=3")
     visit.page.wait_for_function("/3 steps, 1 change/.test(document.querySelector('#inspect-verdict').innerText)")
     visit.shoot("inspect")
 
