@@ -174,6 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
     sub.add_argument("--runs", type=_path, metavar="DIR", default=Path("runs"), help="runs to show (default: runs)")
     sub.add_argument("--votes", type=_path, metavar="DIR", default=Path("votes"), help="default: votes")
+    sub.add_argument(
+        "--disputed", action="store_true", help="ask about the pairs that rewards fitted to the votes dispute"
+    )
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     sub.add_argument("--port", type=int, default=7860)
     sub.add_argument("--share", action="store_true", help="a public address by Gradio's servers; needs --auth")
@@ -344,6 +347,7 @@ def demo(args: argparse.Namespace) -> None:
         port=args.port,
         share=args.share,
         auth=args.auth,
+        disputed=args.disputed,
     )
 
 

@@ -17,6 +17,7 @@ from genalign.method.pairs import Reproducible
 from genalign.types import GenalignError, Policy, Prompt, UsageError
 
 TOGETHER = 8  # pairs that are drawn at a time
+ASKED = 2  # of them, where they are ranked
 LOW = 4  # pairs left at which more are drawn
 BASE_PAIRS, GROWN_PAIRS, MIXED_PAIRS = "two of the base", "two of", "base against"  # the latter two before a run's name
 
@@ -33,7 +34,7 @@ class Pair:
 class Deck:
     """Pairs that wait to be shown, for each kind of pair, drawn some at a time and ahead.
 
-    choose: picks the next of several waiting pairs; None: the first.
+    rank: the places of pairs in the order in which they are worth asking about, of which ASKED are kept; None: all are.
     """
 
     def __init__(
@@ -41,9 +42,9 @@ class Deck:
         models: Models,
         votes: Votes,
         seed: int | None = None,
-        choose: Callable[[Sequence[Pair]], int] | None = None,
+        rank: Callable[[Sequence[Pair]], Sequence[int]] | None = None,
     ) -> None:
-        self.models, self.votes, self.choose = models, votes, choose
+        self.models, self.votes, self.rank = models, votes, rank
         self._random = random.Random(secrets.randbits(64) if seed is None else seed)
         self._waiting: dict[str, deque[Pair]] = {}
         self._drawing, self._refilling = threading.Lock(), threading.Lock()
@@ -65,10 +66,7 @@ class Deck:
         while True:
             with self._drawing:
                 if waiting:
-                    at = 0 if self.choose is None else self.choose(list(waiting))
-                    pair = waiting[at]
-                    del waiting[at]
-                    return pair
+                    return waiting.popleft()
             self._fill(kind)
 
     def fill_ahead(self, kind: str) -> None:
@@ -85,6 +83,8 @@ class Deck:
 
     def _fill(self, kind: str) -> None:
         pairs = [pair for pair in self._draw(kind) if pair.first.file != pair.second.file]
+        if self.rank is not None:
+            pairs = [pairs[place] for place in list(self.rank(pairs))[:ASKED]]
         with self._drawing:
             self._waiting.setdefault(kind, deque()).extend(pairs)
 

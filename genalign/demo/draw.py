@@ -238,7 +238,9 @@ def searching(
 
         for ended in watched(work, go):
             if not ended:
-                said = f"{min(trail.finished + 1, len(methods))} of {markup.count(len(methods), 'search', 'searches')}"
+                said = (
+                    f"{min(max(trail.finished, 1), len(methods))} of {markup.count(len(methods), 'search', 'searches')}"
+                )
                 said += markup.seconds_left(trail.done, work.spent)
                 yield markup.progress(trail.done, said) + _trail(trail, prompt)
         yield _table(run.table(), run.reward.name) + _trail(trail, prompt)
@@ -247,7 +249,7 @@ def searching(
 def _trail(trail: Trail, prompt: Prompt) -> str:
     """The curves, and for each search its best samples from the first to the last."""
     curves = {name: curve for name, curve in trail.curves.items() if name != PLAIN}
-    parts = [markup.curve("best reward so far, by samples scored", curves)] if curves else []
+    parts = [markup.curve("best reward so far", curves, "samples scored")] if curves else []
     for name, kept in trail.best.items():
         shown = kept if len(kept) <= SHOWN else [kept[0], *kept[1 - SHOWN :]]
         figures = ""

@@ -94,12 +94,10 @@ def bars(rows: Iterable[tuple[str, float | None, float, float]]) -> str:
     return "".join(lines)
 
 
-def curve(
-    title: str, curves: Mapping[str, Sequence[tuple[float, float]]], number: int = 0, smooth: bool = False
-) -> str:
-    """A chart over steps, as SVG; "" where there is nothing to draw."""
-    drawn = chart(title, curves, smooth)
-    return f'<figure class="chart">{inline(drawn, number)}</figure>' if drawn else ""
+def curve(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], along: str) -> str:
+    """A chart as SVG; "" where there is nothing to draw."""
+    drawn = chart(title, curves, along=along)
+    return f'<figure class="chart">{inline(drawn, 0)}</figure>' if drawn else ""
 
 
 def progress(done: float, said: str) -> str:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 from genalign.demo.align import Alignment
+from genalign.demo.choice import of_pictures
 from genalign.demo.deck import Deck
 from genalign.demo.models import Models
 from genalign.demo.vote import Booth
@@ -24,13 +25,23 @@ __all__ = ["Room", "gr"]
 
 @dataclass
 class Room:
-    """All that the pages of one server share."""
+    """All that the pages of one server share. disputed: pairs are chosen by the disagreement about them (choice.py).
+
+    Raises:
+        UsageError: disputed, and the model makes no pictures.
+    """
 
     models: Models
     votes: Votes
+    disputed: bool = False
     works: Works = field(default_factory=Works)
 
     def __post_init__(self) -> None:
-        self.deck = Deck(self.models, self.votes)
+        if self.disputed and self.models.modality != "image":
+            raise UsageError(
+                "pairs are chosen by features of pictures, which this model does not make; drop --disputed"
+            )
+        rank = of_pictures(self.votes) if self.disputed else None
+        self.deck = Deck(self.models, self.votes, rank=rank)
         self.booth = Booth(self.deck, self.votes)
         self.alignment = Alignment(self.models, self.votes)

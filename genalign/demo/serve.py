@@ -24,12 +24,14 @@ def serve(
     port: int = 7860,
     share: bool = False,
     auth: Path | None = None,
+    disputed: bool = False,
     block: bool = True,
 ) -> Any:
     """Serve the page until the process is interrupted; returns Gradio's page, which `close()` ends.
 
     recipe: a recipe, or a run folder, which the page then begins with. runs, votes: folders that are shown and written.
-    auth: file of users, see `genalign.demo.passwords`. block: wait until it ends.
+    auth: file of users, see `genalign.demo.passwords`. disputed: choose pairs by the disagreement about them, see
+    `genalign.demo.choice`. block: wait until it ends.
 
     Raises:
         UsageError: no such recipe, gradio is missing, a folder cannot be written, the port is taken, or the page would
@@ -46,7 +48,7 @@ def serve(
     from genalign.demo.room import Room
     from genalign.demo.votes import Votes
 
-    room = Room(Models(recipe, overrides, runs), Votes(votes))
+    room = Room(Models(recipe, overrides, runs), Votes(votes), disputed)
     page = build_page(room).queue(max_size=WAITING, api_open=False)
     try:
         _, address, public = page.launch(

@@ -27,6 +27,8 @@ pytestmark = [
 SIZE = {"width": 1280, "height": 860}
 PATIENCE = 120_000  # ms, of a machine that does other work as well
 VOTES = 20
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+STEPS = 24 if SCREENSHOTS else 2
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +86,8 @@ class Visit:
         """A picture of the page, which must show something."""
         picture = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
         assert len(picture.getcolors(1 << 24)) > 500
-        if folder := os.environ.get("SCREENSHOTS"):
-            picture.save(Path(folder) / f"{name}.webp", quality=82, method=6)
+        if SCREENSHOTS:
+            picture.save(Path(SCREENSHOTS) / f"{name}.webp", quality=82, method=6)
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ def test_a_search_shows_its_curve_and_ends_when_it_is_cancelled(visit):
     visit.page.keyboard.press("Tab")
     visit.page.click("#search-go")
     visit.page.wait_for_selector("#drawn .chart svg")
-    visit.page.wait_for_selector("#drawn .strip img")
+    visit.page.wait_for_function("document.querySelectorAll('#drawn .strip img').length >= 4")
     visit.shoot("search")
     visit.page.click("#draw-cancel")
     visit.page.wait_for_function("document.querySelector('#drawn').innerText.startsWith('cancelled')")
@@ -177,14 +179,14 @@ def test_pairs_are_exported_and_imported_by_another_page(visit, place, tmp_path)
 
 def test_votes_train_an_adapter_which_is_compared_and_inspected(visit, place):
     visit.open("Align")
-    visit.page.fill("#align-steps input[type=number]", "2")
+    visit.page.fill("#align-steps input[type=number]", str(STEPS))
     visit.page.keyboard.press("Tab")
     visit.page.click("#align-start")
     visit.page.wait_for_function("/has begun/.test(document.querySelector('#align-said').innerText)")
     visit.page.reload()  # the training goes on, and is found again
     visit.open("Align")
     visit.page.wait_for_function(
-        "/finished, step 2 of 2/.test(document.querySelector('#aligned').innerText)", timeout=4 * PATIENCE
+        f"/finished, step {STEPS} of {STEPS}/.test(document.querySelector('#aligned').innerText)", timeout=4 * PATIENCE
     )
     visit.page.wait_for_selector("#aligned svg")
     visit.shoot("align")
