@@ -48,10 +48,13 @@ class Training:
 
 
 class Alignment:
-    """The trainings that pages start, on votes above all; any page reads their state from their run folders."""
+    """The trainings that pages start, on votes above all; any page reads their state from their run folders.
 
-    def __init__(self, models: Models, votes: Votes) -> None:
-        self.models, self.votes = models, votes
+    evaluated: prompts of the evaluation at the end.
+    """
+
+    def __init__(self, models: Models, votes: Votes, evaluated: int = EVALUATED) -> None:
+        self.models, self.votes, self.evaluated = models, votes, evaluated
         self._processes: dict[Path, subprocess.Popen[bytes]] = {}
 
     def methods(self) -> list[str]:
@@ -134,7 +137,7 @@ class Alignment:
         recipe, words = self.models.recipe, [f"train.steps={steps}", f"train.checkpoint_every={max(1, steps // 5)}"]
         words.append(f"train.sample_every={max(1, steps // 4)}")
         if recipe.eval is not None and self.models.built.held_out:
-            words.append(f"eval.count={min(EVALUATED, recipe.eval.count)}")
+            words.append(f"eval.count={min(self.evaluated, recipe.eval.count)}")
             watched = {} if recipe.train.monitor is None else recipe.train.monitor.model_dump(exclude_unset=True)
             own = {"every": max(1, steps // LOOKS), "count": WATCHED} | watched
             words.append(f"train.monitor={json.dumps(own)}")
