@@ -1,8 +1,8 @@
 """How much votes help: a script votes on the page's own pairs, and d3po aligns by its votes (docs/demo.md).
 
 `python -m tests.bench.votes` votes as the rule verifier would, wrong in one vote of ten, through the page's own code:
-the deck draws pairs, the booth stores votes, the tab Align trains. At 50, 100 and 300 votes that prefer something a run is
-trained on those so far, and measured by the held-out judge on prompts that were never trained on; once with pairs by
+the deck draws pairs, the booth stores votes, the tab Align trains. At 50, 100 and 300 votes that prefer something a run
+is trained on those so far, and measured by the held-out judge on prompts that were never trained on; once with pairs by
 chance, once with those that fitted rewards dispute. About an hour of one core; a run that is there already is not
 trained again (`--out`, default runs/votes-bench), and `--counts 300 --choices chance --steps 60` does a part.
 """
@@ -30,6 +30,7 @@ from genalign.lab.verifier import verify_batch
 
 WRONG = 0.1  # of the votes
 EVALUATED = 512
+HEADINGS = ("", "pairs", "seed", "votes", "ties beside", "before", "after", "difference, 95% interval")
 COUNTS, CHOICES = (50, 100, 300), ("chance", "disputed")
 FACTS = ("objects", "count", "relation", "background")
 
@@ -63,7 +64,7 @@ class Script:
 
 
 def row(models: Models, folder: Path, count: int, choice: str, steps: int, seed: int) -> dict[str, Any]:
-    """Vote until `count` votes prefer something, align, and return what the judge found; or what it had found before."""
+    """Vote until `count` votes prefer something, align, and return what the judge found, or had found before."""
     done = folder / f"{choice}-{seed}-{count}-{steps}.json"
     if done.is_file():
         return json.loads(done.read_text())
@@ -97,9 +98,7 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     models = Models("image-d3po", [], given.out / "runs")
-    print(
-        "| pairs | seed | votes | ties beside | before | after | difference, 95% interval |\n|---|---|---|---|---|---|---|"
-    )
+    print(f"{' | '.join(HEADINGS).strip()} |\n{'|---' * (len(HEADINGS) - 1)}|")
     for choice in given.choices:
         for seed in given.seeds:
             for count in sorted(given.counts):
