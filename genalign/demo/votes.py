@@ -134,18 +134,14 @@ class Votes:
     # ---- one vote ----------------------------------------------------------------------------------------------------
 
     def keep(self, media: Media, row: int) -> str:
-        """Write a sample where votes can name it, under a name made of its content, and wait until it is on the disk.
+        """Write a sample where votes can name it, under a name made of its content.
 
         Raises:
             GenalignError: it holds values that are not numbers.
         """
-        return self._named_by_content(write_sample(media, row, self.media / f".{uuid.uuid4().hex}"))
-
-    def _named_by_content(self, draft: Path) -> str:
+        draft = write_sample(media, row, self.media / f".{uuid.uuid4().hex}")
         name = f"{hashlib.sha256(draft.read_bytes()).hexdigest()[:40]}{draft.suffix}"
-        sync_path(draft)
         os.replace(draft, self.media / name)
-        sync_path(self.media)
         return name
 
     def place(self, candidate: Candidate) -> Path:
@@ -153,8 +149,12 @@ class Votes:
         return neighbour(self.media, candidate.file, str(self.path))
 
     def add(self, vote: Vote) -> Vote:
-        """Store a vote; it is on the disk when this returns, with the time at which it was given."""
+        """Store a vote; it and its samples are on the disk when this returns, with the time at which it was given."""
         vote = vote if vote.at else replace(vote, at=time.time())
+        for path in (self.place(vote.left), self.place(vote.right)):
+            if path.is_file():
+                sync_path(path)
+        sync_path(self.media)
         values = _row(vote)
         marks = ", ".join("?" * len(values))
         with self._using() as connection:
