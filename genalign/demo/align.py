@@ -60,9 +60,8 @@ class Alignment:
     def methods(self) -> list[str]:
         """Those that the page's recipe can be trained by on votes."""
         own = self.models.recipe.method.name
-        found = ["d3po"] if own == "d3po" else []
         same = load_recipe(FLOW_DPO).policy.model == self.models.recipe.policy.model
-        return [*found, *(["flow-dpo"] if same else [])]
+        return [*([own] if own in ("d3po", "dpo") else []), *(["flow-dpo"] if same else [])]
 
     def start(self, method: str, steps: float, begin: str = BASE) -> Path:
         """Train on all votes in a new run folder; returns it.
@@ -75,7 +74,9 @@ class Alignment:
         if not 1 <= steps <= MOST_STEPS:
             raise UsageError(f"{steps:g} steps are wanted; ask for 1 to {MOST_STEPS}")
         if method not in self.methods():
-            raise UsageError(f"recipe {self.models.recipe.name} is not trained by {method!r} on votes; take image-d3po")
+            raise UsageError(
+                f"recipe {self.models.recipe.name} is not trained by {method!r} on votes; take d3po or dpo"
+            )
         self._check_idle()
         run = self._new_folder("votes-")
         try:
@@ -141,6 +142,8 @@ class Alignment:
             watched = {} if recipe.train.monitor is None else recipe.train.monitor.model_dump(exclude_unset=True)
             own = {"every": max(1, steps // LOOKS), "count": WATCHED} | watched
             words.append(f"train.monitor={json.dumps(own)}")
+        elif recipe.eval is not None and not recipe.eval.rewards:
+            words.append("eval=null")  # it would measure the training reward alone, and votes are in its place
         return words
 
     def resume(self, name: str) -> None:

@@ -7,14 +7,17 @@ import time
 import pytest
 
 from genalign.demo.align import Alignment, progress
-from genalign.demo.deck import BASE_PAIRS
+from genalign.demo.deck import BASE_PAIRS, Deck
+from genalign.demo.draw import drawing
 from genalign.demo.exchange import PAIRS
 from genalign.demo.models import Models
-from genalign.demo.votes import Vote
+from genalign.demo.votes import Vote, Votes
+from genalign.demo.works import Work
 from genalign.method.pairs import read_pairs
 from genalign.training.metrics import METRICS, read_rows
 from genalign.types import UsageError
 from tests.demo.conftest import SMALL
+from tests.helpers.tiny_language import save_tiny_language
 
 
 def wait(alignment, name, wanted):
@@ -60,6 +63,24 @@ def test_votes_train_a_run_which_is_stopped_and_resumed_by_another_page(models, 
     for do, sentence in ((again.stop, "nothing to stop"), (again.resume, "only a stopped run goes on")):
         with pytest.raises(UsageError, match=sentence):
             do(run.name)
+
+
+@pytest.mark.timeout(300)
+def test_a_language_model_is_aligned_by_votes_on_its_texts(tmp_path):
+    model = save_tiny_language(tmp_path / "model")
+    small = [f"policy.model={model}", "policy.system=null", "policy.max_new_tokens=6", "data.prompts_per_step=2"]
+    models, votes = Models("text-dpo", small, tmp_path / "runs"), Votes(tmp_path / "votes")
+    deck = Deck(models, votes, seed=0)
+    for choice in ("left", "right", "left"):
+        pair = deck.take(BASE_PAIRS)
+        assert votes.place(pair.first).read_text() != votes.place(pair.second).read_text()
+        votes.add(Vote(pair.prompt.text, pair.first, pair.second, choice, "ada", 1.0, dict(pair.prompt.facts)))
+    alignment = Alignment(models, votes)
+    assert alignment.methods() == ["dpo"]
+    run = alignment.start("dpo", 2)
+    wait(alignment, run.name, lambda found: found.state == "finished")
+    assert [row["step"] for row in read_rows(run / METRICS)] == [1, 2]
+    assert "<blockquote>" in list(drawing(models, Work(), run.name, pair.prompt.text, 0, 1, 0, 0))[-1]
 
 
 def test_without_votes_nothing_starts_and_nothing_is_left(models, votes):
