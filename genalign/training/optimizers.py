@@ -48,9 +48,10 @@ def build_optimizer(
 
         return AdamW8bit(owned, lr=rate, betas=settings.betas, weight_decay=decay)
     except ImportError as error:
+        extra = "optimizers" if settings.optimizer == "prodigy" else "eight-bit"
         raise UsageError(
             f"train.optimizer {settings.optimizer} needs a package that is missing ({error}); "
-            f"pip install 'genalign[optimizers]'"
+            f"pip install 'genalign[{extra}]'"
         ) from error
 
 

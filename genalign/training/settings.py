@@ -19,7 +19,7 @@ class TrainSettings(BaseModel):
     seed: int = Field(default=0, ge=0)
     """Seed of everything drawn: adapter, prompts, samples."""
     optimizer: Literal["adamw", "adamw-8bit", "muon", "prodigy"] = "adamw"
-    """By name; those but adamw and muon need `pip install 'genalign[optimizers]'`."""
+    """By name; prodigy needs `pip install 'genalign[optimizers]'`, adamw-8bit `genalign[eight-bit]`."""
     learning_rate: float = Field(default=3e-4, gt=0)
     """Of the optimizer, at its highest; of prodigy, which finds its own, a factor of that: 1."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -17,7 +18,13 @@ RATES = {"adamw": 0.05, "adamw-8bit": 0.05, "muon": 0.05, "prodigy": 1.0}
 SIZE = 64 * 128  # as many values as torchao puts into 8 bits
 
 
+def needed(name: str) -> None:
+    if name == "adamw-8bit":
+        pytest.importorskip("torchao", reason="torchao makes each import of diffusers slower, so tests run without")
+
+
 def made(name: str, parameter: nn.Parameter, **settings: Any) -> torch.optim.Optimizer:
+    needed(name)
     of = TrainSettings(optimizer=name, learning_rate=RATES[name], **settings)  # type: ignore[arg-type]
     return build_optimizer([{"params": [parameter]}], {"a.b": parameter}, of)
 
@@ -67,7 +74,7 @@ def test_a_share_of_the_rate_is_a_step_as_much_smaller(name: str) -> None:
 
 
 def test_a_weight_decays_apart_from_its_gradient() -> None:
-    for name in ("adamw", "adamw-8bit", "muon"):
+    for name in ("adamw", "muon"):
         parameter = start()
         optimizer = made(name, parameter, weight_decay=0.1)
         before = parameter.detach().clone()
@@ -123,6 +130,12 @@ def test_the_rate_follows_transformers_schedules(schedule: str, warmup: int) -> 
         theirs.step()
         assert share_of_rate(settings, step) == pytest.approx(theirs.get_last_lr()[0])
     assert share_of_rate(settings, 11) > 0
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(UsageError, match=r"pip install 'genalign\[optimizers\]'"):
+        made("prodigy", start())
 
 
 def test_what_an_optimizer_cannot_move_is_refused() -> None:
