@@ -348,6 +348,7 @@ def demo(args: argparse.Namespace) -> None:
         share=args.share,
         auth=args.auth,
         disputed=args.disputed,
+        pictures=args.pictures,
     )
 
 

@@ -7,12 +7,14 @@ import random
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from genalign.demo.found import Found
 from genalign.demo.models import BASE, Models, row_seeds
 from genalign.demo.votes import Candidate, Votes
+from genalign.media.files import read_media
 from genalign.method.pairs import Reproducible
 from genalign.types import GenalignError, Policy, Prompt, UsageError
 
@@ -20,6 +22,7 @@ TOGETHER = 8  # pairs that are drawn at a time
 ASKED = 2  # of them, where they are ranked
 LOW = 4  # pairs left at which more are drawn
 BASE_PAIRS, GROWN_PAIRS, MIXED_PAIRS = "two of the base", "two of", "base against"  # the latter two before a run's name
+FOUND_PAIRS = "pictures of the folder"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Deck:
     """Pairs that wait to be shown, for each kind of pair, drawn some at a time and ahead.
 
     rank: the places of pairs in the order in which they are worth asking about, of which ASKED are kept; None: all are.
+    pictures: drawn elsewhere, by their prompt; see found.py.
     """
 
     def __init__(
@@ -43,8 +47,10 @@ class Deck:
         votes: Votes,
         seed: int | None = None,
         rank: Callable[[Sequence[Pair]], Sequence[int]] | None = None,
+        pictures: Mapping[str, Sequence[Found]] | None = None,
     ) -> None:
         self.models, self.votes, self.rank = models, votes, rank
+        self.pictures = pictures or {}
         self._random = random.Random(secrets.randbits(64) if seed is None else seed)
         self._waiting: dict[str, deque[Pair]] = {}
         self._drawing, self._refilling = threading.Lock(), threading.Lock()
@@ -52,9 +58,10 @@ class Deck:
         self._drawn = 0
 
     def kinds(self) -> list[str]:
-        """What pairs there can be: two samples of the base, two of a run, or a run's beside the base's."""
+        """What pairs there can be: two samples of the base, two of a run, a run's beside the base's, or found ones."""
         runs = [name for name in self.models.names() if name != BASE]
-        return [BASE_PAIRS, *(f"{GROWN_PAIRS} {name}" for name in runs), *(f"{MIXED_PAIRS} {name}" for name in runs)]
+        of_runs = [*(f"{GROWN_PAIRS} {name}" for name in runs), *(f"{MIXED_PAIRS} {name}" for name in runs)]
+        return [*([FOUND_PAIRS] if self.pictures else []), BASE_PAIRS, *of_runs]
 
     def take(self, kind: str) -> Pair:
         """The next pair of a kind.
@@ -89,6 +96,8 @@ class Deck:
             self._waiting.setdefault(kind, deque()).extend(pairs)
 
     def _draw(self, kind: str) -> list[Pair]:
+        if kind == FOUND_PAIRS and self.pictures:
+            return [self._found() for _ in range(TOGETHER)]
         prompts = [self._prompts[(self._drawn + k) % len(self._prompts)] for k in range(TOGETHER)]
         self._drawn += TOGETHER
         mixed, run = kind.startswith(MIXED_PAIRS), kind.removeprefix(MIXED_PAIRS).removeprefix(GROWN_PAIRS).strip()
@@ -107,6 +116,12 @@ class Deck:
             rows, drawn = [prompt for prompt in prompts for _ in range(2)], [seed for pair in seeds for seed in pair]
             found = self._rolled_out(policy, rows, drawn, name if grown else "")
         return [Pair(prompt, *found[2 * k : 2 * k + 2]) for k, prompt in enumerate(prompts)]
+
+    def _found(self) -> Pair:
+        prompt = self._random.choice(list(self.pictures))
+        first, second = self._random.sample(self.pictures[prompt], 2)
+        sides = [Candidate(self.votes.keep(read_media([one.file]), 0), one.seed) for one in (first, second)]
+        return Pair(Prompt(prompt), *sides)
 
     def _rolled_out(self, policy: Policy, rows: Sequence[Prompt], seeds: Sequence[int], run: str) -> list[Candidate]:
         """As training draws them again from their seeds: under the reference weights."""

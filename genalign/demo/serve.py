@@ -25,13 +25,14 @@ def serve(
     share: bool = False,
     auth: Path | None = None,
     disputed: bool = False,
+    pictures: Path | None = None,
     block: bool = True,
 ) -> Any:
     """Serve the page until the process is interrupted; returns Gradio's page, which `close()` ends.
 
     recipe: a recipe, or a run folder, which the page then begins with. runs, votes: folders that are shown and written.
     auth: file of users, see `genalign.demo.passwords`. disputed: choose pairs by the disagreement about them, see
-    `genalign.demo.choice`. block: wait until it ends.
+    `genalign.demo.choice`. pictures: a folder to vote on, see `genalign.demo.found`. block: wait until it ends.
 
     Raises:
         UsageError: no such recipe, gradio is missing, a folder cannot be written, the port is taken, or the page would
@@ -48,7 +49,7 @@ def serve(
     from genalign.demo.room import Room
     from genalign.demo.votes import Votes
 
-    room = Room(Models(recipe, overrides, runs), Votes(votes), disputed)
+    room = Room(Models(recipe, overrides, runs), Votes(votes), disputed, pictures)
     page = build_page(room).queue(max_size=WAITING, api_open=False)
     try:
         _, address, public = page.launch(

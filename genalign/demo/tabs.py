@@ -10,7 +10,6 @@ from typing import Any
 
 from genalign.demo import markup
 from genalign.demo.align import MOST_STEPS, progress
-from genalign.demo.deck import BASE_PAIRS
 from genalign.demo.draw import MOST, drawing, searching
 from genalign.demo.exchange import archive, import_file
 from genalign.demo.inspect import changed, check, report, run_names
@@ -108,7 +107,7 @@ def session_of(request: gr.Request) -> str:
 def vote_tab(room: Room, page: gr.Blocks, tab: gr.Tab) -> None:
     with gr.Row():
         annotator = gr.Textbox("me", label="Your name", elem_id="annotator", max_length=40, min_width=160)
-        kind = gr.Dropdown(room.deck.kinds(), value=BASE_PAIRS, label="Pairs", elem_id="pairs", min_width=260)
+        kind = gr.Dropdown(room.deck.kinds(), value=room.deck.kinds()[0], label="Pairs", elem_id="pairs", min_width=260)
     ballot = gr.HTML(elem_id="ballot", js_on_load=ON_VOTE)
     with gr.Accordion("What the votes say", open=False, elem_id="votes-say"):
         figures = gr.HTML(elem_id="figures")
