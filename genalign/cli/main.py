@@ -174,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
     sub.add_argument("--runs", type=_path, metavar="DIR", default=Path("runs"), help="runs to show (default: runs)")
     sub.add_argument("--votes", type=_path, metavar="DIR", default=Path("votes"), help="default: votes")
+    sub.add_argument("--pictures", type=_path, metavar="DIR", help="vote on these as well, drawn by A1111 or ComfyUI")
     sub.add_argument(
         "--disputed", action="store_true", help="ask about the pairs that rewards fitted to the votes dispute"
     )

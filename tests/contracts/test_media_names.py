@@ -29,6 +29,7 @@ REASONS = {
     "demo/choice.py": "tiny-clip reads pictures",
     "demo/draw.py": "pictures alone are laid over each other",
     "demo/exchange.py": "a text stands in the row itself, another sample in a file",
+    "demo/found.py": "the key `text` of a node of ComfyUI",
     "demo/inspect.py": "a grid is a picture",
     "demo/room.py": "the features of --disputed are those of pictures",
     "demo/markup.py": "a text is no file to be carried inside",
