@@ -24,6 +24,9 @@ SEARCHES = ("best-of-n", "random", "reno", "fk")
 EVERY = 2.0  # seconds between two looks at a training
 ONE_MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # draws wait in one queue
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+ME, KEPT = "me", "genalign-annotator"  # who votes, until a name is written; and where the browser keeps that
+RECALL = f"() => localStorage.getItem('{KEPT}') || '{ME}'"
+REMEMBER = f"(name) => {{ localStorage.setItem('{KEPT}', name); }}"
 OWN_REWARD = "the recipe's own"
 
 
@@ -106,7 +109,7 @@ def session_of(request: gr.Request) -> str:
 
 def vote_tab(room: Room, page: gr.Blocks, tab: gr.Tab) -> None:
     with gr.Row():
-        annotator = gr.Textbox("me", label="Your name", elem_id="annotator", max_length=40, min_width=160)
+        annotator = gr.Textbox(ME, label="Your name", elem_id="annotator", max_length=40, min_width=160)
         kind = gr.Dropdown(room.deck.kinds(), value=room.deck.kinds()[0], label="Pairs", elem_id="pairs", min_width=260)
     ballot = gr.HTML(elem_id="ballot", js_on_load=ON_VOTE)
     with gr.Accordion("What the votes say", open=False, elem_id="votes-say"):
@@ -149,7 +152,10 @@ def vote_tab(room: Room, page: gr.Blocks, tab: gr.Tab) -> None:
     ballot.submit(vote, [annotator, kind], ballot, trigger_mode="multiple", **AT_ONCE)
     kind.input(show, [annotator, kind], ballot, **AT_ONCE)
     again.click(count, None, figures, **AT_ONCE)
-    page.load(show, [annotator, kind], ballot, show_progress="hidden", **ONE_MODEL)
+    named = page.load(None, None, annotator, js=RECALL)
+    named.then(show, [annotator, kind], ballot, show_progress="hidden", **ONE_MODEL)
+    annotator.change(None, annotator, None, js=REMEMBER)
+    annotator.submit(show, [annotator, kind], ballot, **AT_ONCE)
     page.load(count, None, figures, **AT_ONCE)
     gr.on([page.load, tab.select], lambda: gr.Dropdown(choices=room.deck.kinds()), None, kind, **AT_ONCE)
     tab.select(count, None, figures, **AT_ONCE)

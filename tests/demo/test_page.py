@@ -29,6 +29,7 @@ PATIENCE = 120_000  # ms, of a machine that does other work as well
 VOTES = 20
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 STEPS = 24 if SCREENSHOTS else 2
+FILM = []  # of the screenshots
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,9 @@ def browser():
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+    if FILM:
+        film = Path(SCREENSHOTS) / "film.webp"
+        FILM[0].save(film, save_all=True, append_images=FILM[1:], duration=1200, loop=0, quality=70, method=6)
 
 
 class Visit:
@@ -88,6 +92,7 @@ class Visit:
         assert len(picture.getcolors(1 << 24)) > 500
         if SCREENSHOTS:
             picture.save(Path(SCREENSHOTS) / f"{name}.webp", quality=82, method=6)
+            FILM.append(picture.resize((960, 645)))
 
 
 @pytest.fixture
@@ -138,8 +143,10 @@ def test_twenty_pairs_are_voted_on_by_keyboard_and_found_after_a_reload(visit, p
     visit.page.wait_for_selector(".ballot img")
     keys = {"ArrowLeft": "left", "ArrowRight": "right", "ArrowDown": "tie", "s": "skip"}
     pressed = [key for key in ("ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowDown", "s") for _ in range(4)]
-    for key in pressed:
+    for number, key in enumerate(pressed):
         visit.press(key)
+        if SCREENSHOTS and number < 4:
+            visit.shoot("vote")
     votes = Votes(place / "votes")
     assert [vote.choice for vote in votes.all()] == [keys[key] for key in pressed]
     visit.press("u")
@@ -152,6 +159,22 @@ def test_twenty_pairs_are_voted_on_by_keyboard_and_found_after_a_reload(visit, p
     visit.page.click("#votes-say button")
     visit.page.wait_for_function("/20 votes by 1 annotator/.test(document.querySelector('#figures').innerText)")
     visit.shoot("vote")
+
+
+def test_a_name_is_remembered(visit, place):
+    visit.open("Vote")
+    visit.page.wait_for_selector(".ballot img")
+    visit.page.fill("#annotator textarea, #annotator input", "ada")
+    visit.page.keyboard.press("Enter")
+    visit.page.wait_for_function(f"/^0 by you, {VOTES}/.test(document.querySelector('.ballot .note').innerText)")
+    visit.page.keyboard.press("Tab")
+    visit.page.wait_for_timeout(500)
+    visit.page.reload()
+    visit.open("Vote")
+    visit.page.wait_for_function("document.querySelector('#annotator textarea, #annotator input').value === 'ada'")
+    visit.press("ArrowLeft")
+    assert [vote.annotator for vote in Votes(place / "votes").all()] == ["me"] * VOTES + ["ada"]
+    visit.press("u")
 
 
 def test_a_key_in_a_field_is_no_vote(visit, place):
