@@ -179,13 +179,14 @@ class Trail:
 
     def __init__(self, names: Sequence[str], budget: float) -> None:
         self.names, self.budget, self.finished = names, budget, 0
-        self.curves: dict[str, list[tuple[float, float]]] = {}
-        self.best: dict[str, list[tuple[float, Media]]] = {}
+        # Written by the search's thread while the page's reads: the keys stay as they are, and lists only grow.
+        self.curves: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        self.best: dict[str, list[tuple[float, Media]]] = {name: [] for name in names}
 
     def see(self, prompts: Sequence[Prompt], media: Media, scores: Scores) -> None:
         """What a search calls a reward with, and what that said."""
         name = self.names[min(self.finished, len(self.names) - 1)]
-        curve, kept = self.curves.setdefault(name, []), self.best.setdefault(name, [])
+        curve, kept = self.curves[name], self.best[name]
         total = torch.where(scores.total_valid, scores.total.detach(), float("-inf"))
         value, row = (float(found) for found in total.max(0))
         scored, best = curve[-1] if curve else (0.0, float("-inf"))
@@ -197,7 +198,7 @@ class Trail:
     def done(self) -> float:
         """The share of the work, in [0,1]: each search has the same budget, of which a step of ReNO costs three."""
         name = self.names[min(self.finished, len(self.names) - 1)]
-        curve, whole = self.curves.get(name), self.budget / 3 if name == "reno" else self.budget
+        curve, whole = self.curves[name], self.budget / 3 if name == "reno" else self.budget
         within = min(curve[-1][0] / whole, 1.0) if curve and name != PLAIN else 0.0
         return min((max(self.finished - 1, 0) + within) / (len(self.names) - 1), 1.0)
 
@@ -248,9 +249,11 @@ def searching(
 
 def _trail(trail: Trail, prompt: Prompt) -> str:
     """The curves, and for each search its best samples from the first to the last."""
-    curves = {name: curve for name, curve in trail.curves.items() if name != PLAIN}
+    curves = {name: list(curve) for name, curve in trail.curves.items() if curve and name != PLAIN}
     parts = [markup.curve("best reward so far", curves, "samples scored")] if curves else []
-    for name, kept in trail.best.items():
+    for name, found in trail.best.items():
+        if not (kept := list(found)):
+            continue
         shown = kept if len(kept) <= SHOWN else [kept[0], *kept[1 - SHOWN :]]
         figures = ""
         for value, media in shown:

@@ -147,6 +147,17 @@ def test_a_trail_keeps_the_best_so_far():
     assert trail.done == 1.0
 
 
+def test_a_trail_is_read_while_a_search_writes_it():
+    trail, prompt, media = Trail(["plain", "random", "fk"], 4), Prompt("x"), Media(image=Track(torch.zeros(1, 3, 2, 2)))
+    for finished in range(3):
+        trail.finished = finished
+        readers = iter(trail.curves.items()), iter(trail.best.items())
+        [next(reader) for reader in readers]
+        trail.see([prompt], media, scores(0.5))
+        for reader in readers:
+            list(reader)  # a dictionary that had grown would raise
+
+
 def scores(value):
     from genalign.types import Scores
 

@@ -126,12 +126,15 @@ def test_a_search_shows_its_curve_and_ends_when_it_is_cancelled(visit):
     visit.page.wait_for_selector("#drawn .scores.judge")
     visit.page.click("#search button")
     visit.page.get_by_label("random").check()
+    visit.page.click("#search-go")
+    visit.page.wait_for_selector("#drawn table")  # of the budget that the page begins with
+    assert visit.page.locator("#drawn .strip img").count() >= 3
+    visit.page.evaluate("window.scrollTo(0, 0)")
+    visit.shoot("search")
     visit.page.fill("#search input[type=number]", "200")
     visit.page.keyboard.press("Tab")
     visit.page.click("#search-go")
-    visit.page.wait_for_selector("#drawn .chart svg")
-    visit.page.wait_for_function("document.querySelectorAll('#drawn .strip img').length >= 4")
-    visit.shoot("search")
+    visit.page.wait_for_selector("#drawn .progress")
     visit.page.click("#draw-cancel")
     visit.page.wait_for_function("document.querySelector('#drawn').innerText.startsWith('cancelled')")
     visit.page.click("#draw-go")  # and the model is free for the next drawing
