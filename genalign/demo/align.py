@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from genalign.method.pairs import Reproducible
 from genalign.run.launch import RECIPE
 from genalign.run.recipe import load_recipe
 from genalign.training.metrics import METRICS, read_rows
-from genalign.types import GenalignError, UsageError
+from genalign.types import UsageError
 
 State = Literal["training", "stopped", "finished"]
 PROCESS, LOG = "process.json", "train.log"
@@ -81,10 +82,8 @@ class Alignment:
         run = self._new_folder("votes-")
         try:
             words = self._recipe(method, run, begin)
-        except GenalignError:
-            for file in sorted(run.rglob("*"), reverse=True):
-                file.rmdir() if file.is_dir() else file.unlink()
-            run.rmdir()
+        except Exception:
+            shutil.rmtree(run)
             raise
         self._launch([*words, *self._schedule(int(steps)), "--out", str(run)], run)
         return run

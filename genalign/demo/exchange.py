@@ -19,6 +19,7 @@ from genalign.types import UsageError
 
 PAIRS = "pairs.jsonl"
 UNPACKED = 1 << 30  # bytes of an archive of pairs
+LONG_AGO = 1.0  # when votes were given that do not say when: always the same, so that none is imported twice
 
 
 def export_pairs(votes: Votes, out: Path) -> int:
@@ -102,18 +103,20 @@ def import_pairs(votes: Votes, source: Path, annotator: str = "imported") -> int
     pairs = find_pairs(source)
     if pairs is None:
         raise UsageError(f"{source.name} holds no pairs; write rows with a prompt, chosen and rejected")
-    before, rows = votes.count(), _rows(source, pairs)
-    for number, row in enumerate(rows):
-        chosen, rejected = (_candidate(votes, pairs, number, row, name) for name in ("chosen", "rejected"))
-        prompt = pairs.found.items[pairs.pairs[number].a].prompt
+    before = votes.count()
+    for number, row in enumerate(_rows(source, pairs)):
+        media = pairs.load([number])  # the preferred one first
+        chosen, rejected = (
+            _candidate(votes.keep(media, k), row, name) for k, name in enumerate(("chosen", "rejected"))
+        )
         # Pairs of others were shown nowhere: which side they take must not depend on which is the better.
-        position = row.get("position") or ("left" if chosen.file < rejected.file else "right")
-        choice: Choice = "left" if position == "left" else "right"
-        left, right = (chosen, rejected) if choice == "left" else (rejected, chosen)
-        facts = row.get("facts") if isinstance(row.get("facts"), dict) else {}
-        user = pairs.pairs[number].user or annotator
-        seconds, at = _number(row.get("seconds")), _number(row.get("at"))
-        votes.add(Vote(prompt, left, right, choice, user, seconds, facts or {}, at or 1.0))
+        first = row["position"] == "left" if "position" in row else chosen.file < rejected.file
+        choice: Choice = "left" if first else "right"
+        left, right = (chosen, rejected) if first else (rejected, chosen)
+        facts = row["facts"] if isinstance(row.get("facts"), dict) else {}
+        prompt, user = pairs.found.items[pairs.pairs[number].a].prompt, pairs.pairs[number].user or annotator
+        at = _number(row.get("at")) or LONG_AGO
+        votes.add(Vote(prompt, left, right, choice, user, _number(row.get("seconds")), facts, at))
     return votes.count() - before
 
 
@@ -123,13 +126,12 @@ def _rows(source: Path, pairs: Pairs) -> list[Mapping[str, Any]]:
     return rows if len(rows) == len(pairs.pairs) else [{} for _ in pairs.pairs]
 
 
-def _candidate(votes: Votes, pairs: Pairs, number: int, row: Mapping[str, Any], name: str) -> Candidate:
-    media = pairs.load([number])  # the preferred one first
-    file = votes.keep(media, 0 if name == "chosen" else 1)
-    seed, model, sampler, run = (row.get(f"{name}_{key}") for key in ("seed", "model", "sampler", "source"))
-    known = {key: value if isinstance(value, str) else None for key, value in (("model", model), ("sampler", sampler))}
-    own = seed if isinstance(seed, int) and abs(seed) < 1 << 63 else None
-    return Candidate(file, own, known["model"], known["sampler"], run if isinstance(run, str) else "")
+def _candidate(file: str, row: Mapping[str, Any], name: str) -> Candidate:
+    """The chosen or the rejected sample of a row, with what our own export says of it."""
+    seed, *texts = (row.get(f"{name}_{key}") for key in ("seed", "model", "sampler", "source"))
+    model, sampler, run = (value if isinstance(value, str) else None for value in texts)
+    known = isinstance(seed, int) and abs(seed) < 1 << 63  # what SQLite holds
+    return Candidate(file, seed if known else None, model, sampler, run or "")
 
 
 def _number(value: Any) -> float | None:
