@@ -33,6 +33,9 @@ class FitSettings(BaseModel):
     """Of AdamW, with warm-up and cosine decay."""
     text: str = "tiny-clip"
     """The open_clip model whose frozen text tower reads prompts."""
+    words: int = Field(default=0, ge=0)
+    """Besides, their words and neighbouring pairs of words, as a hashed count of this length, since CLIP's embeddings
+    say little of verbs and order; 0: none."""
     noise_aware: bool = True
     """Train on latents of all noise levels; false is the ablation that saw clean ones only."""
 
