@@ -43,9 +43,10 @@ PARTS = ["Loss", "Run it", "What it logs", "Departs from the papers", "Measured"
 NOT_RUN = {
     "genalign train image-": "minutes of training; test_shipped_recipes.py trains every recipe for two steps",
     "genalign train text-": "needs a language model from the hub",
-    "genalign train video-": "needs a video model from the hub; test_shipped_recipes.py trains a tiny one of its form",
+    "genalign train video-": "as image-, some with a model of the hub, for which a tiny one of its form stands there",
     "genalign train av-": "needs a model of video and sound from the hub; as above",
     "genalign sample image-": "a search with the recipe's whole budget; tests/cli/test_search.py runs small ones",
+    "genalign sample video-": "as above; test_shipped_recipes.py runs small ones",
     "genalign sample RUN": "needs a trained run",
     "genalign eval RUN": "needs a trained run; test_readme.py evaluates one again",
     "genalign export RUN": "needs a trained run; tests/cli/test_export.py and test_comfyui.py",

@@ -85,10 +85,14 @@ class Guidance(Inference):
         self.settings, self.name, self.latent = settings, settings.name, latent
         self.needs = frozenset({"reward"})
 
-    def _search(self, state: SearchState) -> None:
+    def reward(self) -> LatentReward:
+        """The fitted reward that guides. Raises UsageError where there is none."""
         if self.latent is None:
             raise UsageError("nrg has no fitted reward; make one by genalign fit-reward RECIPE and set method.noisy")
-        latent, prompts = self.latent(), state.prompts
+        return self.latent()
+
+    def _search(self, state: SearchState) -> None:
+        latent, prompts = self.reward(), state.prompts
         with torch.no_grad(), state.paying():
             weights = objective_weights(latent, self.settings.weights)
             guide = RewardGuide(latent, weights, prompts, self.settings)
