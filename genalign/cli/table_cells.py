@@ -47,12 +47,13 @@ class Variant:
 
 
 RULE, CLIP = (Variant(name, f"{name} only", (f"reward=image-{name}.yaml",)) for name in ("rule", "clip"))
+WHOLE = ("method.times=[0, 1]", "train.steps=28")  # a step costs more where siblings are not one call
 VARIANTS = {
     "image-d3po": (RULE, CLIP),
     "image-flow-grpo": (RULE, CLIP),
     "video-flow-dpo": (
-        Variant("time", "time-dependent beta", ("method.beta_schedule=time", "method.times=[0, 1]")),
-        Variant("whole", "constant beta, whole path", ("method.times=[0, 1]",)),
+        Variant("time", "time-dependent beta", ("method.beta_schedule=time", *WHOLE)),
+        Variant("whole", "constant beta, whole path", WHOLE),
         Variant("fitted", "tiny-video-reward only", ("reward=video-reward.yaml",)),
     ),
     "video-nrg": tuple(

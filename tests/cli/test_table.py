@@ -13,6 +13,7 @@ from genalign.cli.table_cells import IMAGE, RULE, VARIANTS, VIDEO, Cell
 from genalign.files.shipped import shipped
 from genalign.lab.world import BACKGROUNDS, place, render
 from genalign.types import Media, Track, UsageError
+from tests.helpers.hub_models import stand_in
 
 ROW = {
     "train_seconds": 90,
@@ -192,6 +193,28 @@ def test_a_cell_is_a_run_of_its_recipe(tmp_path, monkeypatch):
     assert row["metrics"]["reward_learnt"]["name"] == "scene_facts/total on 3 training prompts"
     assert row["metrics"]["judge"]["name"] == "judge/all_facts"
     assert "seed: 1" in next(Path(tmp_path).glob("*/recipe.yaml")).read_text()
+
+
+@pytest.mark.timeout(300)
+def test_a_video_cell_is_a_run_of_its_recipe_on_the_shipped_model(tmp_path, monkeypatch):
+    """Here on a model of its size that nobody trained: win rates of the three aspects beside the held-out judge."""
+    small = ["train.steps=1", "data.prompts_per_step=1", "method.group=2", "policy.batch_size=2", "eval.count=2"]
+    small += stand_in(load_recipe("video-flow-dpo").policy, tmp_path / "model")
+    monkeypatch.setattr(table_cells, "TRAINING_PROMPTS", 2)
+    monkeypatch.setattr(Cell, "digest", lambda cell: "another")
+    given = Cell.overrides
+    monkeypatch.setattr(Cell, "overrides", lambda cell, work: [*given(cell, work), *small])
+    of_beta = VARIANTS["video-flow-dpo"][0]
+    row = table.measure(Cell("video-flow-dpo", 2, of_beta), tmp_path)
+    assert (row["steps"], row["prompts"], row["samples"]) == (1, 2, 2)
+    assert set(row["metrics"]) == {"reward", "VQ", "MQ", "TA", "judge", "reward_learnt", "judge_learnt"}
+    assert row["metrics"]["judge"]["name"] == VIDEO.judge
+    assert row["metrics"]["TA"]["name"] == "tiny-video-reward/TA"
+    assert row["metrics"]["TA"]["wins"] in (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert row["metrics"]["reward"]["name"] == "moves/total"
+    resolved = next(Path(tmp_path).glob("*/recipe.yaml")).read_text()
+    assert "seed: 2" in resolved
+    assert "beta_schedule: time" in resolved
 
 
 @pytest.mark.parametrize("which", ["reward", "reward_learnt"])
