@@ -1,4 +1,4 @@
-"""tiny-video and its judge with weights that nobody trained: what their builders save, for where none is shipped."""
+"""tiny-video with weights that nobody trained: what its builder saves, for where it is not shipped."""
 
 from __future__ import annotations
 
@@ -6,32 +6,16 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-import torch
+from genalign.files.shipped import holds_model, shipped
 
-from genalign.files.shipped import shipped
-
-MODEL, JUDGE = "tiny-video", "tiny-video-judge"
+MODEL = "tiny-video"
 
 
 @cache
 def video_model() -> Path:
     """tiny-video where it is shipped, or else a folder of its classes and sizes, made once."""
     built = shipped("assets", MODEL)
-    return built if (built / "model_index.json").is_file() else _untrained()
-
-
-@cache
-def video_judge() -> Path:
-    """The same of tiny-video-judge."""
-    from genalign.lab.moves_judge import MovesNet, save_judge
-
-    built = shipped("assets", JUDGE)
-    if (built / "model.safetensors").is_file():
-        return built
-    torch.manual_seed(17)
-    folder = Path(mkdtemp()) / JUDGE
-    save_judge(MovesNet(), folder)
-    return folder
+    return built if holds_model(built) else _untrained()
 
 
 def _untrained() -> Path:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from genalign.files.shipped import shipped
+from genalign.files.shipped import holds_model, shipped
 from genalign.policy.settings import PolicySettings
-from tests.helpers.emoji_video import JUDGE, MODEL, video_judge, video_model
+from tests.helpers.emoji_video import MODEL, video_model
 from tests.helpers.tiny_language import save_tiny_language
 from tests.helpers.tiny_videos import CLIPS
 
@@ -24,11 +24,10 @@ def stand_in(policy: PolicySettings, folder: Path) -> list[str]:
     """Saves a tiny model in the place of the one on the hub; what a recipe must then be told: its folder and sizes.
 
     Whatever else the recipe says, of its own file's `call` too, stays as it is. Nothing of a model that is shipped;
-    of tiny-video and its judge, while they are not, where untrained ones lie.
+    of tiny-video, while it is not, where an untrained one lies.
     """
-    if policy.model == MODEL:
-        words = [f"policy.model={video_model()}", f"eval.held_out={{use: emojimoves-judge, folder: {video_judge()}}}"]
-        return [word for word, name in zip(words, (MODEL, JUDGE), strict=True) if not shipped("assets", name).exists()]
+    if policy.model == MODEL and not holds_model(shipped("assets", MODEL)):
+        return [f"policy.model={video_model()}"]
     if "/" not in policy.model:
         return []
     if policy.model not in PIPELINES:
