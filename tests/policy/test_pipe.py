@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -259,6 +260,20 @@ def test_an_autoencoder_in_half_precision_takes_its_fast_layout_and_rounds_no_wo
     assert not all(parameter.is_contiguous() for parameter in moved.parameters())
     assert (after - exact).norm() < 1.1 * (before - exact).norm()
     assert (after - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
+def test_a_solver_whose_step_is_the_odes_own_is_no_other_step(order: int, algorithm: str) -> None:
+    """Of first order, and without noise of its own; what it draws is then what a sampler of it draws (test_walk.py)."""
+    pipeline = stable_diffusion()
+    chosen = {"solver_order": order, "algorithm_type": algorithm}
+    pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, **chosen)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        made(pipeline)
+    said = any("is sampled by single ODE steps" in str(warning.message) for warning in seen)
+    assert said == (order == 2 or algorithm.startswith("sde"))
 
 
 def test_a_run_asks_once_where_the_pipeline_computes(monkeypatch: pytest.MonkeyPatch) -> None:
