@@ -24,7 +24,7 @@ from genalign.method.common import (
     sums,
 )
 from genalign.method.losses import all_pairs, best_worst_pairs
-from genalign.method.pairs import LabelledPair, Reading, Recalling, check_digest, read_pairs
+from genalign.method.pairs import LabelledPair, Recalling, check_digest, read_given, read_pairs
 from genalign.method.preference_losses import AVERAGED, WITH_DOUBT, WITHOUT_REFERENCE, PreferenceLoss, dpo_loss
 from genalign.method.settings import MethodSettings, PairSource
 from genalign.ranks import all_sum
@@ -210,13 +210,8 @@ class Preference:
 
     def _score_given(self, policy: Policy, given: PairSource, prompts: Sequence[Prompt]) -> Experience:
         """The given texts of these prompts' pairs, the preferred one of each before the other."""
-        if not isinstance(policy, Reading):
-            raise UsageError(f"{type(policy).__name__} cannot score given texts; take a language model")
-        rows = [prompt for prompt in prompts for _ in range(2)]
-        texts = given.load([prompt.uid for prompt in prompts])["text"].data
-        with policy.weights("reference"):  # as nobody drew them, what is recorded is the reference's
-            trajectory = policy.read(rows, [str(text) for text in texts])
-        pairs = torch.arange(len(rows)).reshape(-1, 2)
+        trajectory = read_given(policy, given, prompts)
+        pairs = torch.arange(2 * len(prompts)).reshape(-1, 2)
         return Experience(trajectory, None, pairs=pairs, global_rows=_global(len(pairs)))
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:

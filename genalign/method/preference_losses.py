@@ -72,6 +72,12 @@ def dpo_loss(
     raise ValueError(f"unknown preference loss {kind!r}; one of {', '.join(get_args(PreferenceLoss))}")
 
 
+def kto_loss(gained: Tensor, shift: Tensor | float, beta: float, desirable: bool) -> Tensor:
+    """1 - sigmoid(+-beta (g - z)) of each sample (KTO, arXiv 2402.01306, eq. 8, with both weights 1)."""
+    sign = 1.0 if desirable else -1.0
+    return 1 - torch.sigmoid(sign * beta * (gained - shift))
+
+
 def _log_one_less(logp: Tensor) -> Tensor:
     """log(1 - p) of log p < 0, which a mean over tokens is unless all are certain."""
     return torch.log1p(-logp.clamp(max=-1e-6).exp())

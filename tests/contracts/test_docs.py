@@ -18,7 +18,7 @@ from genalign.cli.main import _parser, main, parse
 from genalign.data.comparisons import FORMS
 from genalign.data.prompts import read_prompts
 from genalign.files.shipped import shipped
-from genalign.media.container import write_video
+from genalign.media.film import write_video
 from genalign.method import FAMILIES, MethodSettings
 from genalign.reward import PRESETS as REWARDS
 from genalign.reward.build import HEADS, KINDS
