@@ -1,6 +1,9 @@
 """What the page draws from: names are looked up, never opened as paths."""
 
+import json
+
 import pytest
+import yaml
 
 from genalign.demo.models import BASE, Models
 from genalign.types import UsageError
@@ -43,3 +46,27 @@ def test_a_run_that_began_with_another_is_not_merged(models, tmp_path):
     assert any(word.startswith("policy.merged=") for word in found.merging("first"))
     with pytest.raises(UsageError, match="began with the adapter of another run"):
         found.merging("second")
+
+
+def test_a_run_is_opened_with_its_own_recipe_as_the_base(models, tmp_path):
+    found = Models(str(models.runs / RUN), [], tmp_path / "others")
+    assert found.names() == [BASE, RUN]
+    assert found.folder(RUN) == models.runs / RUN
+    assert found.recipe.policy == models.recipe.policy
+    with pytest.raises(UsageError, match=r"is a run; drop it"):
+        Models(str(models.runs / RUN), ["train.steps=2"], tmp_path)
+
+
+def test_a_run_on_votes_is_opened_too(models, tmp_path):
+    """Its recipe has no reward: what is shown is scored by its judge alone."""
+    text = (models.runs / RUN / "recipe.yaml").read_text()
+    recipe = yaml.safe_load(text)
+    pair = {"prompt": "one star", "chosen_seed": 1, "rejected_seed": 2, "model": "m", "sampler": "s"}
+    (tmp_path / "run/adapter").mkdir(parents=True)
+    (tmp_path / "run/pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    recipe["reward"], recipe["method"]["pairs"] = None, str(tmp_path / "run/pairs.jsonl")
+    recipe["data"] |= {"prompts": str(tmp_path / "run/pairs.jsonl"), "prompts_per_step": 1}
+    (tmp_path / "run/recipe.yaml").write_text(yaml.safe_dump(recipe))
+    found = Models(str(tmp_path / "run"), [], tmp_path / "others")
+    assert [(reward.name, held_out) for reward, held_out in found.rewards] == [("judge", True)]
+    assert [prompt.text for prompt in found.plain] == ["one star"]
