@@ -34,7 +34,7 @@ FLOW_DPO = "image-flow-dpo"  # the recipe of the latter
 MOST_STEPS = 1000
 EVALUATED = 128  # held-out prompts of the evaluation at the end
 PATIENCE, GLANCE = 10.0, 0.1  # seconds that a process has to end, and between two looks at it
-LOOKS, WATCHED = 12, 32  # at the held-out judge while it trains, and on how many prompts
+LOOKS, WATCHED, NO_BETTER = 12, 48, 4  # at the judge while it trains; on how many prompts; how many end a run
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,15 @@ class Alignment:
         return [*words, *given, *self.models.merging(begin)]
 
     def _schedule(self, steps: int) -> list[str]:
-        """The overrides for so many steps, with looks at the judge on prompts that the evaluation leaves out."""
-        recipe, words = self.models.recipe, [f"train.steps={steps}", f"train.checkpoint_every={max(1, steps // 5)}"]
-        words.append(f"train.sample_every={max(1, steps // 4)}")
+        """The overrides for so many steps; where there is a judge, it looks at prompts that the evaluation leaves out,
+        and the run ends with the checkpoint that it liked best: few votes are soon learnt by heart."""
+        recipe, every = self.models.recipe, max(1, steps // LOOKS)
+        words = [f"train.steps={steps}", f"train.sample_every={max(1, steps // 4)}", f"train.checkpoint_every={every}"]
         if recipe.eval is not None and self.models.built.held_out:
             words.append(f"eval.count={min(self.evaluated, recipe.eval.count)}")
             watched = {} if recipe.train.monitor is None else recipe.train.monitor.model_dump(exclude_unset=True)
-            own = {"every": max(1, steps // LOOKS), "count": WATCHED} | watched
-            words.append(f"train.monitor={json.dumps(own)}")
+            own = {"count": WATCHED, "patience": NO_BETTER} | watched | {"every": every, "stop": "peak"}
+            words += [f"train.monitor={json.dumps(own)}", f"train.keep_checkpoints={own['patience'] + 2}"]
         elif recipe.eval is not None and not recipe.eval.rewards:
             words.append("eval=null")  # it would measure the training reward alone, and votes are in its place
         return words

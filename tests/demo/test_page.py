@@ -212,7 +212,7 @@ def test_votes_train_an_adapter_which_is_compared_and_inspected(visit, place):
     visit.page.reload()  # the training goes on, and is found again
     visit.open("Align")
     visit.page.wait_for_function(
-        f"/finished, step {STEPS} of {STEPS}/.test(document.querySelector('#aligned').innerText)", timeout=4 * PATIENCE
+        f"/finished, step \\d+ of {STEPS}/.test(document.querySelector('#aligned').innerText)", timeout=4 * PATIENCE
     )
     visit.page.wait_for_selector("#aligned svg")
     visit.shoot("align")
