@@ -22,9 +22,11 @@ LOWEST, HIGHEST, APART = 40, 91, 3  # MIDI numbers of the stored notes, and semi
 STORED = 1.5  # seconds of a note
 PEAK = 1 / 8  # of full scale: 13 bits are enough for a note, and take a third less room than 16
 RELEASE = 0.06  # seconds in which a note ends
+BEGIN = 0.015  # and in which one begins whose own beginning is left out
 PROGRAMS = {  # General MIDI numbers, from 0
-    "piano": 0, "marimba": 12, "organ": 16, "guitar": 25, "violin": 40, "trumpet": 56, "clarinet": 71, "flute": 73,
+    "piano": 0, "marimba": 12, "organ": 19, "guitar": 25, "violin": 40, "trumpet": 56, "clarinet": 71, "flute": 73,
 }  # fmt: skip
+SLOW = {"organ": 0.12}  # seconds in which its pipes begin to speak, which are left out: quick notes would be gone
 INSTRUMENTS = tuple(PROGRAMS)
 HITS = {"kick": 36, "snare": 38, "hat": 42}  # keys of General MIDI's percussion channel
 DRUMS, DRUM_CHANNEL = "drums", 9
@@ -103,19 +105,20 @@ def build_bank(font: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     keys = list(range(LOWEST, HIGHEST + 1, APART))
     for name, program in PROGRAMS.items():
-        write(folder / f"{name}.flac", _rendered(font, keys, program, 0), RATE, subtype="PCM_16")
-    write(folder / f"{DRUMS}.flac", _rendered(font, list(HITS.values()), 0, DRUM_CHANNEL), RATE, subtype="PCM_16")
+        sound = _rendered(font, keys, program, 0, SLOW.get(name, 0.0))
+        write(folder / f"{name}.flac", sound, RATE, subtype="PCM_16")
+    write(folder / f"{DRUMS}.flac", _rendered(font, list(HITS.values()), 0, DRUM_CHANNEL, 0.0), RATE, subtype="PCM_16")
 
 
-def _rendered(font: Path, keys: Sequence[int], program: int, channel: int) -> np.ndarray:
-    """(notes * 24000,): each key by itself, at the same peak."""
+def _rendered(font: Path, keys: Sequence[int], program: int, channel: int, slow: float) -> np.ndarray:
+    """(notes * 24000,): each key by itself, at the same peak, its first `slow` seconds left out."""
     from scipy.signal import resample_poly
     from soundfile import read
 
     every = 2 * STORED
     with tempfile.TemporaryDirectory() as folder:
         score, wave = Path(folder) / "notes.mid", Path(folder) / "notes.wav"
-        score.write_bytes(midi_file(keys, STORED, every, program, channel))
+        score.write_bytes(midi_file(keys, STORED + slow, every, program, channel))
         plain = ["-R", "0", "-C", "0"]  # neither reverberation nor chorus
         command = ["fluidsynth", "-niq", *plain, "-r", str(RENDERED), "-O", "float", "-T", "wav", "-F", str(wave)]
         try:
@@ -127,10 +130,12 @@ def _rendered(font: Path, keys: Sequence[int], program: int, channel: int) -> np
     notes = []
     shrink = gcd(RENDERED, RATE)
     for index in range(len(keys)):
-        start = round(index * every * RENDERED)
+        start = round((index * every + slow) * RENDERED)
         one = resample_poly(sound[start : start + round(STORED * RENDERED)], RATE // shrink, RENDERED // shrink)
         if not np.abs(one).max() > 0:
             raise UsageError(f"{font} is silent at key {keys[index]} of program {program}; take FluidR3_GM.sf2")
+        begin = round(BEGIN * RATE)
+        one[:begin] *= np.linspace(0, 1, begin) if slow else 1
         notes.append(PEAK * one / np.abs(one).max())
     return np.concatenate(notes)
 

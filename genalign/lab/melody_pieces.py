@@ -22,6 +22,7 @@ LEVEL = {"soft": (-34.0, -31.0), "loud": (-20.0, -17.0)}  # LUFS
 BASS = 43  # lowest root of a chord
 SECOND, DRUM = -5.0, -5.0  # decibels of these by the lead's; each varies by VARIED
 VARIED = 1.5
+HAT = 0.25  # how loud a hat is by the kick and snare
 LEGATO = 0.95  # share of a note's length for which it is held
 FADE = 0.02  # seconds at the end of a piece, which stops wherever the melody is
 
@@ -104,7 +105,7 @@ def render(piece: Piece) -> np.ndarray:
         _add(voices[note.voice], played(piece.facts["voices"][note.voice], note.pitch, LEGATO * note.length), note.start)
     drums = _track()
     for name, time in piece.hits:
-        _add(drums, hit(name) * (0.5 if name == "hat" else 1.0), time)
+        _add(drums, hit(name) * (HAT if name == "hat" else 1.0), time)
     mixed = voices[0] / _level(voices[0])
     for track, decibels in zip([*voices[1:], drums], piece.levels[2 - len(voices) :], strict=True):
         mixed += track * 10 ** (decibels / 20) / max(_level(track), 1e-9)
