@@ -102,7 +102,9 @@ def render(piece: Piece) -> np.ndarray:
     """(1, 49152) float32 in [-1, 1] at 16 kHz."""
     voices = [_track() for _ in piece.facts["voices"]]
     for note in piece.notes:
-        _add(voices[note.voice], played(piece.facts["voices"][note.voice], note.pitch, LEGATO * note.length), note.start)
+        _add(
+            voices[note.voice], played(piece.facts["voices"][note.voice], note.pitch, LEGATO * note.length), note.start
+        )
     drums = _track()
     for name, time in piece.hits:
         _add(drums, hit(name) * (HAT if name == "hat" else 1.0), time)
