@@ -73,7 +73,7 @@ def _release() -> np.ndarray:
 
 
 def played(instrument: str, pitch: int, seconds: float) -> np.ndarray:
-    """(N,) float32: a note that is held for so long and then let go; what rings no longer than STORED ends by itself."""
+    """(N,) float32: a note that is held for so long and then let go; after STORED seconds it ends by itself."""
     whole = note(instrument, pitch)
     held = round(seconds * RATE)
     end = _release()
@@ -141,7 +141,7 @@ def _rendered(font: Path, keys: Sequence[int], program: int, channel: int, slow:
 
 
 def midi_file(keys: Sequence[int], held: float, every: float, program: int, channel: int) -> bytes:
-    """A standard MIDI file of format 0 with a thousand ticks a second: one key after the other, `every` seconds apart."""
+    """A MIDI file of format 0 with a thousand ticks a second: one key after the other, `every` seconds apart."""
     events = [(0, bytes([0xC0 | channel, program]))]
     for index, key in enumerate(keys):
         start = round(1000 * index * every)

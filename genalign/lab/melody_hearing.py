@@ -34,9 +34,9 @@ EPSILON = 1e-3  # of the mean: divergences do not see what is fainter
 
 @dataclass(frozen=True)
 class Heard:
-    """`voices` are instruments, the lead first; `rolls` (voices, 54, frames) how loud each pitch of each is, and `drums`
-    (3, frames) each of HITS; `sureness` in [0, 1] of the voices, by how much worse any others explain the sound;
-    `noise` the share of the sound that is no note and no drum."""
+    """`voices` are instruments, the lead first; `rolls` (voices, 54, frames) how loud each pitch of each is,
+    `drums` (3, frames) how loud each of HITS; `sureness` in [0, 1] of the voices, by how much worse any others
+    explain the sound; `noise` the share of the sound that is no note and no drum."""
 
     voices: tuple[str, ...]
     rolls: np.ndarray

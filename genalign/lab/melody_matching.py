@@ -6,11 +6,10 @@ from functools import lru_cache
 import numpy as np
 
 from genalign.lab.melody_bank import RATE
-from genalign.lab.melody_hearing import HOP, PITCHES
-from genalign.lab.melody_pieces import LEGATO, SAMPLES, START
+from genalign.lab.melody_hearing import FRAMES, HOP, PITCHES
+from genalign.lab.melody_pieces import LEGATO, START
 from genalign.lab.melody_songs import TONICS, songs
 
-FRAMES = SAMPLES // HOP + 1
 PACES = np.geomspace(84, 232, 36)  # quarter notes a minute, 3% apart
 HOMES = np.arange(36, 85)  # MIDI numbers of tonics
 PAD = 32  # semitones beyond which no melody goes from its tonic
@@ -40,8 +39,8 @@ class Matched:
 
 @dataclass(frozen=True)
 class Places:
-    """Where in a padded roll, flattened, a melody is to be heard if its tonic is PAD: `at` (K, n), and `there` (K, n), 0
-    of what is no place, such that sums over them are means by the root of their number."""
+    """Where in a padded roll, flattened, melodies are to be heard: `at` (K, n), and weights `there` (K, n), 0 of what
+    is no place, of length 1, so that a sum over a roll of length 1 is a cosine."""
 
     at: np.ndarray
     there: np.ndarray

@@ -4,14 +4,15 @@ There is one size: SAMPLES at 16 kHz, 3.072 s, 48 latents of an autoencoder that
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import torch
 
 from genalign.lab.melody import DUET, HIGH_ONLY, LOUDNESSES, REGISTERS, TEMPI
 from genalign.lab.melody_bank import RATE, hit, played
 from genalign.lab.melody_songs import TONICS, Song, songs
 from genalign.lab.world import Facts
+from genalign.media.sound import loudness as measured
 
 SAMPLES = 49_152
 LENGTH = SAMPLES / RATE  # seconds
@@ -74,7 +75,7 @@ def _melodies(key: str | None) -> list[str]:
 
 
 def chords(song: Song, tonic: int) -> list[tuple[float, int]]:
-    """(quarter note, MIDI number): the root on the first beat of each bar, or half of a bar of four, the others after."""
+    """(quarter note, MIDI number): the root on the first beat of a bar, or half of a bar of four, the others after."""
     found: list[tuple[float, int]] = []
     chord = song.chord(song.upbeat)
     for start, place in song.beats():
@@ -102,9 +103,8 @@ def render(piece: Piece) -> np.ndarray:
     """(1, 49152) float32 in [-1, 1] at 16 kHz."""
     voices = [_track() for _ in piece.facts["voices"]]
     for note in piece.notes:
-        _add(
-            voices[note.voice], played(piece.facts["voices"][note.voice], note.pitch, LEGATO * note.length), note.start
-        )
+        wave = played(piece.facts["voices"][note.voice], note.pitch, LEGATO * note.length)
+        _add(voices[note.voice], wave, note.start)
     drums = _track()
     for name, time in piece.hits:
         _add(drums, hit(name) * (HAT if name == "hat" else 1.0), time)
@@ -138,10 +138,4 @@ def at_loudness(wave: np.ndarray, loudness: float) -> np.ndarray:
 
 def integrated(wave: np.ndarray) -> float:
     """The loudness of (N,) at 16 kHz, N >= 6400, in LUFS; minus infinity of silence."""
-    return float(_meter().integrated_loudness(wave))
-
-
-def _meter() -> Any:
-    from pyloudnorm import Meter
-
-    return Meter(RATE)
+    return measured(torch.from_numpy(wave)[None], RATE)

@@ -23,8 +23,8 @@ STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 
 @dataclass(frozen=True)
 class Song:
-    """`notes` rows are (start, length, pitch) in quarter notes and semitones above a tonic; rests are left out. `upbeat`
-    is where the first bar of `metre` quarter notes begins."""
+    """`notes` rows are (start, length, pitch) in quarter notes and semitones above the tonic; rests are left out.
+    `upbeat` is where the first bar of `metre` quarter notes begins."""
 
     name: str
     source: str

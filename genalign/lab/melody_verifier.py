@@ -7,6 +7,7 @@ output.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,13 @@ from genalign.media.sound import BLOCK, clicks, clipped, loudness, silent
 
 QUALITIES = ("unclipped", "unbroken", "clickless")
 ASPECTS = (*KINDS, *QUALITIES, "all_facts", "whole")
-BOUNDS = [float(np.sqrt(PACE[slow][1] * PACE[fast][0])) for slow, fast in zip(TEMPI, TEMPI[1:], strict=False)]
+BOUNDS = [float(np.sqrt(PACE[slow][1] * PACE[fast][0])) for slow, fast in pairwise(TEMPI)]
 HEIGHT = (MIDDLE["low"] + 12 + MIDDLE["high"]) / 2  # MIDI number between the registers
 LEVELS = (LEVEL["soft"][1] + LEVEL["loud"][0]) / 2  # LUFS between soft and loud
 DRUMMED = 0.027  # how much drums there are in a sound that has some
 LIKE, CERTAIN = 0.4, 0.15  # a likeness below is no melody; so much more than any other's is sure
 FAINTEST = -60.0  # LUFS: softer than that nothing is heard
-CLIPPED, SILENT, CLICKS = 0.002, 0.35, 2.0  # shares and clicks a second at which a quality is a half
+CLIPPED, SILENT, CLICKS = 0.002, 0.65, 2.0  # shares and clicks a second at which a quality is a half
 NOBODY: tuple[str, ...] = ()
 
 
@@ -115,7 +116,7 @@ def verify(wave: np.ndarray, facts: Facts, sample_rate: float = RATE) -> dict[st
     seen = read(wave, sample_rate)
     strict = check(facts, seen.facts)
     sureness = _sureness(seen)
-    result = {kind: (np.nan, 0.0) for kind in ASPECTS}
+    result = dict.fromkeys(ASPECTS, (np.nan, 0.0))
     for kind in KINDS:
         if strict[kind] is not None:
             result[kind] = (_credit(kind, facts, seen, bool(strict[kind])), sureness[kind])
@@ -133,7 +134,7 @@ def qualities(wave: np.ndarray, sample_rate: float = RATE) -> dict[str, float]:
     rate = len(clicks(row, sample_rate)) / (wave.shape[1] / sample_rate)
     return {
         "unclipped": CLIPPED / (CLIPPED + clipped(row)),
-        "unbroken": 1 / (1 + (silent(row, sample_rate) / SILENT) ** 2),
+        "unbroken": 1 / (1 + (silent(row, sample_rate) / SILENT) ** 4),
         "clickless": CLICKS / (CLICKS + rate),
     }
 
