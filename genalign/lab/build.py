@@ -81,7 +81,10 @@ def _moves(work: Path, out: Path) -> None:
 
 
 def _melodies(work: Path, out: Path) -> None:
+    from genalign.lab.melody_figure import draw
+
     build_melodies(out)
+    draw(out / "spectrograms.png")
 
 
 def _autoencoder(work: Path) -> Any:
