@@ -22,7 +22,7 @@ NEAR, FAR = (
     0.025,
 )  # seconds around a click that it takes itself, and in which nothing else is like it: a period of 40 Hz
 ABRUPT = 3.0  # how much larger a click's fourth difference is than any other that near
-HEARD = 0.01  # of the loudest sample: a smaller click is not heard
+HEARD = 0.1  # of the loudest sample: a lone sample of a sixtieth of that has it, and is hardly heard
 
 
 def loudness(wave: Tensor, rate: float) -> float:

@@ -48,6 +48,12 @@ HEADS = {
     "steady": "genalign.reward.heads.motion:Steady",
     "smooth-motion": "genalign.reward.heads.motion:SmoothMotion",
     "synchrony": "genalign.reward.heads.motion:Synchrony",
+    "loudness": "genalign.reward.heads.sound:Loudness",
+    "clipping": "genalign.reward.heads.sound:Clipping",
+    "silence": "genalign.reward.heads.sound:Silence",
+    "clicks": "genalign.reward.heads.sound:Clicks",
+    "steady-beat": "genalign.reward.heads.sound:SteadyBeat",
+    "one-key": "genalign.reward.heads.sound:OneKey",
 }
 PAIRWISE = {"winrate": WinRate, "versus": Versus}
 KINDS = ("use", "sum", "hybrid", "harmonic", *PAIRWISE, *FORMS)
