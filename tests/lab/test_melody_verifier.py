@@ -65,6 +65,26 @@ def test_held_out_pieces_are_heard_right_in_every_kind_of_fact():
     assert min(np.mean(values) for values in right.values()) >= 0.95
 
 
+@pytest.mark.slow
+def test_pitches_are_those_that_a_pitch_tracker_hears():
+    """torchcrepe (CREPE, Kim et al., 2018), whose wheel holds its weights; on voices that sustain, alone."""
+    torchcrepe = pytest.importorskip("torchcrepe", reason="pip install torchcrepe, which no extra brings: 89 MB")
+    rng, agreed = np.random.default_rng(17), []
+    for name in ("flute", "violin", "trumpet", "clarinet"):
+        facts = {**melody.sample_facts(rng), "voices": [name], "register": "high", "drums": False}
+        wave = render(arrange(facts, rng))[0]
+        pitch, periodic = torchcrepe.predict(
+            torch.from_numpy(wave)[None], RATE, 512, 100, 1950, model="full", return_periodicity=True, device="cpu"
+        )
+        loud = listen(wave / np.sqrt((wave**2).mean())).rolls[0]
+        heard = loud.argmax(axis=0) + PITCHES[0]
+        theirs = 69 + 12 * np.log2(pitch[0].numpy() / 440)
+        sure = (periodic[0].numpy() > 0.8) & (loud.max(axis=0) > 0.3 * loud.max())
+        apart = np.abs(heard - theirs)[sure] % 12
+        agreed.append(np.mean(np.minimum(apart, 12 - apart) < 0.6))  # a tracker may hear an octave
+    assert np.mean(agreed) > 0.9
+
+
 @pytest.mark.parametrize("kind", melody.KINDS)
 def test_each_changed_fact_is_rejected_by_its_own_aspect(kind):
     facts, pieces, rng = pieces_of(3, 9, kind)

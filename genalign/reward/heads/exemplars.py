@@ -119,8 +119,8 @@ def find_exemplars(source: str, folder: Path) -> str:
 def read_exemplars(address: str) -> Exemplars:
     """What an address of `find_exemplars` holds.
 
-    A folder: its pictures, or its sounds. A .txt: a text a line. A .jsonl: rows {"prompt": str}, each with an "image" or
-    "audio", a file, or none. A function: it returns pictures (M,3,H,W) in [0,1], sounds (M,C,N) with their rate as
+    A folder: its pictures, or its sounds. A .txt: a text a line. A .jsonl: rows {"prompt": str}, with or without a file
+    as "image" or "audio". A function: it returns pictures (M,3,H,W) in [0,1], sounds (M,C,N) with their rate as
     {"sounds": ..., "rate": ...}, or texts, or texts and one of these as a pair; it runs in the worker's process.
 
     Raises:

@@ -106,8 +106,8 @@ def sound_features(model: str | Path, batch_size: int) -> SoundFeatures | None:
 
 
 def windows(media: Media, seconds: float) -> tuple[Media, list[int]]:
-    """Sounds cut into windows of so many seconds that overlap by half; and how many each has. The last one ends where the
-    sound does; a sound that is shorter is one."""
+    """Sounds cut into windows of so many seconds that overlap by half; and how many each has. The last one ends where
+    the sound does; a sound that is shorter is one."""
     track = media["audio"]
     parts: list[tuple[Tensor, float]] = []
     counts = []
