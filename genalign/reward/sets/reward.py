@@ -73,6 +73,9 @@ class SetReward(Stateless):
         UsageError: an unknown word (the nearest is named), exemplars where there must be none, or the other way round.
     """
 
+    needs: AbstractSet[str] = frozenset({"image"})  # or of sound
+    windows: float | None = None
+
     def __init__(
         self,
         model: str | Path,
@@ -102,7 +105,8 @@ class SetReward(Stateless):
         )
         self.medium = "image" if sounds is None else "audio"
         self.needs = frozenset({self.medium})
-        self.windows = None if windows is None else float(windows)
+        if windows is not None:
+            self.windows = float(windows)
         self.measure_name, self.level, self.credit = measure, level, credit
         self.components, self.order = components, order
         self.exemplars = None if exemplars is None else read_exemplars(exemplars)
