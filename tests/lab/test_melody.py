@@ -2,17 +2,23 @@
 
 import json
 import re
+import shutil
 import struct
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyloudnorm
 import pytest
+import soundfile
+from PIL import Image
 
 from genalign.files.shipped import shipped
 from genalign.lab import melody
+from genalign.lab.build import main
 from genalign.lab.melody_bank import HITS, INSTRUMENTS, RATE, STORED, build_bank, hit, midi_file, note, played
 from genalign.lab.melody_facts import check
+from genalign.lab.melody_figure import draw
 from genalign.lab.melody_pieces import (
     HIGH_ONLY,
     LENGTH,
@@ -133,6 +139,40 @@ def test_a_bank_needs_a_synthesizer(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="install Debian's fluidsynth and fluid-soundfont-gm"):
         build_bank(tmp_path / "none.sf2", tmp_path)
+
+
+FONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (FONT.exists() and shutil.which("fluidsynth")), reason="apt install fluidsynth fluid-soundfont-gm"
+)
+def test_the_shipped_bank_is_what_the_synthesizer_plays(tmp_path):
+    build_bank(FONT, tmp_path)
+    names = {path.name for path in tmp_path.glob("*.flac")}
+    assert names == {f"{name}.flac" for name in (*INSTRUMENTS, "drums")}
+    for name in names:
+        made, rate = soundfile.read(tmp_path / name)
+        kept, _ = soundfile.read(shipped("assets", "melodyworld", name))
+        assert rate == RATE
+        assert np.abs(made - kept).max() < 2**-12
+
+
+def test_parts_that_need_a_font_say_so(tmp_path):
+    for part, wanted in (("melody-bank", "FluidR3_GM.sf2"), ("sprites", "NotoColorEmoji.ttf")):
+        with pytest.raises(UsageError, match=f"needs --font PATH, the {wanted}"):
+            main(part, out=tmp_path, font=tmp_path / "none")
+
+
+def test_the_picture_shows_eight_pieces(tmp_path):
+    draw(tmp_path / "x.png")
+    shown, kept = (
+        Image.open(path) for path in (tmp_path / "x.png", shipped("assets", "melodyworld", "spectrograms.png"))
+    )
+    assert shown.size == kept.size
+    apart = np.abs(np.asarray(shown.convert("L"), float) - np.asarray(kept.convert("L"), float))
+    assert apart.mean() < 12  # fonts may differ
 
 
 def test_pieces_are_seeded_plain_and_as_loud_as_stated():

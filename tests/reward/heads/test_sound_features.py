@@ -20,7 +20,7 @@ from genalign.reward.heads.sound_features import ClapFeatures, MelFeatures, wind
 from genalign.reward.sets.frechet import Frechet, FrechetInfinity, Moments
 from genalign.reward.sets.kernel import KernelDistance
 from genalign.types import Media, Track, UsageError
-from tests.helpers.feature_sets import rows
+from tests.helpers.feature_sets import measure, rows
 from tests.helpers.tiny_heads import tiny_clap
 from tests.helpers.toy_rewards import prompts
 
@@ -108,6 +108,15 @@ def test_a_set_of_sounds_has_the_textbooks_distance(room: Path, model: str) -> N
         textbook((x @ principal).detach().numpy(), (y @ principal).numpy()), rel=1e-4, abs=1e-6
     )
     assert one.needs == {"audio"}
+
+
+@pytest.mark.parametrize("name", ["kernel", "coverage", "precision", "recall", "vendi"])
+def test_every_measure_reads_sounds(room: Path, name: str) -> None:
+    media, encoder = sounds(20, 11), MelFeatures()
+    one = reward(room, name, exemplars=None if name == "vendi" else "heard")
+    of = measure("vendi-1" if name == "vendi" else name, read_exemplars(str(room / "heard")).seen(encoder))
+    value = of.better * float(of.value(encoder.see(media).double()))
+    assert float(one(prompts(20), media).total.mean()) == pytest.approx(value, rel=1e-4, abs=1e-6)
 
 
 def test_each_song_alone_is_its_windows(room: Path) -> None:
