@@ -26,9 +26,11 @@ FIRST, PRUNED, THEN, REFINED = 12, 150, 20, 20  # steps with all spectra, how ma
 FEWER = 0.01  # weight of the preference for few instruments
 RIVALS = 3  # instruments of which one is a voice
 AUDIBLE = 0.01  # of all: a pitch that sounds less is not looked for
-GAIN = 0.13  # share of the divergence that a second voice must take away
+GAIN = 0.12  # share of the divergence that a second voice must take away
 BELOW = 1.0  # semitones by which it must lie below the lead
 QUIET = 0.04  # of the sound: a voice is louder than that
+OWN = 0.35  # share of a voice that no overtone of the other could be
+OVERTONES = (12, 19, 24, 28, 31)  # semitones of the second to the sixth harmonic
 EPSILON = 1e-3  # of the mean: divergences do not see what is fainter
 
 
@@ -109,11 +111,8 @@ def listen(wave: np.ndarray) -> Heard:
     pairs = [pair for pair in combinations(range(DRUM), 2) if set(pair) & set(rivals)]
     found = [_explained(seen, chosen, pitches) for chosen in (*((one,) for one in rivals), *pairs)]
     best, sureness = _fewest(found)
-    sources, numbers = (each[best.rows] for each in spectra()[1:])
-    rolls = np.zeros((len(best.chosen), len(PITCHES), seen.shape[1]), np.float32)
-    for voice, source in enumerate(best.chosen):
-        here = sources == source
-        np.add.at(rolls[voice], numbers[here] - PITCHES[0], best.loud[here])
+    sources = spectra()[1][best.rows]
+    rolls = np.stack([_roll(best, source) for source in best.chosen])
     drums = np.stack([best.loud[sources == DRUM + index].sum(axis=0) for index in range(len(HITS))])
     noise = float(best.loud[sources == NOISE].sum() / best.loud.sum())
     return Heard(tuple(INSTRUMENTS[source] for source in best.chosen), rolls, drums, sureness * (1 - noise), noise)
@@ -177,12 +176,29 @@ def _fewest(found: Sequence[Explained]) -> tuple[Explained, float]:
     return ranked[0], float(np.clip(min(by_number, by_rival), 0, 1))
 
 
+def _roll(explained: Explained, source: int) -> np.ndarray:
+    """(54, frames): how loud each pitch of an instrument is."""
+    sources, numbers = (each[explained.rows] for each in spectra()[1:])
+    roll = np.zeros((len(PITCHES), explained.loud.shape[1]), np.float32)
+    np.add.at(roll, numbers[sources == source] - PITCHES[0], explained.loud[sources == source])
+    return roll
+
+
 def _is_duet(explained: Explained) -> bool:
     if len(explained.chosen) == 1:
         return False
-    sources, numbers = (each[explained.rows] for each in spectra()[1:])
-    lead, second = (sources == source for source in explained.chosen)
-    heights = [_height(explained.loud, numbers, here) for here in (lead, second)]
-    total = explained.loud.sum()
-    loud = min(explained.loud[here].sum() / total for here in (lead, second))
-    return bool(heights[0] - heights[1] > BELOW and loud > QUIET)
+    lead, second = (_roll(explained, source) for source in explained.chosen)
+    pitches = np.asarray(PITCHES)
+    heights = [roll.sum(axis=1) @ pitches / max(roll.sum(), 1e-9) for roll in (lead, second)]
+    loud = min(lead.sum(), second.sum()) / explained.loud.sum()
+    own = min(_own(lead, second), _own(second, lead))
+    return bool(heights[0] - heights[1] > BELOW and loud > QUIET and own > OWN)
+
+
+def _own(roll: np.ndarray, other: np.ndarray) -> float:
+    """The share of a voice's sound that is louder than the other voice at, or as many harmonics below, its pitch."""
+    around = np.maximum(other, np.maximum(np.roll(other, 1, axis=1), np.roll(other, -1, axis=1)))
+    reach = around.copy()
+    for step in OVERTONES:
+        reach[step:] = np.maximum(reach[step:], around[:-step])
+    return float(roll[roll > reach].sum() / max(roll.sum(), 1e-9))

@@ -69,7 +69,8 @@ def read(wave: np.ndarray, sample_rate: float = RATE) -> Listened:
         return Listened({**nothing, "loudness": "soft"}, None, None, HEIGHT, level, 0.0)
     heard = listen(mono / np.sqrt((mono**2).mean()))
     lead = heard.rolls[0]
-    matched = match(lead)
+    whole = [lead, heard.rolls.sum(axis=0)][: len(heard.voices)]  # what was split in two may be one voice
+    matched = max((match(roll) for roll in whole), key=lambda each: each.best)
     height = float(lead.sum(axis=1) @ np.asarray(PITCHES) / max(lead.sum(), 1e-9))
     drummed = _drummed(heard)
     known = matched.best >= LIKE
