@@ -129,11 +129,11 @@ def test_each_song_alone_is_its_windows(room: Path) -> None:
     parts = [windows(some, 0.5)[0] for some in read_exemplars(str(room / "heard")).batches(7)]
     wanted = torch.cat([encoder.see(part).double() for part in parts])
     assert len(wanted) == 300  # three of each second
-    for one, measure in ((own, Frechet(Moments.of(wanted))), (theirs, KernelDistance(wanted))):
+    for one, of in ((own, Frechet(Moments.of(wanted))), (theirs, KernelDistance(wanted))):
         found = one(prompts(4), media).total
         for row in range(4):
             alone = encoder.see(cut.select(list(range(4 * row, 4 * row + 4)))).double()
-            assert float(found[row]) == pytest.approx(-float(measure.value(alone)), rel=1e-4)
+            assert float(found[row]) == pytest.approx(-float(of.value(alone)), rel=1e-4)
     mixed = Media(audio=Track([media["audio"].row(0), sounds(1, 3, seconds=0.3)["audio"].row(0)], RATE))
     assert float(own(prompts(2), mixed).total[0]) == pytest.approx(float(own(prompts(4), media).total[0]), abs=1e-5)
 
