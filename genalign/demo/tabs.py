@@ -173,7 +173,7 @@ def align_tab(room: Room, page: gr.Blocks, tab: gr.Tab) -> None:
                 methods, value=methods[0] if methods else None, label="Method", info=how, elem_id="align-method"
             )
             begin = gr.Dropdown([BASE], value=BASE, label="Begin with", elem_id="align-begin")
-            steps = gr.Slider(1, MOST_STEPS, value=60, step=1, label="Steps", elem_id="align-steps")
+            steps = gr.Slider(1, MOST_STEPS, value=36, step=1, label="Steps", elem_id="align-steps")
             start = gr.Button("Align from the votes", variant="primary", elem_id="align-start")
             which = gr.Dropdown([], label="Training", elem_id="align-run")
             with gr.Row():

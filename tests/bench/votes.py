@@ -4,7 +4,7 @@
 the deck draws pairs, the booth stores votes, the tab Align trains. At 50, 100 and 300 votes that prefer something a run
 is trained on those so far, and measured by the held-out judge on prompts that were never trained on; once with pairs by
 chance, once with those that fitted rewards dispute. About an hour of one core; a run that is there already is not
-trained again (`--out`, default runs/votes-bench), and `--counts 300 --choices chance --steps 60` does a part.
+trained again (`--out`, default runs/votes-bench), and `--counts 300 --choices chance` does a part.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/votes-bench"))
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--choices", nargs="+", default=CHOICES, choices=CHOICES)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=36)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
