@@ -6,7 +6,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,18 +128,20 @@ def model_name(model: str) -> str:
 
 def loading(run: Path) -> str:
     """The lines of Python that load this adapter: a hub model without genalign, a shipped one from its assets."""
-    model, merged = base_model(run), read_recipe(run)[0]["policy"].get("merged")
+    model, named = base_model(run), read_recipe(run)[0]["policy"].get("merged") or []
     index = pipeline_index(model)
     imports, lines = _origin("base", model)
-    if merged is not None:
-        more, line = _origin("merged", merged)
+    adapters = [named] if isinstance(named, str) else named
+    merged = ["merged"] if len(adapters) == 1 else [f"merged_{k}" for k in range(len(adapters))]
+    for variable, adapter in zip(merged, adapters, strict=True):
+        more, line = _origin(variable, adapter)
         imports, lines = sorted({*imports, *more}), lines + line
     absent = sorted(name for name, kind in (index or {}).items() if kind == [None, None])
     arguments = ", ".join(["base", *(f"{name}=None" for name in absent)])  # diffusers wants absent parts to be named
     if (run / "adapter" / DIFFUSERS_FILE).is_file():
         lines.append(f"pipe = DiffusionPipeline.from_pretrained({arguments})")
-        if merged is not None:
-            lines += ["pipe.load_lora_weights(merged)", "pipe.fuse_lora()", "pipe.unload_lora_weights()"]
+        for variable in merged:
+            lines += [f"pipe.load_lora_weights({variable})", "pipe.fuse_lora()", "pipe.unload_lora_weights()"]
         lines.append('pipe.load_lora_weights("adapter")')
         return "\n".join(["from diffusers import DiffusionPipeline", *imports, "", *lines])
     if index is None:
@@ -158,10 +160,10 @@ def loading(run: Path) -> str:
     return "\n".join(["from peft import PeftModel", *imports, "", *lines])
 
 
-def _adapted(network: str, part: str, merged: str | None) -> list[str]:
-    """Lines that put the merged adapter, if there is one, and the run's own on a network; `part` of their folders."""
-    place = f'f"{{merged}}{part}"' if part else "merged"
-    before = [f"{network} = PeftModel.from_pretrained({network}, {place}).merge_and_unload()"] if merged else []
+def _adapted(network: str, part: str, merged: Sequence[str]) -> list[str]:
+    """Lines that put the merged adapters (variables) and the run's own on a network; `part` of their folders."""
+    places = [f'f"{{{variable}}}{part}"' if part else variable for variable in merged]
+    before = [f"{network} = PeftModel.from_pretrained({network}, {place}).merge_and_unload()" for place in places]
     return [*before, f'{network} = PeftModel.from_pretrained({network}, "adapter{part}")']
 
 
