@@ -8,7 +8,7 @@ xLSTM take left padding for text; RWKV, which has no mask, mixes the rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -66,9 +66,3 @@ def cheapest_way(name: str, half: bool, continued: Continue, forward: Forward) -
         f"their spread is {spread:.2g}), so log-probabilities of its samples would be wrong; take "
         f"policy.dtype=float32, or another class of model"
     )
-
-
-def trial_prompts(allowed: Sequence[int]) -> list[tuple[int, ...]]:
-    """Prompts (the first is a sibling of the second) of two lengths, two of them alike in length alone."""
-    long = tuple(allowed)
-    return [long, long, long[::-1], long[3::-1]]

@@ -94,15 +94,20 @@ class Head:
         ids = torch.tensor([self.allowed(TRIAL)], device=device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         whole = self.model(**inputs, use_cache=False).logits[0].float()
-        try:
-            ours = None if self.layer is None else self.logits(self._before_head(self.layer, inputs)[0])
-            same = ours is not None and agree(ours, whole, self.half)
-        except (IndexError, RuntimeError, TypeError):  # a class that computes with the logits of certain tokens
-            same = False
-        if not same:
+        tails = [(self.factor, self.cap), (1.0, None)]  # Gemma 3 with a picture tower has a cap that it does not use
+        if not any(self._fits(inputs, whole, *tail) for tail in tails):
             log.warning("%s does more than a product to make its logits, so they are all held in memory at once",
                         type(self.model).__name__)  # fmt: skip
             self.layer, self.factor, self.cap = None, 1.0, None
+
+    def _fits(self, inputs: dict[str, Tensor], whole: Tensor, factor: float, cap: float | None) -> bool:
+        self.factor, self.cap = factor, cap
+        try:
+            return self.layer is not None and agree(
+                self.logits(self._before_head(self.layer, inputs)[0]), whole, self.half
+            )
+        except (IndexError, RuntimeError, TypeError):  # a class that computes with the logits of certain tokens
+            return False
 
     def allowed(self, count: int) -> list[int]:
         """The first ids that may be written."""

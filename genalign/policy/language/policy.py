@@ -75,7 +75,7 @@ class LanguagePolicy:
         self.chat = Chat(tokenizer, settings, self.ends, vocabulary, own)
         self.placeholders = frozenset() if own is None else own.placeholders
         self.head = Head(model, sorted(self.placeholders), settings.temperature)
-        self.sampler = Sampler(self.head, self.pad, settings.max_new_tokens, self._logits_alone)
+        self.sampler = Sampler(self.head, self.pad, settings.max_new_tokens, settings.batch_size, self._logits_alone)
         self._calls = 0
 
     # ---- sampling ---------------------------------------------------------------------------------------------------

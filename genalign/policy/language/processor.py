@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ PARTS: dict[Modality, tuple[str, tuple[str, ...]]] = {
     "audio": ("audio", ("feature_extractor", "audio_processor")),
 }
 """Of each medium: the processor's argument, and the part of it that reads the medium."""
+MARK = re.compile(r"(?:(?:image|video|audio|vision)_(?:start_|end_|bos_|eos_)?|bo[ia]_|eo[ia]_)token_(?:id|ids|index)")
 TYPES = ("mm_token_type_ids", "token_type_ids")  # which tokens are of a medium: positions and attention follow from it
 Read = tuple[list[int], dict[str, list[int]], dict[str, Tensor]]
 PIXELS = ("pixel_values", "pixel_values_videos")
@@ -46,12 +48,13 @@ class Reader:
 
     @property
     def placeholders(self) -> frozenset[int]:
-        """The ids at which the model puts media, or its processor does; no completion may hold one."""
+        """The ids at which the model puts media, and those that it takes for their begin and end: Qwen-Omni tells
+        positions by these. No completion may hold one."""
         found: set[Any] = set()
-        for medium in PARTS:
-            for name in (f"{medium}_token_id", f"{medium}_token_index"):
-                found |= {getattr(holder, name, None) for holder in (self.processor, self.model.config)}
-            found.update(getattr(self.processor, f"{medium}_token_ids", None) or ())
+        for holder in (self.processor, self.model.config):
+            for name in filter(MARK.fullmatch, dir(holder)):
+                value = getattr(holder, name)
+                found.update(value if isinstance(value, list) else [value])
         return frozenset(found & set(range(len(self.model.get_input_embeddings().weight))))
 
     def takes(self, medium: Modality) -> bool:
@@ -133,7 +136,10 @@ class Reader:
 
     def _about(self, medium: Modality, track: Track) -> dict[str, Any]:
         if medium == "video":
-            return {"video_metadata": [[self._clock(row, track.rate_of(i)) for i, row in enumerate(track)]]}
+            clocks = [self._clock(row, track.rate_of(i)) for i, row in enumerate(track)]
+            wanted = getattr(self.processor.video_processor, "num_frames", None) or 0
+            short = any(clock["total_num_frames"] < wanted for clock in clocks)  # fewer than it would choose from them
+            return {"video_metadata": [clocks]} | ({"do_sample_frames": False} if short else {})
         return {"sampling_rate": self._sound_rate} if medium == "audio" else {}
 
     @staticmethod

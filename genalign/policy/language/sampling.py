@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genalign.policy.language.apart import TOKENS, Way, cheapest_way, trial_prompts
+from genalign.policy.language.apart import TOKENS, Way, cheapest_way
 from genalign.policy.language.batch import Encoded, beside_tokens, media_of
 from genalign.policy.language.head import Head
-from genalign.types import GenalignError
+from genalign.types import GenalignError, UsageError
 
 BLOCK = 256  # tokens whose probabilities are added up before one of them is looked for
 
@@ -23,13 +23,15 @@ Forward = Callable[[Sequence[Encoded], Sequence[Sequence[int]]], list[Tensor]]
 class Sampler:
     """Continues prompts, in the cheapest way that writes by the logits that are scored (see apart.py).
 
-    The way is found on the first rows with media, and on the first without. calls: tokens written so far.
+    The way is found on the first rows with media, and on the first without. together: how many rows may share a batch.
+    calls: tokens written so far.
 
     forward: the logits (S,V) at given completions of R prompts, of each row in a forward of its own.
     """
 
-    def __init__(self, head: Head, pad: int, longest: int, forward: Forward) -> None:
-        self.head, self.model, self.pad, self.longest, self.forward = head, head.model, pad, longest, forward
+    def __init__(self, head: Head, pad: int, longest: int, together: int, forward: Forward) -> None:
+        self.head, self.model, self.forward = head, head.model, forward
+        self.pad, self.longest, self.together = pad, longest, together
         self.calls = 0
         self._ways: dict[bool, Way] = {}
 
@@ -38,7 +40,7 @@ class Sampler:
         """At most `longest` tokens for each of R prompts: sampled with `uniform` (R,longest), or greedy without."""
         way = self.way(rows)
         found: Drawn = [[]] * len(rows)
-        for group in _groups(rows, way):
+        for group in self._groups(rows, way):
             pick = Pick(self.head, None if uniform is None else uniform[group])
             out = self._generate([rows[i] for i in group], way, pick, longest)[0]
             pick.check()
@@ -51,13 +53,19 @@ class Sampler:
         """How rows like these are continued."""
         sees = any(row.media or row.seen for row in rows)
         if sees not in self._ways:
-            trial = self._trial(rows) if sees else [Encoded(ids) for ids in trial_prompts(self.head.allowed(10))]
-            self._ways[sees] = cheapest_way(
-                type(self.model).__name__,
-                self.head.half,
-                lambda way: self._continued(trial, way),
-                lambda tokens: torch.stack(self.forward(trial, tokens.tolist())),
-            )
+            trial = self._trial(rows) if sees else self._texts()
+            name, half = type(self.model).__name__, self.head.half
+            try:
+                self._ways[sees] = cheapest_way(
+                    name,
+                    half,
+                    lambda way: self._continued(trial, way),
+                    lambda tokens: torch.stack(self.forward(trial, tokens.tolist())),
+                )
+            except (IndexError, RuntimeError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                cure = "set policy.batch_size=1" if self.together > 1 else "take another class of model"
+                raise UsageError(f"{name} does not take these prompts in one batch ({reason}); {cure}") from error
         return self._ways[sees]
 
     @staticmethod
@@ -68,17 +76,30 @@ class Sampler:
         unlike = [max(group, key=lambda row: abs(len(row.ids) - len(sees[0].ids))) for group in (sees, others) if group]
         return [sees[0], sees[0], *unlike]
 
+    def _texts(self) -> list[Encoded]:
+        """Two siblings, another of their length, and a shorter one."""
+        long = tuple(self.head.allowed(10))
+        first = Encoded(long)
+        return [first, first, Encoded(long[::-1]), Encoded(long[3::-1])]
+
     def _continued(self, rows: Sequence[Encoded], way: Way) -> tuple[Tensor, Tensor]:
         """Some greedy tokens (R,S) and their raw logits (R,S,V)."""
         count = min(TOKENS, self.longest)
         tokens: list[Tensor] = [torch.empty(0)] * len(rows)
         logits = list(tokens)
-        for group in _groups(rows, way):
+        for group in self._groups(rows, way):
             options = {"min_new_tokens": count, "output_logits": True, "return_dict_in_generate": True}
             out, raw = self._generate([rows[i] for i in group], way, Pick(self.head, None), count, **options)
             for place, i in enumerate(group):
                 tokens[i], logits[i] = out[place], raw[place]
         return torch.stack(tokens), torch.stack(logits)
+
+    def _groups(self, rows: Sequence[Encoded], way: Way) -> list[list[int]]:
+        """Rows that share a batch."""
+        places, size = list(range(len(rows))), 1 if way == "alone" else self.together
+        lengths = [len(row.ids) for row in rows]
+        alike = [[i for i in places if lengths[i] == n] for n in sorted(set(lengths))] if way == "equal" else [places]
+        return [group[i : i + size] for group in alike for i in range(0, len(group), size)]
 
     def _generate(self, rows: Sequence[Encoded], way: Way, pick: Pick, longest: int, **options: Any) -> Any:
         """Tokens (R,S), and, where they are asked for, raw logits (R,S,V)."""
@@ -157,13 +178,3 @@ def drawn(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     least = torch.nextafter(within[:, -1:], within.new_zeros(()))  # rounding must not lead past what has mass
     place = torch.searchsorted(within, torch.minimum(target - before, least).clamp(min=0), right=True)
     return (block * BLOCK + place).clamp(max=mass.shape[1] - 1), total
-
-
-def _groups(rows: Sequence[Encoded], way: Way) -> list[list[int]]:
-    """Rows that share a batch."""
-    if way == "alone":
-        return [[i] for i in range(len(rows))]
-    if way == "equal":
-        lengths = [len(row.ids) for row in rows]
-        return [[i for i, own in enumerate(lengths) if own == length] for length in sorted(set(lengths))]
-    return [list(range(len(rows)))]
