@@ -32,7 +32,7 @@ def built(name: str, **more: Any) -> Callable[[], tuple[Any, Any]]:
 
         words = tiny_language()[1]
         config = getattr(transformers, f"{name}Config")(
-            vocab_size=len(words), bos_token_id=1, eos_token_id=2, pad_token_id=0, **{**SIZES, **more}
+            **{"vocab_size": len(words), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **SIZES, **more}
         )
         torch.manual_seed(0)
         return getattr(transformers, f"{name}ForCausalLM")(config).eval(), words
@@ -60,6 +60,6 @@ WRITERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     ),
     "recurrent-gemma": built(
         "RecurrentGemma", lru_width=32, block_types=["recurrent", "attention"], attention_window_size=16,
-        logits_soft_cap=5.0, w_init_variance_scale=3.0,
+        logits_soft_cap=5.0, w_init_variance_scale=3.0, pad_token_id=None,  # so that what it embeds as padding is not 0
     ),
 }  # fmt: skip

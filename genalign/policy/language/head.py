@@ -8,7 +8,7 @@ is kept for the backward pass is one vector of the hidden width a token, whateve
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,15 +20,11 @@ from genalign.policy.language.apart import agree
 
 log = logging.getLogger(__name__)
 
-CHUNK = 2**21  # logits that are computed at a time: 8 MiB of floats
+CHUNK = 7 * 2**20  # logits that are computed at a time: 28 MiB of floats, which allocator.py keeps for the next chunk
 TRIAL = 4  # tokens on which the head is compared with the model's own logits
 
-# What classes do to the head's output, by the name of the setting: Cohere; Granite; Falcon-H1.
-FACTORS: dict[str, Callable[[float], float]] = {
-    "logit_scale": lambda x: x,
-    "logits_scaling": lambda x: 1 / x,
-    "lm_head_multiplier": lambda x: x,
-}
+# What classes multiply the head's output by, or divide it (Granite, which others read the other way): by the setting.
+FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma; RecurrentGemma; xLSTM
 
 
@@ -51,10 +47,8 @@ class Head:
     """
 
     def __init__(self, model: Any, forbidden: Sequence[int], temperature: float) -> None:
-        config = model.config.get_text_config()
-        factors = [of(value) for name, of in FACTORS.items() if (value := getattr(config, name, None))]
-        self.factor = factors[0] if factors else 1.0
-        self.cap: float | None = next((value for name in CAPS if (value := getattr(config, name, None))), None)
+        self.factor = 1.0
+        self.cap: float | None = None
         self.model, self.temperature = model, temperature
         self.half = next(model.parameters()).dtype.itemsize < 4
         self.layer: nn.Module | None = model.get_output_embeddings()
@@ -94,11 +88,19 @@ class Head:
         ids = torch.tensor([self.allowed(TRIAL)], device=device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         whole = self.model(**inputs, use_cache=False).logits[0].float()
-        tails = [(self.factor, self.cap), (1.0, None)]  # Gemma 3 with a picture tower has a cap that it does not use
-        if not any(self._fits(inputs, whole, *tail) for tail in tails):
+        if not any(self._fits(inputs, whole, *tail) for tail in self._tails()):
             log.warning("%s does more than a product to make its logits, so they are all held in memory at once",
                         type(self.model).__name__)  # fmt: skip
             self.layer, self.factor, self.cap = None, 1.0, None
+
+    def _tails(self) -> list[tuple[float, float | None]]:
+        """The factors and caps that the class may use, of which its configuration speaks; or may not, as Gemma 3 with a
+        picture tower does not."""
+        config = self.model.config.get_text_config()
+        named = [float(value) for name in FACTORS if (value := getattr(config, name, None))]
+        caps = [float(value) for name in CAPS if (value := getattr(config, name, None))]
+        factors = [factor for value in named for factor in (value, 1 / value)]
+        return [(factor, cap) for factor in [*factors, 1.0] for cap in [*caps, None]]
 
     def _fits(self, inputs: dict[str, Tensor], whole: Tensor, factor: float, cap: float | None) -> bool:
         self.factor, self.cap = factor, cap

@@ -145,8 +145,8 @@ class Pick:
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         if self.uniform is None:
             return self.head.masked(logits.clone())
-        z = self.head.masked(logits.float() / self.head.temperature)
-        mass = z.sub_(z.amax(-1, keepdim=True)).exp_()  # (R,V), unnormalised
+        z = self.head.masked(logits.div_(self.head.temperature))  # generate hands over a copy of its own, float32
+        mass = z.sub_(z.amax(-1, keepdim=True)).exp()  # (R,V), unnormalised
         uniform = self.uniform[:, ids.shape[1] - self.width, None].to(mass.device)
         token, total = drawn(mass, uniform)
         fine = total.isfinite().all()
