@@ -36,7 +36,7 @@ class DataSettings(BaseModel):
 
     prompts: str
     """A .txt file, one prompt a line, or a .jsonl file, one `{"prompt": str, "facts": {...}}` a line, with a picture
-    file under `image` (or a list of two, the first and the last frame), a clip under `video` or a sound under `audio`,
+    file under `image` (or a list: the first and the last frame, or what a language model sees), a clip under `video` or a sound under `audio`,
     where the method or the model takes one (in the .jsonl's folder or below). Or a folder of clips, each with its
     prompt in a .txt of the same name, or a metadata.jsonl. For `sft` without a reward, files of what the model makes
     are what it learns from; where it also begins with such a file, the one to learn from stands under `target`. Or
@@ -132,7 +132,7 @@ def read_prompts(path: Path | str, kind: Kind | None = None, learnt: bool = Fals
         return Prompts(path, rows, digest, numbers=numbers)
     parsed = [_json_row(line, path) for line in lines]
     samples = None if taken is None else _taken(parsed, path, digest, taken)
-    rows = tuple(_prompt(row, path, uid) for uid, row in enumerate(parsed))
+    rows = tuple(_prompt(row, path, uid, several=kind == "text") for uid, row in enumerate(parsed))
     return Prompts(path, rows, digest, numbers=numbers, samples=samples)
 
 
@@ -192,17 +192,19 @@ def _taken(rows: Sequence[Row], path: Path, digest: str, kind: Kind) -> Samples 
     return Samples(items, tuple(numbers)) if numbers else None
 
 
-def _prompt(row: Row, path: Path, uid: int) -> Prompt:
-    return Prompt(row.values["prompt"], _media(row, path.parent), row.values.get("facts") or {}, uid)
+def _prompt(row: Row, path: Path, uid: int, several: bool) -> Prompt:
+    return Prompt(row.values["prompt"], _media(row, path.parent, several), row.values.get("facts") or {}, uid)
 
 
-def _media(row: Row, folder: Path) -> Media | None:
-    """The pictures, the clip and the sound that a row names."""
+def _media(row: Row, folder: Path, several: bool) -> Media | None:
+    """The pictures, the clip and the sound that a row names; of pictures more than two where `several` can be read."""
     values, where, tracks = row.values, row.where, {}
     if values.get("image") is not None:
         names = values["image"] if isinstance(values["image"], list) else [values["image"]]
-        if not 1 <= len(names) <= 2 or not all(isinstance(name, str) for name in names):
-            raise UsageError(f"'image' in {where} is not the name of a picture file, or a list of two; {WANTED}")
+        most = len(names) if several else 2
+        if not 1 <= len(names) <= most or not all(isinstance(name, str) for name in names):
+            count = "" if several else " of two"
+            raise UsageError(f"'image' in {where} is not the name of a picture file, or a list{count}; {WANTED}")
         tracks["image"] = Track(_stacked([load_png(neighbour(folder, name, where)) for name in names]))
     for kind in ("video", "audio"):
         if values.get(kind) is not None and not isinstance(values[kind], str):
@@ -212,7 +214,7 @@ def _media(row: Row, folder: Path) -> Media | None:
     if values.get("audio") is not None:
         tracks["audio"] = track_of([MEDIA["audio"].read(neighbour(folder, values["audio"], where))])
     if len({len(track) for track in tracks.values()}) > 1:
-        raise UsageError(f"{where} has two pictures and a clip or a sound; give one of each, or leave it out")
+        raise UsageError(f"{where} has several pictures and a clip or a sound; give one of each, or leave it out")
     return Media(**tracks) if tracks else None
 
 

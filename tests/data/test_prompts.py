@@ -82,7 +82,7 @@ def test_a_row_brings_a_sound(tmp_path: Path) -> None:
     for name in ("1.png", "2.png"):
         Image.new("RGB", (4, 2)).save(tmp_path / name)
     file.write_text(json.dumps({"prompt": "a", "image": ["1.png", "2.png"], "audio": "a.wav"}))
-    with pytest.raises(UsageError, match="two pictures and a clip or a sound"):
+    with pytest.raises(UsageError, match="several pictures and a clip or a sound"):
         read_prompts(file)
 
 
