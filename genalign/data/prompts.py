@@ -36,13 +36,14 @@ class DataSettings(BaseModel):
 
     prompts: str
     """A .txt file, one prompt a line, or a .jsonl file, one `{"prompt": str, "facts": {...}}` a line, with a picture
-    file under `image` (or a list: the first and the last frame, or what a language model sees), a clip under `video` or a sound under `audio`,
-    where the method or the model takes one (in the .jsonl's folder or below). Or a folder of clips, each with its
-    prompt in a .txt of the same name, or a metadata.jsonl. For `sft` without a reward, files of what the model makes
-    are what it learns from; where it also begins with such a file, the one to learn from stands under `target`. Or
-    pairs of which one is preferred, for methods that learn from them without a reward: a file, one
-    `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the answers themselves, texts
-    or lists of messages; `image` is then what both begin with), a folder with one, or a dataset's id."""
+    file under `image` (or a list: of the first and the last frame, or of all that a language model is shown), a clip
+    under `video` or a sound under `audio`, where the method or the model takes one (in the .jsonl's folder or below).
+    Or a folder of clips, each with its prompt in a .txt of the same name, or a metadata.jsonl. For `sft` without a
+    reward, files of what the model makes are what it learns from; where it also begins with such a file, the one to
+    learn from stands under `target`. Or pairs of which one is preferred, for methods that learn from them without a
+    reward: a file, one `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the
+    answers themselves, texts or lists of messages; `image` is then what both begin with, or what both are about), a
+    folder with one, or a dataset's id."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts of one training step, over all ranks together."""
 
@@ -132,7 +133,7 @@ def read_prompts(path: Path | str, kind: Kind | None = None, learnt: bool = Fals
         return Prompts(path, rows, digest, numbers=numbers)
     parsed = [_json_row(line, path) for line in lines]
     samples = None if taken is None else _taken(parsed, path, digest, taken)
-    rows = tuple(_prompt(row, path, uid, several=kind == "text") for uid, row in enumerate(parsed))
+    rows = tuple(_prompt(row, path, uid) for uid, row in enumerate(parsed))
     return Prompts(path, rows, digest, numbers=numbers, samples=samples)
 
 
@@ -192,19 +193,17 @@ def _taken(rows: Sequence[Row], path: Path, digest: str, kind: Kind) -> Samples 
     return Samples(items, tuple(numbers)) if numbers else None
 
 
-def _prompt(row: Row, path: Path, uid: int, several: bool) -> Prompt:
-    return Prompt(row.values["prompt"], _media(row, path.parent, several), row.values.get("facts") or {}, uid)
+def _prompt(row: Row, path: Path, uid: int) -> Prompt:
+    return Prompt(row.values["prompt"], _media(row, path.parent), row.values.get("facts") or {}, uid)
 
 
-def _media(row: Row, folder: Path, several: bool) -> Media | None:
-    """The pictures, the clip and the sound that a row names; of pictures more than two where `several` can be read."""
+def _media(row: Row, folder: Path) -> Media | None:
+    """The pictures, the clip and the sound that a row names."""
     values, where, tracks = row.values, row.where, {}
     if values.get("image") is not None:
         names = values["image"] if isinstance(values["image"], list) else [values["image"]]
-        most = len(names) if several else 2
-        if not 1 <= len(names) <= most or not all(isinstance(name, str) for name in names):
-            count = "" if several else " of two"
-            raise UsageError(f"'image' in {where} is not the name of a picture file, or a list{count}; {WANTED}")
+        if not names or not all(isinstance(name, str) for name in names):
+            raise UsageError(f"'image' in {where} is not the name of a picture file, or a list of some; {WANTED}")
         tracks["image"] = Track(_stacked([load_png(neighbour(folder, name, where)) for name in names]))
     for kind in ("video", "audio"):
         if values.get(kind) is not None and not isinstance(values[kind], str):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from genalign.files.untrusted import check_model
+from genalign.policy import sees_or_hears
 from genalign.policy.language.policy import LanguagePolicy
 from genalign.policy.merged import merged
 from genalign.policy.settings import PolicySettings
@@ -45,7 +46,7 @@ def _loaded(settings: PolicySettings, folder: Path) -> tuple[Any, Any]:
     import transformers as hf
 
     config = hf.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    sees = type(config) in hf.AutoModelForImageTextToText._model_mapping
+    sees = sees_or_hears(config.model_type)
     reader = (hf.AutoProcessor if sees else hf.AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
     model = (hf.AutoModelForImageTextToText if sees else hf.AutoModelForCausalLM).from_pretrained(
         folder,
