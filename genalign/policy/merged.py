@@ -87,10 +87,11 @@ def _refuse_shared(folder: Path, tuned: nn.Module) -> None:
     owners: dict[int, list[str]] = {}
     for name, parameter in tuned.named_parameters(remove_duplicate=False):
         owners.setdefault(parameter.data_ptr(), []).append(name.removeprefix("base_model.model."))
-    for layer in _lora_layers([tuned]):
-        names = owners[layer.get_base_layer().weight.data_ptr()]
-        if len(names) > 1:
-            first, other = (name.removesuffix(".weight").replace(".base_layer", "") for name in names[:2])
+    for names in owners.values():
+        adapted = [name for name in names if name.endswith(".base_layer.weight")]
+        if adapted and len(names) > 1:
+            other = next(name for name in names if name != adapted[0])
+            first, other = (name.removesuffix(".weight").removesuffix(".base_layer") for name in (adapted[0], other))
             raise UsageError(
                 f"policy.merged: {folder} adapts {first}, whose weight {other} shares, so merging would change both; "
                 f"take an adapter that leaves it alone"

@@ -204,6 +204,12 @@ def test_an_adapter_is_of_the_language_model_and_loads_in_plain_peft(name: str, 
         torch.testing.assert_close(plain_logits(of, reader, prompt, (5, 6, 7)), ours, atol=1e-5, rtol=1e-4)
 
 
+def test_the_table_of_the_docs_is_what_the_sweep_finds() -> None:
+    from tests.families.language_table import committed, table
+
+    assert committed() == table(), "write it anew: python -m tests.families.language_table"
+
+
 def test_a_class_that_takes_pictures_and_clips_apart_is_told_so() -> None:
     """GLM-4V looks for both at the same placeholder."""
     with pytest.raises(UsageError, match=r"does not take these prompts in one batch .*set policy.batch_size=1"):

@@ -287,6 +287,34 @@ def idefics3() -> tuple[Any, Any]:
     return made(Idefics3ForConditionalGeneration, config), processor
 
 
+def smolvlm() -> tuple[Any, Any]:
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessor, SmolVLMProcessor
+    from transformers.models.smolvlm import processing_smolvlm
+    from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
+
+    if processing_smolvlm.num2words is None:  # a package that spells numbers, for the prompts of clips alone
+        processing_smolvlm.num2words = str
+    words = tokenizer(
+        {
+            "image_token": "<image>",
+            "fake_image_token": "<fake_token_around_image>",
+            "global_image_token": "<global-img>",
+        }
+    )
+    config = SmolVLMConfig(
+        text_config={**common(words), "model_type": "llama"}, vision_config=SIGLIP, scale_factor=2,
+        image_token_id=words.convert_tokens_to_ids("<image>"), pad_token_id=0,
+    )  # fmt: skip
+    edges = {"size": {"longest_edge": 16}, "max_image_size": {"longest_edge": 16}}
+    clips = {"max_frames": 4, "fps": 1}
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(do_image_splitting=False, **edges, **CLIP), words,
+        SmolVLMVideoProcessor(**edges, **CLIP, video_sampling=clips), image_seq_len=4,
+        chat_template=template("<image>"),
+    )  # fmt: skip
+    return made(SmolVLMForConditionalGeneration, config), processor
+
+
 def llava_onevision() -> tuple[Any, Any]:
     from transformers import (
         LlavaOnevisionConfig,
@@ -411,6 +439,7 @@ READERS: dict[str, Sees] = {
     "gemma3": Sees(gemma3),
     "gemma4": Sees(gemma4, CLIPS),
     "idefics3": Sees(idefics3),
+    "smolvlm": Sees(smolvlm),
     "llava": Sees(llava),
     "llava-onevision": Sees(llava_onevision, CLIPS),
     "internvl": Sees(internvl, CLIPS),
