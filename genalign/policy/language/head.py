@@ -184,6 +184,7 @@ class _Fused(torch.autograd.Function):
                 column.append(value)
             for column, value in zip(slopes, gradients, strict=False):
                 column.append(value)
+        ctx.set_materialize_grads(False)  # of what nothing was computed from
         ctx.save_for_backward(*(torch.cat(column) for column in slopes if column))
         joined = tuple(torch.cat(column) if column else hidden.new_zeros(0, dtype=torch.float32) for column in found)
         if other is None:
@@ -221,7 +222,7 @@ class _Fused(torch.autograd.Function):
         total: Tensor | None = None
         for gradient, to_hidden in zip((gradients[0], gradients[-1]), ctx.saved_tensors, strict=False):
             if gradient is not None:
-                part = gradient[:, None] * to_hidden
+                part = (gradient[:, None] * to_hidden).to(to_hidden.dtype)
                 total = part if total is None else total + part
         return total, None, None, None
 

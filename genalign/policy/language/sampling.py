@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,13 +69,15 @@ class Sampler:
                 raise UsageError(f"{name} does not take these prompts in one batch ({reason}); {cure}") from error
         return self._ways[sees]
 
-    @staticmethod
-    def _trial(rows: Sequence[Encoded]) -> list[Encoded]:
-        """Two siblings, and the prompt most unlike theirs in length, with media and without."""
+    def _trial(self, rows: Sequence[Encoded]) -> list[Encoded]:
+        """Two siblings with media, the same prompt with more text, and of all with media, and of all without, the one
+        most unlike them in length."""
         sees = [row for row in rows if row.media or row.seen]
         others = [row for row in rows if not (row.media or row.seen)]
-        unlike = [max(group, key=lambda row: abs(len(row.ids) - len(sees[0].ids))) for group in (sees, others) if group]
-        return [sees[0], sees[0], *unlike]
+        first = sees[0]
+        longer = replace(first, ids=first.ids + tuple(self.head.allowed(7)), along=_with_zeros(first.along, 7))
+        unlike = [max(group, key=lambda row: abs(len(row.ids) - len(first.ids))) for group in (sees, others) if group]
+        return [first, first, longer, *unlike]
 
     def _texts(self) -> list[Encoded]:
         """Two siblings, another of their length, and a shorter one."""
@@ -131,6 +134,10 @@ class Sampler:
             if isinstance(getattr(module, "rope_deltas", None), Tensor):
                 module.rope_deltas = module.rope_deltas[index]
         return {name: cache}
+
+
+def _with_zeros(along: Mapping[str, tuple[int, ...]], count: int) -> dict[str, tuple[int, ...]]:
+    return {name: (*values, *[0] * count) for name, values in along.items()}
 
 
 class Pick:
