@@ -1,12 +1,10 @@
-"""Video files by PyAV: their frames by time stamps and display matrix, their sound, and both written as mp4 or webm."""
+"""Video files read by PyAV: their frames by time stamps and display matrix, and their sound."""
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 from collections.abc import Iterator
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -14,30 +12,12 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from genalign.files.atomic import replace_file
 from genalign.types import UsageError
-from genalign.types.samples import to_levels
 
 log = logging.getLogger(__name__)
 
 FILMS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi"  # a playlist would name files and addresses of its own
-AAC = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples a second
-OPUS = 48000
 ALIGNED = 0.02  # seconds
-
-
-class Codecs(NamedTuple):
-    """How a container is written: the first video codec of the list that is installed, and that of sound."""
-
-    video: tuple[str, ...]
-    options: dict[str, str]
-    sound: str
-
-
-CODECS = {
-    ".mp4": Codecs(("libx264", "mpeg4"), {"crf": "16"}, "aac"),
-    ".webm": Codecs(("libvpx-vp9", "libvpx"), {"crf": "16", "b": "0", "deadline": "good", "cpu-used": "4"}, "libopus"),
-}
 
 
 class Header(NamedTuple):
@@ -73,7 +53,7 @@ def header(path: Path | str) -> Header:
     Raises:
         UsageError: as `load_video`.
     """
-    av = _av(str(path))
+    av = load_av(str(path))
     try:
         with _opened(path) as file, av.open(file, options={"format_whitelist": FILMS}) as container:
             stream = container.streams.video[0]
@@ -100,7 +80,7 @@ def _check_end(container: Any, stream: Any, path: Path) -> None:
 
 def decoded(file: IO[bytes], name: str, fps: float | None, most: int | None = None) -> tuple[Tensor, float]:
     """`load_video` of an open file, which is closed; `name` stands in sentences about it."""
-    av = _av(name)
+    av = load_av(name)
     try:
         with file, av.open(file, options={"format_whitelist": FILMS}) as container:
             stream = container.streams.video[0]
@@ -216,7 +196,7 @@ def has_sound(path: Path) -> bool:
     Raises:
         UsageError: as `load_sound`.
     """
-    av = _av(str(path))
+    av = load_av(str(path))
     try:
         with _opened(path) as file, av.open(file, options={"format_whitelist": FILMS}) as container:
             return bool(container.streams.audio)
@@ -233,7 +213,7 @@ def sound_of(file: IO[bytes], name: str) -> tuple[Tensor, float] | None:
     Raises:
         UsageError: it is damaged, or PyAV is not installed.
     """
-    av = _av(name)
+    av = load_av(name)
     try:
         with file, av.open(file, options={"format_whitelist": FILMS}) as container:
             if not container.streams.audio:
@@ -264,73 +244,10 @@ def _late(container: Any, first: Any) -> float:
     return late if abs(late) > ALIGNED else 0.0
 
 
-def _av(name: str) -> Any:
+def load_av(name: str) -> Any:
+    """PyAV, which is imported where a video is read or written."""
     try:
         import av
     except ImportError as error:
         raise UsageError(f"{name} is a video, which needs PyAV; pip install 'genalign[video]'") from error
     return av
-
-
-# ---- writing --------------------------------------------------------------------------------------------------------
-
-
-def write_video(row: Tensor, rate: float | None, path: Path, sound: tuple[Tensor, float | None] | None = None) -> Path:
-    """Write (F,3,H,W), in [0,1] or as levels, with its sound (C,N): as .webm where `path` ends so, else as .mp4.
-
-    Colours have half the resolution (yuv420p, the one form that every browser plays), which needs even sides: an odd
-    one grows by one pixel, a repeated edge, and the log says so. Sound has two channels where the wave has two, else
-    one, their mean; its rate is kept where the codec knows it (Opus: 48 kHz alone).
-
-    Raises:
-        UsageError: no frame rate, or PyAV is not installed.
-    """
-    av = _av(str(path))
-    if not rate:
-        raise UsageError(f"{path} cannot be written without the frame rate of the video; give Track(video, rate)")
-    path = path if path.suffix in CODECS else path.with_name(f"{path.name}.mp4")
-    height, width = row.shape[-2:]
-    if height % 2 or width % 2:
-        log.info("%s is written %d pixels high and %d wide, since yuv420p needs even sides; its edge is repeated",
-                 path, height + height % 2, width + width % 2)  # fmt: skip
-    codecs, file = CODECS[path.suffix], io.BytesIO()
-    codec = next((name for name in codecs.video if name in av.codecs_available), codecs.video[0])
-    with av.open(file, "w", format=path.suffix[1:]) as container:
-        stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
-        stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
-        stream.options = codecs.options if codec == codecs.video[0] else {}
-        voice = None if sound is None else _voice(container, codecs.sound, *sound)
-        for frame in row:
-            pixels = _even(to_levels(frame)).permute(1, 2, 0).contiguous().numpy()
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-        if sound is not None:
-            _mux(av, container, voice, *sound)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, file.getvalue())
-    return path
-
-
-def _even(frame: Tensor) -> Tensor:
-    """(3,H,W) with even sides: the last row and column stand twice where they have to."""
-    frame = torch.cat([frame, frame[:, -1:]], 1) if frame.shape[1] % 2 else frame
-    return torch.cat([frame, frame[..., -1:]], -1) if frame.shape[-1] % 2 else frame
-
-
-def _voice(container: Any, codec: str, wave: Tensor, rate: float | None) -> Any:
-    own = round(rate or OPUS)
-    known = OPUS if codec == "libopus" else own if own in AAC else min((one for one in AAC if one > own), default=96000)
-    return container.add_stream(codec, rate=known, layout="stereo" if len(wave) == 2 else "mono")
-
-
-def _mux(av: Any, container: Any, stream: Any, wave: Tensor, rate: float | None) -> None:
-    """The sound (C,N) in two channels where it has two, else in one: the mean of its channels."""
-    samples = wave.detach().float().clamp(-1, 1).cpu()
-    samples = samples if len(samples) <= 2 else samples.mean(0, keepdim=True)
-    layout = "stereo" if len(samples) == 2 else "mono"
-    frame = av.AudioFrame.from_ndarray(samples.contiguous().numpy(), format="fltp", layout=layout)
-    frame.sample_rate, frame.time_base, frame.pts = round(rate or OPUS), Fraction(1, round(rate or OPUS)), 0
-    resampler = av.AudioResampler(format=stream.format, layout=layout, rate=stream.rate)
-    for part in [*resampler.resample(frame), *resampler.resample(None)]:
-        container.mux(stream.encode(part))
-    container.mux(stream.encode())

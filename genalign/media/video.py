@@ -15,7 +15,8 @@ from torch import Tensor
 from genalign.files.atomic import replace_file
 from genalign.files.untrusted import neighbour
 from genalign.media import image
-from genalign.media.container import decoded, load_video, write_video
+from genalign.media.container import decoded, load_video
+from genalign.media.film import write_video
 from genalign.media.frames import chunked, measure
 from genalign.media.medium import Budget, Sounds
 from genalign.types import UsageError

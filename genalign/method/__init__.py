@@ -9,6 +9,7 @@ from pathlib import Path
 from genalign.method import (  # noqa: F401
     gradient,
     preference,
+    kto,
     value,
     forward_preference,
     weighted,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genalign.clock import spent
-from genalign.method.losses import k3
+from genalign.method.surrogates import k3
 from genalign.ranks import all_sum, gather, gather_scores, rank
 from genalign.types import (
     Experience,

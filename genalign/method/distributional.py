@@ -15,6 +15,7 @@ from genalign.fronts import spans, tied
 from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums, to_cpu
 from genalign.method.forward import ForwardSettings, Reduction, fitting, stratified_times, without_steps
 from genalign.method.forward_preference import ForwardPreference, ForwardPreferenceSettings, PairExperience, Unit
+from genalign.method.preference_losses import kto_loss
 from genalign.ranks import all_sum
 from genalign.types import Experience, Loss, Media, Method, Policy, Prompt, Reward, Scores, UsageError, sample_seed
 
@@ -181,12 +182,6 @@ class Dragon(ForwardPreference):
             "loss": loss,
         }
         return Loss(loss.sum() / total, sums(log, torch.ones_like(loss, dtype=torch.bool)))
-
-
-def kto_loss(gained: Tensor, shift: float, beta: float, desirable: bool) -> Tensor:
-    """1 - sigmoid(+-beta (g - z)) of each sample (KTO, arXiv 2402.01306, eq. 8, with both weights 1)."""
-    sign = 1.0 if desirable else -1.0
-    return 1 - torch.sigmoid(sign * beta * (gained - shift))
 
 
 def halves(scores: Scores, group: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from genalign.method.forward import (
     stratified_times,
     without_steps,
 )
-from genalign.method.losses import all_pairs, best_worst_pairs, dpo_loss
+from genalign.method.losses import all_pairs, best_worst_pairs
+from genalign.method.preference_losses import dpo_loss
 from genalign.method.settings import PairSource
 from genalign.ranks import all_sum
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError, sample_seed

@@ -1,4 +1,4 @@
-"""Tensors in, tensors out: advantages, the clipped policy gradient, preference losses and pairs.
+"""Tensors in, tensors out: advantages, weights, the forward process's losses, and pairs.
 
 Letters: B rows, K aspects of a reward, G groups, P pairs. Rewards and log-probabilities arrive in fp32; statistics are
 taken in fp64.
@@ -7,10 +7,9 @@ taken in fp64.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from genalign.fronts import RELATIVE_FLOOR, front_ranks, spans, tied
@@ -19,9 +18,6 @@ from genalign.types import Scores, UsageError
 AdvantageRule = Literal["sum_then_normalise", "normalise_then_sum", "lagrangian", "pareto"]
 Std = Literal["group", "batch", "none"]
 Baseline = Literal["group", "batch", "leave_one_out"]
-PreferenceLoss = Literal["sigmoid", "ipo", "hinge", "simpo"]
-
-MAX_LOG_RATIO = 20.0  # nats; summed over latents a stale log-ratio can be hundreds, and exp(89) is inf in fp32
 
 
 def advantages(
@@ -152,49 +148,6 @@ def _unbiased_std(x: Tensor, valid: Tensor) -> Tensor:
     count = valid.sum(0)
     mean = torch.where(valid, x, 0.0).sum(0) / count.clamp(min=1)
     return (torch.where(valid, x - mean, 0.0).square().sum(0) / (count - 1).clamp(min=1)).sqrt()
-
-
-def ppo_clip(
-    logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_low: float, clip_high: float
-) -> tuple[Tensor, Tensor]:
-    """PPO's pessimistic surrogate (arXiv 1707.06347, eq. 7) per element, to be minimised, and where the clip acts.
-
-    logp, old_logp: summed log-densities in nats; advantage broadcasts against them. The ratio is held inside
-    [exp(-clip_low), exp(clip_high)]; outside, the gradient is 0 where moving further would look like a gain.
-
-    Departs from the paper: (1) the range is given in nats of the summed log-ratio, so that it means the same at every
-    resolution; 1 +- eps is clip_low=-log(1-eps), clip_high=log(1+eps). (2) The log-ratio saturates at 20 nats.
-    """
-    log_ratio = logp - old_logp
-    bounded = log_ratio.clamp(-clip_low, clip_high)
-    surrogate = log_ratio.clamp(max=MAX_LOG_RATIO).exp() * advantage
-    acts = ((log_ratio > clip_high) & (advantage > 0)) | ((log_ratio < -clip_low) & (advantage < 0))
-    return -torch.minimum(surrogate, bounded.exp() * advantage), acts
-
-
-def k3(logp: Tensor, reference_logp: Tensor) -> Tensor:
-    """Schulman's unbiased, non-negative estimate of KL(policy || reference) from samples of the policy, in nats."""
-    difference = reference_logp - logp
-    return torch.expm1(difference) - difference
-
-
-def dpo_loss(kind: PreferenceLoss, chosen: Tensor, rejected: Tensor, beta: float, gamma: float = 0.0) -> Tensor:
-    """One loss per pair, (P,), from the scores of winner and loser in nats.
-
-    sigmoid (DPO, arXiv 2305.18290, eq. 7) and hinge (SLiC, arXiv 2305.10425) take log-ratios policy - reference; ipo
-    (arXiv 2310.12036, eq. 17) the same averaged over tokens or latent dims; simpo (arXiv 2405.14734, eq. 6) takes the
-    policy's own log-probabilities so averaged, and the margin gamma.
-    """
-    delta = chosen - rejected
-    if kind == "sigmoid":
-        return F.softplus(-beta * delta)
-    if kind == "hinge":
-        return F.relu(1 - beta * delta)
-    if kind == "ipo":
-        return (delta - 1 / (2 * beta)).square()
-    if kind == "simpo":
-        return F.softplus(gamma - beta * delta)
-    raise ValueError(f"unknown preference loss {kind!r}; one of {', '.join(get_args(PreferenceLoss))}")
 
 
 def nft_loss(

@@ -24,8 +24,9 @@ from genalign.method.forward import (
     stratified_times,
     without_steps,
 )
-from genalign.method.losses import Std, advantages, nft_loss, ppo_clip
+from genalign.method.losses import Std, advantages, nft_loss
 from genalign.method.route import Route, advantages_by_medium
+from genalign.method.surrogates import ppo_clip
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, Trajectory, Weights
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from genalign.files.text import Line, parse_row, read_lines
-from genalign.types import Prompt, Trajectory, UsageError
+from genalign.method.settings import PairSource
+from genalign.types import Policy, Prompt, Trajectory, UsageError
 
 SHAPE = '{"prompt": str, "chosen_seed": int, "rejected_seed": int, "model": str, "sampler": str}'
 
@@ -94,3 +95,18 @@ def check_digest(policy: object, pair: LabelledPair, path: Path) -> None:
                 f"the pairs of {path} were drawn with {key} {getattr(pair, key)[:12]}, not with this recipe's "
                 f"{now[key][:12]}; set {cure} to what it was, or label again"
             )
+
+
+def read_given(policy: Policy, given: PairSource, prompts: Sequence[Prompt]) -> Trajectory:
+    """The given texts of these prompts' pairs, two rows a pair, the preferred one first; nobody drew them, so what is
+    recorded is the reference's.
+
+    Raises:
+        UsageError: the policy scores no texts that it did not draw.
+    """
+    if not isinstance(policy, Reading):
+        raise UsageError(f"{type(policy).__name__} cannot score given texts; take a language model")
+    rows = [prompt for prompt in prompts for _ in range(2)]
+    texts = given.load([prompt.uid for prompt in prompts])["text"].data
+    with policy.weights("reference"):
+        return policy.read(rows, [str(text) for text in texts])

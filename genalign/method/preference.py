@@ -23,8 +23,9 @@ from genalign.method.common import (
     sample_and_score,
     sums,
 )
-from genalign.method.losses import PreferenceLoss, all_pairs, best_worst_pairs, dpo_loss
-from genalign.method.pairs import LabelledPair, Reading, Recalling, check_digest, read_pairs
+from genalign.method.losses import all_pairs, best_worst_pairs
+from genalign.method.pairs import LabelledPair, Recalling, check_digest, read_given, read_pairs
+from genalign.method.preference_losses import AVERAGED, WITH_DOUBT, WITHOUT_REFERENCE, PreferenceLoss, dpo_loss
 from genalign.method.settings import MethodSettings, PairSource
 from genalign.ranks import all_sum
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores, Trajectory, UsageError
@@ -39,15 +40,30 @@ class PreferenceSettings(MethodSettings):
     presets: ClassVar = {
         "d3po": {"group": 4, "loss": "sigmoid", "beta": 0.1},
         "dpo": {"group": 4, "loss": "sigmoid", "beta": 0.1},
+        "simpo": {"group": 4, "loss": "simpo", "beta": 2.0, "gamma": 1.0},
+        "orpo": {"group": 4, "loss": "orpo", "beta": 0.1},
+        "rpo": {"group": 4, "loss": "sigmoid", "beta": 0.1, "sft_weight": 0.1},
+        "dno": {"group": 4, "loss": "sigmoid", "beta": 0.1, "soft_labels": 0.1, "pair_rule": "all"},
+        "selm": {"group": 4, "loss": "sigmoid", "beta": 0.1, "optimism": 1e-3},
     }
     folders: ClassVar = {"trajectories": ()}
 
     loss: PreferenceLoss = "sigmoid"
-    """The preference loss."""
+    """The preference loss (see method/preference_losses.py)."""
     beta: float = Field(0.1, gt=0)
-    """Inverse temperature of the preference, per nat of the summed log-ratio (ipo, simpo: of the mean one)."""
+    """Inverse temperature of the preference, per nat of the summed log-ratio (ipo, simpo, orpo: of the mean one)."""
     gamma: float = 0.0
     """Margin of simpo."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """How probably a label is wrong (cDPO; losses robust and exo, which needs one)."""
+    soft_labels: float | None = Field(None, gt=0)
+    """By how many units of reward the winner must lead for its label to be sigmoid(1) and not 1 (Direct Nash
+    Optimization); null: labels are 1."""
+    sft_weight: float = Field(0.0, ge=0)
+    """Weight of the winner's own negative log-likelihood, a mean over tokens or latent dims (RPO)."""
+    optimism: float = 0.0
+    """Weight, in units of beta, of the log-ratio of both samples: above 0 away from what was drawn before (SELM, VPO
+    online), below 0 towards it (VPO offline)."""
     pair_rule: Literal["best_worst", "all"] = "best_worst"
     """Pairs made of a scored group: its best and worst sample, or every two."""
     min_gap: float = Field(0.0, ge=0)
@@ -69,14 +85,31 @@ class PreferenceSettings(MethodSettings):
             raise UsageError("method.objective is a margin of loss sigmoid, on pairs by reward; drop it, or the others")
         return self
 
+    @model_validator(mode="after")
+    def _loss_takes_them(self) -> Self:
+        doubting = self.label_smoothing > 0 or self.soft_labels is not None
+        if doubting and self.loss not in WITH_DOUBT:
+            raise UsageError(
+                f"method.loss {self.loss} takes no label_smoothing or soft_labels; drop them, or take one of "
+                f"{', '.join(sorted(WITH_DOUBT))}"
+            )
+        if self.loss == "exo" and not doubting:
+            raise UsageError("method.loss exo needs method.label_smoothing above 0, such as 0.001")
+        if self.soft_labels is not None and (self.label_smoothing or self.pairs is not None or self.objective):
+            raise UsageError("method.soft_labels are made of rewards; drop label_smoothing, pairs and objective")
+        if self.optimism and self.loss in WITHOUT_REFERENCE:
+            raise UsageError(f"method.optimism needs a reference, which loss {self.loss} has none of; drop one")
+        return self
+
     def build(self, folder: Path) -> Method:
         return Preference(self, folder)
 
     def build_on(self, pairs: PairSource) -> Method:
         if pairs.kind not in self.learns_from:
             return super().build_on(pairs)
-        if self.pairs is not None or self.objective is not None:
-            name = "pairs" if self.pairs is not None else "objective"
+        made = {"pairs": self.pairs, "objective": self.objective, "soft_labels": self.soft_labels}
+        name = next((name for name, value in made.items() if value is not None), None)
+        if name is not None:
             raise UsageError(f"method.{name} is for pairs of own samples, but data.prompts holds given ones; drop it")
         return Preference(self, given=pairs)
 
@@ -101,6 +134,13 @@ class Preference:
     objective: pairs by one aspect of a reward whose weights w add up to 1, -log s((z - sum_others w_k (r_k,w - r_k,l))
     / w_objective): MODPO (arXiv 2310.03708, eq. 7), whose optimum is that of the weighted sum.
 
+    Labels that may be wrong: cDPO and soft labels by the reward's lead (Direct Nash Optimization, arXiv 2404.03715).
+    sft_weight: the winner's own likelihood beside it (RPO, arXiv 2405.16436). optimism: a weight a on both
+    samples' log-ratios, + a beta l (SELM, arXiv 2405.19332; VPO, arXiv 2405.19320).
+
+    Departs from SELM and VPO: what is moved away from are the samples of the pair, which the policy drew before this
+    update, and no further ones of the reference.
+
     Departs from D3PO: (1) Its code averages the log-density over the D latent dims and takes beta 0.1; that is
     beta 0.1 / D here, so small that the sigmoid never bends; 0.1 per nat lets it saturate as DPO's does. (2) Nothing
     clamps the log-ratios. (3) Samples of a pair start from noises of their own, unless policy.sampler.shared_start.
@@ -118,7 +158,7 @@ class Preference:
             {
                 "rollout",
                 "pairs" if self.labelled or given is not None else "reward",
-                *([] if settings.loss == "simpo" else ["reference"]),
+                *([] if settings.loss in WITHOUT_REFERENCE else ["reference"]),
             }
         )
 
@@ -170,13 +210,8 @@ class Preference:
 
     def _score_given(self, policy: Policy, given: PairSource, prompts: Sequence[Prompt]) -> Experience:
         """The given texts of these prompts' pairs, the preferred one of each before the other."""
-        if not isinstance(policy, Reading):
-            raise UsageError(f"{type(policy).__name__} cannot score given texts; take a language model")
-        rows = [prompt for prompt in prompts for _ in range(2)]
-        texts = given.load([prompt.uid for prompt in prompts])["text"].data
-        with policy.weights("reference"):  # as nobody drew them, what is recorded is the reference's
-            trajectory = policy.read(rows, [str(text) for text in texts])
-        pairs = torch.arange(len(rows)).reshape(-1, 2)
+        trajectory = read_given(policy, given, prompts)
+        pairs = torch.arange(2 * len(prompts)).reshape(-1, 2)
         return Experience(trajectory, None, pairs=pairs, global_rows=_global(len(pairs)))
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
@@ -193,18 +228,26 @@ class Preference:
         pairs, steps = unit
         s, trajectory = self.settings, experience.trajectory
         rows, place = torch.unique(pairs, return_inverse=True)  # place (P,2): where in `rows` a pair's samples are
-        replayed = policy.replay(trajectory, rows.tolist(), steps, versus=None if s.loss == "simpo" else "reference")
-        score = replayed.score if replayed.versus_score is None else replayed.score - replayed.versus_score  # (R,S)
-        score = torch.where(replayed.mask, score, 0.0).sum(1)  # (R,)
-        if s.loss in ("ipo", "simpo"):
-            score = score / (replayed.mask * replayed.count).sum(1).clamp(min=1)
-        chosen, rejected = score[place.to(score.device)].unbind(1)  # (P,)
+        versus: Literal["reference"] | None = None if s.loss in WITHOUT_REFERENCE else "reference"
+        replayed = policy.replay(trajectory, rows.tolist(), steps, versus=versus)
+        if s.loss == "orpo" and not (isinstance(replayed.count, int) and replayed.count == 1):
+            raise UsageError("method.loss orpo needs probabilities, and steps of latents have densities; take simpo")
+        ratio = replayed.score if replayed.versus_score is None else replayed.score - replayed.versus_score  # (R,S)
+        size = (replayed.mask * replayed.count).sum(1).clamp(min=1)  # (R,) tokens, or latent dims
+        score = torch.where(replayed.mask, ratio, 0.0).sum(1) / (size if s.loss in AVERAGED else 1)  # (R,)
+        place = place.to(score.device)
+        chosen, rejected = score[place].unbind(1)  # (P,)
         counts = _complete(trajectory, unit).to(score.device)
         if isinstance(experience, Objectives) and experience.others is not None:
             won, lost = (experience.others[pairs] / s.beta).to(score.device).unbind(1)
             loss = dpo_loss(s.loss, chosen - won, rejected - lost, s.beta / experience.share)
         else:
-            loss = dpo_loss(s.loss, chosen, rejected, s.beta, s.gamma)
+            loss = dpo_loss(s.loss, chosen, rejected, s.beta, s.gamma, self._wrong(experience, pairs, score.device))
+        if s.optimism:
+            loss = loss + s.optimism * s.beta * 0.5 * (chosen + rejected)
+        if s.sft_weight:
+            likelihood = torch.where(replayed.mask, replayed.score, 0.0).sum(1) / size  # (R,)
+            loss = loss - s.sft_weight * likelihood[place[:, 0]]
         log = {
             "rewards/chosen": s.beta * chosen,
             "rewards/rejected": s.beta * rejected,
@@ -213,6 +256,14 @@ class Preference:
             "loss": loss,
         }
         return Loss(torch.where(counts, loss, 0.0).sum() / total, sums(log, counts))
+
+    def _wrong(self, experience: Experience, pairs: Tensor, device: torch.device) -> Tensor | float:
+        """How probably the label of each of pairs (P,2) is wrong."""
+        s = self.settings
+        if s.soft_labels is None or experience.scores is None:
+            return s.label_smoothing
+        won, lost = experience.scores.total[pairs].unbind(1)
+        return torch.sigmoid((lost - won) / s.soft_labels).to(device)
 
 
 def by_objective(scores: Scores, name: str) -> tuple[Scores, Tensor, float]:

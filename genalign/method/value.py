@@ -26,8 +26,8 @@ from genalign.method.common import (
     sample_and_score,
     sums,
 )
-from genalign.method.losses import ppo_clip
 from genalign.method.settings import MethodSettings
+from genalign.method.surrogates import ppo_clip
 from genalign.ranks import gather
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps
 

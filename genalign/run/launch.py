@@ -48,6 +48,12 @@ MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step
 GRID_PROMPTS = 8
 
 
+def may_change(recipe: Recipe) -> list[str]:
+    """The keys that a resumed run may set anew; how far a rate has fallen depends on how many steps there are."""
+    falling = recipe.train.schedule != "constant"
+    return [key for key in MAY_CHANGE if not (falling and key == "train.steps")]
+
+
 def train_recipe(
     name: str, overrides: Sequence[str] = (), out: Path | None = None, resume: str | None = None, plan: bool = False
 ) -> Path | None:
@@ -130,7 +136,7 @@ def run_folder(recipe: Recipe, out: Path | None, held: ExitStack) -> tuple[Path,
     if recipe.train.resume is not None:
         run = _run_to_resume(recipe, out)
         # Both as this version resolves them: older ones wrote shipped models by their full path.
-        changed = changed_key(load_recipe(run / RECIPE).resolved(), resolved, MAY_CHANGE)
+        changed = changed_key(load_recipe(run / RECIPE).resolved(), resolved, may_change(recipe))
         if changed is not None:
             raise UsageError(f"cannot resume {run}: the recipe changed at {changed}; restore it or start a new run")
     else:

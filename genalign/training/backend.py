@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from genalign.ranks import all_sum, rank, world
+from genalign.training.optimizers import build_optimizer, load_optimizer_state, optimizer_state, set_rate
 from genalign.training.selfcheck import check_equal
 from genalign.training.settings import TrainSettings
 from genalign.types import GenalignError, Policy
@@ -45,8 +46,8 @@ class Backend(Protocol):
         """Sum the gradients over ranks and scale them to a global norm of at most `max_norm`; the norm before."""
         ...
 
-    def step(self) -> None:
-        """Move the parameters along their gradients, and forget these."""
+    def step(self, share: float = 1.0) -> None:
+        """Move the parameters along their gradients, at this share of their learning rate, and forget these."""
         ...
 
     def check(self, what: Literal["adapters", "gradients"]) -> None:
@@ -72,7 +73,7 @@ class Backend(Protocol):
 
 
 class Replicated:
-    """One process, or several that each hold the whole adapter: AdamW, and one explicit all-reduce an update.
+    """One process, or several that each hold the whole adapter: one explicit all-reduce an update.
 
     Not DDP, since methods call a policy's networks from inside a pipeline, and some of them twice before a backward.
     """
@@ -80,16 +81,13 @@ class Replicated:
     policy: Policy
     optimizer: torch.optim.Optimizer
     parameters: list[nn.Parameter]
+    rates: list[float]  # of each group of parameters, before a schedule
 
     def prepare(self, policy: Policy, settings: TrainSettings) -> None:
         self.policy = policy
         self.parameters = list(policy.named_trainable().values())
-        self.optimizer = torch.optim.AdamW(
-            policy.parameter_groups(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-        )
+        self.optimizer = build_optimizer(policy.parameter_groups(), policy.named_trainable(), settings)
+        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def backward(self, loss: Tensor, last: bool) -> None:
         if loss.requires_grad:
@@ -107,7 +105,8 @@ class Replicated:
         for parameter, grad in zip(self.parameters, total.split([p.numel() for p in self.parameters]), strict=True):
             parameter.grad = grad.view_as(parameter).clone()
 
-    def step(self) -> None:
+    def step(self, share: float = 1.0) -> None:
+        set_rate(self.optimizer, self.rates, share)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -163,24 +162,3 @@ def _copy(named: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor], folder
         raise GenalignError(f"the adapter in {folder} has other layers than this policy; resume with its own recipe")
     for name, parameter in named.items():
         parameter.copy_(saved[name])
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Moments and counters as `parameter name/entry` -> tensor."""
-    state = {}
-    for name, parameter in named.items():
-        for entry, value in optimizer.state.get(parameter, {}).items():
-            state[f"{name}/{entry}"] = torch.as_tensor(value)
-    return state
-
-
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]
-) -> None:
-    """Undo `optimizer_state`, in place; moments go to their parameter's device, counters stay on the CPU."""
-    optimizer.state.clear()
-    for key, value in state.items():
-        name, _, entry = key.rpartition("/")
-        parameter = named[name]
-        on_device = value.to(parameter.device) if value.shape == parameter.shape else value.clone()
-        optimizer.state.setdefault(parameter, {})[entry] = on_device

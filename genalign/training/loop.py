@@ -21,6 +21,7 @@ from genalign.ranks import all_sum, gather, gather_scores, rank, world
 from genalign.training import checkpoint as ck
 from genalign.training.backend import Backend, Replicated
 from genalign.training.metrics import METRICS, append_metrics, mean_over_ranks, truncate_metrics
+from genalign.training.optimizers import share_of_rate
 from genalign.training.selfcheck import check_replay
 from genalign.training.settings import TrainSettings
 from genalign.types import Experience, GenalignError, Method, Policy, Prompt, Reward, UsageError
@@ -177,7 +178,7 @@ def update(progress: Progress, method: Method, experience: Experience, check: bo
             )
 
         # Move the weights, and their average after them.
-        backend.step()
+        backend.step(share_of_rate(settings, progress.step))
         if settings.ema is not None:
             policy.step_ema(settings.ema)
         _add(sums, {"grad_norm": (norm, 1)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,12 +18,18 @@ class TrainSettings(BaseModel):
     """Rollouts; each ends in `method.updates_per_rollout` optimizer updates."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything drawn: adapter, prompts, samples."""
+    optimizer: Literal["adamw", "adamw-8bit", "muon", "prodigy"] = "adamw"
+    """By name; prodigy needs `pip install 'genalign[optimizers]'`, adamw-8bit `genalign[eight-bit]`."""
     learning_rate: float = Field(default=3e-4, gt=0)
-    """Of AdamW, constant."""
+    """Of the optimizer, at its highest; of prodigy, which finds its own, a factor of that: 1."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls to 0 at `train.steps`, or that it does not."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises to its highest."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of AdamW."""
+    """Of AdamW and Prodigy; muon keeps its own momentum of 0.95."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Of AdamW, decoupled."""
+    """Decoupled."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient's global norm is clipped to this."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -42,6 +48,21 @@ class TrainSettings(BaseModel):
     """Run folder to go on with, or `latest`: the newest one of this recipe."""
     report_to: list[str] = []
     """Trackers that accelerate knows, such as tensorboard or wandb, besides metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _warm_before_the_end(self) -> Self:
+        if self.warmup > self.steps:
+            raise ValueError(f"train.warmup {self.warmup} is longer than the run; set train.warmup={self.steps // 10}")
+        return self
+
+    @model_validator(mode="after")
+    def _prodigy_finds_its_rate(self) -> Self:
+        if self.optimizer == "prodigy" and self.learning_rate < 0.1:
+            raise ValueError(
+                f"train.optimizer prodigy finds its learning rate itself and multiplies it by train.learning_rate, "
+                f"which {self.learning_rate:g} makes too small to move; set train.learning_rate=1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _best_look_is_kept(self) -> Self:

@@ -17,7 +17,7 @@ import yaml
 
 from genalign import build_reward
 from genalign.cli.main import main
-from genalign.media.container import write_video
+from genalign.media.film import write_video
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.helpers.clips import bouncing, gliding, knocks
 from tests.helpers.tiny_videos import RATE

@@ -18,7 +18,7 @@ from genalign.cli.main import _parser, main, parse
 from genalign.data.comparisons import FORMS
 from genalign.data.prompts import read_prompts
 from genalign.files.shipped import shipped
-from genalign.media.container import write_video
+from genalign.media.film import write_video
 from genalign.method import FAMILIES, MethodSettings
 from genalign.reward import PRESETS as REWARDS
 from genalign.reward.build import HEADS, KINDS
@@ -317,7 +317,7 @@ def test_the_citation_is_of_this_version():
 
 def test_every_family_of_methods_has_a_page():
     titles = {path: path.read_text().splitlines()[0] for path in METHODS}
-    named = {path: set(re.findall(r"`([\w-]+)`", title)) for path, title in titles.items()}
+    named = {path: set(re.findall(r"`([\w+-]+)`", title)) for path, title in titles.items()}
     expected = {frozenset(family.presets) for family in FAMILIES}
     assert {frozenset(names) for names in named.values()} == expected, "one page a family, its presets in the title"
 

@@ -11,7 +11,7 @@ import yaml
 from genalign.files.places import stable_name
 from genalign.files.settings import changed_key
 from genalign.files.shipped import shipped
-from genalign.run.launch import MAY_CHANGE
+from genalign.run.launch import MAY_CHANGE, may_change
 from genalign.run.recipe import load_recipe
 
 ROOM = shipped("assets").resolve()
@@ -100,3 +100,11 @@ def test_a_hub_id_and_what_is_nowhere_stay(tmp_path: Path) -> None:
 def test_a_run_by_name_and_one_by_path_are_one_recipe() -> None:
     named, by_path = (load_recipe("image-d3po", words) for words in ([], [f"policy.model={ROOM / 'tiny-flow'}"]))
     assert changed_key(named.resolved(), by_path.resolved(), MAY_CHANGE) is None
+
+
+def test_the_number_of_steps_may_change_on_resuming_unless_the_rate_falls_by_it() -> None:
+    assert "train.steps" in may_change(load_recipe("image-nft"))
+    falling = load_recipe("image-nft", ["train.schedule=cosine"])
+    longer = load_recipe("image-nft", ["train.schedule=cosine", "train.steps=65"])
+    changed = changed_key(falling.resolved(), longer.resolved(), may_change(longer))
+    assert changed == "train.steps (was 64, is 65)"

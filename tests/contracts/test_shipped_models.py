@@ -29,6 +29,14 @@ def test_held_out_judge_reads_clean_scenes_and_rejects_a_changed_fact():
     assert right.valid[:, relation].tolist() == [f["relation"] is not None for f in facts]
 
 
+def test_held_out_judge_of_clips_reads_clean_ones_and_rejects_a_changed_fact():
+    from genalign.lab.moves_judge import judge_accuracy
+
+    right, rejected = judge_accuracy(shipped("assets", "tiny-video-judge"), count=150, seed=29)
+    assert right >= 0.93
+    assert min(rejected.values()) >= 0.85, rejected
+
+
 def test_tiny_clip_prefers_the_true_caption():
     from genalign.lab.clip import clip_accuracy
 
@@ -38,7 +46,7 @@ def test_tiny_clip_prefers_the_true_caption():
 def test_shipped_weights_fit_their_budget_and_are_half_precision():
     files = list(shipped("assets").rglob("*.safetensors"))
     folders = {f.relative_to(shipped("assets")).parts[0] for f in files}
-    kinds = ("flow", "sd", "turbo", "clip", "judge", "vlm-judge", "text-head", "expander")
+    kinds = ("flow", "sd", "turbo", "clip", "judge", "video-judge", "vlm-judge", "text-head", "expander")
     assert {f"tiny-{kind}" for kind in kinds} <= folders
     assert sum(f.stat().st_size for f in files) <= 75e6
 

@@ -7,7 +7,7 @@ import pytest
 
 from genalign.cli.main import main
 from genalign.files.shipped import shipped
-from genalign.media.container import write_video
+from genalign.media.film import write_video
 from genalign.method import build_method
 from genalign.method.search.base import Searching
 from genalign.policy import clip_form_of

@@ -12,7 +12,7 @@ from genalign.data import clips
 from genalign.data.comparisons import read_comparisons
 from genalign.data.preferences import find_pairs
 from genalign.data.prompts import read_prompts
-from genalign.media.container import write_video
+from genalign.media.film import write_video
 from genalign.types import UsageError
 from tests.helpers.clips import bouncing, gliding
 from tests.helpers.preference_files import video_dpo, video_feedback

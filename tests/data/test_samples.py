@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from genalign.data.prompts import read_prompts
-from genalign.media.container import write_video
+from genalign.media.film import write_video
 from genalign.media.form import ClipForm
 from genalign.media.image import load_png
 from genalign.types import UsageError

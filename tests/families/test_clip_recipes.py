@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from genalign.cli.main import main
-from genalign.media.container import load_video, write_video
+from genalign.media.container import load_video
+from genalign.media.film import write_video
 from genalign.run.build import build
 from genalign.run.launch import train_recipe
 from genalign.run.recipe import load_recipe

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from genalign.method import build_method
-from genalign.method.losses import dpo_loss
 from genalign.method.preference import PreferenceSettings
+from genalign.method.preference_losses import dpo_loss
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.types import ForwardProcess, Media, Prompt, Track, Trajectory, UsageError
 from tests.families.table import CLOSE, OPEN, PAGE, committed, table

@@ -12,8 +12,9 @@ from scipy import signal
 from transformers.video_utils import load_video as load_frames
 
 from genalign.media import video
-from genalign.media.container import header, load_sound, write_video
+from genalign.media.container import header, load_sound
 from genalign.media.files import read_media
+from genalign.media.film import write_video
 from genalign.types import Media, Track, UsageError
 
 TONE = 0.3 * torch.sin(2 * math.pi * 500 * torch.arange(16000) / 16000)[None]

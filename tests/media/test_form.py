@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from genalign.media import container
-from genalign.media.container import Header, header, write_video
+from genalign.media.container import Header, header
+from genalign.media.film import write_video
 from genalign.media.form import ClipForm
 from genalign.types import UsageError
 

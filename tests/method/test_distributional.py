@@ -14,7 +14,8 @@ from torch import Tensor
 from genalign.data.prompts import read_prompts
 from genalign.media.image import save_png
 from genalign.method import MethodSettings, build_method
-from genalign.method.distributional import halves, kto_loss
+from genalign.method.distributional import halves
+from genalign.method.preference_losses import kto_loss
 from genalign.reward import SetReward
 from genalign.reward.sets.frechet import Frechet, Moments
 from genalign.reward.sets.kernel import KernelDistance

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genalign.method.common import packed
-from genalign.method.losses import dpo_loss
+from genalign.method.preference_losses import dpo_loss
 from genalign.types import UsageError
 from tests.helpers.learners import LOG2, backward, experience_of, mean, method
 from tests.helpers.toy_policy import DIMS, ToyPolicy, ToyReward, make_scores
@@ -63,6 +63,67 @@ def test_one_example_is_one_replay(token_like, loss):
     assert mean(losses, "rewards/margins") == pytest.approx(sum(margins) / len(margins), rel=1e-3, abs=1e-5)
     assert mean(losses, "rewards/accuracies") == pytest.approx(sum(m > 0 for m in margins) / len(margins))
     assert ("reference" in learner.needs) == (loss != "simpo")
+
+
+def scores_of(policy: ToyPolicy, experience) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-ratios and log-probabilities per dim of winners and losers, (P,2) each, of whole rows."""
+    replayed = policy.replay(experience.trajectory, range(16), versus="reference")
+    ratio = (replayed.score - replayed.versus_score).sum(1)
+    return ratio[experience.pairs], replayed.score.sum(1)[experience.pairs] / (DIMS * policy.steps)
+
+
+def moved_policy() -> ToyPolicy:
+    policy = ToyPolicy(token_like=True)
+    with torch.no_grad():
+        policy.delta += 0.1 * torch.randn(3, DIMS, generator=torch.Generator().manual_seed(1))
+    return policy
+
+
+def test_rpo_adds_the_winners_likelihood_and_selm_the_samples_log_ratio() -> None:
+    policy = moved_policy()
+    plain, rpo, selm, offline = (
+        method("dpo", group=4),
+        method("rpo", group=4, sft_weight=0.3),
+        method("selm", group=4, optimism=0.2),
+        method("dpo", group=4, optimism=-0.2),
+    )
+    experience = experience_of(plain, policy)
+    ratio, likelihood = scores_of(policy, experience)
+
+    def total(learner) -> torch.Tensor:
+        return sum(loss.total for loss in learner.losses(policy, experience))
+
+    base = total(plain)
+    torch.testing.assert_close(total(rpo) - base, -0.3 * likelihood[:, 0].mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(total(selm) - base, 0.2 * 0.1 * ratio.mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(total(offline) - base, -0.2 * 0.1 * ratio.mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_soft_labels_follow_the_rewards_lead() -> None:
+    """Cross entropy between sigmoid of the lead and of the log-ratio, as in Direct Nash Optimization."""
+    learner, policy = method("dno", group=4, soft_labels=0.5), moved_policy()
+    experience = experience_of(learner, policy)
+    assert len(experience.pairs) == 4 * 6
+    ratio, _ = scores_of(policy, experience)
+    p = torch.sigmoid((experience.scores.total[experience.pairs] / 0.5).diff(dim=1).neg())[:, 0]
+    q = torch.sigmoid(0.1 * (ratio[:, 0] - ratio[:, 1]))
+    expected = -(p * q.log() + (1 - p) * (1 - q).log()).mean()
+    found = sum(loss.total for loss in learner.losses(policy, experience))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"loss": "ipo", "label_smoothing": 0.1}, "loss ipo takes no label_smoothing or soft_labels; drop them"),
+        ({"loss": "exo"}, "exo needs method.label_smoothing above 0"),
+        ({"soft_labels": 1.0, "label_smoothing": 0.1}, "soft_labels are made of rewards"),
+        ({"loss": "simpo", "optimism": 0.1}, "optimism needs a reference"),
+    ],
+)
+def test_settings_that_a_loss_cannot_take_are_refused(keys, said) -> None:
+    with pytest.raises(UsageError, match=said):
+        method("dpo", **keys)
 
 
 def test_pairs_join_siblings_and_ties_are_dropped():

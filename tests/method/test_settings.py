@@ -24,9 +24,9 @@ def test_a_preset_fills_in_and_a_recipe_overrides():
         ({"name": "sac"}, "known are ddpo"),
         (
             {"name": "d3po", "kl_beta": 0.1},
-            r"method d3po does not read method\.kl_beta; .* ddpo, flow-grpo, grpo, rloo",
+            r"method d3po does not read method\.kl_beta; .* ddpo, flow-grpo, grpo, dr-grpo, .*, rloo",
         ),
-        ({"name": "grpo", "beta": 0.2}, r"does not read method\.beta; .* d3po, dpo"),
+        ({"name": "grpo", "beta": 0.2}, r"does not read method\.beta; .* d3po, .*dpo"),
         ({"name": "grpo", "group": 1}, "compares siblings"),
         ({"name": "d3po", "group": 1}, "compares siblings"),
         ({"name": "dpo", "objective": "a", "loss": "ipo"}, r"method\.objective is a margin of loss sigmoid"),

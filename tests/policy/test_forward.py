@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 
-from genalign.method.losses import dpo_loss
+from genalign.method.preference_losses import dpo_loss
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.forward import noise_of
 from genalign.types import ForwardProcess, Media, Prompt, Track, UsageError

@@ -139,6 +139,7 @@ class Recording(Replicated):
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.shares: list[float] = []
 
     def prepare(self, policy: Policy, settings: TrainSettings) -> None:
         self.calls.append("prepare")
@@ -152,9 +153,10 @@ class Recording(Replicated):
         self.calls.append("reduce_and_clip")
         return super().reduce_and_clip(max_norm)
 
-    def step(self) -> None:
+    def step(self, share: float = 1.0) -> None:
         self.calls.append("step")
-        super().step()
+        self.shares.append(share)
+        super().step(share)
 
     def check(self, what: Literal["adapters", "gradients"]) -> None:
         self.calls.append(f"check {what}")
@@ -199,10 +201,19 @@ def test_the_loop_reaches_the_weights_through_its_back_end_alone(tmp_path: Path)
     assert torch.equal(resumed.delta, policy.delta)
 
 
+def test_the_rate_of_a_step_is_its_schedules(tmp_path: Path) -> None:
+    settings = TrainSettings(steps=3, schedule="linear", checkpoint_every=3)
+    policy, backend = ToyPolicy(), Recording()
+    backend.prepare(policy, settings)
+    list(train(Progress(policy, ToyReward(), backend, settings), TwoLosses(), lambda step: PROMPTS, tmp_path))
+    assert backend.shares == pytest.approx([0.75, 0.5, 0.25])
+    assert backend.optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * settings.learning_rate)
+
+
 class Frozen(Recording):
     """A back end whose steps move nothing."""
 
-    def step(self) -> None:
+    def step(self, share: float = 1.0) -> None:
         for parameter in self.parameters:
             parameter.grad = None
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from genalign.training.backend import load_optimizer_state, optimizer_state
 from genalign.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
@@ -106,24 +105,3 @@ def test_random_states_come_back() -> None:
     set_random_state({name: tensor.clone() for name, tensor in state.items()})
     again = [random.random(), random.gauss(0, 1), np.random.normal(), np.random.randint(10**6), torch.rand(3).tolist()]
     assert first == again
-
-
-def test_adamw_goes_on_as_if_never_stopped() -> None:
-    def descend(w: torch.nn.Parameter, optimizer: torch.optim.Optimizer, steps: range) -> None:
-        for step in steps:
-            w.grad = torch.sin(w.detach() * 3 + step)
-            optimizer.step()
-
-    straight = torch.nn.Parameter(torch.linspace(-1, 1, 5))
-    descend(straight, torch.optim.AdamW([straight], lr=0.1), range(6))
-
-    first = torch.nn.Parameter(torch.linspace(-1, 1, 5))
-    optimizer = torch.optim.AdamW([first], lr=0.1)
-    descend(first, optimizer, range(3))
-    saved = {name: t.clone() for name, t in optimizer_state(optimizer, {"a.b": first}).items()}
-    second = torch.nn.Parameter(first.detach().clone())
-    resumed = torch.optim.AdamW([second], lr=0.1)
-    load_optimizer_state(resumed, {"a.b": second}, saved)
-    descend(second, resumed, range(3, 6))
-    assert torch.equal(second, straight)
-    assert not torch.equal(second, first)

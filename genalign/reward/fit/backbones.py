@@ -6,56 +6,25 @@ import hashlib
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from genalign.data.judged import Kind
-from genalign.files.untrusted import check_model
-from genalign.reward.base import digest, resolve_model, tensor_rows, texts, weights_digest
+from genalign.reward.base import digest, resolve_model, texts
+from genalign.reward.fit.backbone_settings import BackboneSettings
 from genalign.reward.fit.moving import clip_features, read_frames
+from genalign.reward.fit.transformer_features import TextFeatures, VlmFeatures
 from genalign.reward.heads.clip import REMEMBERED, ClipReward
-from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
-from genalign.reward.template import check_template, fill_text, places
 from genalign.types import Media, Prompt, Track, UsageError
 
 FRAMES = 2.0  # a second, that are taken of a video
 WORD = re.compile(r"\w+")
-PLAIN: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": False}
-
-
-class BackboneSettings(BaseModel):
-    """What turns a sample into features. It stays as it is; only the head on it learns."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    kind: Literal["clip", "text", "vlm"]
-    """clip: an open_clip model, for images, and for videos as the mean of two frames a second; text: a language model
-    or encoder of transformers; vlm: an image-text model of transformers."""
-    model: str
-    """A folder (relative to the recipe), a shipped asset or a hub id."""
-    prompt: bool = True
-    """Of clip: whether the features are of how the picture suits its prompt, or of the picture alone."""
-    motion: bool = False
-    """Of clip, for videos: besides what the frames show, how they change from one to the next (moving.py)."""
-    words: int = Field(default=0, ge=0)
-    """Of clip, for the head match: besides the prompt's embedding its words and neighbouring pairs of words, as a
-    hashed count of this length, since CLIP's embeddings say little of verbs and order; 0: none."""
-    template: str | None = None
-    """Of text and vlm: what is read, with {prompt} and {text}, other braces as they are; null: all that there is."""
-    pool: Literal["mean", "last", "token"] = "mean"
-    """Of text and vlm, over the last hidden states: their mean, the last one, or the one at `token`."""
-    token: str | None = None
-    """Of pool token: a token that the tokenizer knows; it is put at the end where the text has none."""
-    batch_size: int = Field(default=32, ge=1)
-    """Samples a forward pass."""
 
 
 class Backbone(Protocol):
@@ -177,145 +146,6 @@ class ClipFeatures:
         return F.normalize(self.clip.see(media), dim=1).float()
 
 
-class _Transformer:
-    """What text and vlm share: a template, a net of transformers, and pooling over the last hidden states."""
-
-    differentiable = False
-    of_prompt = 0
-
-    def faults(self, media: Media, rows: int) -> list[str | None]:
-        return [None] * rows
-
-    def __init__(self, model: str, settings: BackboneSettings, template: str) -> None:
-        self.model, self.settings = model, settings
-        self.template = settings.template or template
-        check_template(self.template, ("prompt", "text"), f"backbone {model}", some=True)
-
-    @cached_property
-    def loaded(self) -> tuple[nn.Module, Any]:
-        """The net, and its tokenizer or processor."""
-        check_model(self.model)
-        try:
-            net, reader = self._load()
-        except (OSError, ValueError) as error:
-            raise UsageError(f"backbone {self.model} cannot be loaded: {' '.join(str(error).split())}") from error
-        tokenizer = getattr(reader, "tokenizer", reader)
-        token = self.settings.token
-        if token is not None and token not in tokenizer.get_vocab():
-            raise UsageError(f"the tokenizer of {self.model} does not know the token {token!r}; name one that it knows")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return net.to(device).eval().requires_grad_(False), reader
-
-    def _load(self) -> tuple[nn.Module, Any]:
-        raise NotImplementedError
-
-    @property
-    def version(self) -> str:
-        settings = self.settings.model_dump(exclude={"model", "batch_size"})
-        return digest("hidden", weights_digest(self.loaded[0]), settings, self.template)
-
-    def written(self, prompts: Sequence[Prompt], media: Media) -> list[str]:
-        """The template, filled for each row; the token that is pooled stands at its end where it is not in it."""
-        answers = [str(text) for text in media["text"].data] if "text" in media else [""] * len(prompts)
-        both = zip(prompts, answers, strict=True)
-        written = [fill_text(self.template, prompt=prompt.text, text=text) for prompt, text in both]
-        token = self.settings.token
-        return [text if token is None or token in text else text + token for text in written]
-
-    def pooled(self, hidden: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
-        """(R,H) of hidden (R,T,H); mask, ids (R,T). Padding may stand on either side."""
-        if self.settings.pool != "token":
-            return pooled(hidden, mask, self.settings.pool)
-        reader = self.loaded[1]
-        tokenizer = getattr(reader, "tokenizer", reader)
-        there = mask.bool() & (ids == tokenizer.convert_tokens_to_ids(self.settings.token))
-        if not there.any(1).all():
-            raise UsageError(f"a text is too long to reach its token {self.settings.token!r}; shorten the template")
-        return pooled(hidden, there, "last")
-
-
-class TextFeatures(_Transformer):
-    """Pooled hidden states of a language model or text encoder. Texts longer than its context are cut."""
-
-    def __init__(self, model: str, settings: BackboneSettings) -> None:
-        super().__init__(model, settings, "{prompt}\n{text}")
-        self.needs = frozenset({"text", *(["prompt"] if "prompt" in places(self.template) else [])})
-
-    def _load(self) -> tuple[nn.Module, Any]:
-        from transformers import AutoModel, AutoTokenizer
-
-        net = AutoModel.from_pretrained(self.model, **PLAIN)
-        return net, AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
-
-    @torch.no_grad()
-    def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
-        parts = _parts(self.written(prompts, media), self.settings.batch_size)
-        return torch.cat([self.pooled(*hidden_states(*self.loaded, part)).cpu() for part in parts])
-
-    def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]:
-        net, tokenizer = self.loaded
-        return too_long(tokenizer, self.written(prompts, media), context(net, tokenizer))
-
-
-class VlmFeatures(_Transformer):
-    """Pooled hidden states of an image-text model that reads a picture and a text.
-
-    Where samples are images, the picture is the sample; where they are texts, it is the one that the prompt is about.
-    """
-
-    def __init__(self, model: str, settings: BackboneSettings, reads: Kind) -> None:
-        super().__init__(model, settings, "{prompt}" if reads == "image" else "{prompt}\n{text}")
-        self.reads = reads
-        self.needs = frozenset({reads, *(["prompt"] if reads == "text" or "prompt" in places(self.template) else [])})
-
-    def _load(self) -> tuple[nn.Module, Any]:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        net = AutoModelForImageTextToText.from_pretrained(self.model, **PLAIN)
-        return net, AutoProcessor.from_pretrained(self.model, trust_remote_code=False)
-
-    @torch.no_grad()
-    def features(self, prompts: Sequence[Prompt], media: Media) -> Tensor:
-        net, processor = self.loaded
-        shown, written, rows = self._shown(prompts, media), self.written(prompts, media), []
-        for part in _parts(range(len(written)), self.settings.batch_size):
-            given = processor(
-                images=[shown[i] for i in part],
-                text=[self._chat(processor, written[i]) for i in part],
-                return_tensors="pt",
-                padding=True,
-                add_special_tokens=not getattr(processor, "chat_template", None),  # a template writes its own
-            ).to(next(net.parameters()).device)
-            hidden = net(**given, output_hidden_states=True).hidden_states[-1].float()
-            rows.append(self.pooled(hidden, given["attention_mask"], given["input_ids"]).cpu())
-        return torch.cat(rows)
-
-    def cut(self, prompts: Sequence[Prompt], media: Media) -> list[bool]:
-        return [False] * len(prompts)  # its processor cuts nothing
-
-    def _shown(self, prompts: Sequence[Prompt], media: Media) -> list[Any]:
-        from genalign.media.image import to_pil
-
-        if self.reads == "image":
-            return [to_pil(image) for image in tensor_rows(media["image"])]
-        pictures = []
-        for prompt in prompts:
-            track = None if prompt.media is None else prompt.media.get("image")
-            if track is None or not isinstance(track.held[0], Tensor):
-                raise UsageError(
-                    f"backbone {self.model} reads pictures, but a prompt has none; set backbone.kind: text"
-                )
-            pictures.append(to_pil(track.held[0]))
-        return pictures
-
-    @staticmethod
-    def _chat(processor: Any, text: str) -> str:
-        if getattr(processor, "chat_template", None):
-            chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-            return processor.apply_chat_template(chat)
-        return f"{processor.image_token}\n{text}"
-
-
 def nearest_frames(total: int, rate: float | None, wanted: float = FRAMES) -> list[int]:
     """Of `total` frames at `rate` a second the ones nearest to the times 0, 1/wanted, 2/wanted ...; all of a slower
     video, or of one whose rate is not known."""
@@ -341,7 +171,3 @@ def word_counts(prompts: Sequence[str], size: int) -> Tensor:
         for term in [*words, *map(" ".join, pairwise(words))]:
             row[zlib.crc32(term.encode()) % size] += 1
     return F.normalize(counts, dim=1)
-
-
-def _parts(rows: Any, size: int) -> Iterator[Any]:
-    return (rows[at : at + size] for at in range(0, len(rows), size))
