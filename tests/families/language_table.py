@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.families.test_language_families import ALL, asked, rolled
+from tests.helpers.language_policies import ALL, asked, rolled
 from tests.helpers.tiny_readers import READERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "language.md"

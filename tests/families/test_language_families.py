@@ -6,7 +6,6 @@ the completion behind it, and one forward of that row alone, on pixels.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
@@ -15,51 +14,16 @@ from torch import Tensor
 
 from genalign.media.image import to_pil
 from genalign.policy.language import LanguagePolicy
-from genalign.policy.settings import Lora, PolicySettings
-from genalign.types import Media, Prompt, Track, Trajectory, UsageError
+from genalign.policy.settings import Lora
+from genalign.types import Prompt, Trajectory, UsageError
 from genalign.types.samples import to_levels
+from tests.families.language_table import committed, table
+from tests.helpers.language_policies import ALL, CLIPS, PICTURES, TEMPERATURE, TEXTS, asked, noise, policy, rolled
 from tests.helpers.tiny_readers import READERS
 from tests.helpers.tiny_writers import WRITERS
 
-ALL = {**{name: reader.build for name, reader in READERS.items()}, **WRITERS}
-TEMPERATURE = 0.8
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-TEXTS = [Prompt("how many star", uid=0), Prompt("hello", uid=1), Prompt("is the red car left of a blue sun", uid=2)]
-PICTURES = [
-    Prompt("how many star", Media(image=Track(noise(1, 3, 20, 20))), uid=0),
-    Prompt("is the red car left of a blue sun", uid=1),
-    Prompt("draw", Media(image=Track([noise(3, 20, 20, seed=1), noise(3, 16, 24, seed=2)])), uid=2),
-]
-CLIPS = [Prompt("how many cat", Media(video=Track(noise(1, 4, 3, 20, 20), 2.0)), uid=0), TEXTS[1]]
-SOUNDS = [Prompt("how many dog", Media(audio=Track(2 * noise(1, 2, 8000) - 1, 16000.0)), uid=0), TEXTS[1]]
-ASKED = {"image": PICTURES, "video": CLIPS, "audio": SOUNDS}
 CASES = [(name, medium) for name, reader in READERS.items() for medium in sorted(reader.media)]
 CASES += [(name, "text") for name in WRITERS]
-
-
-def policy(name: str, batch_size: int = 16, side: str = "right", **keys: Any) -> LanguagePolicy:
-    model, reader = ALL[name]()
-    if name == "mamba2":
-        keys = {"lora": Lora(rank=4, targets="all-linear"), **keys}  # it has no attention
-    getattr(reader, "tokenizer", reader).padding_side = side
-    chosen = {"model": "tiny", "lora": Lora(rank=4), "max_new_tokens": 6, "temperature": TEMPERATURE, **keys}
-    return LanguagePolicy(model, reader, PolicySettings(batch_size=batch_size, **chosen))
-
-
-def asked(medium: str) -> list[Prompt]:
-    return ASKED.get(medium, TEXTS)
-
-
-@cache
-def rolled(name: str, medium: str) -> tuple[LanguagePolicy, Trajectory]:
-    """Shared by tests, which leave the weights as they found them."""
-    of = policy(name)
-    return of, of.rollout(asked(medium), 3, 5)
 
 
 def messages(prompt: Prompt) -> list[dict[str, Any]]:
@@ -205,8 +169,6 @@ def test_an_adapter_is_of_the_language_model_and_loads_in_plain_peft(name: str, 
 
 
 def test_the_table_of_the_docs_is_what_the_sweep_finds() -> None:
-    from tests.families.language_table import committed, table
-
     assert committed() == table(), "write it anew: python -m tests.families.language_table"
 
 

@@ -16,7 +16,7 @@ from genalign.policy.language.processor import Reader
 from genalign.policy.settings import Lora, PolicySettings
 from genalign.types import Media, Prompt, Track, UsageError
 from genalign.types.samples import to_levels
-from tests.families.test_language_families import CLIPS, PICTURES, SOUNDS, TEXTS, noise
+from tests.helpers.language_policies import CLIPS, PICTURES, SOUNDS, TEXTS, noise
 from tests.helpers.tiny_readers import READERS, template
 
 PICTURE = PICTURES[0].media
