@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from genalign.policy.language.batch import Encoded
-from genalign.policy.language.processor import Reader, encode_media
+from genalign.policy.language.processor import Reader
 from genalign.policy.settings import PolicySettings
 from genalign.types import Prompt, UsageError
 
@@ -94,8 +94,7 @@ class Chat:
         ids = ids[doubled:]
         self._check(ids, prompt)
         beside = {name: tuple(values[doubled:]) for name, values in along.items()}
-        seen = encode_media(self.reader.model, media) if self.reader is not None and media else ()
-        return Encoded(tuple(ids), opening, beside, *seen)
+        return Encoded(tuple(ids), opening, beside, media)
 
     def _check(self, ids: Sequence[int], prompt: Prompt) -> None:
         if not ids:

@@ -19,7 +19,7 @@ from genalign.policy.archive import settings_digest, weights_digest
 from genalign.policy.language.batch import Encoded, batch
 from genalign.policy.language.chat import Chat
 from genalign.policy.language.head import Head, Scored
-from genalign.policy.language.processor import Reader
+from genalign.policy.language.processor import Reader, with_encoded_media
 from genalign.policy.language.sampling import Sampler
 from genalign.policy.settings import PolicySettings
 from genalign.types import GenalignError, Media, Prompt, Steps, Track, Trajectory, UsageError, Weights, sample_seed
@@ -106,7 +106,7 @@ class LanguagePolicy:
             UsageError: a prompt and its answer are longer than the model's context.
         """
         encoded = self._encode(prompts, 0)
-        completions = [self._answer(*pair) for pair in zip(prompts, answers, strict=True)]
+        completions = [self._answer(*given) for given in zip(prompts, encoded, answers, strict=True)]
         return self._trajectory(tuple(prompts), encoded, completions, [0] * len(encoded))
 
     def _trajectory(
@@ -172,7 +172,7 @@ class LanguagePolicy:
         ]
         for key, prompt in zip(keys, prompts, strict=True):
             if key not in known:
-                known[key] = self._encode_one(prompt, longest)
+                known[key] = with_encoded_media(self.model, self._encode_one(prompt, longest))
         return [known[key] for key in keys]
 
     def check_prompt(self, prompt: Prompt, answer: str | None = None) -> None:
@@ -181,32 +181,34 @@ class LanguagePolicy:
         Raises:
             UsageError: it brings media, has no tokens, or leaves no room in the model's context.
         """
-        if answer is None:
-            self._encode([prompt], self.settings.max_new_tokens)
-        else:
-            self._answer(prompt, answer)
+        encoded = self._encode_one(prompt, self.settings.max_new_tokens if answer is None else 0)
+        if answer is not None:
+            self._answer(prompt, encoded, answer)
 
-    def _answer(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+    def _answer(self, prompt: Prompt, encoded: Encoded, text: str) -> tuple[int, ...]:
         """The tokens of a given completion, up to and with the one that ends a turn."""
-        ids = self.chat.answer(self.chat.encode(prompt), text)
+        ids = self.chat.answer(encoded, text)
         if not ids:
             raise UsageError(f"an answer to {prompt.text[:40]!r} has no tokens in this model's vocabulary; drop it")
         if self.placeholders & {*ids}:
             raise UsageError(f"an answer to {prompt.text[:40]!r} holds a placeholder of media, as none can; drop it")
-        self._encode_one(prompt, len(ids))
+        self._check_room(prompt, encoded, len(ids))
         return ids
 
     def _encode_one(self, prompt: Prompt, longest: int) -> Encoded:
         if prompt.media is not None and self.chat.reader is None:
             raise UsageError(f"prompt {prompt.text!r} brings media along, but this language model reads text only")
         encoded = self.chat.encode(prompt)
+        self._check_room(prompt, encoded, longest)
+        return encoded
+
+    def _check_room(self, prompt: Prompt, encoded: Encoded, longest: int) -> None:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(encoded.ids) + longest > limit:
             raise UsageError(
                 f"prompt {prompt.text[:40]!r} has {len(encoded.ids)} tokens, which leaves no room for {longest} more "
                 f"in the model's {limit}; shorten it or lower policy.max_new_tokens"
             )
-        return encoded
 
     # ---- replay -----------------------------------------------------------------------------------------------------
 

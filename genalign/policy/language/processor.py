@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from genalign.media.image import to_pil
 from genalign.media.resample import resampled
+from genalign.policy.language.batch import Encoded
 from genalign.types import Modality, Prompt, Track, UsageError
 from genalign.types.samples import to_levels
 
@@ -161,20 +163,18 @@ class Reader:
 
 
 @torch.no_grad()
-def encode_media(model: Any, media: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A prompt's media on the model's device, with pixels encoded by its vision towers where its forward takes them so:
-    what is left of the media, and the towers' outputs by modality. Adapters leave the towers alone.
-    """
-    weight, left = next(model.parameters()), {}
+def with_encoded_media(model: Any, row: Encoded) -> Encoded:
+    """The prompt with its media on the model's device, and pixels encoded by its vision towers where its forward takes
+    them so. Adapters leave the towers alone, so that holds for as long as a run."""
+    weight, media = next(model.parameters()), {}
     seen: dict[str, Any] = {}
-    for name, value in media.items():
-        left[name] = value.to(weight.device, weight.dtype if value.is_floating_point() else None)
-    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        return left, seen
+    for name, value in row.media.items():
+        media[name] = value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+    takes_encoded = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
     for medium, pixels in zip(("image", "video"), PIXELS, strict=True):
         encode = getattr(model.base_model, f"get_{medium}_features", None)
-        if pixels in left and encode is not None:
-            own = {name: left[name] for name in inspect.signature(encode).parameters if name in left}
+        if takes_encoded and pixels in media and encode is not None:
+            own = {name: media[name] for name in inspect.signature(encode).parameters if name in media}
             seen[medium] = encode(**own, return_dict=True)
-            del left[pixels]
-    return left, seen
+            del media[pixels]
+    return replace(row, media=media, seen=seen)
