@@ -1,7 +1,8 @@
 """A step of GRPO on a language model, in seconds and bytes, beside TRL's. `python -m tests.bench.test_bench_language`.
 
 The model is a Llama of 40 million random weights, most of them of its vocabulary, under a LoRA of all attention
-projections; a step is 8 prompts of 8 completions, scored by a rule, and one update, all in one micro-batch.
+projections; a step is 8 prompts of 8 completions, scored by a rule, and one update, all in one micro-batch. TRL's
+gradient checkpointing is off: it would spend time for memory.
 """
 
 from __future__ import annotations
