@@ -125,7 +125,7 @@ def _fit(built: Built, bank: Bank, settings: GuidanceSettings, out: Path) -> dic
 
     how, seed, reward = settings.fit, built.recipe.train.seed, built.reward
     assert reward is not None
-    text = reader(how.text, built.recipe.folder)(bank.prompts)  # (N,E)
+    text = reader(how.text, how.words, built.recipe.folder)(bank.prompts)  # (N,E)
     names = torch.unique(bank.group)
     order = names[torch.from_numpy(np.random.default_rng(seed).permutation(len(names)))]
     kept = max(1, round(HELD_OUT * len(names)))
@@ -143,7 +143,7 @@ def _fit(built: Built, bank: Bank, settings: GuidanceSettings, out: Path) -> dic
     fit(net, loss_of, steps=how.steps, learning_rate=how.learning_rate, state=out / "fit.safetensors")
     rows = torch.isin(bank.group, examined).nonzero()[:, 0]
     accuracy = measure(net, bank, text, rows, LEVELS, how.noise_aware)  # (levels, K)
-    save_noisy(net, out, bank, text, reward.aspects, how.text, how.noise_aware)
+    save_noisy(net, out, bank, text, reward.aspects, how.text, how.noise_aware, how.words)
     by_level: dict[str, list[float | None]] = {}
     for name, column in zip(reward.aspects, accuracy.T.tolist(), strict=True):
         by_level[name] = [None if value != value else value for value in column]  # NaN: no pair to order

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from genalign.evaluation.base_rows import read_rows
-from genalign.evaluation.intervals import compare
+from genalign.evaluation.intervals import compare, win_rate
 from genalign.evaluation.results import HEADINGS, rows
 from genalign.evaluation.settings import EvalSettings
 from genalign.evaluation.summary import by_word
@@ -38,7 +38,8 @@ def evaluate(
 
     A metric is called `<reward name>/<aspect>` (an aspect named like its reward is called so once); a training reward
     of several aspects also has `<reward name>/total`. It counts the prompts on which it is valid both before and after,
-    each by its mean over the seeds. `delta` has a 95% interval from a paired bootstrap over those prompts; `sweep`
+    each by its mean over the seeds. `delta` has a 95% interval from a paired bootstrap over those prompts, as has
+    `wins`, the share of them that the tuned policy wins, half of the ties included; `sweep`
     holds both rows over all guidance scales, there over the prompts valid in that cell, and how many samples failed to
     be scored; `judged` says what the headline is and how its kinds changed (see `summary`). The best scale is chosen by
     the first judge's first aspect, without a judge by the first reward. Ranks share the prompts; rank 0 writes.
@@ -71,9 +72,10 @@ def evaluate(
         headlines[held[0]] = held_out[0]
     metrics: dict[str, Any] = {}
     for k, name in enumerate(names):
-        compared = compare(by_prompt(before[low, ..., k]), by_prompt(after[high, ..., k]))
-        if compared is not None:  # a metric that is never valid is left out
-            metrics[name] = {**compared, "held_out": name in held}
+        pair = by_prompt(before[low, ..., k]), by_prompt(after[high, ..., k])
+        compared, won = compare(*pair), win_rate(*pair)
+        if compared is not None and won is not None:  # a metric that is never valid is left out
+            metrics[name] = {**compared, **won, "held_out": name in held}
     leader = held_out[0] if held_out else rewards[0]
     kinds = _kinds(trial, leader, names[headline], before[low], after[high])
     if seen and rewards:

@@ -1,4 +1,4 @@
-"""Paired differences and their bootstrap interval."""
+"""Paired differences and win rates, and their bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -19,11 +19,25 @@ def compare(before: np.ndarray, after: np.ndarray, draws: int = BOOTSTRAP_DRAWS)
     if not both.any():
         return None
     delta = after[both] - before[both]
-    picks = np.random.default_rng(0).integers(0, len(delta), size=(draws, len(delta)))  # (draws, N)
-    low, high = np.percentile(delta[picks].mean(axis=1), [2.5, 97.5])
     return {
         "before": float(before[both].mean()),
         "after": float(after[both].mean()),
         "delta": float(delta.mean()),
-        "ci95": [float(low), float(high)],
+        "ci95": _interval(delta, draws),
     }
+
+
+def win_rate(before: np.ndarray, after: np.ndarray, draws: int = BOOTSTRAP_DRAWS) -> dict[str, Any] | None:
+    """The share of prompts of which `after` is higher, half of the ties included, and its interval, as `compare`'s."""
+    both = np.isfinite(before) & np.isfinite(after)
+    if not both.any():
+        return None
+    won = (1 + np.sign(after[both] - before[both])) / 2  # (N,): 1, 0.5 of a tie, or 0
+    return {"wins": float(won.mean()), "wins95": _interval(won, draws)}
+
+
+def _interval(values: np.ndarray, draws: int) -> list[float]:
+    """The 95% percentile interval of the mean of values (N,)."""
+    picks = np.random.default_rng(0).integers(0, len(values), size=(draws, len(values)))  # (draws, N)
+    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
+    return [float(low), float(high)]

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 AAC = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # samples a second
 OPUS = 48000
+BT601, BT709 = 6, 1  # ITU-T H.273: the matrix that RGB was converted by, and the primaries and curve of screens
 
 
 class Codecs(NamedTuple):
@@ -40,8 +41,10 @@ def write_video(row: Tensor, rate: float | None, path: Path, sound: tuple[Tensor
     """Write (F,3,H,W), in [0,1] or as levels, with its sound (C,N): as .webm where `path` ends so, else as .mp4.
 
     Colours have half the resolution (yuv420p, the one form that every browser plays), which needs even sides: an odd
-    one grows by one pixel, a repeated edge, and the log says so. Sound has two channels where the wave has two, else
-    one, their mean; its rate is kept where the codec knows it (Opus: 48 kHz alone).
+    one grows by one pixel, a repeated edge, and the log says so. The file names the matrix of its colours: of a file
+    without one, browsers show an mp4 of 720 lines by another matrix, a green of (20, 200, 60) as (6, 175, 60). Sound
+    has two channels where the wave has two, else one, their mean; its rate is kept where the codec knows it (Opus:
+    48 kHz alone).
 
     Raises:
         UsageError: no frame rate, or PyAV is not installed.
@@ -60,6 +63,8 @@ def write_video(row: Tensor, rate: float | None, path: Path, sound: tuple[Tensor
         stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
         stream.options = codecs.options if codec == codecs.video[0] else {}
+        stream.codec_context.colorspace, stream.codec_context.color_primaries = BT601, BT709
+        stream.codec_context.color_trc = BT709
         voice = None if sound is None else _voice(container, codecs.sound, *sound)
         for frame in row:
             pixels = _even(to_levels(frame)).permute(1, 2, 0).contiguous().numpy()

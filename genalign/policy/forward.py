@@ -21,6 +21,7 @@ from genalign.types import Prompt, Steps, UsageError, Weights, sample_seed
 
 ROUNDED = 0.05  # a pipeline may keep latents in half precision between steps
 FINE = 50  # steps of the grid that `at` points into
+TRACE = 1e-3  # of the sample at the first level of some flow schedulers, whose samplers begin with noise alone there
 
 
 def fine_steps(scheduler: Any) -> int:
@@ -64,12 +65,18 @@ def shares_of(path: Path, step: int) -> tuple[float, float]:
             return 1.0, (a / s) ** 2 if s else math.inf
 
 
+def share_of_sample(path: Path, step: int) -> float:
+    """a of x_t = a x0 + s eps: 0 of a flow where it is a TRACE, less than half precision keeps."""
+    a = float(path.a[step])
+    return 0.0 if path.is_flow and a < TRACE else a
+
+
 class OneTime:
     """Denoise and step hooks that run the denoiser on `clean` (R,*L), noised at one time.
 
     The time is entered twice: the first step is a blank whose x' is x_t, so that x_t enters where the pipeline has its
     latents, whatever it does to make the first ones. twins: for each row the first one of its prompt and its noise;
-    where x_t is nothing but noise, they are computed once.
+    where x_t is noise alone, they are computed once.
     """
 
     def __init__(self, pipe: Pipe, clean: Tensor, seeds: Sequence[int], at: float, twins: Sequence[int] | None) -> None:
@@ -98,8 +105,7 @@ class OneTime:
         if not self._entered:
             return self.stage.join(self.stage.fill(args, kwargs, len(self.clean)))
         assert self._where is not None
-        path, step = self._where
-        equal = self.twins if float(path.a[step]) == 0 else None
+        equal = self.twins if share_of_sample(*self._where) == 0 else None
         return self.stage.join(self.stage.answer(args, kwargs, len(self.clean), twins=equal))
 
     def _step(self, out: Tensor, sample: Tensor) -> Tensor:
@@ -126,7 +132,7 @@ class OneTime:
         x0 = self.clean.to(sample.device, wide)
         eps = path.unit * noise_of(self.seeds, x0.shape[1:]).to(x0)
         self.target = target_of(path, step, x0, eps)
-        self._noised = (float(path.a[step]) * x0 + float(path.s[step]) * eps).to(sample.dtype)
+        self._noised = (share_of_sample(path, step) * x0 + float(path.s[step]) * eps).to(sample.dtype)
 
 
 def check_form(pipe: Pipe, clean: Tensor, sample: Tensor) -> None:

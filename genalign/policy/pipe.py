@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from genalign.policy.spans import Spans
 
 Hook = AbstractContextManager[None]
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by axes of what is convolved: pictures, videos
 BEHIND_DECODER = ("safety_checker", "watermark", "watermarker")
 
 
@@ -259,14 +260,16 @@ class Pipe:
 
 
 def _lay_out(module: nn.Module) -> None:
-    """Hold an autoencoder in half precision on a CPU channels last, which its kernels take two thirds of the time for.
+    """Hold an autoencoder in half precision on a CPU channels last, which its kernels take two thirds of the time for,
+    and of videos half.
 
     They round as well, though not alike: where samples are as plain diffusers' to the bit, in float32, it stays as is.
     """
     held = {(p.device.type, p.dtype.itemsize) for p in module.parameters()}
-    dimensions = max((p.ndim for p in module.parameters()), default=0)  # 4 where it convolves pictures, 5 videos
-    if hasattr(module, "decode") and held == {("cpu", 2)} and dimensions == 4:
-        module.to(memory_format=torch.channels_last)
+    if hasattr(module, "decode") and held == {("cpu", 2)}:
+        for parameter in module.parameters():
+            if parameter.ndim in CHANNELS_LAST:
+                parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim])
 
 
 def _unit(first: Tensor, scale: float) -> float:

@@ -79,9 +79,12 @@ def is_deterministic_one_step(scheduler: Any) -> bool:
 
 
 def replaces_step(scheduler: Any) -> bool:
-    """Whether another step is taken in the place of the scheduler's own; DDIM's alone is kept where it ends right."""
-    from diffusers import DDIMScheduler
+    """Whether another step is taken in the place of the scheduler's own. DDIM's is kept where it ends right, and
+    DPM-Solver's of first order is the ODE's."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
+    if isinstance(scheduler, DPMSolverMultistepScheduler) and scheduler.config.solver_order == 1:
+        return str(scheduler.config.algorithm_type).startswith("sde")
     return not (isinstance(scheduler, DDIMScheduler) and scheduler.config.timestep_spacing != "linspace")
 
 

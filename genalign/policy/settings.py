@@ -30,8 +30,8 @@ class Sampler(BaseModel):
     noise: float = Field(default=0.7, ge=0)
     """Noise level of the kernel: a of flow-sde, eta of dance, cps and ddim."""
     noise_block: int = Field(default=1, ge=1)
-    """Side of the squares of latents that share exploration noise; 1: each latent has its own. A larger one makes
-    policy gradients less noisy, and leaves detail unexplored."""
+    """Side of the squares of latents that share exploration noise, in each frame of a video; 1: each latent has its
+    own. A larger one makes policy gradients less noisy, and leaves detail unexplored."""
     steps: int = Field(default=10, ge=1)
     """Denoising steps of a rollout."""
     sigmas: list[float] | None = None

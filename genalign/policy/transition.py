@@ -107,8 +107,8 @@ class StepTable:
 
     block: side of the squares of latents that share their noise. Above 1 a step is stochastic in the block means
     alone, each of which gets the noise that white noise would give it, and follows the ODE in everything else; only
-    block means are scored. A latent of side n then has (n / block)^2 scored dims a channel instead of n^2: the policy
-    gradient loses that much variance, and what layout, count and colour depend on is still explored.
+    block means are scored. A latent of side n then has (n / block)^2 scored dims a channel (and frame) instead of n^2:
+    the policy gradient loses that much variance, and what layout, count and colour depend on is still explored.
     """
 
     path: Path
@@ -191,12 +191,14 @@ class StepTable:
         """The part of x (R, *L) that steps explore: all of it, or its block means, spread back."""
         if self.block == 1:
             return x
-        if x.dim() != 4 or x.shape[2] % self.block or x.shape[3] % self.block:
+        if x.dim() not in (4, 5) or x.shape[-2] % self.block or x.shape[-1] % self.block:
             raise UsageError(
-                f"policy.sampler.noise_block {self.block} needs latents (channels, height, width) whose sides it "
-                f"divides, not {tuple(x.shape[1:])}; set it to 1"
+                f"policy.sampler.noise_block {self.block} needs latents (channels, height, width), or of frames, whose "
+                f"sides it divides, not {tuple(x.shape[1:])}; set it to 1"
             )
-        return F.interpolate(F.avg_pool2d(x, self.block), scale_factor=self.block, mode="nearest")
+        planes = x.flatten(1, -3)  # each channel of each frame by itself
+        spread = F.interpolate(F.avg_pool2d(planes, self.block), scale_factor=self.block, mode="nearest")
+        return spread.reshape(x.shape)
 
     def _std(self, i: int) -> float:
         return float(self.S[i]) * self.path.unit

@@ -17,6 +17,7 @@ import torch
 from genalign.files.atomic import replace_file
 from genalign.files.settings import changed_key, write_yaml
 from genalign.method.search.base import Searching
+from genalign.method.search.nrg import Guidance
 from genalign.ranks import gather, rank, world
 from genalign.run.build import Built, build, check_prompts
 from genalign.run.finish import finish, measure_search, tuned
@@ -79,6 +80,8 @@ def train_recipe(
         check_prompts(built)
         print_plan(built)
         return None
+    if isinstance(built.method, Guidance):
+        built.method.reward()  # before anything is drawn that it would guide
     with ExitStack() as held:
         run, resumed = run_folder(recipe, out, held)
         check_prompts(built)

@@ -19,6 +19,7 @@ COLUMN = "the columns of other people's data files"
 JUDGE = "a judge model is shown pictures and texts"
 PAIRS = "which given pairs a method learns from: those of a forward process, or of a sequence of tokens"
 REASONS = {
+    "cli/table_cells.py": "which recipes stand in which table, by how their names begin",
     "data/clips.py": "clips of prompts are decoded when they are read",
     "data/comparisons.py": COLUMN,
     "data/conversations.py": "the key `text` of a message's parts",

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from genalign.cli.table import cells
+from genalign.cli.table_cells import IMAGE, cells
 from genalign.files.shipped import shipped
 
 STORED = {name: cell["digest"] for name, cell in json.loads((shipped("assets") / "table.json").read_text()).items()}
@@ -16,7 +16,7 @@ QUICK = ["image-d3po-seed-0", "image-parrot-seed-0", "image-nrg-seed-0"]  # plai
 
 def test_every_stored_cell_is_one_and_the_page_names_those_that_are_missing() -> None:
     assert set(STORED) <= set(CELLS)
-    missing = [name.removeprefix("image-") for name in CELLS if name not in STORED]
+    missing = [name.removeprefix("image-") for name in CELLS if name not in STORED and CELLS[name].medium == IMAGE]
     page = (shipped("assets").parent / "docs" / "results.md").read_text()
     assert (f"Not measured yet on these models: {', '.join(missing)}." in page) == bool(missing)
 

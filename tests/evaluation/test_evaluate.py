@@ -13,7 +13,7 @@ import torch.multiprocessing as spawn
 from scipy import stats
 
 from genalign.evaluation.evaluate import evaluate, print_table
-from genalign.evaluation.intervals import compare
+from genalign.evaluation.intervals import compare, win_rate
 from genalign.evaluation.settings import EvalSettings
 from genalign.ranks import leave
 from genalign.types import Prompt, Scores, UsageError, sample_seed
@@ -72,6 +72,7 @@ def test_values_sweep_and_best_scale(tmp_path):
     assert metric["after"] == pytest.approx(0.03 + 0.5 + noise, abs=1e-6)  # best of the tuned: scale 1
     assert metric["delta"] == pytest.approx(0.2, abs=1e-6)
     assert metric["ci95"] == pytest.approx([0.2, 0.2], abs=1e-6)  # every prompt gains the same: no spread
+    assert (metric["wins"], metric["wins95"]) == (1.0, [1.0, 1.0])
     assert metric["held_out"] is True
     assert result["sweep"]["before"]["best"] == 2.0
     assert result["sweep"]["after"]["best"] == 1.0
@@ -218,8 +219,25 @@ def test_interval_is_the_bootstrap_of_the_mean():
     assert unpaired.high - unpaired.low > 1.5 * (compared["ci95"][1] - compared["ci95"][0])
 
 
+def test_a_win_rate_counts_ties_half_and_has_the_bootstrap_of_a_share():
+    """By hand: two won, one tied, one lost, one not to be compared; and scipy's bootstrap of the wins alone."""
+    won = win_rate(np.array([0.0, 1, 5, 2, np.nan]), np.array([1.0, 3, 5, 1, 0]))
+    assert won is not None
+    assert won["wins"] == (1 + 1 + 0.5 + 0) / 4
+    rng = np.random.default_rng(2)
+    before = rng.normal(0.3, 1.0, 400)
+    after = before + rng.normal(0.1, 0.5, 400)
+    found = win_rate(before, after)
+    share = (after > before).astype(float)
+    oracle = stats.bootstrap((share,), np.mean, n_resamples=9999, method="percentile", rng=rng).confidence_interval
+    assert found["wins"] == share.mean()
+    assert found["wins95"] == pytest.approx(list(oracle), abs=0.006)
+    assert win_rate(after, before)["wins"] == pytest.approx(1 - found["wins"])
+
+
 def test_interval_needs_a_pair():
     assert compare(np.array([np.nan, 1.0]), np.array([1.0, np.inf])) is None
+    assert win_rate(np.array([np.nan, 1.0]), np.array([1.0, np.inf])) is None
 
 
 @pytest.mark.parametrize(

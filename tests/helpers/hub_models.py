@@ -1,10 +1,12 @@
-"""Tiny models of the same form in place of those that recipes name on the hub."""
+"""Tiny models of the same form in place of those that recipes name on the hub, or that are not shipped yet."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from genalign.files.shipped import holds_model, shipped
 from genalign.policy.settings import PolicySettings
+from tests.helpers.emoji_video import MODEL, video_model
 from tests.helpers.tiny_language import save_tiny_language
 from tests.helpers.tiny_videos import CLIPS
 
@@ -21,8 +23,11 @@ LETTERS = 96  # tokens of the longest prompt that is shipped for them, each a le
 def stand_in(policy: PolicySettings, folder: Path) -> list[str]:
     """Saves a tiny model in the place of the one on the hub; what a recipe must then be told: its folder and sizes.
 
-    Whatever else the recipe says, of its own file's `call` too, stays as it is. Nothing of a model that is no hub id.
+    Whatever else the recipe says, of its own file's `call` too, stays as it is. Nothing of a model that is shipped;
+    of tiny-video, while it is not, where an untrained one lies.
     """
+    if policy.model == MODEL and not holds_model(shipped("assets", MODEL)):
+        return [f"policy.model={video_model()}"]
     if "/" not in policy.model:
         return []
     if policy.model not in PIPELINES:

@@ -49,6 +49,22 @@ def test_what_is_written_has_every_frame_at_its_rate(tmp_path, suffix: str, rate
     assert load_sound(path) is None
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "webm"])
+def test_a_file_names_the_matrix_that_its_colours_were_made_by(tmp_path, suffix: str) -> None:
+    """Else a browser takes another one for an mp4 of 720 lines. The oracle is BT.601's equation, of limited range."""
+    r, g, b = np.array([20, 200, 60]) / 255
+    flat = torch.tensor([20, 200, 60], dtype=torch.uint8)[:, None, None].expand(3, 3, 64, 64)
+    path = write_video(flat, 8.0, tmp_path / f"x.{suffix}")
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        tags = frame.colorspace, container.streams.video[0].codec_context.color_primaries
+        luma, *chroma = (part.mean() for part in np.split(frame.to_ndarray(), [64, 80]))  # (96,64): 64, 16 and 16 rows
+    assert tags == (6, 1)
+    assert luma == pytest.approx(16 + 65.481 * r + 128.553 * g + 24.966 * b, abs=1.5)
+    assert chroma[0] == pytest.approx(128 - 37.797 * r - 74.203 * g + 112.0 * b, abs=1.5)
+    assert chroma[1] == pytest.approx(128 + 112.0 * r - 93.786 * g - 18.214 * b, abs=1.5)
+
+
 @pytest.mark.parametrize(
     ("suffix", "rate", "kept"), [("mp4", 16000, 16000), ("mp4", 11111, 12000), ("webm", 16000, 48000)]
 )

@@ -16,6 +16,8 @@ from genalign.policy.forward import noise_of
 from genalign.types import ForwardProcess, Media, Prompt, Track, UsageError
 from tests.helpers.diffusion import PROMPTS, log_ratio, moved, policy, settings
 from tests.helpers.tiny_pipelines import FAMILIES, stable_diffusion, stable_diffusion_3
+from tests.helpers.tiny_videos import CLIPS
+from tests.helpers.video_policies import settings as video_settings
 
 AT = 0.3
 GRID = 50
@@ -57,6 +59,31 @@ def test_velocity_error_is_that_of_the_bare_network() -> None:
     sigma = scheduler.sigmas[int(AT * GRID)]
     for error, share in zip((clean - x_t + sigma * out, eps - x_t - (1 - sigma) * out), steps.shares, strict=True):
         torch.testing.assert_close(-share * steps.score[:, 0], error.square().sum((1, 2, 3)), rtol=1e-4, atol=0)
+
+
+def test_a_flow_whose_first_level_is_nearly_noise_is_fitted_to_noise_alone_and_siblings_are_asked_once() -> None:
+    """A flow of DPM-Solver's scheduler begins at a level of 0.99967, its pipeline with noise alone. The bare network
+    on the noise is the oracle; at the next level it is x_t with its share of the sample."""
+    pipeline = CLIPS["wan"].build()
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    pipeline.scheduler = diffusers.DPMSolverMultistepScheduler(**flow)
+    of = DiffusionPolicy(pipeline, video_settings(pipeline, "wan"))
+    asked, seeds = [PROMPTS[0], PROMPTS[0], PROMPTS[1]], [3, 3, 4]
+    clean = torch.randn(3, *of.initial_noise(asked[:1], [0]).shape[1:], generator=torch.Generator().manual_seed(5))
+    eps = noise_of(seeds, clean.shape[1:])
+    grid = diffusers.DPMSolverMultistepScheduler(**flow)
+    grid.set_timesteps(GRID)
+    tokens = CLIPS["wan"].call["max_sequence_length"]
+    words, _ = pipeline.encode_prompt([p.text for p in asked], None, False, max_sequence_length=tokens)
+    for at, calls in ((0.0, 2), (1 / GRID, 3)):
+        sigma, t = grid.sigmas[int(at * GRID)], grid.timesteps[int(at * GRID)]
+        x_t = eps * sigma if at == 0 else (1 - sigma) * clean + sigma * eps
+        with torch.no_grad():
+            out = of.denoiser(x_t, t.expand(3), encoder_hidden_states=words)[0]
+        before = of.calls()
+        score = of.fit(asked, clean, at, seeds).score[:, 0].detach()
+        assert of.calls() - before == calls
+        torch.testing.assert_close(score, -(eps - clean - out).square().flatten(1).sum(1), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from genalign.types import Prompt, UsageError
 from tests.helpers.tiny_pipelines import BETAS, FAMILIES, flux_transformer, latent_consistency, stable_diffusion
 from tests.helpers.tiny_sounds import SOUNDS
 from tests.helpers.tiny_videos import CLIPS
+from tests.helpers.video_policies import settings as video_settings
 
 PROMPTS = [Prompt("a cat", uid=0), Prompt("two red dogs", uid=1)]
 
@@ -235,21 +237,43 @@ def test_lists_become_tuples_where_a_pipeline_wants_them() -> None:
     assert torch.equal(drawn["image"].data, wanted)
 
 
-def test_an_autoencoder_in_half_precision_takes_its_fast_layout_and_rounds_no_worse() -> None:
+@pytest.mark.parametrize("draws", ["image", "video"])
+def test_an_autoencoder_in_half_precision_takes_its_fast_layout_and_rounds_no_worse(draws: str) -> None:
     """float64 is the oracle; in float32, where samples are plain diffusers' to the bit, nothing moves."""
-    kept = made(stable_diffusion()).pipeline.vae
+    build, policy, shape = stable_diffusion, made, (16, 4, 8, 8)
+    if draws == "video":
+        build, shape = CLIPS["wan"].build, (4, 4, 3, 8, 8)
+
+        def policy(pipeline: Any) -> DiffusionPolicy:
+            return DiffusionPolicy(pipeline, video_settings(pipeline, "wan"))
+
+    kept = policy(build()).pipeline.vae
     assert all(parameter.is_contiguous() for parameter in kept.parameters())
 
-    pipeline = stable_diffusion().to(torch.bfloat16)
+    pipeline = build().to(torch.bfloat16)
     plain = copy.deepcopy(pipeline.vae)
-    moved = made(pipeline).pipeline.vae
-    latents = torch.randn(16, plain.config.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    moved = policy(pipeline).pipeline.vae
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         exact = copy.deepcopy(plain).double().decode(latents.bfloat16().double()).sample
         before, after = (vae.decode(latents.bfloat16()).sample.double() for vae in (plain, moved))
     assert not all(parameter.is_contiguous() for parameter in moved.parameters())
     assert (after - exact).norm() < 1.1 * (before - exact).norm()
     assert (after - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
+def test_a_solver_whose_step_is_the_odes_own_is_no_other_step(order: int, algorithm: str) -> None:
+    """Of first order, and without noise of its own; what it draws is then what a sampler of it draws (test_walk.py)."""
+    pipeline = stable_diffusion()
+    chosen = {"solver_order": order, "algorithm_type": algorithm}
+    pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, **chosen)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        made(pipeline)
+    said = any("is sampled by single ODE steps" in str(warning.message) for warning in seen)
+    assert said == (order == 2 or algorithm.startswith("sde"))
 
 
 def test_a_run_asks_once_where_the_pipeline_computes(monkeypatch: pytest.MonkeyPatch) -> None:

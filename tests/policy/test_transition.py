@@ -208,6 +208,23 @@ def test_shared_noise_is_scored_by_its_block_means() -> None:
     torch.testing.assert_close(noise, noise.mean((3, 5), keepdim=True).expand_as(noise), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", ["flow-sde", "cps"])
+def test_each_frame_of_a_video_shares_its_noise_as_a_picture_does(kernel) -> None:
+    """(R,C,F,H,W): what is drawn, scored and compared is the frames' own, one by one."""
+    table = step_table(flow_path(SD35), kernel, 0.7, block=4)
+    x, v, w, noise = (rows(2, 3, 5, 8, 4, seed=k) for k in range(4))
+    mean, other = table.mean(3, x, v), table.mean(3, x, w)
+    x_next = table.step(3, mean, noise, torch.float32)
+    means, others = ([table.mean(3, x[:, :, f], out[:, :, f]) for f in range(5)] for out in (v, w))
+    steps = [table.step(3, m, noise[:, :, f], torch.float32) for f, m in enumerate(means)]
+    torch.testing.assert_close(x_next, torch.stack(steps, 2), rtol=0, atol=0)
+    logps = [table.logp(3, *pair) for pair in zip(steps, means, strict=True)]
+    torch.testing.assert_close(table.logp(3, x_next, mean), torch.stack(logps).sum(0), rtol=1e-5, atol=1e-5)
+    kls = [table.kl(3, *pair) for pair in zip(means, others, strict=True)]
+    torch.testing.assert_close(table.kl(3, mean, other), torch.stack(kls).sum(0), rtol=1e-5, atol=1e-5)
+    assert table.scored(x[0]) == 3 * 5 * 2 * 1
+
+
 def test_detail_follows_the_ode_where_noise_is_shared() -> None:
     shared, ode = step_table(flow_path(SD35), "cps", 0.7, block=2), step_table(flow_path(SD35), "ode", 0.0)
     x, v = rows(2, 1, 4, 4), rows(2, 1, 4, 4, seed=1)
@@ -235,3 +252,5 @@ def test_latents_that_have_no_blocks_are_refused() -> None:
         table.mean(1, rows(1, 16, 8), rows(1, 16, 8))
     with pytest.raises(UsageError, match=r"not \(4, 6, 6\)"):
         table.mean(1, rows(1, 4, 6, 6), rows(1, 4, 6, 6))
+    with pytest.raises(UsageError, match=r"not \(4, 3, 8, 6\)"):
+        table.mean(1, rows(1, 4, 3, 8, 6), rows(1, 4, 3, 8, 6))

@@ -132,3 +132,9 @@ def test_a_run_goes_on_from_the_adapter_of_another_as_its_card_says(tmp_path: Pa
     for name, layer in ours.items():
         torch.testing.assert_close(theirs[name].base_layer.weight, layer.base_layer.weight)
         torch.testing.assert_close(theirs[name].get_delta_weight("default_0"), layer.get_delta_weight("default"))
+
+
+def test_a_guide_that_is_not_there_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no fitted reward 'nowhere'; make one by genalign fit-reward"):
+        train_recipe("image-nrg", ["method.noisy=nowhere"], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -33,6 +33,9 @@ class FitSettings(BaseModel):
     """Of AdamW, with warm-up and cosine decay."""
     text: str = "tiny-clip"
     """The open_clip model whose frozen text tower reads prompts."""
+    words: int = Field(default=0, ge=0)
+    """Besides, their words and neighbouring pairs of words, as a hashed count of this length, since CLIP's embeddings
+    say little of verbs and order; 0: none."""
     noise_aware: bool = True
     """Train on latents of all noise levels; false is the ablation that saw clean ones only."""
 
@@ -82,10 +85,14 @@ class Guidance(Inference):
         self.settings, self.name, self.latent = settings, settings.name, latent
         self.needs = frozenset({"reward"})
 
-    def _search(self, state: SearchState) -> None:
+    def reward(self) -> LatentReward:
+        """The fitted reward that guides. Raises UsageError where there is none."""
         if self.latent is None:
             raise UsageError("nrg has no fitted reward; make one by genalign fit-reward RECIPE and set method.noisy")
-        latent, prompts = self.latent(), state.prompts
+        return self.latent()
+
+    def _search(self, state: SearchState) -> None:
+        latent, prompts = self.reward(), state.prompts
         with torch.no_grad(), state.paying():
             weights = objective_weights(latent, self.settings.weights)
             guide = RewardGuide(latent, weights, prompts, self.settings)

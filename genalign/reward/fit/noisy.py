@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genalign.reward.base import digest, resolve_model, texts
+from genalign.reward.fit.backbones import word_counts
 from genalign.reward.heads.clip import ClipReward
 from genalign.types import Prompt, UsageError
 
@@ -54,16 +55,21 @@ class NoisyNet(nn.Module):
 
 
 def _tokens(u: Tensor) -> Tensor:
-    """(R,C,H,W) -> 2x2 patches (R,HW/4,4C); (R,N,C) as it is.
+    """(R,C,H,W) -> 2x2 patches (R,HW/4,4C), (R,C,F,H,W) -> those of each frame (R,FHW/4,4C); (R,N,C) as it is.
 
     Raises:
         UsageError: latents of another form.
     """
     if u.dim() == 3:
         return u
-    if u.dim() != 4 or u.shape[2] % 2 or u.shape[3] % 2:
-        raise UsageError(f"noisy rewards read latents (C,H,W) of even sides, or (N,C), not {tuple(u.shape[1:])}")
-    return F.pixel_unshuffle(u, 2).flatten(2).transpose(1, 2)
+    if u.dim() not in (4, 5) or u.shape[-2] % 2 or u.shape[-1] % 2:
+        raise UsageError(
+            f"noisy rewards read latents (C,H,W) or (C,F,H,W) of even sides, or (N,C), not {tuple(u.shape[1:])}"
+        )
+    if u.dim() == 4:
+        return F.pixel_unshuffle(u, 2).flatten(2).transpose(1, 2)
+    frames = u.transpose(1, 2)  # (R,F,C,H,W)
+    return F.pixel_unshuffle(frames, 2).flatten(3).transpose(2, 3).flatten(1, 2)
 
 
 @dataclass(frozen=True)
@@ -149,9 +155,10 @@ def save_noisy(
     aspects: Sequence[str],
     model: str,
     noise_aware: bool,
+    words: int = 0,
 ) -> None:
     """Write noisy.safetensors (fp16). Each aspect is divided by its spread over the bank's clean latents, so that one
-    guidance strength serves all. model: the CLIP model whose text tower `text` comes from."""
+    guidance strength serves all. model, words: what `text` was read by (see `reader`)."""
     clean = [net(u.float(), torch.zeros(len(u)), c) for u, c in _split(bank.latents, text)]
     spread = torch.cat(clean).std(0).clamp(min=1e-6)
     settings = {
@@ -159,6 +166,7 @@ def save_noisy(
         "weights": bank.weights.tolist(),
         "latent": list(net.latent),
         "text": model,
+        "words": words,
         "noise_aware": noise_aware,
     }
     tensors = {f"net.{name}": tensor.half().contiguous() for name, tensor in net.state_dict().items()}
@@ -187,7 +195,7 @@ class NoisyReward:
             self.weights = tuple(map(float, self._settings["weights"]))
             self.latent = tuple(map(int, self._settings["latent"]))
             self.noise_aware = bool(self._settings["noise_aware"])
-            self._text = str(self._settings["text"])
+            self._text, self._words = str(self._settings["text"]), int(self._settings.get("words", 0))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise UsageError(
                 f"{folder / FILE} holds no fitted reward ({error}); make one: genalign fit-reward RECIPE --out {folder}"
@@ -207,7 +215,7 @@ class NoisyReward:
 
     @cached_property
     def _reader(self) -> Callable[[Sequence[str]], Tensor]:
-        return reader(self._text, self.folder)
+        return reader(self._text, self._words, self.folder)
 
     def __call__(self, prompts: Sequence[Prompt], x: Tensor, a: float, s: float) -> Tensor:
         if tuple(x.shape[1:]) != self.latent:
@@ -221,6 +229,12 @@ class NoisyReward:
         return net(u, t, text) / self._tensors["spread"].to(u)
 
 
-def reader(model: str, folder: Path) -> Callable[[Sequence[str]], Tensor]:
-    """Texts -> features (R,E) of the frozen text tower of an open_clip model, each text read once."""
-    return ClipReward(resolve_model(model, folder)).read
+def reader(model: str, words: int, folder: Path) -> Callable[[Sequence[str]], Tensor]:
+    """Texts -> features (R,E) of the frozen text tower of an open_clip model, each text read once; followed, where
+    `words` is not 0, by their hashed words and pairs of words (R,words), both of length 1."""
+    tower = ClipReward(resolve_model(model, folder)).read
+
+    def both(prompts: Sequence[str]) -> Tensor:
+        return torch.cat([F.normalize(tower(prompts), dim=1), word_counts(prompts, words)], 1)
+
+    return both if words else tower

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+import zlib
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from genalign.reward.fit.noisy import (
     Bank,
     NoisyNet,
     NoisyReward,
+    _tokens,
     measure,
     noisy_loss,
     pair_accuracy,
     pair_loss,
+    reader,
     save_noisy,
 )
 from genalign.types import Prompt, UsageError
@@ -132,6 +136,39 @@ def test_a_saved_reward_is_the_net_in_units_of_its_spread(trained, tmp_path):
         reward(prompts, torch.zeros(3, 4, 2, 2), 0.5, 0.5)
     with pytest.raises(UsageError, match="holds no fitted reward"):
         NoisyReward(tmp_path)
+
+
+def test_hashed_words_tell_what_the_tower_does_not(tmp_path):
+    """A tower that reads no word: its features and, beside them, a count of each word and pair, by hand."""
+    model = str(tiny_clip(tmp_path / "clip"))
+    bank, prompts = bank_of(2), ["up then left", "left then up", "Up, then left"]
+    read = reader(model, 64, tmp_path)(prompts)
+    width = read.shape[1] - 64
+    torch.testing.assert_close(read[:, :width], F.normalize(reader(model, 0, tmp_path)(prompts), dim=1))
+    counts = torch.zeros(64)
+    for term in ("up", "then", "left", "up then", "then left"):
+        counts[zlib.crc32(term.encode()) % 64] += 1
+    torch.testing.assert_close(read[0, width:], counts / counts.norm())
+    assert torch.equal(read[2, width:], read[0, width:])
+    assert not torch.equal(read[1, width:], read[0, width:])
+    net = NoisyNet((4, 4, 4), width + 64, 1).eval()
+    save_noisy(net, tmp_path / "out", bank, reader(model, 64, tmp_path)(bank.prompts), ["a"], model, True, 64)
+    values = NoisyReward(tmp_path / "out")([Prompt(text) for text in prompts], torch.zeros(3, 4, 4, 4), 0.5, 0.5)
+    assert values[0] != values[1]
+
+
+def test_latents_of_videos_are_tokens_of_each_frame():
+    """As if each frame were a picture, in their order; and what is told depends on the order."""
+    clips = torch.randn(2, 4, 3, 6, 4, generator=torch.Generator().manual_seed(0))
+    frames = [_tokens(clips[:, :, f]) for f in range(3)]
+    assert torch.equal(_tokens(clips), torch.cat(frames, 1))
+    torch.manual_seed(0)
+    net = NoisyNet((4, 3, 6, 4), 8, 3).eval()
+    told = [net(u, torch.full((2,), 0.3), torch.ones(2, 8)) for u in (clips, clips.flip(2))]
+    assert told[0].shape == (2, 3)
+    assert (told[0] - told[1]).abs().max() > 1e-3
+    with pytest.raises(UsageError, match="even sides"):
+        NoisyNet((4, 3, 5, 4), 8, 1)
 
 
 def test_latents_of_other_forms():
