@@ -178,10 +178,10 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("lab", lab, "build the tiny models and data in assets/")
     sub.add_argument("action", choices=("build",))
-    sub.add_argument("name", metavar="NAME", help="as `genalign ls models` prints it, sprites, or base-rows")
+    sub.add_argument("name", metavar="NAME", help="as `genalign ls models` prints it, or a part of the worlds")
     sub.add_argument("--out", type=_path, metavar="DIR", help="default: its folder in assets/")
     sub.add_argument("--work", type=_path, metavar="DIR", help="checkpoints of the training (default: runs/lab)")
-    sub.add_argument("--font", type=_path, metavar="TTF", help="Noto Color Emoji, for sprites")
+    sub.add_argument("--font", type=_path, metavar="FILE", help="of sprites (.ttf) or melody-bank (.sf2)")
     return parser
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from genalign.files.shipped import shipped
-from genalign.lab import moves
+from genalign.lab import melody, moves
 from genalign.lab.world import caption, sample_facts
 from genalign.types import UsageError
 
 PROMPTS = {"train": 4096, "heldout": 1024}
-MOVES_PROMPTS = {"train": 2048, "heldout": 640}
-BACKGROUND_STATED = 0.6
+MOVES_PROMPTS = {"train": 2048, "heldout": 640}  # and of melodies
+BACKGROUND_STATED = 0.6  # share of prompts that state what may be left out; of melodies MELODY_STATED
+MELODY_STATED = 0.5
 
 
 def build_prompts(folder: Path, seed: int = 20) -> None:
@@ -38,17 +39,27 @@ def build_prompts(folder: Path, seed: int = 20) -> None:
 
 
 def build_moves(folder: Path, seed: int = 21) -> None:
-    """train.jsonl and heldout.jsonl of EmojiWorld moves: true captions and their facts, no text twice, split by
-    combination; some leave the background or the speed unsaid."""
+    """train.jsonl and heldout.jsonl of EmojiWorld moves; some leave the background or the speed unsaid."""
+    _build_facts(folder, seed, moves, ("background", "speed"), BACKGROUND_STATED)
+
+
+def build_melodies(folder: Path, seed: int = 22) -> None:
+    """train.jsonl and heldout.jsonl of MelodyWorld; each leaves some of melody.OMITTABLE unsaid."""
+    _build_facts(folder, seed, melody, melody.OMITTABLE, MELODY_STATED)
+
+
+def _build_facts(folder: Path, seed: int, world: Any, omittable: Iterable[str], share: float) -> None:
+    """True captions and their facts, no text twice, split by what the caption states."""
     for index, (split, count) in enumerate(MOVES_PROMPTS.items()):
         rng = np.random.default_rng((seed, index))
         rows: dict[str, dict[str, Any]] = {}
         while len(rows) < count:
-            facts = moves.sample_facts(rng, split)
-            for kind in ("background", "speed"):
-                if rng.random() > BACKGROUND_STATED:
-                    facts = moves.without(kind, facts)
-            rows.setdefault(text := moves.caption(facts, rng), {"prompt": text, "facts": facts})
+            facts = world.sample_facts(rng, split)
+            for kind in omittable:
+                if rng.random() > share:
+                    facts = world.without(kind, facts)
+            if world.held_out(facts) == (split == "heldout"):
+                rows.setdefault(text := world.caption(facts, rng), {"prompt": text, "facts": facts})
         write_rows(folder / f"{split}.jsonl", rows.values())
 
 
@@ -67,6 +78,13 @@ def _world(work: Path, out: Path) -> None:
 
 def _moves(work: Path, out: Path) -> None:
     build_moves(out)
+
+
+def _melodies(work: Path, out: Path) -> None:
+    from genalign.lab.melody_figure import draw
+
+    build_melodies(out)
+    draw(out / "spectrograms.png")
 
 
 def _autoencoder(work: Path) -> Any:
@@ -186,6 +204,7 @@ def _vlm_judge(work: Path, out: Path) -> None:
 BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "world": ("emojiworld", _world),
     "moves": ("emojimoves", _moves),
+    "melodies": ("melodyworld", _melodies),
     "captions": ("emojiworld", _captions),
     "subject": ("emojiworld/subject", _subject),
     "flow": ("tiny-flow", _flow),
@@ -202,26 +221,38 @@ BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
 }
 
 
+def _font(font: Path | None, wanted: str) -> Path:
+    if font is None or not font.exists():
+        raise UsageError(f"this part needs --font PATH, {wanted}")
+    return font
+
+
 def main(name: str, out: Path | None = None, work: Path | None = None, font: Path | None = None) -> None:
-    """Build one part, or "sprites" (needs `font`, the Noto Color Emoji .ttf), and write its model card.
+    """Build one part, and write its model card. "sprites" and "melody-bank" are drawn and rendered from a `font`: Noto
+    Color Emoji's .ttf, and a General MIDI sound font's .sf2.
 
     Args:
         out: where to write; default: its folder in assets/.
         work: checkpoints of the training, so that a killed build resumes; default: runs/lab.
 
     Raises:
-        UsageError: unknown name, or sprites without a font.
+        UsageError: unknown name, or a font that is needed and not there.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if name == "sprites":
         from genalign.lab.sprites import build_sheet
 
-        if font is None or not font.exists():
-            raise UsageError("building the sprites needs --font PATH, the NotoColorEmoji.ttf of the Noto fonts")
-        build_sheet(font, out or shipped("assets", "emojiworld"))
+        build_sheet(_font(font, "the NotoColorEmoji.ttf of the Noto fonts"), out or shipped("assets", "emojiworld"))
+        return
+    if name == "melody-bank":
+        from genalign.lab.melody_bank import build_bank
+
+        build_bank(_font(font, "the FluidR3_GM.sf2 of fluid-soundfont-gm"), out or shipped("assets", "melodyworld"))
         return
     if name not in BUILDERS:
-        raise UsageError(f"unknown part {name!r}; genalign lab build knows sprites, base-rows, {', '.join(BUILDERS)}")
+        raise UsageError(
+            f"unknown part {name!r}; genalign lab build knows sprites, melody-bank, base-rows, {', '.join(BUILDERS)}"
+        )
     folder_name, builder = BUILDERS[name]
     target = out or shipped("assets", folder_name)
     work = work or Path("runs/lab")

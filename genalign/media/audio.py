@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES: tuple[str, ...] = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif")
+WRITTEN = {".wav": "PCM_24", ".flac": "PCM_24", ".ogg": "VORBIS"}  # and how samples are stored
 RANGE: tuple[float, float] | None = (-1.01, 1.01)
 SILENT = 1e-3  # peak below which a sound is inaudible: -60 dB
 CLIPPED = 0.999
@@ -70,7 +71,9 @@ def cell(value: Any, root: Path, where: str) -> tuple[Tensor, float]:
 
 
 def write(row: Tensor, rate: float | None, path: Path, sound: Any = None) -> Path:
-    """Write (C,N) in [-1,1] with 24 bits a sample: a .wav, or a .flac where `path` ends so.
+    """Write (C,N) in [-1,1] with 24 bits a sample: a .wav, or a .flac where `path` ends so; or as Vorbis, an .ogg.
+
+    All hold exactly N samples at the rate, which is rounded to a whole number.
 
     Raises:
         UsageError: no sample rate, or soundfile is not installed.
@@ -78,9 +81,9 @@ def write(row: Tensor, rate: float | None, path: Path, sound: Any = None) -> Pat
     soundfile = _soundfile(str(path))
     if not rate:
         raise UsageError(f"{path} cannot be written without the sample rate of the sound; give Track(audio, rate)")
-    path = path if path.suffix in (".wav", ".flac") else path.with_name(f"{path.name}.wav")
+    path = path if path.suffix in WRITTEN else path.with_name(f"{path.name}.wav")
     file, samples = io.BytesIO(), row.detach().float().clamp(-1, 1).cpu()  # (C, N)
-    soundfile.write(file, samples.T.numpy(), round(rate), format=path.suffix[1:].upper(), subtype="PCM_24")
+    soundfile.write(file, samples.T.numpy(), round(rate), format=path.suffix[1:].upper(), subtype=WRITTEN[path.suffix])
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, file.getvalue())
     return path

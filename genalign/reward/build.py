@@ -21,6 +21,7 @@ from genalign.reward.grammar import FORMS, build_form, entries, run_as, short
 from genalign.reward.grammar import check_keys as _check_keys
 from genalign.reward.heads.exemplars import find_exemplars
 from genalign.reward.heads.published import PRESETS, calibrated, how_to_get, warn_of_licence
+from genalign.reward.heads.sound_features import MEL
 from genalign.reward.heads.weights import find_weights
 from genalign.reward.runtime.worker import FileReward
 from genalign.types import Reward, UsageError, nearest
@@ -48,6 +49,12 @@ HEADS = {
     "steady": "genalign.reward.heads.motion:Steady",
     "smooth-motion": "genalign.reward.heads.motion:SmoothMotion",
     "synchrony": "genalign.reward.heads.motion:Synchrony",
+    "loudness": "genalign.reward.heads.sound:Loudness",
+    "clipping": "genalign.reward.heads.sound:Clipping",
+    "silence": "genalign.reward.heads.sound:Silence",
+    "clicks": "genalign.reward.heads.sound:Clicks",
+    "steady-beat": "genalign.reward.heads.sound:SteadyBeat",
+    "one-key": "genalign.reward.heads.sound:OneKey",
 }
 PAIRWISE = {"winrate": WinRate, "versus": Versus}
 KINDS = ("use", "sum", "hybrid", "harmonic", *PAIRWISE, *FORMS)
@@ -221,7 +228,7 @@ def _head(address: str, name: str, settings: dict[str, Any], folder: Path) -> Re
     absent = first_missing(required, settings)
     if absent:
         raise UsageError(f"reward {name!r} needs the setting {absent!r}; write it beside 'use: {name}'")
-    if "model" in settings:
+    if settings.get("model", MEL) != MEL:
         settings = {**settings, "model": find_weights(settings["model"], folder)}
     for key in ("exemplars", "pairs", "references"):
         if isinstance(settings.get(key), str):

@@ -58,6 +58,8 @@ REASONS = {
     "reward/heads/raft.py": HEAD,
     "reward/heads/rules.py": HEAD,
     "reward/heads/sharpness.py": HEAD,
+    "reward/heads/sound.py": HEAD,
+    "reward/heads/sound_features.py": HEAD,
     "reward/heads/structured.py": HEAD,
     "reward/heads/videoscore.py": HEAD,
     "reward/heads/waves.py": HEAD,

@@ -87,7 +87,13 @@ def test_wheel_and_sdist_carry_every_file_of_the_rooms(source, built):
     top = {name.partition("/")[0] for name in in_wheel}
     assert top == {"genalign", f"genalign-{PROJECT['project']['version']}.dist-info"}
     licences = {name.rpartition("/")[2] for name in in_wheel if "/licenses/" in name}
-    assert licences == {"LICENSE", "LICENSE-Apache-2.0", "LICENSE-OFL-1.1", "LICENSE-hpsv3-template"}
+    assert licences == {
+        "LICENSE",
+        "LICENSE-Apache-2.0",
+        "LICENSE-OFL-1.1",
+        "LICENSE-fluid-soundfont-MIT",
+        "LICENSE-hpsv3-template",
+    }
     assert not [name for name in in_wheel | in_sdist if "__pycache__" in name or name.endswith(".pyc")]
     pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert pages | {"AGENTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff"} <= in_sdist

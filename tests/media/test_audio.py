@@ -52,6 +52,19 @@ def test_what_is_written_reads_back_to_24_bits(tmp_path, name: str) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # no draft is left
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
+@pytest.mark.parametrize("length", [1, 1023, 4097])
+def test_files_hold_as_many_samples_as_they_were_given(tmp_path, suffix: str, rate: int, length: int) -> None:
+    wave = 0.5 * torch.sin(torch.arange(length) * 0.05).repeat(2, 1)
+    path = audio.write(wave, float(rate), tmp_path / f"x.{suffix}")
+    info = soundfile.info(path)
+    assert (info.frames, info.samplerate, info.channels) == (length, rate, 2)
+    found, got = audio.read(path)
+    assert (tuple(found.shape), got) == ((2, length), rate)
+    assert float((found - wave).abs().max()) < (0.15 if suffix == "ogg" else 2**-22)
+
+
 def test_too_loud_is_clipped_not_wrapped(tmp_path) -> None:
     path = audio.write(torch.tensor([[1.7, -1.7, 0.0]]), 8000.0, tmp_path / "x.wav")
     assert soundfile.read(path)[0].tolist() == pytest.approx([1.0, -1.0, 0.0], abs=2**-22)

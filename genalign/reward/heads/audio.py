@@ -59,23 +59,36 @@ class Clap(Stateless):
 
     @readable_rows
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        net, extractor, tokenizer = self._loaded
+        net, _, tokenizer = self._loaded
+        heard = self.hear(media)
+        cosine = F.cosine_similarity(heard, self.read(texts(prompts), heard.device), dim=1)
+        cut = cut_info(self.name, too_long(tokenizer, texts(prompts), context(net.text_model, tokenizer)))
+        return all_valid(self.aspects, cosine[:, None].cpu(), info=cut)
+
+    def hear(self, media: Media) -> Tensor:
+        """Sound features (B,E) of any length, with gradients, on the sounds' device."""
+        net, extractor, _ = self._loaded
         waves = mono_waves(media, extractor.sampling_rate, self.name)
         net.to(waves[0].device)
         frames = self.frames(waves)  # (B,1,T,mels)
-        longest = context(net.text_model, tokenizer)
-        cosine = []
+        features = []
         with torch.autocast(frames.device.type, enabled=False):
-            for at in range(0, len(frames), self.batch_size):
-                part = frames[at : at + self.batch_size]
-                captions = texts(prompts[at : at + self.batch_size])
-                tokens = tokenizer(captions, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            for part in frames.split(self.batch_size):
                 longer = torch.zeros(len(part), 1, dtype=torch.bool, device=part.device)
-                audio = net.get_audio_features(input_features=part, is_longer=longer).pooler_output
-                text = net.get_text_features(**tokens.to(part.device)).pooler_output
-                cosine.append(F.cosine_similarity(audio, text, dim=1))
-        cut = cut_info(self.name, too_long(tokenizer, texts(prompts), longest))
-        return all_valid(self.aspects, torch.cat(cosine)[:, None].cpu(), info=cut)
+                features.append(net.get_audio_features(input_features=part, is_longer=longer).pooler_output)
+        return torch.cat(features)
+
+    def read(self, prompts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """Text features (B,E) of any length."""
+        net, _, tokenizer = self._loaded
+        net.to(device)
+        longest, features = context(net.text_model, tokenizer), []
+        with torch.autocast(torch.device(device).type, enabled=False):
+            for at in range(0, len(prompts), self.batch_size):
+                part = list(prompts[at : at + self.batch_size])
+                tokens = tokenizer(part, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+                features.append(net.get_text_features(**tokens.to(device)).pooler_output)
+        return torch.cat(features)
 
     def frames(self, waves: Sequence[Tensor]) -> Tensor:
         """Waves (N,) at the model's rate -> log-mel frames (B,1,T,mels), as ClapFeatureExtractor makes them."""

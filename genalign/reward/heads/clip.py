@@ -43,6 +43,7 @@ class ClipReward(Stateless):
     needs = frozenset({"image", "prompt"})
     looks_at = "sample"
     differentiable = True
+    unit = True  # features are compared by their direction
 
     def __init__(
         self, model: str | Path, *, scale: float = 1.0, offset: float = 0.0, batch_size: int = 64, name: str = "clip"

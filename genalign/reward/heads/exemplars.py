@@ -1,15 +1,15 @@
-"""Exemplars: pictures or texts that show by example what is wanted; and how similar to them a picture is."""
+"""Exemplars: pictures, sounds or texts that show what is wanted; and how similar to them a picture is."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from genalign.files.places import file_path, find
 from genalign.files.text import parse_row, read_lines
 from genalign.files.untrusted import neighbour
-from genalign.media.image import SUFFIXES, load_png
+from genalign.media import audio, image
+from genalign.media.image import load_png
 from genalign.reward.base import ScoringError, Stateless, digest
 from genalign.reward.heads.clip import ClipReward
 from genalign.reward.prefetch import Prefetch
@@ -27,15 +28,29 @@ from genalign.reward.runtime.worker import ask
 from genalign.reward.scores import readable_rows
 from genalign.types import Media, Prompt, Scores, Track, UsageError, nearest
 
-FORMS = "a folder of pictures, a .txt or .jsonl file, or file.py:function"
+FORMS = "a folder of pictures or sounds, a .txt or .jsonl file, or file.py:function"
+Sound = tuple[Tensor, float]  # (C,N) in [-1,1], and its sample rate
+
+
+class Encoder(Protocol):
+    """Features of media, and of texts, in one space. `unit`: rows are to be of length 1."""
+
+    batch_size: int
+    unit: bool
+
+    def see(self, media: Media) -> Tensor: ...
+
+    def read(self, prompts: Sequence[str]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Exemplars:
-    """pictures: files, or tensors (3,H,W) in [0,1]. texts. Where both are given, they belong together row by row."""
+    """pictures: files, or tensors (3,H,W) in [0,1]. sounds: files, or tensors with their rates. texts. Where texts are
+    given too, they belong to pictures or sounds row by row."""
 
     pictures: tuple[Path | Tensor, ...] = ()
     texts: tuple[str, ...] = ()
+    sounds: tuple[Path | Sound, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -43,23 +58,45 @@ class Exemplars:
         sha = hashlib.sha256(json.dumps(self.texts).encode())
         for picture in self.pictures:
             sha.update(picture.read_bytes() if isinstance(picture, Path) else picture.numpy().tobytes())
+        for sound in self.sounds:
+            sha.update(sound.read_bytes() if isinstance(sound, Path) else sound[0].numpy().tobytes())
+            sha.update(b"" if isinstance(sound, Path) else str(sound[1]).encode())
         return sha.hexdigest()[:16]
 
-    @torch.no_grad()
-    def seen(self, clip: ClipReward) -> Tensor:
-        """The pictures' features (M,E), of length 1, float64."""
-        parts = []
-        for at in range(0, len(self.pictures), clip.batch_size):
-            some = self.pictures[at : at + clip.batch_size]
+    @property
+    def shown(self) -> Sequence[Any]:
+        """What is not text."""
+        return self.sounds or self.pictures
+
+    def batches(self, size: int) -> Iterator[Media]:
+        """`shown`, `size` at a time.
+
+        Raises:
+            UsageError: a file that cannot be read.
+        """
+        for at in range(0, len(self.sounds), size):
+            heard = [audio.read(sound) if isinstance(sound, Path) else sound for sound in self.sounds[at : at + size]]
+            yield Media(audio=Track.of([wave for wave, _ in heard], [rate for _, rate in heard]))
+        for at in range(0, 0 if self.sounds else len(self.pictures), size):
+            some = self.pictures[at : at + size]
             tensors = [load_png(picture) if isinstance(picture, Path) else picture for picture in some]
             alike = len({tensor.shape for tensor in tensors}) == 1
-            media = Media(image=Track(torch.stack(tensors) if alike else tensors))
-            parts.append(F.normalize(clip.see(media).double().cpu(), dim=1))
-        return torch.cat(parts)
+            yield Media(image=Track(torch.stack(tensors) if alike else tensors))
 
-    def read(self, clip: ClipReward) -> Tensor:
-        """The texts' features (M,E), of length 1, float64."""
-        return F.normalize(clip.read(self.texts).double().cpu(), dim=1)
+    @torch.no_grad()
+    def seen(self, encoder: Encoder) -> Tensor:
+        """The features (M,E) of what is shown, float64; of length 1 as the encoder wants them."""
+        return torch.cat([rows_of(encoder.see(media), encoder) for media in self.batches(encoder.batch_size)])
+
+    def read(self, encoder: Encoder) -> Tensor:
+        """The texts' features (M,E), float64; of length 1 as the encoder wants them."""
+        return rows_of(encoder.read(self.texts), encoder)
+
+
+def rows_of(features: Tensor, encoder: Encoder) -> Tensor:
+    """Features (B,E) as float64 rows on the CPU, of length 1 where the encoder wants it; with gradients."""
+    rows = features.double().cpu()
+    return F.normalize(rows, dim=1) if encoder.unit else rows
 
 
 def find_exemplars(source: str, folder: Path) -> str:
@@ -82,8 +119,9 @@ def find_exemplars(source: str, folder: Path) -> str:
 def read_exemplars(address: str) -> Exemplars:
     """What an address of `find_exemplars` holds.
 
-    A folder: its pictures. A .txt: a text a line. A .jsonl: rows {"prompt": str}, or {"prompt": str, "image": file}. A
-    function: it returns pictures (M,3,H,W) in [0,1], or texts, or both as a pair; it runs in the worker's process.
+    A folder: its pictures, or its sounds. A .txt: a text a line. A .jsonl: rows {"prompt": str}, with or without a file
+    as "image" or "audio". A function: it returns pictures (M,3,H,W) in [0,1], sounds (M,C,N) with their rate as
+    {"sounds": ..., "rate": ...}, or texts, or texts and one of these as a pair; it runs in the worker's process.
 
     Raises:
         UsageError: nothing of the kind there, or nothing in it.
@@ -92,15 +130,22 @@ def read_exemplars(address: str) -> Exemplars:
     if path.endswith(".py"):
         exemplars = _from_function(Path(path), function)
     elif Path(address).is_dir():
-        files = sorted(file for file in Path(address).iterdir() if file.suffix.lower() in SUFFIXES)
-        exemplars = Exemplars(pictures=tuple(files))
+        exemplars = _from_folder(Path(address))
     elif Path(address).suffix in (".txt", ".jsonl"):
         exemplars = _from_lines(Path(address))
     else:
         raise UsageError(f"{address} holds no exemplars; name {FORMS}")
-    if not exemplars.pictures and not exemplars.texts:
+    if not exemplars.shown and not exemplars.texts:
         raise UsageError(f"{address} is empty; put exemplars there")
     return exemplars
+
+
+def _from_folder(folder: Path) -> Exemplars:
+    files = sorted(folder.iterdir())
+    pictures, sounds = (tuple(file for file in files if file.suffix.lower() in m.SUFFIXES) for m in (image, audio))
+    if pictures and sounds:
+        raise UsageError(f"{folder} holds pictures and sounds; take a folder with one of them")
+    return Exemplars(pictures=pictures, sounds=sounds)
 
 
 def _from_function(path: Path, name: str) -> Exemplars:
@@ -108,11 +153,12 @@ def _from_function(path: Path, name: str) -> Exemplars:
         made = ask({"ask": "exemplars", "path": str(path), "function": name})
     except ScoringError as error:
         raise UsageError(f"{name} of {path} gives no exemplars: {error}") from error
-    return Exemplars(tuple(made["pictures"]), tuple(made["texts"]))
+    return Exemplars(tuple(made["pictures"]), tuple(made["texts"]), tuple((w, made["rate"]) for w in made["sounds"]))
 
 
 def made_by(path: str, function: str) -> dict[str, Any]:
-    """What a user's function returns, as `pictures` (M,3,H,W) fp32 and `texts`; for the worker's process alone.
+    """What a user's function returns, as `pictures` (M,3,H,W) and `sounds` (M,C,N) in fp32, their `rate`, and `texts`;
+    for the worker's process alone.
 
     Raises:
         UsageError: no such function, or it returns something else.
@@ -123,18 +169,26 @@ def made_by(path: str, function: str) -> dict[str, Any]:
         raise UsageError(f"{path} has no function {function!r}{nearest(function, vars(module))}")
     made: Any = found()
     if isinstance(made, tuple):
-        pictures, texts = made
+        shown, texts = made
     else:
-        pictures, texts = ((), made) if _all_texts(made) else (made, ())
+        shown, texts = ((), made) if _all_texts(made) else (made, ())
+    sounding = isinstance(shown, Mapping) and {"sounds", "rate"} <= set(shown)
+    values = shown["sounds"] if sounding else shown
     try:
-        shown = torch.as_tensor(pictures).float() if len(pictures) else torch.empty(0, 3, 1, 1)
+        tensor = torch.as_tensor(values).float() if len(values) else torch.empty(0, 3, 1, 1)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{function} of {path} returns neither pictures nor texts: {error}") from error
-    if shown.ndim != 4 or shown.shape[1] != 3 or not all(isinstance(text, str) for text in texts):
-        raise UsageError(
-            f"{function} of {path} must return pictures (M,3,H,W), texts, or both, not {type(made).__name__}"
-        )
-    return {"pictures": shown, "texts": list(texts)}
+        raise UsageError(f"{function} of {path} returns neither pictures, sounds nor texts: {error}") from error
+    right = tensor.ndim == 3 if sounding else tensor.ndim == 4 and tensor.shape[1] == 3
+    if not right or not all(isinstance(text, str) for text in texts):
+        forms = 'pictures (M,3,H,W), {"sounds": (M,C,N), "rate": R}, texts, or one of these with texts'
+        raise UsageError(f"{function} of {path} must return {forms}, not {type(made).__name__}")
+    pictures, sounds = (tensor[:0], tensor) if sounding else (tensor, tensor[:0])
+    return {
+        "pictures": pictures,
+        "sounds": sounds,
+        "rate": float(shown["rate"]) if sounding else 0.0,
+        "texts": list(texts),
+    }
 
 
 def _all_texts(made: Any) -> bool:
@@ -147,15 +201,21 @@ def _from_lines(path: Path) -> Exemplars:
         return Exemplars(texts=tuple(line.text.strip() for line in lines))
     rows = [parse_row(line, path, 'write {"prompt": str} on each line') for line in lines]
     try:
-        pictures = tuple(neighbour(path.parent, str(row["image"]), str(path)) for row in rows if "image" in row)
+        pictures, sounds = (
+            tuple(neighbour(path.parent, str(row[key]), str(path)) for row in rows if key in row)
+            for key in ("image", "audio")
+        )
         texts = tuple(str(row["prompt"]) for row in rows)
     except (TypeError, KeyError) as error:
         raise UsageError(
             f'a row of {path} is not an exemplar ({error}); write {{"prompt": str}} on each line'
         ) from error
-    if pictures and len(pictures) != len(texts):
-        raise UsageError(f"only some rows of {path} have an 'image'; give one to every row, or to none")
-    return Exemplars(pictures, texts)
+    for key, files in (("image", pictures), ("audio", sounds)):
+        if files and len(files) != len(texts):
+            raise UsageError(f"only some rows of {path} have an {key!r}; give one to every row, or to none")
+    if pictures and sounds:
+        raise UsageError(f"the rows of {path} have both 'image' and 'audio'; drop one of them")
+    return Exemplars(pictures, texts, sounds)
 
 
 class Similarity(Stateless):

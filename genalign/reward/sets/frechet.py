@@ -173,3 +173,26 @@ def frechet_infinity(rows: Tensor, exemplars: Moments, sizes: int = 15, seed: in
     found = [distance.value(rows[torch.randperm(count, generator=generator)[:n]]) for n in at.tolist()]
     design = torch.stack([torch.ones(sizes), 1 / at], 1).double()
     return float(torch.linalg.lstsq(design, torch.stack(found)[:, None]).solution[0, 0])
+
+
+class FrechetInfinity(Frechet):
+    """`frechet_infinity` as a measure: the value is the limit, the credit of each row that of the plain distance.
+
+    No gradient.
+    """
+
+    def __init__(self, exemplars: Moments) -> None:
+        super().__init__(exemplars)
+        self.exemplars = exemplars
+
+    @torch.no_grad()
+    def value(self, rows: Tensor) -> Tensor:
+        return rows.new_tensor(frechet_infinity(rows, self.exemplars))
+
+    @torch.no_grad()
+    def leave_one_out(self, rows: Tensor) -> Tensor:
+        return self.value(rows) + super().leave_one_out(rows) - super().value(rows)
+
+    @torch.no_grad()
+    def swapped(self, rows: Tensor, others: Tensor) -> Tensor:
+        return self.value(rows) + super().swapped(rows, others) - super().value(rows)

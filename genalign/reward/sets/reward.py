@@ -10,22 +10,22 @@ from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from genalign.clock import spent
 from genalign.ranks import gather, rank
 from genalign.reward.base import Stateless, digest
 from genalign.reward.heads.clip import ClipReward
-from genalign.reward.heads.exemplars import read_exemplars
+from genalign.reward.heads.exemplars import read_exemplars, rows_of
+from genalign.reward.heads.sound_features import MelFeatures, SoundFeatures, sound_features, windows
 from genalign.reward.prefetch import Prefetch
-from genalign.reward.scores import filled
-from genalign.reward.sets.frechet import Frechet, Moments
+from genalign.reward.scores import all_valid, filled
+from genalign.reward.sets.frechet import Frechet, FrechetInfinity, Moments
 from genalign.reward.sets.kernel import Coverage, KernelDistance
 from genalign.reward.sets.neighbours import Precision, Recall
 from genalign.reward.sets.vendi import Vendi
 from genalign.types import Media, Prompt, Scores, UsageError, nearest
 
-Name = Literal["frechet", "kernel", "coverage", "precision", "recall", "vendi"]
+Name = Literal["frechet", "frechet-infinity", "kernel", "coverage", "precision", "recall", "vendi"]
 COUNTING: dict[str, type[Coverage] | type[Recall]] = {"coverage": Coverage, "precision": Precision, "recall": Recall}
 Level = Literal["set", "sample"]
 Credit = Literal["leave_one_out", "swap"]
@@ -49,15 +49,18 @@ class Measure(Protocol):
 
 
 class SetReward(Stateless):
-    """A measure of the whole batch over all ranks, on CLIP features of length 1; higher is better, distances negated.
+    """A measure of the whole batch over all ranks, on features of pictures or sounds; distances are negated.
 
     score = value of the set + the sample's credit, credits being centred: the mean score is the measure of the set, and
     the spread is what each sample does for it.
 
-    measure: frechet (FID's formula), kernel (unbiased MMD^2), coverage, precision, recall, all against exemplars;
-    vendi (diversity, without). exemplars: a folder of pictures, a .txt or .jsonl of texts, or file.py:function. pairs:
-    pictures with their texts; where exemplars are texts, the mean difference between the two modalities is taken from
-    these and added. level: "sample" scores each image alone against the exemplars (frechet, kernel). credit:
+    model: CLIP for pictures, CLAP or "mel" for sounds; features of CLIP and CLAP have length 1. measure: frechet (the
+    formula of FID and FAD), frechet-infinity (its limit of many samples, to evaluate by), kernel (unbiased MMD^2, KAD),
+    coverage, precision, recall, all against exemplars; vendi (diversity, without). exemplars: a folder of pictures or
+    sounds, a .txt or .jsonl of texts, or file.py:function. pairs: pictures or sounds with their texts; where exemplars
+    are texts, the mean difference between the two modalities is taken from these and added. level: "sample" scores each
+    sample alone against the exemplars (frechet, kernel). windows: seconds; with level "sample" each sound is a set of
+    windows that overlap by half, and so are the exemplars (per-song FAD and KAD, arXiv 2504.15217). credit:
     "leave_one_out", (n - 1) (value of the set - value without the sample); "swap", for pairs of siblings (the j-th of a
     prompt's first half with the j-th of its second): n / 2 times what the better set of one of each loses by exchanging
     them, and leave_one_out where no two samples are siblings, as in an evaluation.
@@ -70,7 +73,8 @@ class SetReward(Stateless):
         UsageError: an unknown word (the nearest is named), exemplars where there must be none, or the other way round.
     """
 
-    needs = frozenset({"image"})
+    needs: AbstractSet[str] = frozenset({"image"})  # or of sound
+    windows: float | None = None
 
     def __init__(
         self,
@@ -82,6 +86,7 @@ class SetReward(Stateless):
         level: Level = "set",
         credit: Credit = "leave_one_out",
         components: int | None = None,
+        windows: float | None = None,
         order: Literal[1, 2] = 1,
         batch_size: int = 64,
         name: str | None = None,
@@ -94,17 +99,43 @@ class SetReward(Stateless):
             raise UsageError(f"the measure {measure} {cure}")
         if level == "sample" and measure not in ("frechet", "kernel"):
             raise UsageError(f"the measure {measure} has no value for one sample; take frechet, kernel or level: set")
-        self.clip = ClipReward(model, batch_size=batch_size)
+        sounds = sound_features(model, batch_size)
+        self.encoder: ClipReward | SoundFeatures = (
+            ClipReward(model, batch_size=batch_size) if sounds is None else sounds
+        )
+        self.medium = "image" if sounds is None else "audio"
+        self.needs = frozenset({self.medium})
+        if windows is not None:
+            self.windows = float(windows)
         self.measure_name, self.level, self.credit = measure, level, credit
         self.components, self.order = components, order
         self.exemplars = None if exemplars is None else read_exemplars(exemplars)
         self.pairs = None if pairs is None else read_exemplars(pairs)
-        if self.pairs is not None and not (self.pairs.pictures and self.pairs.texts):
-            raise UsageError(f"{pairs} holds no pairs of picture and text")
         self.name = name or measure
+        self._check(exemplars, pairs)
         self.aspects = (self.name,)
         self.looks_at: Literal["sample", "batch"] = "sample" if level == "sample" else "batch"
-        self.differentiable = measure not in COUNTING
+        self.differentiable = measure not in (*COUNTING, "frechet-infinity")
+
+    def _check(self, exemplars: str | None, pairs: str | None) -> None:
+        what = "picture" if self.medium == "image" else "sound"
+        for source, given in ((exemplars, self.exemplars), (pairs, self.pairs)):
+            other = given and (given.sounds if self.medium == "image" else given.pictures)
+            if other:
+                raise UsageError(
+                    f"{source} holds no {what}s, which the model of reward {self.name!r} reads; take others"
+                )
+        if self.pairs is not None and not (self.pairs.shown and self.pairs.texts):
+            raise UsageError(f"{pairs} holds no pairs of {what} and text")
+        shown = self.exemplars is not None and len(self.exemplars.shown)
+        if self.windows is not None and (
+            self.medium == "image" or self.level == "set" or not shown or self.windows <= 0
+        ):
+            raise UsageError(
+                f"windows of reward {self.name!r} are seconds above 0 of sounds, compared with sounds at level: sample"
+            )
+        if shown == 1 and self.windows is None and self.measure_name in ("frechet", "kernel"):
+            raise UsageError(f"{exemplars} holds one {what}, which has no spread to compare with; add some")
 
     @cached_property
     def basis(self) -> Tensor | None:
@@ -123,32 +154,45 @@ class SetReward(Stateless):
         rows = self._wanted if self.basis is None else self._wanted @ self.basis
         if self.measure_name == "frechet":
             return Frechet(Moments.of(rows))
+        if self.measure_name == "frechet-infinity":
+            return FrechetInfinity(Moments.of(rows))
         return KernelDistance(rows) if self.measure_name == "kernel" else COUNTING[self.measure_name](rows)
 
     @cached_property
     def _wanted(self) -> Tensor:
         """(M,E) float64, the exemplars' features; texts are moved by the mean difference of the two modalities."""
         assert self.exemplars is not None
-        if self.exemplars.pictures:
-            return self.exemplars.seen(self.clip)
-        rows = self.exemplars.read(self.clip)
+        if self.windows is not None:
+            sounds = self.exemplars.batches(self.encoder.batch_size)
+            with torch.no_grad():
+                return torch.cat([rows for some in sounds for rows in self._windows(some)])
+        if self.exemplars.shown:
+            return self.exemplars.seen(self.encoder)
+        rows = self.exemplars.read(self.encoder)
         if self.pairs is None:
             return rows
-        return rows + self.pairs.seen(self.clip).mean(0) - self.pairs.read(self.clip).mean(0)
+        return rows + self.pairs.seen(self.encoder).mean(0) - self.pairs.read(self.encoder).mean(0)
+
+    def _windows(self, media: Media) -> Sequence[Tensor]:
+        """The windows of each sound, (f,E) float64, with gradients."""
+        assert self.windows is not None
+        cut, counts = windows(media, self.windows)
+        return rows_of(self.encoder.see(cut), self.encoder).split(counts)
 
     @property
     def version(self) -> str:
         sources = [None if source is None else source.digest for source in (self.exemplars, self.pairs)]
         settings = (self.measure_name, self.level, self.credit, self.components, self.order)
-        return digest("set", self.name, self.clip.version, sources, settings)
+        of_sounds = () if self.windows is None else (self.windows,)
+        return digest("set", self.name, self.encoder.version, sources, settings, *of_sounds)
 
     def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
         """Seeing the images; the set is measured when all of them are there."""
-        return self.clip.prefetches(modalities)
+        return self.encoder.prefetches(modalities)
 
     def features(self, media: Media) -> Tensor:
         """(B,d) float64 on the CPU, with gradients."""
-        seen = F.normalize(self.clip.see(media).double().cpu(), dim=1)
+        seen = rows_of(self.encoder.see(media), self.encoder)
         return seen if self.basis is None else seen @ self.basis
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
@@ -158,6 +202,8 @@ class SetReward(Stateless):
         try:
             if len(rows) < len(faults):
                 media = media.select(rows)
+            if self.windows is not None:
+                return filled(self._by_windows(media, len(rows)), faults)
             seen = self.features(media) if rows else self._none()
         except Exception:
             if self.level == "set":  # the other ranks wait in `gather`: give them no rows, then fail here alone
@@ -172,9 +218,19 @@ class SetReward(Stateless):
         scores = Scores(self.aspects, total[:, None], sound[:, None], ~sound[:, None], total, sound, torch.ones(1))
         return filled(scores, faults) if len(rows) < len(faults) else scores
 
+    def _by_windows(self, media: Media, rows: int) -> Scores:
+        found = []
+        for seen in self._windows(media) if rows else []:
+            seen = seen if self.basis is None else seen @ self.basis
+            found.append(self.measure.better * self.measure.value(seen))
+        return all_valid(self.aspects, torch.stack(found)[:, None].float() if found else torch.zeros(0, 1))
+
     def _none(self) -> Tensor:
-        """(0,d): the features of no image."""
-        width = self.clip.read(["-"]).shape[1] if self.basis is None else self.basis.shape[1]
+        """(0,d): the features of no sample."""
+        if self.basis is not None:
+            width = self.basis.shape[1]
+        else:
+            width = self.encoder.width if isinstance(self.encoder, MelFeatures) else self.encoder.read(["-"]).shape[1]
         return torch.zeros(0, width, dtype=torch.float64)
 
     def _together(self, mine: Tensor, siblings: Tensor) -> Tensor:

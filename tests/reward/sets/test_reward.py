@@ -166,14 +166,14 @@ def test_two_ranks_score_as_one(room: Path, monkeypatch, credit: str):
 
 def test_a_rank_that_breaks_keeps_nobody_waiting(room: Path, monkeypatch):
     asked, media, one = prompts(12), images(12), reward(room)
-    plain = one.clip.see
+    plain = one.encoder.see
 
     def see(given: Media) -> torch.Tensor:
         if given.rows == 5:
             raise ValueError("the lamp is broken")
         return plain(given)
 
-    monkeypatch.setattr(one.clip, "see", see)
+    monkeypatch.setattr(one.encoder, "see", see)
     split = [list(range(5)), list(range(5, 12))]
     broken, whole = on_two_ranks(
         monkeypatch,
@@ -187,7 +187,7 @@ def test_a_rank_that_breaks_keeps_nobody_waiting(room: Path, monkeypatch):
 
 def test_rows_that_are_not_finite_fail_and_leave_the_set(room: Path, monkeypatch):
     one, media = reward(room), images(9)
-    plain = one.clip.see
+    plain = one.encoder.see
 
     def see(given: Media) -> torch.Tensor:
         seen = plain(given)
@@ -195,7 +195,7 @@ def test_rows_that_are_not_finite_fail_and_leave_the_set(room: Path, monkeypatch
         return seen
 
     clean = one(prompts(8), media.select([0, 1, 3, 4, 5, 6, 7, 8])).total
-    monkeypatch.setattr(one.clip, "see", see)
+    monkeypatch.setattr(one.encoder, "see", see)
     scored = one(prompts(9), media)
     assert scored.failed[:, 0].tolist() == [k == 2 for k in range(9)]
     torch.testing.assert_close(scored.total[scored.total_valid], clean)

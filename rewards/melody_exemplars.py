@@ -1,0 +1,45 @@
+"""Exemplars for rewards that compare sets of sounds: MelodyWorld's pieces, as sounds (M,C,N) at a rate, or as texts.
+
+A function here is named as `exemplars: melody_exemplars.py:pieces` in a reward file. A folder of sounds (.wav, .flac,
+.ogg), or a .txt of texts, does as well.
+"""
+
+import numpy as np
+
+from genalign.lab.melody import caption, sample_facts
+from genalign.lab.melody_bank import RATE
+from genalign.lab.melody_pieces import arrange, render
+
+
+def pieces(count=512):
+    """The world as it is: every instrument, melody, key and tempo that training prompts ask for."""
+    return _played(count, lambda facts: facts)[0]
+
+
+def flutes(count=512):
+    """A style: the same pieces, all on a flute alone, softly and without drums."""
+    return _played(count, _on_a_flute)[0]
+
+
+def flutes_told(count=512):
+    """The same style in words, for a model of sounds and texts."""
+    return _played(count, _on_a_flute)[1]
+
+
+def captioned(count=512):
+    """Pieces with what they are in words, which tell how far apart the two lie in a model of both."""
+    return _played(count, lambda facts: facts)
+
+
+def _on_a_flute(facts):
+    return {**facts, "voices": ["flute"], "register": "high", "loudness": "soft", "drums": False}
+
+
+def _played(count, change):
+    rng = np.random.default_rng(51)
+    waves, texts = [], []
+    for _ in range(count):
+        facts = change(sample_facts(rng, "train"))
+        waves.append(render(arrange(facts, rng)))
+        texts.append(caption(facts, rng))
+    return {"sounds": np.stack(waves), "rate": RATE}, texts
