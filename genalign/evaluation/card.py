@@ -18,12 +18,15 @@ from genalign.evaluation.summary import lead_in, sentence
 from genalign.files.atomic import replace_file
 from genalign.files.places import find
 from genalign.files.settings import parse_yaml
-from genalign.files.shipped import PIPELINE, shipped
+from genalign.files.shipped import CONFIG, PIPELINE, shipped
 from genalign.files.text import decode_text
+from genalign.policy import sees_or_hears
 from genalign.training.metrics import METRICS, read_rows
 from genalign.types import GenalignError
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+READS_TEXT = ("AutoModelForCausalLM", "AutoTokenizer", "tokenizer")
+READS_MEDIA = ("AutoModelForImageTextToText", "AutoProcessor", "processor")
 PLAYED = 2 << 20  # bytes of sounds and videos that a card carries
 CACHED = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\]?$")
 
@@ -145,9 +148,11 @@ def loading(run: Path) -> str:
         lines.append('pipe.load_lora_weights("adapter")')
         return "\n".join(["from diffusers import DiffusionPipeline", *imports, "", *lines])
     if index is None:
-        imports.insert(0, "from transformers import AutoModelForCausalLM, AutoTokenizer")
-        lines += ["model = AutoModelForCausalLM.from_pretrained(base)", *_adapted("model", "", merged)]
-        lines.append("tokenizer = AutoTokenizer.from_pretrained(base)")
+        config = _json_of(model, CONFIG) or {}
+        kind, reader, read = READS_TEXT if not sees_or_hears(config.get("model_type")) else READS_MEDIA
+        imports.insert(0, f"from transformers import {kind}, {reader}")
+        lines += [f"model = {kind}.from_pretrained(base)", *_adapted("model", "", merged)]
+        lines.append(f"{read} = {reader}.from_pretrained(base)")
     else:
         imports.insert(0, "from diffusers import DiffusionPipeline")
         lines.append(f"pipe = DiffusionPipeline.from_pretrained({arguments})")
@@ -184,14 +189,18 @@ def base_model(run: Path) -> str:
 
 
 def pipeline_index(model: str) -> dict[str, Any] | None:
-    """model_index.json of a diffusers pipeline, from its folder, a shipped one or the hub's cache; None for any other
-    model."""
+    """model_index.json of a diffusers pipeline; None for any other model."""
+    return _json_of(model, PIPELINE)
+
+
+def _json_of(model: str, name: str) -> dict[str, Any] | None:
+    """A file of a model, from its folder, a shipped one or the hub's cache, if it is there."""
     folder = find(model, Path(), "assets")
-    path = (folder or Path(model)) / PIPELINE
+    path = (folder or Path(model)) / name
     if folder is None and model.count("/") == 1:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(model, PIPELINE)
+        cached = try_to_load_from_cache(model, name)
         path = Path(cached) if isinstance(cached, str) else path
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

@@ -18,7 +18,8 @@ class Lora(BaseModel):
     alpha: float = Field(default=32.0, gt=0)
     """Scale: the update counts alpha / rank."""
     targets: list[str] | Literal["all-linear"] | None = None
-    """Names (or name ends) of the linear layers to adapt, or all-linear. None: attention projections."""
+    """Names (or name ends) of the linear layers to adapt, or all-linear. None: attention projections. Of a model that
+    sees or hears, in the part that writes alone."""
 
 
 class Sampler(BaseModel):
