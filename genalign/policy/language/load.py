@@ -37,8 +37,8 @@ def load_language(settings: PolicySettings, folder: Path, device: str = "cpu") -
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{folder} does not load as a causal language model: {reason}") from error
-    if settings.merged is not None:
-        model = merged(model, Path(settings.merged))
+    for adapter in settings.adapters_merged:
+        model = merged(model, Path(adapter))
     return LanguagePolicy(model.to(device), reader, settings)
 
 
