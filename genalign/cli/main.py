@@ -169,6 +169,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples at a time (default: 64)")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
 
+    sub = verb("demo", demo, "a page to draw, vote and align from votes (pip install 'genalign[demo]')")
+    sub.add_argument("recipe", metavar="RECIPE|RUN", nargs="?", default="image-d3po", help="default: image-d3po")
+    sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
+    sub.add_argument("--runs", type=_path, metavar="DIR", default=Path("runs"), help="runs to show (default: runs)")
+    sub.add_argument("--votes", type=_path, metavar="DIR", default=Path("votes"), help="default: votes")
+    sub.add_argument("--pictures", type=_path, metavar="DIR", help="vote on these as well, drawn by A1111 or ComfyUI")
+    sub.add_argument(
+        "--disputed", action="store_true", help="ask about the pairs that rewards fitted to the votes dispute"
+    )
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    sub.add_argument("--port", type=int, default=7860)
+    sub.add_argument("--share", action="store_true", help="a public address by Gradio's servers; needs --auth")
+    sub.add_argument("--auth", type=_path, metavar="FILE", help="ask for a name and a password of this file")
+    sub.add_argument("--add-user", metavar="NAME", help="ask for a password, write its hash to --auth FILE, and stop")
+
     verb("doctor", doctor, "say what this installation can do")
 
     sub = verb("export", export, "write a run's adapter for other tools")
@@ -313,6 +328,29 @@ def eval_reward(args: argparse.Namespace) -> int:
     from genalign.cli.eval_reward import evaluate_file
 
     return evaluate_file(args.reward, args.data, args.against, args.batch_size, args.json)
+
+
+def demo(args: argparse.Namespace) -> None:
+    from genalign.demo.serve import ask_password, serve
+    from genalign.types import UsageError
+
+    if args.add_user is not None:
+        if args.auth is None:
+            raise UsageError("--add-user needs the file to write to; add --auth FILE")
+        ask_password(args.auth, args.add_user)
+        return
+    serve(
+        args.recipe,
+        args.overrides,
+        runs=args.runs,
+        votes=args.votes,
+        host=args.host,
+        port=args.port,
+        share=args.share,
+        auth=args.auth,
+        disputed=args.disputed,
+        pictures=args.pictures,
+    )
 
 
 def doctor(args: argparse.Namespace) -> int:

@@ -43,8 +43,8 @@ STYLE = {
 Curve = Sequence[tuple[float, float]]
 
 
-def chart(title: str, curves: Mapping[str, Curve], smooth: bool = False) -> str:
-    """A line chart over steps as an SVG file; "" where no point is finite.
+def chart(title: str, curves: Mapping[str, Curve], smooth: bool = False, along: str = "step") -> str:
+    """A line chart over steps, or over what `along` says, as an SVG file; "" where no point is finite.
 
     Points that are not finite break a line. With `smooth` the mean over the neighbouring steps (see `window`) lies over
     the curve itself, which turns pale. Several curves have a legend below, in the order of their colours.
@@ -66,7 +66,7 @@ def chart(title: str, curves: Mapping[str, Curve], smooth: bool = False) -> str:
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         axes.set_title(title, parse_math=False)
-        axes.set_xlabel("step", loc="right", color="#57606a", labelpad=1)
+        axes.set_xlabel(along, loc="right", color="#57606a", labelpad=1)
         for number, curve in enumerate(curves.values()):
             _draw(axes, curve, f"curve-{number}", smooth, 0.35 if len(curves) == 1 else 0.18, **_pen(number))
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))

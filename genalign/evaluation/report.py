@@ -98,31 +98,41 @@ def write_report(run: Path) -> Path:
     Raises:
         GenalignError: metrics.jsonl or eval.json is not what a run writes.
     """
-    metrics, result = read_rows(run / METRICS), read_eval(run)
     recipe = run / "recipe.yaml"
-    sections = [
-        f"<h1>{html.escape(run.name)}</h1>",
-        _table(result, lead_in(metrics))
-        if result
-        else '<p class="note">No evaluation yet: <code>genalign eval RUN</code> makes one.</p>',
-        _sweep(result) if result else "",
-        _charts(metrics) if metrics else '<p class="note">No training step was logged.</p>',
-        _samples(run),
-        f"<h2>Recipe</h2><pre>{html.escape(recipe.read_text(encoding='utf-8'))}</pre>" if recipe.is_file() else "",
-    ]
+    parts = [f"<h1>{html.escape(run.name)}</h1>", *sections(run)]
+    if recipe.is_file():
+        parts.append(f"<h2>Recipe</h2><pre>{html.escape(recipe.read_text(encoding='utf-8'))}</pre>")
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(run.name)}</title>'
-        f"<style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
+        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
     path = run / "report.html"
     replace_file(path, page.encode())
-    curve = chart("reward", {"reward": _curve(metrics, "reward")}, smooth=True)
+    curve = chart("reward", {"reward": _curve(read_rows(run / METRICS), "reward")}, smooth=True)
     if curve:
         replace_file(run / "reward.svg", curve.encode())
     return path
 
 
-def _charts(metrics: Sequence[Mapping[str, float]]) -> str:
+def sections(run: Path) -> list[str]:
+    """Evaluation, curves and samples of a run as HTML: all text escaped, all media carried inside.
+
+    Raises:
+        GenalignError: metrics.jsonl or eval.json is not what a run writes.
+    """
+    metrics, result = read_rows(run / METRICS), read_eval(run)
+    return [
+        _table(result, lead_in(metrics))
+        if result
+        else '<p class="note">No evaluation yet: <code>genalign eval RUN</code> makes one.</p>',
+        _sweep(result) if result else "",
+        training(metrics) if metrics else '<p class="note">No training step was logged.</p>',
+        _samples(run),
+    ]
+
+
+def training(metrics: Sequence[Mapping[str, float]]) -> str:
+    """The curves of a training as HTML."""
     keys = list(dict.fromkeys(key for row in metrics for key in row))
     drawn = []
     for title, pattern in CHARTS.items():

@@ -50,6 +50,7 @@ NOT_RUN = {
     "genalign sample RUN": "needs a trained run",
     "genalign eval RUN": "needs a trained run; test_readme.py evaluates one again",
     "genalign export RUN": "needs a trained run; tests/cli/test_export.py and test_comfyui.py",
+    "genalign demo": "a server does not end; tests/demo/test_serve.py and test_page.py",
     "genalign fit-reward": "minutes; test_readme.py runs a small image-nrg, tests/reward/fit/test_fitted.py the others",
     "genalign eval-reward REWARD": "a pattern with placeholders",
     "genalign serve-reward": "a server does not end; tests/reward/runtime/test_serving.py",

@@ -81,6 +81,9 @@ def test_wheel_and_sdist_carry_every_file_of_the_rooms(source, built):
     in_wheel = set(zipfile.ZipFile(wheel).namelist())
     assert room_files(source) <= {name.removeprefix("genalign/_shipped/") for name in in_wheel}
     assert "genalign/py.typed" in in_wheel
+    page = {path.relative_to(source).as_posix() for path in (source / "genalign/demo").iterdir() if path.is_file()}
+    assert {".py", ".css", ".js"} == {Path(name).suffix for name in page}
+    assert page <= set(in_wheel)
     with tarfile.open(sdist) as archive:
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
     assert room_files(source) | {"README.md", "LICENSE", "SECURITY.md", "tests/contracts/test_packaging.py"} <= in_sdist

@@ -16,6 +16,7 @@ import shutil
 import struct
 import sys
 import threading
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -910,6 +911,35 @@ def test_served_answer(tmp_path: Path, marker: Path) -> None:
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
+
+
+def test_page(tmp_path: Path) -> None:
+    """What the page may name; tests/demo/test_serve.py asks the same of it over HTTP."""
+    from genalign.demo.exchange import unpack
+    from genalign.demo.inspect import changed
+    from genalign.demo.models import Models
+    from genalign.demo.serve import serve
+
+    models = Models("image-d3po", [], tmp_path / "runs")
+    (tmp_path / "runs/own/adapter").mkdir(parents=True)
+    (tmp_path / "runs/own/recipe.yaml").write_text((shipped("pipelines") / "image-d3po.yaml").read_text())
+    (tmp_path / "elsewhere/adapter").mkdir(parents=True)
+    shutil.copy(tmp_path / "runs/own/recipe.yaml", tmp_path / "elsewhere/recipe.yaml")
+    assert models.folder("own") == tmp_path / "runs/own"
+    for name in ("../elsewhere", str(tmp_path / "elsewhere"), "own/../../elsewhere", ""):
+        with pytest.raises(UsageError, match="there is no run"):
+            models.folder(name)
+    for change in ("reward=rule.py:run", "policy.model=owner/name", f"data.prompts={tmp_path}", "reward={use: x}"):
+        with pytest.raises(UsageError, match="one word"):
+            changed(models, "own", change)
+    for name in ("../pairs.jsonl", "/pairs.jsonl", "rule.py"):
+        with zipfile.ZipFile(tmp_path / "sent.zip", "w") as sent:
+            sent.writestr(name, "{}")
+        with pytest.raises(UsageError):
+            unpack(tmp_path / "sent.zip", tmp_path / "unpacked")
+    assert not (tmp_path / "pairs.jsonl").exists()
+    with pytest.raises(UsageError, match="add --auth FILE"):
+        serve(host="0.0.0.0")
 
 
 def test_table_and_tests_name_each_other() -> None:

@@ -1,0 +1,253 @@
+"""The page in a real browser: draw, vote 20 pairs by keyboard, reload and find them, train on them, compare, inspect.
+
+Debian's Chromium, driven by playwright (whose own browsers are not needed). With SCREENSHOTS=FOLDER the pictures of
+docs/demo.md are written there.
+"""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from genalign.demo.votes import Votes
+from tests.contracts.tree import ROOT
+from tests.demo.conftest import SMALL
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium"),
+    pytest.mark.timeout(900),
+]
+SIZE = {"width": 1280, "height": 860}
+PATIENCE = 120_000  # ms, of a machine that does other work as well
+VOTES = 20
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+STEPS = 24 if SCREENSHOTS else 2
+FILM = []  # of the screenshots
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def address(place):
+    words = [sys.executable, "-m", "genalign", "demo", "image-d3po", *SMALL, "--port", "0"]
+    process = subprocess.Popen(
+        [*words, "--runs", str(place / "runs"), "--votes", str(place / "votes")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    line = next((line for line in process.stdout if line.startswith("genalign demo at ")), "")
+    assert line, "the page did not start"
+    yield line.split()[3]
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+    if FILM:
+        film = Path(SCREENSHOTS) / "film.webp"
+        FILM[0].save(film, save_all=True, append_images=FILM[1:], duration=1200, loop=0, quality=70, method=6)
+
+
+class Visit:
+    """A page, what it asked the network for, and what went wrong in it."""
+
+    def __init__(self, browser, address):
+        self.address, self.asked, self.wrong = address, [], []
+        self.page = browser.new_page(viewport=SIZE)
+        self.page.set_default_timeout(PATIENCE)
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.wrong.append(dialog.message))
+        self.page.goto(address)
+
+    def open(self, tab):
+        self.page.get_by_role("tab", name=tab).click()
+
+    def press(self, key):
+        """Vote by a key, and wait until the next pair is there."""
+        before = self.page.get_attribute(".ballot", "data-pair")
+        self.page.keyboard.press(key)
+        self.page.wait_for_function("before => document.querySelector('.ballot')?.dataset.pair !== before", arg=before)
+
+    def shoot(self, name):
+        """A picture of the page, which must show something."""
+        picture = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+        assert len(picture.getcolors(1 << 24)) > 500
+        if SCREENSHOTS:
+            picture.save(Path(SCREENSHOTS) / f"{name}.webp", quality=82, method=6)
+            FILM.append(picture.resize((960, 645)))
+
+
+@pytest.fixture
+def visit(browser, address):
+    found = Visit(browser, address)
+    yield found
+    outside = [url for url in found.asked if not url.startswith((address, "data:", "blob:"))]
+    assert not outside
+    assert not found.wrong
+    found.page.close()
+
+
+def test_the_page_draws_by_itself_and_asks_nobody_else(visit):
+    visit.page.wait_for_selector("#drawn .scores.judge")
+    assert visit.page.locator("#drawn .card").count() == 4
+    visit.shoot("draw")
+
+
+def test_html_in_a_prompt_is_shown_as_text_and_not_run(visit):
+    hostile = '<img src=x onerror="window.run=1"> <script>window.run=2</script> ${window.run=3} {{this}}'
+    visit.page.wait_for_selector("#drawn .scores.judge")
+    visit.page.fill("#draw-prompt input", hostile)
+    visit.page.keyboard.press("Enter")
+    visit.page.click("#draw-go")
+    visit.page.wait_for_function("text => document.querySelector('#drawn .prompt')?.innerText === text", arg=hostile)
+    visit.page.wait_for_selector("#drawn img")
+    assert visit.page.evaluate("window.run") is None
+
+
+def test_a_search_shows_its_curve_and_ends_when_it_is_cancelled(visit):
+    visit.page.wait_for_selector("#drawn .scores.judge")
+    visit.page.click("#search button")
+    visit.page.get_by_label("random").check()
+    visit.page.click("#search-go")
+    visit.page.wait_for_selector("#drawn table")  # of the budget that the page begins with
+    assert visit.page.locator("#drawn .strip img").count() >= 3
+    visit.page.evaluate("window.scrollTo(0, 0)")
+    visit.shoot("search")
+    visit.page.fill("#search input[type=number]", "200")
+    visit.page.keyboard.press("Tab")
+    visit.page.click("#search-go")
+    visit.page.wait_for_selector("#drawn .progress")
+    visit.page.click("#draw-cancel")
+    visit.page.wait_for_function("document.querySelector('#drawn').innerText.startsWith('cancelled')")
+    visit.page.click("#draw-go")  # and the model is free for the next drawing
+    visit.page.wait_for_selector("#drawn .scores.judge")
+
+
+def test_twenty_pairs_are_voted_on_by_keyboard_and_found_after_a_reload(visit, place):
+    visit.open("Vote")
+    visit.page.wait_for_selector(".ballot img")
+    keys = {"ArrowLeft": "left", "ArrowRight": "right", "ArrowDown": "tie", "s": "skip"}
+    pressed = [key for key in ("ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowDown", "s") for _ in range(4)]
+    for number, key in enumerate(pressed):
+        visit.press(key)
+        if SCREENSHOTS and number < 4:
+            visit.shoot("vote")
+    votes = Votes(place / "votes")
+    assert [vote.choice for vote in votes.all()] == [keys[key] for key in pressed]
+    visit.press("u")
+    assert "taken back: skip" in visit.page.inner_text(".ballot .note")
+    visit.press("ArrowRight")
+    visit.page.reload()
+    visit.open("Vote")
+    visit.page.wait_for_selector(".ballot img")
+    assert f"{VOTES} by you, {VOTES} in all" in visit.page.inner_text(".ballot .note")
+    visit.page.click("#votes-say button")
+    visit.page.wait_for_function("/20 votes by 1 annotator/.test(document.querySelector('#figures').innerText)")
+    visit.shoot("vote")
+
+
+def test_a_name_is_remembered(visit, place):
+    visit.open("Vote")
+    visit.page.wait_for_selector(".ballot img")
+    visit.page.fill("#annotator textarea, #annotator input", "ada")
+    visit.page.keyboard.press("Enter")
+    visit.page.wait_for_function(f"/^0 by you, {VOTES}/.test(document.querySelector('.ballot .note').innerText)")
+    visit.page.keyboard.press("Tab")
+    visit.page.wait_for_timeout(500)
+    visit.page.reload()
+    visit.open("Vote")
+    visit.page.wait_for_function("document.querySelector('#annotator textarea, #annotator input').value === 'ada'")
+    visit.press("ArrowLeft")
+    assert [vote.annotator for vote in Votes(place / "votes").all()] == ["me"] * VOTES + ["ada"]
+    visit.press("u")
+
+
+def test_a_key_in_a_field_is_no_vote(visit, place):
+    before = Votes(place / "votes").count()
+    visit.open("Vote")
+    visit.page.wait_for_selector(".ballot img")
+    visit.page.click("#annotator textarea, #annotator input")
+    for key in ("ArrowLeft", "s", "u", "t"):
+        visit.page.keyboard.press(key)
+    visit.page.wait_for_timeout(500)
+    assert Votes(place / "votes").count() == before
+
+
+def test_pairs_are_exported_and_imported_by_another_page(visit, place, tmp_path):
+    visit.open("Vote")
+    visit.page.click("#votes-say button")
+    visit.page.click("#export")
+    with visit.page.expect_download() as download:
+        visit.page.locator("#exported a[download]").first.click()
+    download.value.save_as(tmp_path / "pairs.zip")
+    visit.page.set_input_files("#import input[type=file], input[type=file]", tmp_path / "pairs.zip")
+    visit.page.wait_for_function("/0 new votes/.test(document.querySelector('#moved').innerText)")
+    assert Votes(place / "votes").count() == VOTES
+
+
+def test_votes_train_an_adapter_which_is_compared_and_inspected(visit, place):
+    visit.open("Align")
+    visit.page.fill("#align-steps input[type=number]", str(STEPS))
+    visit.page.keyboard.press("Tab")
+    visit.page.click("#align-start")
+    visit.page.wait_for_function("/has begun/.test(document.querySelector('#align-said').innerText)")
+    visit.page.reload()  # the training goes on, and is found again
+    visit.open("Align")
+    visit.page.wait_for_function(
+        f"/finished, step \\d+ of {STEPS}/.test(document.querySelector('#aligned').innerText)", timeout=4 * PATIENCE
+    )
+    visit.page.wait_for_selector("#aligned svg")
+    visit.shoot("align")
+    (run,) = (place / "runs").iterdir()
+    visit.open("Draw")
+    visit.page.click("#draw-model input")
+    visit.page.get_by_role("option", name=run.name).click()
+    visit.page.click("#draw-go")
+    visit.page.wait_for_selector("#drawn .compare")
+    visit.page.wait_for_function("document.querySelectorAll('#drawn .scores.judge').length === 8")
+    slider = visit.page.locator("#drawn .compare input").first
+    slider.focus()
+    for _ in range(10):
+        visit.page.keyboard.press("ArrowRight")
+    assert visit.page.locator("#drawn .stack").first.evaluate("one => one.style.getPropertyValue('--cut')") == "60%"
+    visit.shoot("compare")
+    visit.open("Inspect")
+    visit.page.wait_for_selector("#inspected .report table")
+    visit.page.locator("#inspect-changes textarea").press_sequentially("train.stepz=3")
+    visit.page.wait_for_function("/did you mean/.test(document.querySelector('#inspect-verdict').innerText)")
+    visit.page.locator("#inspect-changes textarea").fill("train.steps=3")
+    visit.page.wait_for_function("/3 steps, 1 change/.test(document.querySelector('#inspect-verdict').innerText)")
+    visit.shoot("inspect")
+
+
+@pytest.mark.parametrize("tab", ["Draw", "Vote", "Align", "Inspect"])
+def test_axe_finds_no_serious_fault(visit, tab):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    visit.page.wait_for_selector("#drawn .scores.judge")
+    visit.open(tab)
+    visit.page.wait_for_timeout(1500)
+    found = axe.Axe().run(visit.page).response["violations"]
+    serious = {
+        one["id"]: [node["html"][:160] for node in one["nodes"]]
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    }
+    assert not serious
