@@ -116,7 +116,7 @@ class Cell:
         hashed = [self.name, json.dumps(read_yaml(shipped("pipelines", f"{self.recipe}.yaml")), sort_keys=True)]
         hashed += [prompts.digest for prompts in files if prompts] + [reward.version for reward in rewards if reward]
         hashed += [file_digest(path) for path in sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))]
-        more = (recipe.policy.writer, recipe.policy.merged, getattr(recipe.method, "noisy", None))
+        more = (recipe.policy.writer, *recipe.policy.adapters_merged, getattr(recipe.method, "noisy", None))
         for model in more:  # of Parrot, of ReNO, of Flow-NRG
             weights = sorted(shipped("assets", model).glob("*.safetensors")) if model else []
             hashed += [file_digest(path) for path in weights]

@@ -232,9 +232,10 @@ def _conversation(found: Comparisons, row: Mapping[str, Any]) -> None:
     if answers.chosen == answers.rejected:  # public sets have some
         found.undecided += 1
         return
-    a, b = (found.answer(answers.turns, text) for text in (answers.chosen, answers.rejected))
+    begins = _begins(row)
+    a, b = (found.answer(answers.turns, text, begins) for text in (answers.chosen, answers.rejected))
     user = str(row.get("user", ""))
-    found.compare(a, b, 1.0, found.group(found.items[a].prompt), user=user)
+    found.compare(a, b, 1.0, found.group(_about(found.items[a].prompt, begins)), user=user)
 
 
 def _chosen(found: Comparisons, row: Mapping[str, Any]) -> None:
@@ -249,8 +250,7 @@ def _plain(found: Comparisons, row: Mapping[str, Any]) -> None:
     (p,) = _numbers([row["p"]])
     if not 0 <= p <= 1:
         raise ValueError(f"has a p of {p}, which is not in [0,1]")
-    begins = row.get("image") if found.plain_kind != "text" else None  # what both samples begin with
-    begins = tuple(begins) if isinstance(begins, list) else begins
+    begins = _begins(row)
     a, b = (found.item(row["prompt"], row[key], picture=begins) for key in ("a", "b"))
     if a == b and found.plain_kind == "text":
         found.undecided += 1
@@ -258,7 +258,19 @@ def _plain(found: Comparisons, row: Mapping[str, Any]) -> None:
     if a == b:
         raise ValueError(f"prefers a picture to an equal one ({row['a']})")
     aspect, user = str(row.get("aspect", OVERALL)), str(row.get("user", ""))
-    found.compare(a, b, p, found.group(row["prompt"]), aspect, user)
+    group = _about(row["prompt"], begins) if found.plain_kind == "text" else row["prompt"]
+    found.compare(a, b, p, found.group(group), aspect, user)
+
+
+def _begins(row: Mapping[str, Any]) -> Any:
+    """The picture, or a tuple of several, that both samples begin with, or that both texts are about."""
+    given = row.get("image", row.get("images"))
+    return (tuple(given) or None) if isinstance(given, list) else given
+
+
+def _about(prompt: str, picture: Any) -> Any:
+    """What names a question."""
+    return prompt if picture is None else (prompt, key_of(picture))
 
 
 def _rated(found: Comparisons, row: Mapping[str, Any]) -> None:

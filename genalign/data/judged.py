@@ -125,10 +125,10 @@ class Comparisons:
         """Add the verdict about two items that the present row holds."""
         self.pairs.append(Comparison(a, b, p, group, aspect, user, self.place))
 
-    def answer(self, turns: Sequence[Turn], text: str) -> int:
-        """The number of a text that answers a conversation."""
+    def answer(self, turns: Sequence[Turn], text: str, picture: Any = None) -> int:
+        """The number of a text that answers a conversation, about a picture or several, if there are any."""
         whole = () if len(turns) == 1 and turns[0]["role"] == "user" else turns
-        return self.item(prompt_text(turns), text, "text", turns=whole)
+        return self.item(prompt_text(turns), text, "text", picture, whole)
 
     @property
     def kind(self) -> Kind:
@@ -235,4 +235,6 @@ def key_of(value: Any) -> Any:
         return hashlib.sha256(value).hexdigest()
     if isinstance(value, Cell):
         return value.row, value.column
-    return value if isinstance(value, str | tuple | None) else id(value)
+    if isinstance(value, tuple):
+        return tuple(map(key_of, value))
+    return value if isinstance(value, str | None) else id(value)

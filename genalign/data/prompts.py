@@ -36,13 +36,14 @@ class DataSettings(BaseModel):
 
     prompts: str
     """A .txt file, one prompt a line, or a .jsonl file, one `{"prompt": str, "facts": {...}}` a line, with a picture
-    file under `image` (or a list of two, the first and the last frame), a clip under `video` or a sound under `audio`,
-    where the method or the model takes one (in the .jsonl's folder or below). Or a folder of clips, each with its
-    prompt in a .txt of the same name, or a metadata.jsonl. For `sft` without a reward, files of what the model makes
-    are what it learns from; where it also begins with such a file, the one to learn from stands under `target`. Or
-    pairs of which one is preferred, for methods that learn from them without a reward: a file, one
-    `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the answers themselves, texts
-    or lists of messages; `image` is then what both begin with), a folder with one, or a dataset's id."""
+    file under `image` (or a list: of the first and the last frame, or of all that a language model is shown), a clip
+    under `video` or a sound under `audio`, where the method or the model takes one (in the .jsonl's folder or below).
+    Or a folder of clips, each with its prompt in a .txt of the same name, or a metadata.jsonl. For `sft` without a
+    reward, files of what the model makes are what it learns from; where it also begins with such a file, the one to
+    learn from stands under `target`. Or pairs of which one is preferred, for methods that learn from them without a
+    reward: a file, one `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the
+    answers themselves, texts or lists of messages; `image` is then what both begin with, or what both are about), a
+    folder with one, or a dataset's id."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts of one training step, over all ranks together."""
 
@@ -201,8 +202,8 @@ def _media(row: Row, folder: Path) -> Media | None:
     values, where, tracks = row.values, row.where, {}
     if values.get("image") is not None:
         names = values["image"] if isinstance(values["image"], list) else [values["image"]]
-        if not 1 <= len(names) <= 2 or not all(isinstance(name, str) for name in names):
-            raise UsageError(f"'image' in {where} is not the name of a picture file, or a list of two; {WANTED}")
+        if not names or not all(isinstance(name, str) for name in names):
+            raise UsageError(f"'image' in {where} is not the name of a picture file, or a list of some; {WANTED}")
         tracks["image"] = Track(_stacked([load_png(neighbour(folder, name, where)) for name in names]))
     for kind in ("video", "audio"):
         if values.get(kind) is not None and not isinstance(values[kind], str):
@@ -212,7 +213,7 @@ def _media(row: Row, folder: Path) -> Media | None:
     if values.get("audio") is not None:
         tracks["audio"] = track_of([MEDIA["audio"].read(neighbour(folder, values["audio"], where))])
     if len({len(track) for track in tracks.values()}) > 1:
-        raise UsageError(f"{where} has two pictures and a clip or a sound; give one of each, or leave it out")
+        raise UsageError(f"{where} has several pictures and a clip or a sound; give one of each, or leave it out")
     return Media(**tracks) if tracks else None
 
 

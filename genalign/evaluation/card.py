@@ -6,7 +6,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from genalign.evaluation.summary import lead_in, sentence
 from genalign.files.atomic import replace_file
 from genalign.files.places import find
 from genalign.files.settings import parse_yaml
-from genalign.files.shipped import PIPELINE, shipped
+from genalign.files.shipped import CONFIG, PIPELINE, shipped
 from genalign.files.text import decode_text
+from genalign.policy import sees_or_hears
 from genalign.training.metrics import METRICS, read_rows
 from genalign.types import GenalignError
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+READS_TEXT = ("AutoModelForCausalLM", "AutoTokenizer", "tokenizer")
+READS_MEDIA = ("AutoModelForImageTextToText", "AutoProcessor", "processor")
 PLAYED = 2 << 20  # bytes of sounds and videos that a card carries
 CACHED = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\]?$")
 
@@ -128,24 +131,28 @@ def model_name(model: str) -> str:
 
 def loading(run: Path) -> str:
     """The lines of Python that load this adapter: a hub model without genalign, a shipped one from its assets."""
-    model, merged = base_model(run), read_recipe(run)[0]["policy"].get("merged")
+    model, named = base_model(run), read_recipe(run)[0]["policy"].get("merged") or []
     index = pipeline_index(model)
     imports, lines = _origin("base", model)
-    if merged is not None:
-        more, line = _origin("merged", merged)
+    adapters = [named] if isinstance(named, str) else named
+    merged = ["merged"] if len(adapters) == 1 else [f"merged_{k}" for k in range(len(adapters))]
+    for variable, adapter in zip(merged, adapters, strict=True):
+        more, line = _origin(variable, adapter)
         imports, lines = sorted({*imports, *more}), lines + line
     absent = sorted(name for name, kind in (index or {}).items() if kind == [None, None])
     arguments = ", ".join(["base", *(f"{name}=None" for name in absent)])  # diffusers wants absent parts to be named
     if (run / "adapter" / DIFFUSERS_FILE).is_file():
         lines.append(f"pipe = DiffusionPipeline.from_pretrained({arguments})")
-        if merged is not None:
-            lines += ["pipe.load_lora_weights(merged)", "pipe.fuse_lora()", "pipe.unload_lora_weights()"]
+        for variable in merged:
+            lines += [f"pipe.load_lora_weights({variable})", "pipe.fuse_lora()", "pipe.unload_lora_weights()"]
         lines.append('pipe.load_lora_weights("adapter")')
         return "\n".join(["from diffusers import DiffusionPipeline", *imports, "", *lines])
     if index is None:
-        imports.insert(0, "from transformers import AutoModelForCausalLM, AutoTokenizer")
-        lines += ["model = AutoModelForCausalLM.from_pretrained(base)", *_adapted("model", "", merged)]
-        lines.append("tokenizer = AutoTokenizer.from_pretrained(base)")
+        config = _json_of(model, CONFIG) or {}
+        kind, reader, read = READS_TEXT if not sees_or_hears(config.get("model_type")) else READS_MEDIA
+        imports.insert(0, f"from transformers import {kind}, {reader}")
+        lines += [f"model = {kind}.from_pretrained(base)", *_adapted("model", "", merged)]
+        lines.append(f"{read} = {reader}.from_pretrained(base)")
     else:
         imports.insert(0, "from diffusers import DiffusionPipeline")
         lines.append(f"pipe = DiffusionPipeline.from_pretrained({arguments})")
@@ -158,10 +165,10 @@ def loading(run: Path) -> str:
     return "\n".join(["from peft import PeftModel", *imports, "", *lines])
 
 
-def _adapted(network: str, part: str, merged: str | None) -> list[str]:
-    """Lines that put the merged adapter, if there is one, and the run's own on a network; `part` of their folders."""
-    place = f'f"{{merged}}{part}"' if part else "merged"
-    before = [f"{network} = PeftModel.from_pretrained({network}, {place}).merge_and_unload()"] if merged else []
+def _adapted(network: str, part: str, merged: Sequence[str]) -> list[str]:
+    """Lines that put the merged adapters (variables) and the run's own on a network; `part` of their folders."""
+    places = [f'f"{{{variable}}}{part}"' if part else variable for variable in merged]
+    before = [f"{network} = PeftModel.from_pretrained({network}, {place}).merge_and_unload()" for place in places]
     return [*before, f'{network} = PeftModel.from_pretrained({network}, "adapter{part}")']
 
 
@@ -182,14 +189,18 @@ def base_model(run: Path) -> str:
 
 
 def pipeline_index(model: str) -> dict[str, Any] | None:
-    """model_index.json of a diffusers pipeline, from its folder, a shipped one or the hub's cache; None for any other
-    model."""
+    """model_index.json of a diffusers pipeline; None for any other model."""
+    return _json_of(model, PIPELINE)
+
+
+def _json_of(model: str, name: str) -> dict[str, Any] | None:
+    """A file of a model, from its folder, a shipped one or the hub's cache, if it is there."""
     folder = find(model, Path(), "assets")
-    path = (folder or Path(model)) / PIPELINE
+    path = (folder or Path(model)) / name
     if folder is None and model.count("/") == 1:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(model, PIPELINE)
+        cached = try_to_load_from_cache(model, name)
         path = Path(cached) if isinstance(cached, str) else path
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

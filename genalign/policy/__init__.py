@@ -1,4 +1,4 @@
-"""Generators whose sampling can be replayed with gradients: diffusion pipelines and language models."""
+"""Generators whose sampling can be replayed with gradients: diffusion pipelines, and models that write."""
 
 from __future__ import annotations
 
@@ -39,8 +39,16 @@ def clip_form_of(settings: PolicySettings, model: Path | str) -> ClipForm | None
     return form_of(name, settings, model)
 
 
+def sees_or_hears(model_type: str | None) -> bool:
+    """Whether a language model of this kind, as its config.json names it, takes media through its processor."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
 def load_policy(settings: PolicySettings, model_path: Path | str, device: str = "cpu") -> Policy:
-    """The policy in a folder: a diffusion pipeline where it holds a model_index.json, else a causal language model.
+    """The policy in a folder: a diffusion pipeline where it holds a model_index.json, else a language model, which may
+    see or hear.
 
     `settings.writer`, a folder, makes a pipeline the second part of a chain.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,12 @@ class Adapter:
     bit-equal to the base and without a second copy; "ema" lends the averaged parameters to the model. Switching leaves
     requires_grad alone (peft's own switch does not).
 
+    within: the name of the only part of the model that is adapted; "" for all of it.
+
     Raises UsageError where no layer matches the targets, or the model holds a LoRA or fused projections already.
     """
 
-    def __init__(self, model: nn.Module, settings: Lora) -> None:
+    def __init__(self, model: nn.Module, settings: Lora, within: str = "") -> None:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
 
@@ -42,7 +44,9 @@ class Adapter:
 
         self.model = model
         _check_bare(model, LoraLayer)
-        self.config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=_targets(model, settings))
+        self.config = LoraConfig(
+            r=settings.rank, lora_alpha=settings.alpha, target_modules=_targets(model, settings, within)
+        )
         model.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -182,7 +186,7 @@ def _inside_attention(model: nn.Module) -> list[str]:
     return found
 
 
-def _targets(model: nn.Module, settings: Lora) -> list[str]:
+def _targets(model: nn.Module, settings: Lora, within: str) -> list[str]:
     from transformers.pytorch_utils import Conv1D
 
     head: Any = getattr(model, "get_output_embeddings", None)  # of a language model; peft leaves it alone, too
@@ -190,27 +194,43 @@ def _targets(model: nn.Module, settings: Lora) -> list[str]:
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output
+        if isinstance(module, nn.Linear | Conv1D) and module is not output and name.startswith(_below(within))
     ]
 
-    def matches(target: str) -> bool:
-        return any(name == target or name.endswith(f".{target}") for name in linear)
+    def matching(target: str) -> list[str]:
+        return [name for name in linear if name == target or name.endswith(f".{target}")]
 
     if settings.targets == "all-linear":
-        return linear
+        return [name for name in linear if name.rpartition(".")[2] not in _unadapted(model)]
     if settings.targets is None:
         found: list[str] = []
         for names in ATTENTION:
-            found = found or [name for name in names if matches(name)]
+            found = found or [name for name in names if matching(name)]
         inside = [name for name in _inside_attention(model) if not name.endswith(tuple(f".{known}" for known in found))]
+        inside = [name for name in inside if name.startswith(_below(within))]
         if found or inside:
-            return found + inside
+            return (found if not within else _full_names(found, matching)) + inside
         raise UsageError("no attention projection was found by name; list the layers under policy.lora.targets")
-    missing = [target for target in settings.targets if not matches(target)]
+    missing = [target for target in settings.targets if not matching(target)]
     if missing or not settings.targets:
         raise UsageError(
-            f"policy.lora.targets: {missing[0]!r} is not a linear layer of the model"
+            f"policy.lora.targets: {missing[0]!r} is not a linear layer of the model{' in ' + within if within else ''}"
             if missing
             else "policy.lora.targets is empty; leave it out to adapt every attention projection"
         )
-    return settings.targets
+    return settings.targets if not within else _full_names(settings.targets, matching)
+
+
+def _unadapted(model: Any) -> tuple[str, ...]:
+    """Layers whose weight the fused kernels of state-space models read by themselves; peft refuses to adapt them."""
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    return ("out_proj",) if "mamba" in kind or kind in ("falcon_h1", "nemotron_h") else ()
+
+
+def _below(part: str) -> str:
+    return f"{part}." if part else ""
+
+
+def _full_names(targets: Sequence[str], matching: Callable[[str], list[str]]) -> list[str]:
+    """Those that an end of a name would find elsewhere too."""
+    return sorted({name for target in targets for name in matching(target)})

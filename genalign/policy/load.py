@@ -57,8 +57,8 @@ def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> Diffu
             empty = [key for key, tensor in part.state_dict().items() if tensor.is_meta]
             if empty:
                 raise _incomplete(folder / name, empty)
-    if settings.merged is not None:
-        merge_into_pipeline(pipeline, Path(settings.merged))
+    for adapter in settings.adapters_merged:
+        merge_into_pipeline(pipeline, Path(adapter))
     return DiffusionPolicy(pipeline.to(device), settings)
 
 

@@ -73,8 +73,29 @@ def merged(model: Any, folder: Path) -> Any:
         raise _other_model(folder, f"{[*loaded.unexpected_keys, *lacking][0]} does not agree")
     if not wanted:
         raise UsageError(f"{folder / PEFT_WEIGHTS} holds no LoRA")
+    _refuse_shared(folder, tuned)
     _warn_of_rounding(folder, [tuned])
     return tuned.merge_and_unload(safe_merge=True)
+
+
+def _refuse_shared(folder: Path, tuned: nn.Module) -> None:
+    """An update added to a weight that another layer reads too would change that layer as well, without a word.
+
+    Raises:
+        UsageError: naming both layers.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, parameter in tuned.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter.data_ptr(), []).append(name.removeprefix("base_model.model."))
+    for names in owners.values():
+        adapted = [name for name in names if name.endswith(".base_layer.weight")]
+        if adapted and len(names) > 1:
+            other = next(name for name in names if name != adapted[0])
+            first, other = (name.removesuffix(".weight").removesuffix(".base_layer") for name in (adapted[0], other))
+            raise UsageError(
+                f"policy.merged: {folder} adapts {first}, whose weight {other} shares, so merging would change both; "
+                f"take an adapter that leaves it alone"
+            )
 
 
 def _merge_by_diffusers(pipeline: Any, file: Path) -> None:

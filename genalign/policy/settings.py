@@ -18,7 +18,8 @@ class Lora(BaseModel):
     alpha: float = Field(default=32.0, gt=0)
     """Scale: the update counts alpha / rank."""
     targets: list[str] | Literal["all-linear"] | None = None
-    """Names (or name ends) of the linear layers to adapt, or all-linear. None: attention projections."""
+    """Names (or name ends) of the linear layers to adapt, or all-linear. None: attention projections. Of a model that
+    sees or hears, in the part that writes alone."""
 
 
 class Sampler(BaseModel):
@@ -60,10 +61,10 @@ class PolicySettings(BaseModel):
 
     model: str
     """A shipped model's name or a folder that from_pretrained loads."""
-    merged: str | None = None
+    merged: str | list[str] | None = None
     """A LoRA that is merged into the frozen weights first, so that the reference has it too: one for few steps, or
     `adapter/` of an earlier run. A folder, a .safetensors file, a shipped one, or a hub id (`owner/name`, also
-    `owner/name/file.safetensors`)."""
+    `owner/name/file.safetensors`). Several: a list, merged in this order."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the frozen weights are held in; adapters stay float32."""
     lora: Lora = Lora()
@@ -94,3 +95,8 @@ class PolicySettings(BaseModel):
     """A language model that rewrites the prompt of an image model; both are trained. None: prompts stay as they are."""
     asked_share: float = Field(default=0.5, ge=0, le=1)
     """With a writer: the part of the guidance in generate that goes to the original prompt."""
+
+    @property
+    def adapters_merged(self) -> list[str]:
+        """What `merged` names, in order."""
+        return [self.merged] if isinstance(self.merged, str) else self.merged or []

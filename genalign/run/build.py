@@ -66,8 +66,7 @@ class Built:
         settings, report = self.recipe.policy, self.recipe.eval
         names = [settings.model] if settings.writer is None else [settings.model, settings.writer]
         models = [model_path(name, self.recipe.folder) for name in names]
-        if settings.merged is not None:
-            models.append(adapter_path(settings.merged, self.recipe.folder))
+        models += [adapter_path(name, self.recipe.folder) for name in settings.adapters_merged]
         room = shipped("assets").resolve()
         own = [Path(model).resolve() for model in models if Path(model).resolve().is_relative_to(room)]
         if report is None or self.eval_prompts is None or len(own) < len(models):
@@ -84,9 +83,9 @@ class Built:
         if settings.writer is not None:
             writer = fetch_model(model_path(settings.writer, self.recipe.folder))
             settings = settings.model_copy(update={"writer": str(writer)})
-        if settings.merged is not None:
-            adapter = fetch_adapter(adapter_path(settings.merged, self.recipe.folder))
-            settings = settings.model_copy(update={"merged": str(adapter)})
+        if settings.adapters_merged:
+            adapters = [fetch_adapter(adapter_path(name, self.recipe.folder)) for name in settings.adapters_merged]
+            settings = settings.model_copy(update={"merged": [str(adapter) for adapter in adapters]})
         return load_policy(settings, folder, self.device)
 
 

@@ -33,6 +33,7 @@ def print_plan(built: Built) -> None:
         return
     samples, calls = spent.tolist()
     trained = sum(p.numel() * p.element_size() for p in policy.named_trainable().values())
+    layers = sorted({name.rpartition(".lora_")[0] for name in policy.named_trainable()})
     copies = 4 if settings.ema is None else 5  # value, gradient, two moments, average
     minutes, rest = divmod(round(seconds * settings.steps), 60)
     print(write_yaml(recipe.resolved()))
@@ -42,6 +43,7 @@ def print_plan(built: Built) -> None:
         ("model calls", f"{calls} a step, {calls * settings.steps} in all, counted in samples"),
         ("memory", f"{_peak_bytes() / 2**20:.0f} MiB at the peak of a step"),
         ("  of it trained", f"{copies * trained / 2**20:.1f} MiB: {copies} times the adapter's {trained / 2**20:.1f}"),
+        ("  in", f"{len(layers)} layers: {', '.join(layers[:3])}{', ...' if len(layers) > 3 else ''}"),
         ("time", f"{seconds:.2f} s a step, {minutes}:{rest:02d} min in all, before the evaluation"),
     ):
         print(f"{what:<17} {is_so}")

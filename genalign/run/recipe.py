@@ -71,7 +71,11 @@ class Recipe(BaseModel):
             *((plain["method"], key, rooms) for key, rooms in self.method.folders.items()),
         ]
         for section, key, rooms in places:
-            if section is not None and section[key]:
+            if section is None or not section[key]:
+                continue
+            if isinstance(section[key], list):
+                section[key] = [stable_name(name, self.folder, *rooms) for name in section[key]]
+            else:
                 section[key] = stable_name(section[key], self.folder, *rooms)
         reward = plain["reward"]
         if isinstance(reward, str) and Path(reward).is_absolute():  # else it is a name, which is found from anywhere

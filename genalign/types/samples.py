@@ -229,9 +229,10 @@ class Prompt:
     """What is asked for.
 
     text: the prompt. media: what the sample begins with, or None: as `image` an edit source or a first frame, and where
-    there are two rows of it also the last frame; as `video` a clip, and as `audio` a sound, to go by (one row). facts:
-    whatever a reward may check (answer, scene, exemplar id); read-only. uid: its row number in the data file: the group
-    of its samples, and part of their seeds, so that neither batch size nor world size changes what is drawn.
+    there are two rows of it also the last frame; as `video` a clip, and as `audio` a sound, to go by (one row); of a
+    language model all that it is shown, of any number of rows. facts: whatever a reward may check (answer, scene,
+    exemplar id); read-only. uid: its row number in the data file: the group of its samples, and part of their seeds, so
+    that neither batch size nor world size changes what is drawn.
     """
 
     text: str

@@ -239,8 +239,11 @@ def test_yaml_examples_are_rewards_fits_or_sections_of_a_recipe(page, elsewhere)
 def test_json_examples_are_rows_of_prompts(page, elsewhere):
     for text in blocks(page, "json"):
         (elsewhere / "prompts.jsonl").write_text(text)
-        (prompt,) = read_prompts(elsewhere / "prompts.jsonl")
-        assert prompt.facts
+        for name in re.findall(r"\w+\.png", text):
+            Image.new("RGB", (8, 8)).save(elsewhere / name)
+        prompts = read_prompts(elsewhere / "prompts.jsonl")
+        assert len(prompts) == len(text.strip().splitlines())
+        assert prompts.rows[0].facts
 
 
 # ---- links, tables, files -------------------------------------------------------------------------------------------

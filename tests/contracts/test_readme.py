@@ -90,7 +90,7 @@ def test_every_folder_of_the_package_is_shown():
 
 def test_method_table_is_complete():
     table = README.split("## Methods")[1].split("\n\n")[1]
-    names = [name for row in table.splitlines()[2:] for name in re.findall(r"`([\w-]+)`", row.split("|")[1])]
+    names = [name for row in table.splitlines()[2:] for name in re.findall(r"`([\w+-]+)`", row.split("|")[1])]
     assert sorted(names) == sorted(PRESETS)
 
 

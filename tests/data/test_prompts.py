@@ -53,12 +53,14 @@ def test_a_row_brings_a_first_and_a_last_frame(tmp_path: Path) -> None:
         Image.new("RGB", (4, 2), (level, 0, 0)).save(tmp_path / f"{level}.png")
     file = tmp_path / "p.jsonl"
     rows = [{"prompt": "a", "image": ["51.png", "255.png"]}, {"prompt": "b", "image": "0.png"}]
+    rows.append({"prompt": "c", "image": ["0.png"] * 3})  # that the policy may refuse, and a language model may not
     file.write_text("\n".join(map(json.dumps, rows)))
-    both, one = (prompt.media["image"].data for prompt in read_prompts(file).rows)
+    both, one, three = (prompt.media["image"].data for prompt in read_prompts(file).rows)
     assert both.shape == (2, 3, 2, 4)
     assert both[:, 0, 0, 0].tolist() == [pytest.approx(0.2), 1.0]
     assert one.shape == (1, 3, 2, 4)
-    for wrong in (["51.png"] * 3, [], [1, 2], {"first": "51.png"}):
+    assert three.shape == (3, 3, 2, 4)
+    for wrong in ([], [1, 2], {"first": "51.png"}):
         file.write_text(json.dumps({"prompt": "a", "image": wrong}))
         with pytest.raises(UsageError, match=r"'image' in line 1 of .* is not the name of a picture"):
             read_prompts(file)
@@ -82,7 +84,7 @@ def test_a_row_brings_a_sound(tmp_path: Path) -> None:
     for name in ("1.png", "2.png"):
         Image.new("RGB", (4, 2)).save(tmp_path / name)
     file.write_text(json.dumps({"prompt": "a", "image": ["1.png", "2.png"], "audio": "a.wav"}))
-    with pytest.raises(UsageError, match="two pictures and a clip or a sound"):
+    with pytest.raises(UsageError, match="several pictures and a clip or a sound"):
         read_prompts(file)
 
 

@@ -124,7 +124,7 @@ def test_a_sound_may_stand_beside_a_clip(folder: Path) -> None:
     prompts = read_prompts(path, "audio", learnt=True)
     assert prompts.samples.load([0])["audio"].held.shape == (1, 1, 8000)
     lines(path, {"prompt": "a knock", "image": ["first.png", "last.png"], "audio": "x.wav"})
-    with pytest.raises(UsageError, match="has two pictures and a clip or a sound; give one of each, or leave it out"):
+    with pytest.raises(UsageError, match="has several pictures and a clip or a sound; give one of each, or"):
         read_prompts(path)
 
 

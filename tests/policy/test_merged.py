@@ -20,6 +20,7 @@ from genalign.types import GenalignError, Policy, UsageError
 from tests.helpers.diffusion import PROMPTS, moved, settings
 from tests.helpers.tiny_language import save_tiny_language
 from tests.helpers.tiny_pipelines import stable_diffusion_3
+from tests.helpers.tiny_writers import WRITERS
 
 LORA = "pytorch_lora_weights.safetensors"
 
@@ -201,3 +202,17 @@ def test_where_an_adapter_is_looked_for(lora: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert fetch_adapter("owner/name/some/file.safetensors") == lora / LORA
     assert asked == [("owner/name", "some/file.safetensors")]
+
+
+def test_an_adapter_of_a_weight_that_another_layer_shares_is_refused(tmp_path: Path) -> None:
+    """peft would merge it into both, without a word: the same tensor reads tokens and writes logits."""
+    from peft import get_peft_model
+
+    model, words = WRITERS["qwen3"]()
+    get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"])).save_pretrained(tmp_path / "adapter")
+    model, words = WRITERS["qwen3"]()
+    model.save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    chosen = PolicySettings(model="tiny", merged=str(tmp_path / "adapter"), lora=Lora(rank=2))
+    with pytest.raises(UsageError, match=r"adapts lm_head, whose weight model.embed_tokens shares, so merging"):
+        load_policy(chosen, tmp_path / "model")

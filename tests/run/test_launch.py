@@ -107,23 +107,29 @@ def test_a_run_ends_with_its_sentence_and_an_evaluation_repeats_it(
     assert capsys.readouterr().out.splitlines()[-1] == said[-1]
 
 
-def test_a_run_goes_on_from_the_adapter_of_another_as_its_card_says(tmp_path: Path) -> None:
-    """diffusers alone, by the card's own lines, draws what the second run's tuned policy draws."""
-    first = train_recipe(str(write_recipe(tmp_path / "first", eval=None)), out=tmp_path / "run-1")
-    policy = {"merged": str(tmp_path / "run-1" / "adapter")}
-    second = train_recipe(str(write_recipe(tmp_path / "second", policy=policy, eval=None)), out=tmp_path / "run-2")
-    assert first is not None
-    assert second is not None
-    code = loading(second)
-    assert 'merged = "adapter"' in code
-    places = {'"tiny-random"': repr(str(image_model())), 'merged = "adapter"': f"merged = {policy['merged']!r}"}
-    places['weights("adapter")'] = f"weights({str(second / 'adapter')!r})"
+@pytest.mark.parametrize("earlier", [1, 2])
+def test_a_run_goes_on_from_the_adapters_of_others_as_its_card_says(tmp_path: Path, earlier: int) -> None:
+    """diffusers alone, by the card's own lines, draws what the last run's tuned policy draws."""
+    adapters: list[str] = []
+    for k in range(earlier):
+        policy = {"merged": list(adapters)} if adapters else {}
+        train_recipe(str(write_recipe(tmp_path / f"recipe-{k}", policy=policy, eval=None)), out=tmp_path / f"run-{k}")
+        adapters.append(str(tmp_path / f"run-{k}" / "adapter"))
+    policy = {"merged": adapters[0] if earlier == 1 else adapters}
+    last = train_recipe(str(write_recipe(tmp_path / "last", policy=policy, eval=None)), out=tmp_path / "run-last")
+    assert last is not None
+    code = loading(last)
+    variables = ["merged"] if earlier == 1 else ["merged_0", "merged_1"]
+    places = {'"tiny-random"': repr(str(image_model())), 'weights("adapter")': f"weights({str(last / 'adapter')!r})"}
+    for variable, adapter in zip(variables, adapters, strict=True):
+        assert f'{variable} = "adapter"' in code
+        places[f'{variable} = "adapter"'] = f"{variable} = {adapter!r}"
     for name, place in places.items():
         code = code.replace(name, place)
     scope: dict[str, Any] = {}
     exec(code, scope)
-    built = build(load_recipe(second / "recipe.yaml"))
-    built.policy.load_adapter(second / "adapter")
+    built = build(load_recipe(last / "recipe.yaml"))
+    built.policy.load_adapter(last / "adapter")
     ours, theirs = (
         {name: part for name, part in pipe.unet.named_modules() if isinstance(part, LoraLayer)}
         for pipe in (built.policy.pipeline, scope["pipe"])
@@ -131,7 +137,8 @@ def test_a_run_goes_on_from_the_adapter_of_another_as_its_card_says(tmp_path: Pa
     assert ours.keys() == theirs.keys()
     for name, layer in ours.items():
         torch.testing.assert_close(theirs[name].base_layer.weight, layer.base_layer.weight)
-        torch.testing.assert_close(theirs[name].get_delta_weight("default_0"), layer.get_delta_weight("default"))
+        mine = layer.get_delta_weight("default")
+        torch.testing.assert_close(theirs[name].get_delta_weight("default_0"), mine)
 
 
 def test_a_guide_that_is_not_there_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from genalign.policy.language.batch import Encoded
+from genalign.policy.language.processor import Reader
 from genalign.policy.settings import PolicySettings
 from genalign.types import Prompt, UsageError
 
@@ -18,14 +19,6 @@ log = logging.getLogger(__name__)
 OPEN_TAG = re.compile(r"<([A-Za-z][\w:.-]*)>")
 OPEN_AT_END = re.compile(rf"(?:{OPEN_TAG.pattern.replace('(', '(?:')}\s*)+\Z")
 QUESTION, ANSWER = "qz0", "az0"  # contents of a trial conversation that no template writes itself
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A prompt as the model reads it: its token ids, and the tags of the answer that its template already opened."""
-
-    ids: tuple[int, ...]
-    opening: str = ""
 
 
 class Frame(NamedTuple):
@@ -47,7 +40,9 @@ class Chat:
     tag of the answer open, as <think> in those of reasoning models, the text begins with that tag; an open and closed
     block (<think></think>, where thinking is off) is not part of it.
 
-    ends: ids that end a completion. vocabulary: rows of the model's embedding.
+    ends: ids that end a completion. vocabulary: rows of the model's embedding. reader: the processor of a model that
+    sees or hears; a prompt's media then stand before the text of its first user turn, or where that text itself writes
+    their placeholders.
 
     A turn's end that does not end a completion is a warning in the log.
 
@@ -56,10 +51,16 @@ class Chat:
             arguments without a template, or that are arguments of apply_chat_template.
     """
 
-    def __init__(self, tokenizer: Any, settings: PolicySettings, ends: set[int], vocabulary: int) -> None:
+    def __init__(
+        self, tokenizer: Any, settings: PolicySettings, ends: set[int], vocabulary: int, reader: Reader | None = None
+    ) -> None:
         self.tokenizer, self.settings, self.ends, self.vocabulary = tokenizer, settings, ends, vocabulary
+        self.reader = reader
+        # A processor's template takes lists of parts, a tokenizer's strings.
+        self.in_parts = reader is not None and bool(getattr(reader.processor, "chat_template", None))
+        self.writer = reader.processor if reader is not None and self.in_parts else tokenizer
         self._check_arguments()
-        if tokenizer.chat_template:
+        if self.writer.chat_template:
             self._check_template()
         self._warn_of_turn_end()
         self.cut = {*ends, *self.turn_end, tokenizer.bos_token_id, tokenizer.pad_token_id} - {None}
@@ -72,16 +73,30 @@ class Chat:
         Raises:
             UsageError: it has none, or one that the model has no embedding for.
         """
-        turns, opening = self.turns(prompt), ""
-        if self.tokenizer.chat_template:
+        opening = ""
+        along: Mapping[str, Sequence[int]] = {}
+        media: Mapping[str, Any] = {}
+        turns = self.turns(prompt)
+        if self.reader is not None:
+            text = self._with_media(turns, prompt)
+            begins = text.startswith(self.tokenizer.bos_token or "\0")  # as apply_chat_template of processors decides
+            ids, along, media = self.reader.read(text, prompt, special=not begins)
+        elif self.writer.chat_template:
             ids = list(self._apply(turns, add_generation_prompt=True, return_dict=False))
-            opening = self._opening(turns)
         else:
             # As the tokenizer writes it, an end token behind it included: to some models that parts text and answer.
             ids = list(self.tokenizer("\n".join(turn["content"] for turn in turns)).input_ids)
-        begin = self.tokenizer.bos_token_id
-        while begin is not None and ids[:2] == [begin, begin]:  # of the template or the text, and of the tokenizer
-            ids = ids[1:]
+        if self.writer.chat_template:
+            opening = self._opening(turns)
+        doubled, begin = 0, self.tokenizer.bos_token_id
+        while begin is not None and ids[doubled : doubled + 2] == [begin, begin]:  # of the template or text, and of the
+            doubled += 1  # tokenizer
+        ids = ids[doubled:]
+        self._check(ids, prompt)
+        beside = {name: tuple(values[doubled:]) for name, values in along.items()}
+        return Encoded(tuple(ids), opening, beside, media)
+
+    def _check(self, ids: Sequence[int], prompt: Prompt) -> None:
         if not ids:
             raise UsageError(f"prompt {prompt.text!r} has no tokens in this model's vocabulary; write more")
         if max(ids) >= self.vocabulary:
@@ -90,20 +105,35 @@ class Chat:
                 f"prompt {prompt.text[:40]!r} has the token {token!r} (id {max(ids)}), but the model knows "
                 f"{self.vocabulary} tokens only; take the tokenizer that belongs to its weights"
             )
-        return Encoded(tuple(ids), opening)
 
-    def turns(self, prompt: Prompt) -> list[dict[str, str]]:
+    def _with_media(self, turns: Sequence[dict[str, Any]], prompt: Prompt) -> str:
+        """The written prompt, a placeholder in it for each medium."""
+        assert self.reader is not None
+        parts, first = self.reader.parts(prompt), next((turn for turn in turns if turn["role"] == "user"), turns[-1])
+        if self.in_parts:
+            own = [{"type": medium} for medium in parts] + [{"type": "text", "text": first["content"]}]
+            turns = [{**turn, "content": own} if turn is first else turn for turn in turns]
+            return self._write(turns, add_generation_prompt=True)
+        marks = "".join(self.reader.mark(medium) or "" for medium in parts)
+        turns = [{**turn, "content": marks + turn["content"]} if turn is first else turn for turn in turns]
+        if self.writer.chat_template:
+            return self._write(turns, add_generation_prompt=True)
+        return "\n".join(turn["content"] for turn in turns)
+
+    def turns(self, prompt: Prompt) -> list[dict[str, Any]]:
         """The prompt as messages: its fact `messages`, a conversation, or one turn; a system turn of its own stays."""
         given = prompt.facts.get("messages") or [{"role": "user", "content": prompt.text}]
         system = self.settings.system
         own = [{"role": "system", "content": system}] if system and given[0]["role"] != "system" else []
         return own + [dict(turn) for turn in given]
 
-    def _apply(self, turns: Sequence[dict[str, str]], **options: Any) -> Any:
+    def _apply(self, turns: Sequence[dict[str, Any]], **options: Any) -> Any:
         from jinja2 import TemplateError
 
+        if self.in_parts:
+            turns = [{**turn, "content": _in_parts(turn["content"])} for turn in turns]
         try:
-            return self.tokenizer.apply_chat_template(turns, **options, **self.settings.template)
+            return self.writer.apply_chat_template(turns, **options, **self.settings.template)
         except (TemplateError, TypeError, ValueError) as error:  # the last two of what a template computes
             reason = " ".join(str(error).split())
             if turns[0]["role"] != "system":
@@ -112,12 +142,12 @@ class Chat:
             cure = "remove policy.system, or write its text into the prompts" if own else "begin messages with another"
             raise UsageError(f"the model's chat template takes no system turn ({reason}); {cure}") from error
 
-    def _write(self, turns: Sequence[dict[str, str]], **options: Any) -> str:
+    def _write(self, turns: Sequence[dict[str, Any]], **options: Any) -> str:
         return str(self._apply(turns, tokenize=False, **options))
 
     def _check_arguments(self) -> None:
-        given, parameters = self.settings.template, inspect.signature(self.tokenizer.apply_chat_template).parameters
-        if given and not self.tokenizer.chat_template:
+        given, parameters = self.settings.template, inspect.signature(self.writer.apply_chat_template).parameters
+        if given and not self.writer.chat_template:
             raise UsageError("policy.template is set, but the model's tokenizer has no chat template; remove it")
         own = {"messages", *parameters} - {"tools", "documents"}
         if taken := sorted(own & given.keys()):
@@ -160,7 +190,7 @@ class Chat:
                 return self.turn_end[:at]
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
-    def _opening(self, turns: Sequence[dict[str, str]]) -> str:
+    def _opening(self, turns: Sequence[dict[str, Any]]) -> str:
         """The end of a written prompt from the first tag on that it leaves open for the answer; "" for none."""
         # A prompt may hold any tag or word, so a mark at its end shows where the template goes on.
         marked = {**turns[-1], "content": f"{turns[-1]['content']}\n{QUESTION}"}
@@ -178,7 +208,7 @@ class Chat:
     @cached_property
     def _frame(self) -> Frame:
         question, answer = self.turns(Prompt(QUESTION)), {"role": "assistant", "content": ANSWER}
-        if not self.tokenizer.chat_template:
+        if not self.writer.chat_template:
             return Frame()
         try:
             closing = self._write([*question, answer]).rpartition(ANSWER)[2]
@@ -220,6 +250,10 @@ class Chat:
                 "only; take the tokenizer that the template was written for",
                 closing, ends,
             )  # fmt: skip
+
+
+def _in_parts(content: Any) -> list[dict[str, str]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _open_at_end(text: str) -> str:

@@ -1,10 +1,11 @@
-"""Any causal language model as a policy: its steps are tokens, and one replay forward scores a whole completion."""
+"""Any causal or vision-language model as a policy: steps are tokens, and one forward scores a whole completion."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,42 +14,56 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genalign.files.untrusted import check_model
 from genalign.policy.adapter import Adapter
-from genalign.policy.apart import keeps_rows_apart
 from genalign.policy.archive import settings_digest, weights_digest
-from genalign.policy.chat import Chat, Encoded
-from genalign.policy.merged import merged
+from genalign.policy.language.batch import Encoded, batch
+from genalign.policy.language.chat import Chat
+from genalign.policy.language.head import Head, Scored
+from genalign.policy.language.processor import Reader, with_encoded_media
+from genalign.policy.language.sampling import Sampler
 from genalign.policy.settings import PolicySettings
 from genalign.types import GenalignError, Media, Prompt, Steps, Track, Trajectory, UsageError, Weights, sample_seed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tape: token ids of every row, unpadded. A completion ends with its end-of-sequence token if it has one."""
+    """The tape: token ids of every row, unpadded, and its prompt with its media as the model reads it.
+
+    A completion ends with its end-of-sequence token if it has one.
+    """
 
     prompt: tuple[tuple[int, ...], ...]
     completion: tuple[tuple[int, ...], ...]
+    read: tuple[Encoded, ...] = field(compare=False, repr=False)
 
 
 class LanguagePolicy:
-    """Samples completions token by token and replays them, text in and text out.
+    """Samples completions token by token and replays them: text out, and in what the model's processor takes.
 
     A row's randomness is one uniform number a token from a generator of its own, so that neither batch size nor world
     size changes what is drawn. logp is recorded by the very forward that replay makes (right padding, no cache): the
-    log-ratio is exactly 0 in the rollout's own micro-batches, whatever the generation kernels round.
+    log-ratio is exactly 0 in the rollout's own micro-batches, whatever the generation kernels round. That sampling is
+    by the same logits is looked at on the first rows of a run (apart.py).
 
-    Log-probabilities are those of the sampling distribution, temperature included.
+    Log-probabilities are those of the sampling distribution: temperature included, and placeholders of media, which a
+    completion must not hold, left out.
+
+    reader: a tokenizer, or the processor of a model that sees or hears.
     """
 
     modalities = frozenset({"text"})
     guided = False
 
-    def __init__(self, model: Any, tokenizer: Any, settings: PolicySettings) -> None:
+    def __init__(self, model: Any, reader: Any, settings: PolicySettings) -> None:
         from transformers import GenerationConfig
 
+        own = Reader(reader, model) if _is_processor(reader) else None
+        tokenizer = reader if own is None else reader.tokenizer
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self.adapter = Adapter(model, settings.lora)
+        self.adapter = Adapter(model, settings.lora, _language_part(model) if own is not None else "")
+        self._log_layers()
         named = getattr(model.generation_config, "eos_token_id", None)
         self.ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
         # The folder's own generation settings (repetition_penalty, suppressed tokens ...) would bend the distribution
@@ -57,7 +72,10 @@ class LanguagePolicy:
         fillers = (tokenizer.pad_token_id, tokenizer.eos_token_id)  # attention never reads one; it must have a row
         self.pad = next((i for i in fillers if i is not None and 0 <= i < vocabulary), 0)
         model.generation_config = GenerationConfig(eos_token_id=sorted(self.ends) or None, pad_token_id=self.pad)
-        self.chat = Chat(tokenizer, settings, self.ends, vocabulary)
+        self.chat = Chat(tokenizer, settings, self.ends, vocabulary, own)
+        self.placeholders = frozenset() if own is None else own.placeholders
+        self.head = Head(model, sorted(self.placeholders), settings.temperature)
+        self.sampler = Sampler(self.head, self.pad, settings.max_new_tokens, settings.batch_size, self._logits_alone)
         self._calls = 0
 
     # ---- sampling ---------------------------------------------------------------------------------------------------
@@ -71,11 +89,13 @@ class LanguagePolicy:
             seeds = list(seed)
         if not rows or len(seeds) != len(rows):
             raise UsageError(f"a rollout needs prompts and one seed a row, not {len(seeds)} seeds for {len(rows)} rows")
-        encoded = self._encode(rows, self.settings.max_new_tokens)
+        longest = self.settings.max_new_tokens
+        encoded = self._encode(rows, longest)
+        self.sampler.way(encoded)
         completions: list[tuple[int, ...]] = []
         for block in self._blocks(len(rows)):
             uniform = torch.stack([self._uniform(seeds[row]) for row in block])
-            completions += self._complete([encoded[row].ids for row in block], self.settings.max_new_tokens, uniform)
+            completions += map(self._cut, self.sampler([encoded[row] for row in block], longest, uniform))
         return self._trajectory(rows, encoded, completions, seeds)
 
     @torch.no_grad()
@@ -85,8 +105,8 @@ class LanguagePolicy:
         Raises:
             UsageError: a prompt and its answer are longer than the model's context.
         """
-        encoded = [self._encode_one(prompt, 0) for prompt in prompts]
-        completions = [self._answer(*pair) for pair in zip(prompts, answers, strict=True)]
+        encoded = self._encode(prompts, 0)
+        completions = [self._answer(*given) for given in zip(prompts, encoded, answers, strict=True)]
         return self._trajectory(tuple(prompts), encoded, completions, [0] * len(encoded))
 
     def _trajectory(
@@ -96,13 +116,18 @@ class LanguagePolicy:
         completions: Sequence[tuple[int, ...]],
         seeds: Sequence[int],
     ) -> Trajectory:
-        tape = Tokens(tuple(one.ids for one in encoded), tuple(completions))
+        tape = Tokens(tuple(one.ids for one in encoded), tuple(completions), tuple(encoded))
         lengths = torch.tensor([len(completion) for completion in completions])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B,S)
         logp = torch.zeros(mask.shape)
         for block in self._blocks(len(rows)):
-            own = self._token_logp(tape, block)[1].cpu()
+            own = self._scored(tape, block).logp.cpu()
             logp[block, : own.shape[1]] = own
+        if not bool(logp.isfinite().all()):
+            raise GenalignError(
+                "the model gives log-probabilities that are NaN or infinite; set policy.dtype=float32, or check the "
+                "weights"
+            )
         return Trajectory(
             prompts=rows,
             media=Media(text=Track(list(map(self.chat.text, encoded, completions)), ids=completions)),
@@ -127,38 +152,10 @@ class LanguagePolicy:
         texts: list[str] = []
         ids: list[tuple[int, ...]] = []
         for block in self._blocks(len(prompts)):
-            batch = [encoded[row] for row in block]
-            made = self._complete([one.ids for one in batch], longest, None)
-            texts, ids = texts + list(map(self.chat.text, batch, made)), ids + list(made)
+            own = [encoded[row] for row in block]
+            made = [self._cut(row) for row in self.sampler(own, longest, None)]
+            texts, ids = texts + list(map(self.chat.text, own, made)), ids + made
         return Media(text=Track(texts, ids=ids))
-
-    def _complete(
-        self, prompts: Sequence[tuple[int, ...]], longest: int, uniform: Tensor | None
-    ) -> list[tuple[int, ...]]:
-        """Completions of R prompts: sampled with `uniform` (R,longest), or greedy without."""
-        if len(prompts) > 1 and not self._keeps_rows_apart:
-            own = [None] * len(prompts) if uniform is None else uniform.split(1)
-            return [self._complete([prompt], longest, row)[0] for prompt, row in zip(prompts, own, strict=True)]
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), self.pad)
-        attention = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            attention[row, width - len(prompt) :] = 1
-        pick = None if uniform is None else [_Pick(uniform.to(self.device), self.settings.temperature, width)]
-        out = self.model.generate(
-            input_ids=ids.to(self.device),
-            attention_mask=attention.to(self.device),
-            max_new_tokens=longest,
-            do_sample=False,
-            logits_processor=pick,
-        )[:, width:]
-        self._calls += out.numel()  # one forward a token
-        return [self._cut(row) for row in out.tolist()]
-
-    @cached_property
-    def _keeps_rows_apart(self) -> bool:
-        return keeps_rows_apart(self.model, self.pad)
 
     def _cut(self, ids: list[int]) -> tuple[int, ...]:
         end = next((i for i, token in enumerate(ids) if token in self.ends), len(ids) - 1)
@@ -169,15 +166,14 @@ class LanguagePolicy:
         return torch.rand(self.settings.max_new_tokens, dtype=torch.float64, generator=generator)
 
     def _encode(self, prompts: Sequence[Prompt], longest: int) -> list[Encoded]:
-        for prompt in prompts:
-            if prompt.media is not None:
-                raise UsageError(f"prompt {prompt.text!r} brings media along, but this language model reads text only")
         known: dict[Any, Encoded] = {}
-        for prompt in prompts:
-            key = (prompt.text, prompt.uid if "messages" in prompt.facts else None)
+        keys = [
+            (prompt.text, id(prompt.media), prompt.uid if "messages" in prompt.facts else None) for prompt in prompts
+        ]
+        for key, prompt in zip(keys, prompts, strict=True):
             if key not in known:
-                known[key] = self._encode_one(prompt, longest)
-        return [known[prompt.text, prompt.uid if "messages" in prompt.facts else None] for prompt in prompts]
+                known[key] = with_encoded_media(self.model, self._encode_one(prompt, longest))
+        return [known[key] for key in keys]
 
     def check_prompt(self, prompt: Prompt, answer: str | None = None) -> None:
         """Refuse a prompt that cannot be completed, or, with a given answer, be scored.
@@ -185,28 +181,34 @@ class LanguagePolicy:
         Raises:
             UsageError: it brings media, has no tokens, or leaves no room in the model's context.
         """
-        if answer is None:
-            self._encode([prompt], self.settings.max_new_tokens)
-        else:
-            self._answer(prompt, answer)
+        encoded = self._encode_one(prompt, self.settings.max_new_tokens if answer is None else 0)
+        if answer is not None:
+            self._answer(prompt, encoded, answer)
 
-    def _answer(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+    def _answer(self, prompt: Prompt, encoded: Encoded, text: str) -> tuple[int, ...]:
         """The tokens of a given completion, up to and with the one that ends a turn."""
-        ids = self.chat.answer(self.chat.encode(prompt), text)
+        ids = self.chat.answer(encoded, text)
         if not ids:
             raise UsageError(f"an answer to {prompt.text[:40]!r} has no tokens in this model's vocabulary; drop it")
-        self._encode_one(prompt, len(ids))
+        if self.placeholders & {*ids}:
+            raise UsageError(f"an answer to {prompt.text[:40]!r} holds a placeholder of media, as none can; drop it")
+        self._check_room(prompt, encoded, len(ids))
         return ids
 
     def _encode_one(self, prompt: Prompt, longest: int) -> Encoded:
+        if prompt.media is not None and self.chat.reader is None:
+            raise UsageError(f"prompt {prompt.text!r} brings media along, but this language model reads text only")
         encoded = self.chat.encode(prompt)
+        self._check_room(prompt, encoded, longest)
+        return encoded
+
+    def _check_room(self, prompt: Prompt, encoded: Encoded, longest: int) -> None:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(encoded.ids) + longest > limit:
             raise UsageError(
                 f"prompt {prompt.text[:40]!r} has {len(encoded.ids)} tokens, which leaves no room for {longest} more "
                 f"in the model's {limit}; shorten it or lower policy.max_new_tokens"
             )
-        return encoded
 
     # ---- replay -----------------------------------------------------------------------------------------------------
 
@@ -220,39 +222,50 @@ class LanguagePolicy:
         tape: Tokens = trajectory.tape
         columns = list(range(trajectory.logp.shape[1])) if steps is None else list(steps)
         mask = trajectory.mask[list(rows)][:, columns].to(self.device)
-        distribution, score = self._token_logp(tape, rows)  # (R,S',V), (R,S')
+        scored = self._scored(tape, rows, versus)
 
         def spread(x: Tensor) -> Tensor:  # from these rows' own longest completion to the columns asked for
             return F.pad(x, (0, trajectory.logp.shape[1] - x.shape[1]))[:, columns]
 
-        if versus is None:
-            return Steps(spread(score), 1, mask)
-        with torch.no_grad(), self.weights(versus):
-            other_distribution, other = self._token_logp(tape, rows)
-        kl = (distribution.exp() * (distribution - other_distribution)).sum(-1).clamp(min=0)
-        kl = spread(torch.where(self._own_mask(tape, rows), kl, 0.0))
-        return Steps(spread(score), 1, mask, versus_score=spread(other), kl=kl)
+        score, other, kl = (None if x is None else spread(x) for x in scored)
+        assert score is not None
+        return Steps(score, 1, mask, versus_score=other, kl=kl)
 
-    def _token_logp(self, tape: Tokens, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The log-distribution at each token (R,S',V) and the token's own log-probability (R,S'), 0 in padding."""
-        sequences = [torch.tensor(tape.prompt[row] + tape.completion[row]) for row in rows]
-        ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=self.pad).to(self.device)
-        lengths = torch.tensor([len(sequence) for sequence in sequences], device=self.device)
-        attention = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
-        self._calls += len(ids)
-        logits = self.model(input_ids=ids, attention_mask=attention.long(), use_cache=False).logits
-        mask = self._own_mask(tape, rows)
-        starts = torch.tensor([len(tape.prompt[row]) for row in rows], device=self.device)
-        places = starts[:, None] + torch.arange(mask.shape[1], device=self.device)  # of the completion's tokens
-        places = places.clamp(max=ids.shape[1] - 1)
-        row = torch.arange(len(ids), device=self.device)[:, None]
-        distribution = (logits[row, places - 1].float() / self.settings.temperature).log_softmax(-1)
-        score = distribution.gather(-1, ids[row, places][..., None])[..., 0]
-        return distribution, torch.where(mask, score, 0.0)
+    def _scored(self, tape: Tokens, rows: Sequence[int], versus: Weights | None = None) -> Scored:
+        """Of the rows' tokens, (R,S') each: log-probabilities, 0 in padding; those versus other weights, and KL."""
+        hidden, tokens, mask = self._before_tokens(tape, rows)
+        other = None
+        if versus is not None:
+            with torch.no_grad(), self.weights(versus):
+                other = self._before_tokens(tape, rows)[0]
+        found = self.head.scores(hidden, tokens, other)
+        blank = torch.zeros(mask.shape, device=mask.device)
+        logp, *others = (None if x is None else blank.masked_scatter(mask, x) for x in found)
+        assert logp is not None
+        return Scored(logp, *others)
 
-    def _own_mask(self, tape: Tokens, rows: Sequence[int]) -> Tensor:
-        lengths = torch.tensor([len(tape.completion[row]) for row in rows], device=self.device)
-        return torch.arange(int(lengths.max()), device=self.device) < lengths[:, None]
+    def _before_tokens(self, tape: Tokens, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the N tokens of all completions, row by row, what the head is given before each (N,H), and their ids (N,);
+        and where they are (R,S')."""
+        completions = [tape.completion[row] for row in rows]
+        hidden = self.head.hidden(batch([tape.read[row] for row in rows], completions, self.pad, self.device))
+        self._calls += len(rows)
+        lengths = torch.tensor([len(completion) for completion in completions])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        row, column = mask.nonzero().unbind(1)
+        starts = torch.tensor([len(tape.prompt[row]) for row in rows])
+        tokens = torch.tensor([token for completion in completions for token in completion])
+        before = hidden[row.to(self.device), (starts[row] + column - 1).to(self.device)]
+        return before, tokens.to(self.device), mask.to(self.device)
+
+    @torch.no_grad()
+    def _logits_alone(self, rows: Sequence[Encoded], completions: Sequence[Sequence[int]]) -> list[Tensor]:
+        """The logits (S,V) at a completion of each of R prompts, by a forward of its own."""
+        found = []
+        for row, completion in zip(rows, completions, strict=True):
+            hidden = self.head.hidden(batch([row], [completion], self.pad, self.device))[0]
+            found.append(self.head.logits(hidden[len(row.ids) - 1 : -1]))
+        return found
 
     def _blocks(self, total: int) -> Iterator[list[int]]:
         size = self.settings.batch_size
@@ -283,7 +296,7 @@ class LanguagePolicy:
         self.adapter.load(Path(folder))
 
     def calls(self) -> int:
-        return self._calls
+        return self._calls + self.sampler.calls
 
     def digest(self) -> Mapping[str, str]:
         """What must be unchanged for a seed to give the same completion: the reference weights, and how they sample."""
@@ -297,48 +310,28 @@ class LanguagePolicy:
     def _model_digest(self) -> str:
         return weights_digest([self.model], self.adapter.named_trainable().values())
 
-
-class _Pick:
-    """A logits processor that leaves one token: inverse transform sampling with the row's own uniform numbers."""
-
-    def __init__(self, uniform: Tensor, temperature: float, width: int) -> None:
-        self.uniform, self.temperature, self.width = uniform, temperature, width
-
-    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        cumulative = (logits.float() / self.temperature).softmax(-1).double().cumsum(-1)  # (R,V)
-        target = self.uniform[:, ids.shape[1] - self.width, None] * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, target, right=True)
-        return torch.full_like(logits, -torch.inf).scatter(-1, token, 0.0)
+    def _log_layers(self) -> None:
+        names = sorted({name.rpartition(".lora_")[0] for name in self.adapter.named_trainable()})
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        log.info("%s: %d layers are adapted: %s", type(self.model).__name__, len(names), some)
 
 
-def load_language(settings: PolicySettings, folder: Path, device: str = "cpu") -> LanguagePolicy:
-    """The causal language model and tokenizer of a folder, with a fresh adapter.
+def _is_processor(reader: Any) -> bool:
+    from transformers import ProcessorMixin
+
+    return isinstance(reader, ProcessorMixin)
+
+
+def _language_part(model: Any) -> str:
+    """The name of the part of a vision-language model that writes: what adapters are anchored at.
 
     Raises:
-        UsageError: no causal language model, no tokenizer, or an attention kernel that cannot serve it.
-        GenalignError: a corrupt weight file.
+        UsageError: none is known.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    kernels = {"sdpa": "sdpa", "flash": "flash_attention_2"}
-    if settings.attention not in kernels:
-        raise UsageError(f"policy.attention {settings.attention} serves diffusion pipelines only; take sdpa or flash")
-    check_model(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, settings.dtype),
-            attn_implementation=kernels[settings.attention],
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except SafetensorError as error:
-        raise GenalignError(f"the weights in {folder} are corrupt ({error}); copy or download them again") from error
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"{folder} does not load as a causal language model: {reason}") from error
-    if settings.merged is not None:
-        model = merged(model, Path(settings.merged))
-    return LanguagePolicy(model.to(device), tokenizer, settings)
+    decoder = model.get_decoder()
+    names = [name for name, module in model.named_modules() if module is decoder and name]
+    names += [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ("language_model", "text_model")]
+    names += ["model"] if isinstance(getattr(model, "model", None), nn.Module) else []
+    if not names:
+        raise UsageError(f"{type(model).__name__} has no part that is known to write, to be adapted")
+    return names[0]

@@ -40,6 +40,11 @@ def tiny_policy(seed: int = 0, chat: bool = False, **keys) -> LanguagePolicy:
     return LanguagePolicy(*tiny_language(seed, chat), settings(**keys))
 
 
+def pairs(tape) -> list:
+    """(prompt, completion) of each row."""
+    return list(zip(tape.prompt, tape.completion, strict=True))
+
+
 def disturb(policy: LanguagePolicy) -> None:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -282,7 +287,7 @@ def test_padding_changes_neither_samples_nor_densities(pad, side):
         trajectory = policy.rollout(PROMPTS, 5, 9)
         assert trajectory.tape == expected.tape
         torch.testing.assert_close(trajectory.logp, expected.logp, atol=1e-5, rtol=0)
-        for row, (prompt, completion) in enumerate(zip(*vars(trajectory.tape).values(), strict=True)):
+        for row, (prompt, completion) in enumerate(pairs(trajectory.tape)):
             exact = alone(policy, prompt, completion).gather(1, torch.tensor(completion)[:, None])[:, 0]
             torch.testing.assert_close(trajectory.logp[row, : len(completion)].double(), exact, atol=1e-5, rtol=0)
 
@@ -340,7 +345,7 @@ def models_that_mix_rows():
 @pytest.mark.parametrize("kind", ["learned", "alibi", "window"])
 def test_models_of_other_positions_are_asked_in_batches(kind):
     policy = LanguagePolicy(models_of_other_positions()[kind].eval(), tiny_language()[1], settings(lora=ALL_LINEAR))
-    assert policy._keeps_rows_apart
+    assert policy.sampler.way([]) == "shared"
 
 
 @pytest.mark.parametrize("kind", ["linear", "recurrent"])
@@ -376,7 +381,7 @@ def test_densities_are_trls():
     policy = tiny_policy(temperature=0.7)
     disturb(policy)
     trajectory = policy.rollout(PROMPTS, 3, 1)
-    for row, (prompt, completion) in enumerate(zip(*vars(trajectory.tape).values(), strict=True)):
+    for row, (prompt, completion) in enumerate(pairs(trajectory.tape)):
         logits = policy.model(input_ids=torch.tensor([prompt + completion])).logits[:, len(prompt) - 1 : -1] / 0.7
         theirs = utils.selective_log_softmax(logits, torch.tensor([completion]))[0]
         torch.testing.assert_close(trajectory.logp[row, : len(completion)], theirs, atol=1e-5, rtol=0)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from genalign.policy import load_policy
-from genalign.policy.chat import Chat
 from genalign.policy.language import LanguagePolicy
+from genalign.policy.language.chat import Chat
 from genalign.policy.settings import Lora, PolicySettings
 from genalign.reward.heads.rules import Format
 from genalign.types import Media, Prompt, Track, UsageError

@@ -1,0 +1,6 @@
+"""Language models, and models that see or hear and write, as policies."""
+
+from genalign.policy.language.load import load_language
+from genalign.policy.language.policy import LanguagePolicy, Tokens
+
+__all__ = ["LanguagePolicy", "Tokens", "load_language"]

@@ -1,0 +1,254 @@
+"""Log-probabilities of given tokens, and KL, without the logits of all tokens at once.
+
+The output head is applied to a chunk of hidden states at a time, and the gradient to these is computed beside the
+log-probability, while the chunk's logits are there (fused linear cross-entropy; Liger-Kernel, arXiv 2410.10989): what
+is kept for the backward pass is one vector of the hidden width a token, whatever the vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from genalign.policy.language.apart import agree
+
+log = logging.getLogger(__name__)
+
+CHUNK = 7 * 2**20  # logits that are computed at a time: 28 MiB of floats, which allocator.py keeps for the next chunk
+TRIAL = 4  # tokens on which the head is compared with the model's own logits
+
+# What classes multiply the head's output by, or divide it (Granite, which others read the other way): by the setting.
+FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma; RecurrentGemma; xLSTM
+
+
+class Scored(NamedTuple):
+    """Of N tokens: their log-probabilities (N,); those under the other hidden states, and KL to these."""
+
+    logp: Tensor
+    other: Tensor | None = None
+    kl: Tensor | None = None
+
+
+class Head:
+    """The last layer of a language model: from hidden states (N,H) to the distribution that is sampled from.
+
+    The logits of a token are cap tanh(factor W h / cap), as far as the class has these, divided by the temperature;
+    the `forbidden` ids have none. They are float32, whatever the weights are.
+
+    Where that is not what the model's own forward gives (its class does something else), the model's whole logits are
+    taken as they are, at a cost in memory; the log says so.
+    """
+
+    def __init__(self, model: Any, forbidden: Sequence[int], temperature: float) -> None:
+        self.factor = 1.0
+        self.cap: float | None = None
+        self.model, self.temperature = model, temperature
+        self.half = next(model.parameters()).dtype.itemsize < 4
+        self.layer: nn.Module | None = model.get_output_embeddings()
+        self.forbidden = torch.tensor(sorted(forbidden), dtype=torch.long)
+        self._tried = False
+
+    # ---- hidden states ----------------------------------------------------------------------------------------------
+
+    def hidden(self, inputs: dict[str, Any]) -> Tensor:
+        """What the head is given at every token, (R,L,H); or the logits (R,L,V), where it is not used."""
+        self._try_once(inputs["input_ids"].device)
+        if self.layer is None:
+            logits: Tensor = self.model(**inputs, use_cache=False).logits
+            return logits
+        return self._before_head(self.layer, inputs)
+
+    def _before_head(self, layer: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        seen: list[Tensor] = []
+
+        def keep(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            seen.append(given[0])
+            return (given[0][:, :0], *given[1:])  # the head and what follows it compute nothing
+
+        hook = layer.register_forward_pre_hook(keep)
+        try:
+            self.model(**inputs, use_cache=False)
+        finally:
+            hook.remove()
+        return seen[0]
+
+    @torch.no_grad()
+    def _try_once(self, device: torch.device) -> None:
+        """Compare with the model's own logits, the first time."""
+        if self._tried:
+            return
+        self._tried = True
+        ids = torch.tensor([self.allowed(TRIAL)], device=device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        whole = self.model(**inputs, use_cache=False).logits[0].float()
+        if not any(self._fits(inputs, whole, *tail) for tail in self._tails()):
+            log.warning("%s does more than a product to make its logits, so they are all held in memory at once",
+                        type(self.model).__name__)  # fmt: skip
+            self.layer, self.factor, self.cap = None, 1.0, None
+
+    def _tails(self) -> list[tuple[float, float | None]]:
+        """The factors and caps that the class may use, of which its configuration speaks; or may not, as Gemma 3 with a
+        picture tower does not."""
+        config = self.model.config.get_text_config()
+        named = [float(value) for name in FACTORS if (value := getattr(config, name, None))]
+        caps = [float(value) for name in CAPS if (value := getattr(config, name, None))]
+        factors = [factor for value in named for factor in (value, 1 / value)]
+        return [(factor, cap) for factor in [*factors, 1.0] for cap in [*caps, None]]
+
+    def _fits(self, inputs: dict[str, Tensor], whole: Tensor, factor: float, cap: float | None) -> bool:
+        self.factor, self.cap = factor, cap
+        try:
+            return self.layer is not None and agree(
+                self.logits(self._before_head(self.layer, inputs)[0]), whole, self.half
+            )
+        except (IndexError, RuntimeError, TypeError):  # a class that computes with the logits of certain tokens
+            return False
+
+    def allowed(self, count: int) -> list[int]:
+        """The first ids that may be written."""
+        known, forbidden = len(self.model.get_input_embeddings().weight), set(self.forbidden.tolist())
+        free = [token for token in range(min(known, count + len(forbidden))) if token not in forbidden]
+        return [free[i % len(free)] for i in range(count)]
+
+    # ---- logits -----------------------------------------------------------------------------------------------------
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The model's own logits (N,V), float32, before temperature, and of forbidden tokens too."""
+        z = (hidden if self.layer is None else self.layer(hidden)).float()
+        z = z if self.factor == 1 else z * self.factor
+        return z if self.cap is None else self.cap * (z / self.cap).tanh()
+
+    def scores(self, hidden: Tensor, tokens: Tensor, other: Tensor | None = None) -> Scored:
+        """log p of N tokens given the hidden states (N,H) before them; with `other` (N,H), which gets no gradient, the
+        same under these, and KL(p || other) in nats, exact.
+
+        Gradients reach the hidden states, and the head where it is trainable.
+        """
+        if self.layer is not None and self._is_frozen_product:
+            found = _Fused.apply(hidden, other, tokens, self)
+            return Scored(*found) if other is not None else Scored(found)
+        parts = [
+            checkpoint(self._plainly, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in self.chunks(hidden, tokens, other)
+        ]
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        return Scored(*columns)
+
+    @property
+    def _is_frozen_product(self) -> bool:
+        return type(self.layer) is nn.Linear and not any(p.requires_grad for p in self.layer.parameters())
+
+    def chunks(self, *columns: Tensor | None) -> list[tuple[Any, ...]]:
+        """Columns of N rows, some rows at a time."""
+        size = self.model.config.get_text_config().vocab_size
+        rows, step = len(columns[0]) if columns[0] is not None else 0, max(1, CHUNK // size)
+        return [tuple(None if x is None else x[i : i + step] for x in columns) for i in range(0, rows, step)]
+
+    def _plainly(self, hidden: Tensor, tokens: Tensor, other: Tensor | None) -> tuple[Tensor, ...]:
+        logp = self.masked(self.logits(hidden) / self.temperature).log_softmax(-1)
+        score = logp.gather(-1, tokens[:, None])[:, 0]
+        if other is None:
+            return (score,)
+        with torch.no_grad():
+            logq = self.masked(self.logits(other) / self.temperature).log_softmax(-1)
+        apart = (logp - logq).index_fill(-1, self.forbidden.to(logp.device), 0.0)
+        return score, logq.gather(-1, tokens[:, None])[:, 0], (logp.exp() * apart).sum(-1).clamp(min=0)
+
+    def masked(self, z: Tensor) -> Tensor:
+        """z (N,V) without the forbidden tokens, in place where it may be."""
+        if not len(self.forbidden):
+            return z
+        fill = z.index_fill if z.requires_grad else z.index_fill_
+        return fill(-1, self.forbidden.to(z.device), -torch.inf)
+
+
+class _Fused(torch.autograd.Function):
+    """Head.scores of a frozen product. With p the distribution, d = log p - log q and T the temperature, the gradients
+    to the logits z / T are (one-hot - p) of log p, and p (d - KL) of KL."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, other: Tensor | None, tokens: Tensor, head: Head) -> Any:
+        graph, columns = ctx.needs_input_grad[0], 1 if other is None else 3
+        found: list[list[Tensor]] = [[] for _ in range(columns)]
+        slopes: list[list[Tensor]] = [[], []]
+        for h, y, o in head.chunks(hidden, tokens, other):
+            scored, gradients = _Fused._chunk(head, h, y, o, graph)
+            for column, value in zip(found, scored, strict=True):
+                column.append(value)
+            for column, value in zip(slopes, gradients, strict=False):
+                column.append(value)
+        ctx.set_materialize_grads(False)  # of what nothing was computed from
+        ctx.save_for_backward(*(torch.cat(column) for column in slopes if column))
+        joined = tuple(torch.cat(column) if column else hidden.new_zeros(0, dtype=torch.float32) for column in found)
+        if other is None:
+            return joined[0]
+        ctx.mark_non_differentiable(joined[1])
+        return joined
+
+    @staticmethod
+    def _chunk(head: Head, hidden: Tensor, tokens: Tensor, other: Tensor | None, graph: bool) -> Any:
+        """(log p; log q and KL), and the gradients (n,H) of log p and KL."""
+        logits = head.logits(hidden)
+        slope = _slope(head, logits) if graph else None
+        z, p, total = _shifted(head, logits)
+        at = tokens[:, None]
+        score = (z.gather(-1, at) - total.log())[:, 0]
+        if other is None:
+            return (score,), [_to_hidden(head, _minus(p.div_(-total), at), slope)] if graph else []
+        apart, p = z.sub_(total.log()), p.div_(total)
+        logq, _, total = _shifted(head, head.logits(other))
+        logq.sub_(total.log())
+        theirs = logq.gather(-1, at)[:, 0]
+        apart.sub_(logq)
+        if len(head.forbidden):
+            apart.index_fill_(-1, head.forbidden.to(z.device), 0.0)
+        kl = torch.einsum("nv,nv->n", p, apart)
+        gradients = []
+        if graph:
+            of_kl = _to_hidden(head, apart.sub_(kl[:, None]).mul_(p), slope)
+            gradients = [_to_hidden(head, _minus(p.neg_(), at), slope), of_kl]
+        return (score, theirs, kl.clamp(min=0)), gradients
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        total: Tensor | None = None
+        for gradient, to_hidden in zip((gradients[0], gradients[-1]), ctx.saved_tensors, strict=False):
+            if gradient is not None:
+                part = (gradient[:, None] * to_hidden).to(to_hidden.dtype)
+                total = part if total is None else total + part
+        return total, None, None, None
+
+
+def _shifted(head: Head, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """z / T (n,V) less its largest, in place of `logits`; the powers of e of that, and their sum (n,1)."""
+    z = head.masked(logits.div_(head.temperature) if head.temperature != 1 else logits)
+    z.sub_(z.amax(-1, keepdim=True))
+    powers = z.exp()
+    return z, powers, powers.sum(-1, keepdim=True)
+
+
+def _slope(head: Head, logits: Tensor) -> Tensor | float:
+    """The derivative of z / T by what the product gives."""
+    slope = head.factor / head.temperature
+    return slope if head.cap is None else slope * (1 - (logits / head.cap).square())
+
+
+def _minus(negative: Tensor, at: Tensor) -> Tensor:
+    """one-hot - p, in place of -p."""
+    return negative.scatter_add_(-1, at, torch.ones_like(at, dtype=negative.dtype))
+
+
+def _to_hidden(head: Head, gradient: Tensor, slope: Any) -> Tensor:
+    """From the logits z / T (n,V) to the hidden states (n,H)."""
+    weight: Tensor = head.layer.weight  # type: ignore[union-attr, assignment]
+    scaled = gradient.mul_(slope) if isinstance(slope, Tensor) else gradient
+    out = scaled.to(weight.dtype) @ weight
+    return out if isinstance(slope, Tensor) or slope == 1 else out.mul_(slope)

@@ -1,0 +1,58 @@
+"""A language or vision-language model from a folder, as people have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genalign.files.untrusted import check_model
+from genalign.policy import sees_or_hears
+from genalign.policy.language.policy import LanguagePolicy
+from genalign.policy.merged import merged
+from genalign.policy.settings import PolicySettings
+from genalign.types import GenalignError, UsageError
+
+KERNELS = {"sdpa": "sdpa", "flash": "flash_attention_2"}
+
+
+def load_language(settings: PolicySettings, folder: Path, device: str = "cpu") -> LanguagePolicy:
+    """The language model of a folder and its tokenizer, or the vision-language model and its processor, with a fresh
+    adapter.
+
+    Raises:
+        UsageError: no such model, no tokenizer, or an attention kernel that cannot serve it.
+        GenalignError: a corrupt weight file.
+    """
+    from safetensors import SafetensorError
+
+    if settings.attention not in KERNELS:
+        raise UsageError(f"policy.attention {settings.attention} serves diffusion pipelines only; take sdpa or flash")
+    check_model(folder)
+    try:
+        model, reader = _loaded(settings, folder)
+    except SafetensorError as error:
+        raise GenalignError(f"the weights in {folder} are corrupt ({error}); copy or download them again") from error
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"{folder} does not load as a causal language model: {reason}") from error
+    for adapter in settings.adapters_merged:
+        model = merged(model, Path(adapter))
+    return LanguagePolicy(model.to(device), reader, settings)
+
+
+def _loaded(settings: PolicySettings, folder: Path) -> tuple[Any, Any]:
+    import transformers as hf
+
+    config = hf.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    sees = sees_or_hears(config.model_type)
+    reader = (hf.AutoProcessor if sees else hf.AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
+    model = (hf.AutoModelForImageTextToText if sees else hf.AutoModelForCausalLM).from_pretrained(
+        folder,
+        dtype=getattr(torch, settings.dtype),
+        attn_implementation=KERNELS[settings.attention],
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return model, reader
