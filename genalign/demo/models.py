@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from collections import OrderedDict
@@ -115,17 +116,14 @@ class Models:
         return self._opened[key]
 
     def merging(self, name: str) -> list[str]:
-        """The overrides by which a recipe begins with a run's adapter; none of the base.
-
-        Raises:
-            UsageError: the run itself began with another one's, and one alone can be merged.
-        """
+        """The overrides by which a recipe begins with a run's adapter, behind those that the run began with; none of
+        the base."""
         if name == BASE:
             return []
         folder = self.folder(name)
-        if load_recipe(folder / RECIPE).policy.merged is not None:
-            raise UsageError(f"{name} began with the adapter of another run, and one can be merged; choose that one")
-        return [f"policy.merged={(folder / 'adapter').resolve()}", "policy.dtype=float32"]  # else rounding eats most
+        earlier = load_recipe(folder / RECIPE).policy.adapters_merged
+        adapters = [*earlier, str((folder / "adapter").resolve())]
+        return [f"policy.merged={json.dumps(adapters)}", "policy.dtype=float32"]  # else rounding eats most
 
     # ---- prompts and rewards -----------------------------------------------------------------------------------------
 

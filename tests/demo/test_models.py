@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from genalign import load_recipe
 from genalign.demo.models import BASE, Models
 from genalign.types import UsageError
 from tests.demo.conftest import RUN
@@ -37,15 +38,16 @@ def test_a_prompt_of_the_files_has_its_facts_and_another_has_none(models):
         models.prompt("  ")
 
 
-def test_a_run_that_began_with_another_is_not_merged(models, tmp_path):
-    for name, merged in (("first", "null"), ("second", "somewhere")):
+def test_a_round_begins_with_the_adapters_of_all_before_it(models, tmp_path):
+    for name, merged in (("first", "null"), ("second", "[/runs/first/adapter]")):
         (tmp_path / name / "adapter").mkdir(parents=True)
         text = (models.runs / RUN / "recipe.yaml").read_text()
         (tmp_path / name / "recipe.yaml").write_text(text.replace("merged: null", f"merged: {merged}"))
     found = Models("image-d3po", [], tmp_path)
-    assert any(word.startswith("policy.merged=") for word in found.merging("first"))
-    with pytest.raises(UsageError, match="began with the adapter of another run"):
-        found.merging("second")
+    own = [str(tmp_path.resolve() / name / "adapter") for name in ("first", "second")]
+    for name, wanted in (("first", own[:1]), ("second", ["/runs/first/adapter", own[1]]), (BASE, [])):
+        recipe = load_recipe("image-d3po", found.merging(name))
+        assert recipe.policy.adapters_merged == wanted
 
 
 def test_a_run_is_opened_with_its_own_recipe_as_the_base(models, tmp_path):
