@@ -120,7 +120,7 @@ def test_scores_are_those_of_one_call(room: Path, kind: str, size: int) -> None:
 @pytest.mark.parametrize("kind", ["a head", "a set, by exchange", "rule and head"])
 def test_a_head_computes_the_batches_of_one_call_before_all_is_sampled(room: Path, kind: str, monkeypatch: Any) -> None:
     reward, sizes = runner(room, REWARDS[kind]), list[int]()
-    clip = getattr(reward.reward, "clip", reward.reward.parts[-1] if reward.reward.parts else reward.reward)
+    clip = getattr(reward.reward, "encoder", reward.reward.parts[-1] if reward.reward.parts else reward.reward)
     net = clip._loaded[0]
     plain, eight = net.encode_image, threading.Event()
 
