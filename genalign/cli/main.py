@@ -1,21 +1,20 @@
-"""The command line. Everything heavy is imported inside the verb that needs it; a failure is one sentence."""
+"""The command line: arguments, exit codes, and a failure as one sentence. What each verb does is in verbs.py."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from genalign.allocator import keep_freed_memory
+from genalign.cli import verbs
 
 PLAIN = "\0"  # no argument of a process can hold it
-KINDS = ("recipes", "rewards", "methods", "models")
 SEARCHES = ("best-of-n", "random", "reno", "fk")
 
 
@@ -96,28 +95,28 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="print the traceback of an error"
     )
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    subparsers = parser.add_subparsers(metavar="VERB", required=True)
 
     def verb(name: str, run: object, text: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text, parents=[debug], allow_abbrev=False)
+        sub = subparsers.add_parser(name, help=text, description=text, parents=[debug], allow_abbrev=False)
         sub.set_defaults(verb=run)
         return sub
 
-    sub = verb("ls", ls, "list what genalign ships")
-    sub.add_argument("kind", nargs="?", choices=KINDS, help="one kind only")
+    sub = verb("ls", verbs.ls, "list what genalign ships")
+    sub.add_argument("kind", nargs="?", choices=verbs.KINDS, help="one kind only")
 
-    sub = verb("cp", cp, "copy a shipped recipe, reward or model, to be edited")
+    sub = verb("cp", verbs.cp, "copy a shipped recipe, reward or model, to be edited")
     sub.add_argument("name", metavar="NAME", help="as `genalign ls` prints it")
     sub.add_argument("dest", metavar="DEST", type=_path, help="folder or file name")
 
-    sub = verb("train", train, "run a recipe")
+    sub = verb("train", verbs.train, "run a recipe")
     sub.add_argument("recipe", metavar="RECIPE", help="a .yaml file, or a name from `genalign ls recipes`")
     sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
     sub.add_argument("--plan", action="store_true", help="print what would be done and what it costs, and stop")
     sub.add_argument("--resume", metavar="RUN", help="go on with this run folder, or `latest`")
     sub.add_argument("--out", type=_path, metavar="DIR", help="run folder (default: runs/RECIPE-DATE-TIME)")
 
-    sub = verb("sample", sample, "draw samples from a model or a run")
+    sub = verb("sample", verbs.sample, "draw samples from a model or a run")
     sub.add_argument("source", metavar="MODEL|RUN", help="a run or recipe, a model folder, a shipped model or a hub id")
     sub.add_argument("prompt", metavar="PROMPT", nargs="?")
     sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of a recipe")
@@ -133,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--budget", type=float, metavar="N", help="what each sample may cost, in plain samplings")
     sub.add_argument("--out", type=_path, required=True, metavar="DIR")
 
-    sub = verb("score", score, "score files with a reward")
+    sub = verb("score", verbs.score, "score files with a reward")
     sub.add_argument("reward", metavar="REWARD", help="a reward file, file.py:function, or a shipped reward")
     sub.add_argument(
         "--media", nargs="+", type=_path, required=True, metavar="FILE", help="pictures, videos, sounds, or .txt files"
@@ -142,17 +141,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompts", type=_path, metavar="FILE", help="a .jsonl with prompt and facts of each file")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
 
-    sub = verb("eval", evaluate, "measure a run before against after")
+    sub = verb("eval", verbs.evaluate, "measure a run before against after")
     sub.add_argument("run", metavar="RUN", type=_path)
     sub.add_argument("--reward", nargs="+", default=[], metavar="R", help="further rewards to measure")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
 
-    sub = verb("fit-reward", fit_reward, "fit a reward to preferences, or one that reads noisy latents (method nrg)")
+    sub = verb(
+        "fit-reward", verbs.fit_reward, "fit a reward to preferences, or one that reads noisy latents (method nrg)"
+    )
     sub.add_argument("recipe", metavar="RECIPE", help="a .yaml file, or a name from `genalign ls recipes`")
     sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
     sub.add_argument("--out", type=_path, metavar="DIR", help="default: runs/fit-RECIPE; a killed fit goes on there")
 
-    sub = verb("serve-reward", serve_reward, "serve a reward over HTTP, to be used as `use: http://host:port`")
+    sub = verb("serve-reward", verbs.serve_reward, "serve a reward over HTTP, to be used as `use: http://host:port`")
     sub.add_argument("reward", metavar="REWARD", help="a reward file, file.py:function, or a shipped reward")
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     sub.add_argument("--port", type=int, default=8000)
@@ -160,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-body", metavar="MIB", type=int, default=256, help="largest request (default: 256)")
     sub.add_argument("--device", default="cpu", help="where media are scored (default: cpu)")
 
-    sub = verb("eval-reward", eval_reward, "measure a reward against judged samples")
+    sub = verb("eval-reward", verbs.eval_reward, "measure a reward against judged samples")
     sub.add_argument("reward", metavar="REWARD", help="a reward file or folder, file.py:function, or a shipped reward")
     sub.add_argument(
         "--data", type=_path, required=True, metavar="FILE", help="judged samples, as public sets have them"
@@ -169,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples at a time (default: 64)")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
 
-    sub = verb("demo", demo, "a page to draw, vote and align from votes (pip install 'genalign[demo]')")
+    sub = verb("demo", verbs.demo, "a page to draw, vote and align from votes (pip install 'genalign[demo]')")
     sub.add_argument("recipe", metavar="RECIPE|RUN", nargs="?", default="image-d3po", help="default: image-d3po")
     sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
     sub.add_argument("--runs", type=_path, metavar="DIR", default=Path("runs"), help="runs to show (default: runs)")
@@ -184,193 +185,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--auth", type=_path, metavar="FILE", help="ask for a name and a password of this file")
     sub.add_argument("--add-user", metavar="NAME", help="ask for a password, write its hash to --auth FILE, and stop")
 
-    verb("doctor", doctor, "say what this installation can do")
+    verb("doctor", verbs.doctor, "say what this installation can do")
 
-    sub = verb("export", export, "write a run's adapter for other tools")
+    sub = verb("export", verbs.export, "write a run's adapter for other tools")
     sub.add_argument("run", metavar="RUN", type=_path)
     sub.add_argument("--to", choices=("diffusers", "comfyui"), required=True)
     sub.add_argument("--out", type=_path, metavar="DEST", help="default: RUN/export-TO")
 
-    sub = verb("lab", lab, "build the tiny models and data in assets/")
+    sub = verb("lab", verbs.lab, "build the tiny models and data in assets/")
     sub.add_argument("action", choices=("build",))
     sub.add_argument("name", metavar="NAME", help="as `genalign ls models` prints it, or a part of the worlds")
     sub.add_argument("--out", type=_path, metavar="DIR", help="default: its folder in assets/")
     sub.add_argument("--work", type=_path, metavar="DIR", help="checkpoints of the training (default: runs/lab)")
     sub.add_argument("--font", type=_path, metavar="FILE", help="of sprites (.ttf) or melody-bank (.sf2)")
     return parser
-
-
-def ls(args: argparse.Namespace) -> None:
-    for kind in [args.kind] if args.kind else KINDS:
-        if args.kind is None:
-            print(kind)
-        for name, what in _shipped(kind):
-            print(f"{'' if args.kind else '  '}{name:<28} {what}".rstrip())
-
-
-def _shipped(kind: str) -> list[tuple[str, str]]:
-    from genalign.files.shipped import shipped, shipped_models
-
-    if kind == "methods":
-        from genalign.method import PRESETS
-
-        return [(name, _settings(preset)) for name, preset in PRESETS.items()]
-    if kind == "models":
-        return [(name, _size(shipped("assets", name))) for name in shipped_models()]
-    room = shipped("pipelines" if kind == "recipes" else "rewards")
-    files = sorted(path for path in room.iterdir() if path.suffix in (".yaml", ".py"))
-    return [(path.stem if kind == "recipes" else path.name, _first_comment(path)) for path in files]
-
-
-def _settings(preset: Mapping[str, object]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in preset.items())
-
-
-def _size(folder: Path) -> str:
-    return f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 2**20:.1f} MiB"
-
-
-def _first_comment(path: Path) -> str:
-    line = path.read_text(encoding="utf-8").lstrip().partition("\n")[0]
-    return line.strip('#" ').strip()
-
-
-def cp(args: argparse.Namespace) -> None:
-    from genalign.files.shipped import shipped
-    from genalign.types import UsageError, nearest
-
-    known: dict[str, str] = {}
-    for kind, room in (("recipes", "pipelines"), ("rewards", "rewards"), ("models", "assets")):
-        known |= {name: room for name, _ in _shipped(kind)}
-    if args.name not in known:
-        raise UsageError(f"genalign ships nothing called {args.name!r}{nearest(args.name, known)}")
-    room = known[args.name]
-    source = shipped(room, f"{args.name}.yaml" if room == "pipelines" else args.name)
-    target = args.dest / source.name if args.dest.is_dir() else args.dest
-    if target.exists():
-        raise UsageError(f"{target} exists already; choose another DEST")
-    try:
-        shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
-    except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror}; choose another DEST") from error
-    print(target)
-
-
-def train(args: argparse.Namespace) -> None:
-    from genalign.run.launch import train_recipe
-
-    train_recipe(args.recipe, args.overrides, args.out, args.resume, args.plan)
-
-
-def sample(args: argparse.Namespace) -> None:
-    from genalign.cli.sample import sample_files
-    from genalign.types import UsageError
-
-    if (args.prompt is None) == (args.prompts is None):
-        raise UsageError("give genalign sample either a PROMPT or --prompts FILE")
-    sample_files(
-        args.source,
-        args.prompts or args.prompt,
-        args.out,
-        overrides=args.overrides,
-        n=args.n,
-        seed=args.seed,
-        guidance=args.guidance,
-        steps=args.steps,
-        base=args.base,
-        rollout=args.rollout,
-        searches=args.search,
-        rewards=args.reward,
-        budget=args.budget,
-    )
-
-
-def score(args: argparse.Namespace) -> int:
-    from genalign.cli.score import print_scores
-    from genalign.cli.score import score as score_media
-    from genalign.types import UsageError
-
-    if args.prompt and args.prompts:
-        raise UsageError("give genalign score either --prompt or --prompts FILE")
-    return print_scores(score_media(args.reward, args.media, args.prompts or args.prompt), args.json)
-
-
-def evaluate(args: argparse.Namespace) -> None:
-    from genalign.cli.evaluate import evaluate_run, print_evaluation
-
-    print_evaluation(evaluate_run(args.run, args.reward), args.run, args.json)
-
-
-def fit_reward(args: argparse.Namespace) -> None:
-    from genalign.cli.fit_reward import fit_folder, print_fit
-    from genalign.cli.fit_reward import fit_reward as fit
-
-    out = fit_folder(args.recipe, args.out)
-    print_fit(fit(args.recipe, args.overrides, out), args.recipe, out)
-
-
-def serve_reward(args: argparse.Namespace) -> None:
-    from genalign.reward import build_reward
-    from genalign.reward.runtime.serving import serve
-    from genalign.types import UsageError
-
-    token = os.environ.get(args.token_env) if args.token_env else None
-    if args.token_env and not token:
-        raise UsageError(f"the environment variable {args.token_env} is not set; export the token")
-    if not 0 <= args.port < 1 << 16:
-        raise UsageError(f"--port is {args.port}; it must lie in 0..65535")
-    reward = build_reward(args.reward, Path())
-    print(f"serving {reward.name} ({', '.join(reward.aspects)}) at http://{args.host}:{args.port}", flush=True)
-    serve(reward, args.host, args.port, token=token, max_body=args.max_body << 20, device=args.device)
-
-
-def eval_reward(args: argparse.Namespace) -> int:
-    from genalign.cli.eval_reward import evaluate_file
-
-    return evaluate_file(args.reward, args.data, args.against, args.batch_size, args.json)
-
-
-def demo(args: argparse.Namespace) -> None:
-    from genalign.demo.serve import ask_password, serve
-    from genalign.types import UsageError
-
-    if args.add_user is not None:
-        if args.auth is None:
-            raise UsageError("--add-user needs the file to write to; add --auth FILE")
-        ask_password(args.auth, args.add_user)
-        return
-    serve(
-        args.recipe,
-        args.overrides,
-        runs=args.runs,
-        votes=args.votes,
-        host=args.host,
-        port=args.port,
-        share=args.share,
-        auth=args.auth,
-        disputed=args.disputed,
-        pictures=args.pictures,
-    )
-
-
-def doctor(args: argparse.Namespace) -> int:
-    from genalign.cli.doctor import main as examine
-
-    return examine()
-
-
-def export(args: argparse.Namespace) -> None:
-    from genalign.cli.export import export as write
-
-    print(write(args.run, args.to, args.out or args.run / f"export-{args.to}"))
-
-
-def lab(args: argparse.Namespace) -> None:
-    if args.name == "base-rows":
-        from genalign.cli.base_rows import build_base_rows
-
-        build_base_rows(args.out)
-        return
-    from genalign.lab.build import main as build
-
-    build(args.name, out=args.out, work=args.work, font=args.font)
