@@ -15,6 +15,7 @@ from genalign.types import GenalignError, UsageError, nearest
 PATH_LENGTH = 256  # a longer text is not a path
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_ADAPTER = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
+BUILT_BY_USERS = {"tiny-video": "video"}  # models of recipes that assets/ lacks, and what the lab calls each
 
 
 def find(name: str, folder: Path, *rooms: str) -> Path | None:
@@ -44,6 +45,11 @@ def model_path(name: str, folder: Path) -> Path | str:
         raise UsageError(f"there is no model folder {name!r}; check the path")
     if HUB_ID.fullmatch(name):
         return name
+    if name in BUILT_BY_USERS:
+        raise UsageError(
+            f"{name} is not shipped yet; make it by `genalign lab build {BUILT_BY_USERS[name]}`, which takes about six "
+            f"hours of one core, or set policy.model"
+        )
     raise UsageError(
         f"there is no model folder {name!r} in {folder} or among genalign's own models"
         f"{nearest(name, shipped_models())}; one in the working directory is written ./{name}"

@@ -33,6 +33,9 @@ def test_a_model_is_a_folder_a_shipped_name_or_a_hub_id(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     assert model_path("net", tmp_path) == (tmp_path / "net").resolve()
     assert model_path("somebody/some-model", tmp_path) == "somebody/some-model"
+    if not shipped("assets", "tiny-video").exists():
+        with pytest.raises(UsageError, match="tiny-video is not shipped yet; make it by `genalign lab build video`"):
+            model_path("tiny-video", tmp_path)
     with pytest.raises(UsageError, match="no model folder 'nett'"):
         model_path("nett", tmp_path)
 
