@@ -237,7 +237,7 @@ def test_public_functions_take_no_namespace_and_are_documented(name: str) -> Non
     assert "Raises:" in inspect.getdoc(function)
     assert not [
         path.name for path in (Path(genalign.__file__).parent / "cli").glob("*.py")
-        if path.name != "main.py" and "Namespace" in path.read_text()
+        if path.name not in ("main.py", "verbs.py") and "Namespace" in path.read_text()
     ]  # fmt: skip
 
 
