@@ -136,7 +136,7 @@ def test_a_search_shows_its_curve_and_ends_when_it_is_cancelled(visit):
     visit.page.click("#search-go")
     visit.page.wait_for_selector("#drawn .progress")
     visit.page.click("#draw-cancel")
-    visit.page.wait_for_function("document.querySelector('#drawn').innerText.startsWith('cancelled')")
+    visit.page.wait_for_function("document.querySelector('#drawn')?.innerText.startsWith('cancelled')")
     visit.page.click("#draw-go")  # and the model is free for the next drawing
     visit.page.wait_for_selector("#drawn .scores.judge")
 
@@ -160,7 +160,7 @@ def test_twenty_pairs_are_voted_on_by_keyboard_and_found_after_a_reload(visit, p
     visit.page.wait_for_selector(".ballot img")
     assert f"{VOTES} by you, {VOTES} in all" in visit.page.inner_text(".ballot .note")
     visit.page.click("#votes-say button")
-    visit.page.wait_for_function("/20 votes by 1 annotator/.test(document.querySelector('#figures').innerText)")
+    visit.page.wait_for_function("/20 votes by 1 annotator/.test(document.querySelector('#figures')?.innerText)")
     visit.shoot("vote")
 
 
@@ -169,12 +169,12 @@ def test_a_name_is_remembered(visit, place):
     visit.page.wait_for_selector(".ballot img")
     visit.page.fill("#annotator textarea, #annotator input", "ada")
     visit.page.keyboard.press("Enter")
-    visit.page.wait_for_function(f"/^0 by you, {VOTES}/.test(document.querySelector('.ballot .note').innerText)")
+    visit.page.wait_for_function(f"/^0 by you, {VOTES}/.test(document.querySelector('.ballot .note')?.innerText)")
     visit.page.keyboard.press("Tab")
     visit.page.wait_for_timeout(500)
     visit.page.reload()
     visit.open("Vote")
-    visit.page.wait_for_function("document.querySelector('#annotator textarea, #annotator input').value === 'ada'")
+    visit.page.wait_for_function("document.querySelector('#annotator textarea, #annotator input')?.value === 'ada'")
     visit.press("ArrowLeft")
     assert [vote.annotator for vote in Votes(place / "votes").all()] == ["me"] * VOTES + ["ada"]
     visit.press("u")
@@ -199,7 +199,7 @@ def test_pairs_are_exported_and_imported_by_another_page(visit, place, tmp_path)
         visit.page.locator("#exported a[download]").first.click()
     download.value.save_as(tmp_path / "pairs.zip")
     visit.page.set_input_files("#import input[type=file], input[type=file]", tmp_path / "pairs.zip")
-    visit.page.wait_for_function("/0 new votes/.test(document.querySelector('#moved').innerText)")
+    visit.page.wait_for_function("/0 new votes/.test(document.querySelector('#moved')?.innerText)")
     assert Votes(place / "votes").count() == VOTES
 
 
@@ -208,11 +208,11 @@ def test_votes_train_an_adapter_which_is_compared_and_inspected(visit, place):
     visit.page.fill("#align-steps input[type=number]", str(STEPS))
     visit.page.keyboard.press("Tab")
     visit.page.click("#align-start")
-    visit.page.wait_for_function("/has begun/.test(document.querySelector('#align-said').innerText)")
+    visit.page.wait_for_function("/has begun/.test(document.querySelector('#align-said')?.innerText)")
     visit.page.reload()  # the training goes on, and is found again
     visit.open("Align")
     visit.page.wait_for_function(
-        f"/finished, step \\d+ of {STEPS}/.test(document.querySelector('#aligned').innerText)", timeout=4 * PATIENCE
+        f"/finished, step \\d+ of {STEPS}/.test(document.querySelector('#aligned')?.innerText)", timeout=4 * PATIENCE
     )
     visit.page.wait_for_selector("#aligned svg")
     visit.shoot("align")
@@ -232,9 +232,9 @@ def test_votes_train_an_adapter_which_is_compared_and_inspected(visit, place):
     visit.open("Inspect")
     visit.page.wait_for_selector("#inspected .report table")
     visit.page.locator("#inspect-changes textarea").press_sequentially("train.stepz=3")
-    visit.page.wait_for_function("/did you mean/.test(document.querySelector('#inspect-verdict').innerText)")
+    visit.page.wait_for_function("/did you mean/.test(document.querySelector('#inspect-verdict')?.innerText)")
     visit.page.locator("#inspect-changes textarea").fill("train.steps=3")
-    visit.page.wait_for_function("/3 steps, 1 change/.test(document.querySelector('#inspect-verdict').innerText)")
+    visit.page.wait_for_function("/3 steps, 1 change/.test(document.querySelector('#inspect-verdict')?.innerText)")
     visit.shoot("inspect")
 
 
