@@ -26,9 +26,9 @@ Stage = dict[str, Any]
 class Stages:
     """How long each stage is: optimizer steps, and clips or trajectories of its bank."""
 
-    autoencoder: int = 5_000
+    autoencoder: int = 4_000
     read: int = 1_600
-    capable: tuple[int, ...] = (15_000,)  # of each round
+    capable: tuple[int, ...] = (8_000,)  # of each round
     half_hearted: int = 300
     few_steps: int = 800
     clips: int = 49_152
@@ -39,8 +39,8 @@ class Stages:
 
 
 def build_video(work: Path, stages: Stages = Stages()) -> tuple[Any, dict[str, Stage]]:
-    """Train tiny-video; returns the pipeline and what each stage reached. About five and a half hours of one core, most
-    of them for the capable stage; each stage goes on from its checkpoint in `work`.
+    """Train tiny-video; returns the pipeline and what each stage reached. About three hours of one core, half of
+    them for the capable stage; each stage goes on from its checkpoint in `work`.
 
     autoencoder: reconstruction of rendered clips. read: a new tower learns to tell what a caption says. capable: true
     captions, in rounds of a learning rate that falls to zero. half-hearted: captions that contradict what is to be
