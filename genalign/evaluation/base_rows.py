@@ -19,7 +19,7 @@ from genalign.evaluation.settings import EvalSettings
 from genalign.evaluation.trial import Trial, metrics_of
 from genalign.files.atomic import replace_file
 from genalign.files.shipped import shipped
-from genalign.policy.settings import PolicySettings
+from genalign.policy.settings import PolicySettings, Vae
 from genalign.types import GenalignError, Reward
 
 DRAWS = {
@@ -46,6 +46,8 @@ def drawing_digest(models: Sequence[Path], policy: PolicySettings, settings: Eva
     which is off.
     """
     keys = DRAWS | ({"asked_share"} if policy.writer is not None else set())
+    if policy.quantization is not None or policy.vae != Vae():  # which base rows that are shipped were not drawn with
+        keys |= {"quantization", "vae"}
     levels = policy.sampler.model_dump(mode="json", include={"steps", "sigmas"}) if settings.steps is None else None
     identity = {
         "models": [_files(folder) for folder in models],

@@ -249,7 +249,7 @@ def portable(value: Any, folder: Path, folders: bool = False) -> Any:
         return [portable(item, folder, folders) for item in value]
     if folders and isinstance(value, str) and "/" in value and len(value) < PATH_LENGTH and (folder / value).is_dir():
         return str((folder / value).resolve())
-    if not isinstance(value, str) or not re.search(r"\.(yaml|yml|jsonl|txt|safetensors|py:\w+)$", value):
+    if not isinstance(value, str) or not re.search(r"\.(yaml|yml|jsonl|txt|safetensors|gguf|py:\w+)$", value):
         return value
     file, colon, function = value.partition(":") if ".py:" in value else (value, "", "")
     return f"{(folder / file).resolve()}{colon}{function}" if (folder / file).exists() else value

@@ -31,12 +31,14 @@ class Adapter:
     bit-equal to the base and without a second copy; "ema" lends the averaged parameters to the model. Switching leaves
     requires_grad alone (peft's own switch does not).
 
-    within: the name of the only part of the model that is adapted; "" for all of it.
+    within: the name of the only part of the model that is adapted; "" for all of it. device: where the adapter stays;
+    None: where peft makes it, beside the layer.
 
-    Raises UsageError where no layer matches the targets, or the model holds a LoRA or fused projections already.
+    Raises UsageError where no layer matches the targets, the model holds a LoRA or fused projections already, or its
+    weights are elsewhere (on "meta"), as accelerate's cpu_offload leaves them.
     """
 
-    def __init__(self, model: nn.Module, settings: Lora, within: str = "") -> None:
+    def __init__(self, model: nn.Module, settings: Lora, within: str = "", device: torch.device | None = None) -> None:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
 
@@ -56,6 +58,8 @@ class Adapter:
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.dtype.itemsize < 4:
                 parameter.data = parameter.data.float()
+            if parameter.requires_grad and device is not None:
+                parameter.data = parameter.data.to(device)
         for layer in self._layers:
             layer.cast_input_dtype_enabled = False
             as_one_sum(layer)
@@ -155,6 +159,12 @@ def _check_bare(model: nn.Module, adapter: type) -> None:
     Raises:
         UsageError: naming the layer.
     """
+    absent = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if absent is not None:
+        raise UsageError(
+            f"the weights of {absent} are on 'meta', where an adapter gets no gradient; load the model without a "
+            f"device_map or cpu_offload, and set policy.offload"
+        )
     for name, module in model.named_modules():
         if isinstance(module, adapter):
             raise UsageError(

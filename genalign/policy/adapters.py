@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from genalign.policy.adapter import Adapter
@@ -20,8 +21,8 @@ class Adapters:
     with a single denoiser is saved into the folder itself.
     """
 
-    def __init__(self, denoisers: Mapping[str, nn.Module], settings: Lora) -> None:
-        self.each = {name: Adapter(module, settings) for name, module in denoisers.items()}
+    def __init__(self, denoisers: Mapping[str, nn.Module], settings: Lora, device: torch.device | None = None) -> None:
+        self.each = {name: Adapter(module, settings, device=device) for name, module in denoisers.items()}
 
     def folders(self, folder: Path) -> dict[str, Path]:
         """Where each is saved."""

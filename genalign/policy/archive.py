@@ -30,8 +30,16 @@ def weights_digest(modules: Iterable[nn.Module], trained: Iterable[nn.Parameter]
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if id(tensor) not in skip:
                 digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+                for part in _parts(tensor.detach()):
+                    digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that a quantised one is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor.as_subclass(Tensor)]
+    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
 
 
 def settings_digest(*settings: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from genalign.policy.adapters import Adapters
 from genalign.policy.archive import recalled, save_trajectory, settings_digest, weights_digest
 from genalign.policy.layout import Encoder
 from genalign.policy.pipe import Pipe
+from genalign.policy.recompute import recompute_blocks
 from genalign.policy.record import Tape
 from genalign.policy.rollout import Rollouts
 from genalign.policy.settings import PolicySettings
@@ -31,21 +32,22 @@ class DiffusionPolicy:
     Latents, means, log-densities and KL are computed in at least float32; x' is rounded to the dtype the pipeline keeps
     latents in before it is scored. Every row draws from its own CPU generator, so neither batch nor world size changes
     what is drawn. Guidance branches with a negative share in the guided output (the unconditional one) are replayed
-    without a graph, as Flow-GRPO does. pipeline, denoiser and settings are public; nothing is wrapped.
+    without a graph, as Flow-GRPO does. pipeline, denoiser and settings are public; nothing is wrapped. device: where it
+    computes, if its networks wait elsewhere (policy.offload); None: where they are.
 
     Raises UsageError where the pipeline cannot be aligned; GenalignError at the first rollout where it cannot be
     replayed exactly.
     """
 
-    def __init__(self, pipeline: Any, settings: PolicySettings) -> None:
+    def __init__(self, pipeline: Any, settings: PolicySettings, device: torch.device | None = None) -> None:
         self.pipeline, self.settings = pipeline, settings
-        self._pipe = Pipe(pipeline, settings)
+        self._pipe = Pipe(pipeline, settings, device)
         self.modalities = self._pipe.tracks.modalities
         self.guided = self._pipe.calls.takes_guidance
         self._stage = self._pipe.stage
         self.denoiser = self._stage.denoiser
-        self.device = next(self.denoiser.parameters()).device
-        self._adapters = Adapters(self._stage.denoisers, settings.lora)
+        self.device = self._pipe.device
+        self._adapters = Adapters(self._stage.denoisers, settings.lora, self.device)
         self._encoder = Encoder(self._pipe)
         self._rollouts = Rollouts(self._pipe, self.weights)
 
@@ -200,6 +202,23 @@ class DiffusionPolicy:
     def load_adapter(self, folder: Path | str) -> None:
         """Read adapter_model.safetensors of a folder that save_adapter wrote."""
         self._adapters.load(Path(folder))
+
+    def saving(self) -> tuple[str, ...]:
+        return tuple(name for name in ("gradient_checkpointing", "offload") if getattr(self.settings, name))
+
+    @contextmanager
+    def plainly(self) -> Iterator[None]:
+        """Of offload: all that is asked stays on the device."""
+        residence, again = self._stage.residence, self.settings.gradient_checkpointing
+        networks: list[Any] = list(self._stage.denoisers.values()) if again else []
+        with residence.staying() if residence is not None else nullcontext():
+            for network in networks:
+                network.disable_gradient_checkpointing()
+            try:
+                yield
+            finally:
+                for network in networks:
+                    recompute_blocks(network)
 
     def calls(self) -> int:
         return self._stage.calls

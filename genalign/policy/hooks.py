@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,13 +27,16 @@ def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def lasting_weights(autoencoder: torch.nn.Module) -> Iterator[None]:
+def lasting_weights(autoencoder: torch.nn.Module, bring: Callable[[torch.nn.Module], None]) -> Iterator[None]:
     """Within the context decode() computes with parameters that share their storage with the module's own, so that
-    backward finds them as they were: pipelines decode in float32 and cast back to half precision at once."""
+    backward finds them as they were: pipelines decode in float32 and cast back to half precision at once.
+
+    bring: sees that the module is where it computes."""
     real = autoencoder.decode
 
     @functools.wraps(real)  # type: ignore[arg-type]
     def decode(*args: Any, **kwargs: Any) -> Any:
+        bring(autoencoder)
         own = [(module, dict(module._parameters)) for module in autoencoder.modules()]
         for module, parameters in own:
             for name, parameter in parameters.items():

@@ -90,7 +90,7 @@ class Encoder:
         samples = self.pipe.tracks.encodable(media)
         self.pipe.take_for_size(samples.row(0))
         autoencoder = _autoencoder(self.pipe)
-        with _widened(autoencoder):
+        with self.pipe.stage.staying(autoencoder), _widened(autoencoder):
             layout = self._layout(autoencoder)
             rows = range(len(samples))
             return torch.cat(

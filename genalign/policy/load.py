@@ -14,7 +14,9 @@ from genalign.files.shipped import PIPELINE
 from genalign.files.untrusted import check_model
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.merged import merge_into_pipeline
+from genalign.policy.quantize import check_quantization, quantize_layers, read_gguf
 from genalign.policy.settings import PolicySettings
+from genalign.policy.tape import DENOISERS, denoiser_names
 from genalign.types import GenalignError, UsageError
 
 WEIGHTS = "*.safetensors"
@@ -23,12 +25,15 @@ WEIGHTS = "*.safetensors"
 def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> DiffusionPolicy:
     """The pipeline in a folder; only safetensors and only local files are read.
 
-    Raises UsageError where diffusers cannot read it, where its weights are incomplete or hold a LoRA, or where
-    `settings.merged` does not fit them.
+    Raises UsageError where diffusers cannot read it, where its weights are incomplete or hold a LoRA, where
+    `settings.merged` does not fit them, or what `settings.quantization` names does not run here.
     """
     from diffusers import DiffusionPipeline
 
     check_model(folder)
+    at, dtype, quantization = torch.device(device), getattr(torch, settings.dtype), settings.quantization
+    if quantization is not None:
+        check_quantization(quantization, at, dtype)
     try:
         index = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
         # An absent component must be given as None, else diffusers warns that it expected one.
@@ -36,7 +41,6 @@ def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> Diffu
         parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and kind != [None, None]}
         _check_no_lora(folder, parts)
         variant = _variant(folder, parts)
-        dtype = getattr(torch, settings.dtype)
         pipeline = DiffusionPipeline.from_pretrained(
             folder,
             torch_dtype=dtype,
@@ -45,6 +49,7 @@ def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> Diffu
             use_safetensors=True,
             trust_remote_code=False,
             **absent,
+            **_from_gguf(quantization, folder, parts, dtype),
             **_text_models(folder, parts, dtype, variant),
         )
     except GenalignError:
@@ -59,7 +64,20 @@ def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> Diffu
                 raise _incomplete(folder / name, empty)
     for adapter in settings.adapters_merged:
         merge_into_pipeline(pipeline, Path(adapter))
-    return DiffusionPolicy(pipeline.to(device), settings)
+    if quantization is not None and not quantization.endswith(".gguf"):
+        for name in denoiser_names(pipeline):
+            quantize_layers(getattr(pipeline, name), quantization, at)
+    return DiffusionPolicy(pipeline if settings.offload is not None else pipeline.to(at), settings, at)
+
+
+def _from_gguf(quantization: str | None, folder: Path, parts: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The denoiser, where it is read from a file of its own."""
+    if quantization is None or not quantization.endswith(".gguf"):
+        return {}
+    names = sorted(name for name in parts if name.startswith(DENOISERS))
+    if len(names) != 1:
+        raise UsageError(f"a .gguf file holds one denoiser, and {folder} has {len(names)}; take another quantization")
+    return {names[0]: read_gguf(Path(quantization), folder, names[0], dtype)}
 
 
 def _incomplete(part: Path, missing: list[str]) -> UsageError:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from genalign.policy.attention import use_attention
 from genalign.policy.call import Calls
+from genalign.policy.decoding import set_decoding
 from genalign.policy.guidance import Guidance
 from genalign.policy.recompute import recompute_blocks
+from genalign.policy.residence import residence_of
 from genalign.policy.schedule import (
     MAIN,
     all_only,
@@ -26,7 +28,7 @@ from genalign.policy.schedule import (
 )
 from genalign.policy.settings import Kernel, PolicySettings
 from genalign.policy.tables import Tables
-from genalign.policy.tape import Denoise, Stage, Step
+from genalign.policy.tape import Denoise, Stage, Step, denoiser_names
 from genalign.policy.tracks import Tracks
 from genalign.policy.transition import Path, StepTable, step_table
 from genalign.policy.walk import is_flow, path_of
@@ -47,16 +49,23 @@ class Pipe:
     pipeline: with its own scheduler where plain sampling by that is the ODE, else with kernel_scheduler.
     kernel_scheduler: whose time grid the kernels walk, and kernel_schedulers: those of all that it steps with. like:
     what stands for prompts where only decoding is wanted; the last prompt that brought media, which may set the size.
+    device: where it computes.
 
     Raises UsageError where the pipeline cannot be aligned.
     """
 
-    def __init__(self, pipeline: Any, settings: PolicySettings) -> None:
+    def __init__(self, pipeline: Any, settings: PolicySettings, device: torch.device | None = None) -> None:
         self.pipeline, self.settings = pipeline, settings
         self.name = type(pipeline).__name__
-        self.stage = Stage(pipeline)
-        self.tracks = Tracks(pipeline, settings.call, settings.frame_rate)
-        self.calls = Calls(pipeline, self.stage.denoiser, settings.call, self.tracks)
+        names = denoiser_names(pipeline)
+        self.device, residence = next(getattr(pipeline, names[0]).parameters()).device, None
+        if settings.offload is not None:
+            self.device = device or self.device
+            residence = residence_of(pipeline, names, self.device, blocks=settings.offload == "blocks")
+        self.stage = Stage(pipeline, residence)
+        call = {**settings.call, **set_decoding(pipeline, settings.vae)}
+        self.tracks = Tracks(pipeline, call, settings.frame_rate)
+        self.calls = Calls(pipeline, self.stage.denoiser, call, self.tracks)
         scale = self.calls.guidance_argument() if settings.sampler.guidance is not None else None
         if scale in settings.call:
             raise UsageError(f"policy.call sets {scale!r}, as policy.sampler.guidance does; leave one of them out")
@@ -81,10 +90,10 @@ class Pipe:
         for module in pipeline.components.values():
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
-                _lay_out(module)
+                _lay_out(module, self.device)
         pipeline.set_progress_bar_config(disable=True)
         for denoiser in self.stage.denoisers.values():
-            use_attention(denoiser, settings.attention)
+            use_attention(denoiser, settings.attention, self.device)
             if settings.gradient_checkpointing:
                 recompute_blocks(denoiser)
         sampler = settings.sampler
@@ -259,13 +268,13 @@ class Pipe:
         return None
 
 
-def _lay_out(module: nn.Module) -> None:
+def _lay_out(module: nn.Module, device: torch.device) -> None:
     """Hold an autoencoder in half precision on a CPU channels last, which its kernels take two thirds of the time for,
     and of videos half.
 
     They round as well, though not alike: where samples are as plain diffusers' to the bit, in float32, it stays as is.
     """
-    held = {(p.device.type, p.dtype.itemsize) for p in module.parameters()}
+    held = {(device.type, p.dtype.itemsize) for p in module.parameters()}
     if hasattr(module, "decode") and held == {("cpu", 2)}:
         for parameter in module.parameters():
             if parameter.ndim in CHANNELS_LAST:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from genalign.types import nearest
 
 Kernel = Literal["flow-sde", "cps", "dance", "ddim", "ode"]
+QUANTIZED = ("bitsandbytes-nf4", "bitsandbytes-int8", "torchao-int8", "torchao-float8", "torchao-int4")
+WEIGHT_ONLY = "torchao-int8 or torchao-float8, which are of weights alone"
 
 
 class Lora(BaseModel):
@@ -56,6 +60,17 @@ class Sampler(BaseModel):
         return self
 
 
+class Vae(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    tiling: bool = False
+    """Whether pictures larger than a tile are decoded tile by tile, by diffusers, which blends their edges."""
+    slicing: bool = False
+    """Whether samples of a batch are decoded one by one."""
+    chunk: int | None = Field(default=None, ge=1)
+    """How many frames (of latents, where the autoencoder counts those) are decoded at a time. None: its own number."""
+
+
 class PolicySettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -76,6 +91,14 @@ class PolicySettings(BaseModel):
     gradient_checkpointing: bool = False
     """Whether a denoiser's blocks are computed again in the backward pass instead of kept: the same gradients, memory
     of about one block instead of all, and one more forward pass for each backward pass."""
+    quantization: str | None = None
+    """How a denoiser's frozen linear layers are held: bitsandbytes-nf4, bitsandbytes-int8, torchao-int8,
+    torchao-float8, torchao-int4, or a .gguf file of the same denoiser. The adapter stays float32. None: in dtype."""
+    offload: Literal["phases", "blocks"] | None = None
+    """What waits on the CPU: all networks but the one that is asked (phases), and of a denoiser all blocks but one, too
+    (blocks, which needs gradient_checkpointing). The same numbers, and time for the copies. None: nothing."""
+    vae: Vae = Vae()
+    """How the autoencoder decodes; each of it changes rounding, and tiling the edges of tiles."""
     attention: Literal["sdpa", "xformers", "flash"] = "sdpa"
     """Attention kernel."""
     call: dict[str, Any] = {}
@@ -95,6 +118,31 @@ class PolicySettings(BaseModel):
     """A language model that rewrites the prompt of an image model; both are trained. None: prompts stay as they are."""
     asked_share: float = Field(default=0.5, ge=0, le=1)
     """With a writer: the part of the guidance in generate that goes to the original prompt."""
+
+    @field_validator("quantization")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is None or value in QUANTIZED or value.endswith(".gguf"):
+            return value
+        if "dynamic" in value:
+            raise ValueError(
+                f"{value} would quantise activations as well, whose layers let no gradient through, so that the adapter"
+                f" is moved in wrong directions; take {WEIGHT_ONLY}"
+            )
+        raise ValueError(f"must be a .gguf file or one of {', '.join(QUANTIZED)}{nearest(value, QUANTIZED)}")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.offload == "blocks" and not self.gradient_checkpointing:
+            raise ValueError(
+                "offload blocks needs gradient_checkpointing: true, without which every block's weights are kept for"
+                " the backward pass"
+            )
+        if self.offload is not None and self.quantization == "bitsandbytes-int8":
+            raise ValueError("bitsandbytes-int8 layers cannot be moved; offload with bitsandbytes-nf4 or torchao-int8")
+        if self.quantization is not None and self.quantization.endswith(".gguf") and self.merged:
+            raise ValueError("nothing can be merged into a .gguf file; leave merged out, or take another quantization")
+        return self
 
     @property
     def adapters_merged(self) -> list[str]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,11 +20,13 @@ from genalign.policy.answer import AnswerForm
 from genalign.policy.branching import Place, part, pick, row_axes
 from genalign.policy.hooks import advance, attribute, lasting_weights, named, place_of
 from genalign.policy.memo import EncoderMemo
+from genalign.policy.residence import Residence
 from genalign.policy.schedule import MAIN, scheduler_names
 from genalign.policy.text import TextMemo
 from genalign.types import UsageError
 
 Step = Callable[[Tensor, Tensor], Tensor]  # (guided output, x) -> x'
+DENOISERS = ("transformer", "unet")  # how components that a pipeline samples with are named
 CUT, CUT_HALF = 3e-3, 5e-2  # how far branches that are run one by one may be from those of a batch, relative
 Denoise = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
@@ -37,6 +39,7 @@ class Stage:
     """A pipeline, its bare denoisers, and every run of them. A Pipe owns one; hooks come from whoever runs it.
 
     denoisers: by component; more than one where experts share the noise levels. component, denoiser: the main one.
+    residence: what brings a network to the device when it is asked; None where all of them are there.
     parts: the elements of each part that one turn of the loop moves, in one row, and steppers: the component that steps
     it; known once the pipeline was entered.
 
@@ -45,9 +48,9 @@ class Stage:
     exactly 0.
     """
 
-    def __init__(self, pipeline: Any) -> None:
-        self.pipeline = pipeline
-        self.denoisers = {name: getattr(pipeline, name) for name in _denoiser_names(pipeline)}
+    def __init__(self, pipeline: Any, residence: Residence | None = None) -> None:
+        self.pipeline, self.residence = pipeline, residence
+        self.denoisers = {name: getattr(pipeline, name) for name in denoiser_names(pipeline)}
         self.component = next(iter(self.denoisers))
         enter: Callable[..., Any] | None = getattr(type(pipeline).__call__, "__wrapped__", None)
         if enter is None:
@@ -122,7 +125,7 @@ class Stage:
             if torch.is_grad_enabled():
                 for module in self.pipeline.components.values():
                     if isinstance(module, torch.nn.Module) and hasattr(module, "decode"):
-                        stack.enter_context(lasting_weights(module))
+                        stack.enter_context(lasting_weights(module, self.bring))
             if denoise is not None:
                 for name, module in self.denoisers.items():
                     stack.enter_context(attribute(module, "forward", forward_of(name)))
@@ -143,10 +146,27 @@ class Stage:
     def _device(self) -> torch.device:
         """Where the pipeline computes: a property of it that walks all modules of all its components whenever it is
         asked, a few times a run. Here it is asked again where the denoiser has moved."""
+        if self.residence is not None:
+            return self.residence.device
         at = next(self.denoiser.parameters()).device
         if self._computes is None or self._computes[0] != at:
             self._computes = at, self.pipeline._execution_device
         return self._computes[1]
+
+    def bring(self, network: torch.nn.Module) -> None:
+        """See that a network is on the device, where networks wait elsewhere until they are asked."""
+        if self.residence is not None:
+            self.residence.bring_network(network)
+
+    @contextmanager
+    def staying(self, network: torch.nn.Module) -> Iterator[None]:
+        """Within the context a network is on the device, and what is asked beside it stays there."""
+        if self.residence is None:
+            yield
+            return
+        with self.residence.staying():
+            self.residence.bring_network(network)
+            yield
 
     def learn_batching(self, calls: Sequence[Mapping[str, Any]]) -> None:
         """Find the row axis of the denoiser's arguments: what doubles from a call of one row to a call of two. With one
@@ -304,12 +324,12 @@ class Stage:
         return self._form.zeros(rows)
 
 
-def _denoiser_names(pipeline: Any) -> list[str]:
+def denoiser_names(pipeline: Any) -> list[str]:
     """The components that it samples with, the main one first."""
     present = [
         name
         for name, module in pipeline.components.items()
-        if isinstance(module, torch.nn.Module) and name.startswith(("transformer", "unet"))
+        if isinstance(module, torch.nn.Module) and name.startswith(DENOISERS)
     ]
     if not present:
         raise UsageError(f"{type(pipeline).__name__} has neither a transformer nor a unet that could be aligned")

@@ -20,6 +20,7 @@ from genalign.files.shipped import shipped
 from genalign.media.form import ClipForm
 from genalign.method import MethodSettings, build_method
 from genalign.policy import clip_form_of, load_policy, modalities_of
+from genalign.policy.settings import PolicySettings
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit.noisy import NoisyReward
 from genalign.run.recipe import Recipe
@@ -86,6 +87,9 @@ class Built:
         if settings.adapters_merged:
             adapters = [fetch_adapter(adapter_path(name, self.recipe.folder)) for name in settings.adapters_merged]
             settings = settings.model_copy(update={"merged": [str(adapter) for adapter in adapters]})
+        if settings.quantization is not None and settings.quantization.endswith(".gguf"):
+            file = find(settings.quantization, self.recipe.folder) or Path(settings.quantization)
+            settings = settings.model_copy(update={"quantization": str(file)})
         return load_policy(settings, folder, self.device)
 
 
@@ -228,11 +232,15 @@ def _reward(spec: str | dict[str, Any], folder: Path, made: Set[str], prompts: P
 
 def _check_policy(recipe: Recipe, made: Set[str]) -> None:
     """Refuse a setting of denoisers that a language model would not read."""
-    if recipe.policy.gradient_checkpointing and made == {"text"}:
-        raise UsageError(
-            f"policy.gradient_checkpointing is of denoisers, but {recipe.policy.model} writes text; leave it out, and"
-            " lower policy.batch_size to save memory"
-        )
+    if made != {"text"}:
+        return
+    plain = PolicySettings(model=recipe.policy.model)
+    for key in ("gradient_checkpointing", "quantization", "offload", "vae"):
+        if getattr(recipe.policy, key) != getattr(plain, key):
+            raise UsageError(
+                f"policy.{key} is of denoisers, but {recipe.policy.model} writes text; leave it out, and"
+                " lower policy.batch_size to save memory"
+            )
 
 
 def _check_weights(method: Method, recipe: Recipe, made: Set[str]) -> None:

@@ -7,6 +7,7 @@ gradient, reduce and clip, step    training/backend.py
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,10 +23,11 @@ from genalign.training import checkpoint as ck
 from genalign.training.backend import Backend, Replicated
 from genalign.training.metrics import METRICS, append_metrics, mean_over_ranks, truncate_metrics
 from genalign.training.optimizers import share_of_rate
-from genalign.training.selfcheck import check_replay
+from genalign.training.selfcheck import check_gradients, check_replay
 from genalign.training.settings import TrainSettings
 from genalign.types import Experience, GenalignError, Method, Policy, Prompt, Reward, UsageError
 
+notes = logging.getLogger("genalign")
 __all__ = ["Progress", "TrainSettings", "restore", "save", "start", "train", "update"]
 
 
@@ -102,6 +104,9 @@ def train(
         if step == first:
             progress.backend.check("adapters")
             check_replay(policy, experience, fresh=step == 0)
+            unknown = check_gradients(policy, experience)
+            if unknown is not None:
+                notes.warning(unknown)
             clock.skip()
 
         # Losses, gradients, optimizer steps; then the reward's own state moves, by the scores of all ranks.

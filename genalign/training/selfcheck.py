@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from genalign.ranks import gather, world
-from genalign.types import Experience, ForwardProcess, GenalignError, Policy, Trajectory
+from genalign.types import Experience, ForwardProcess, GenalignError, Policy, SavesMemory, Trajectory
+
+COSINE = 0.999  # at least, of gradients that only rounding may tell apart
 
 
 @torch.no_grad()
@@ -59,6 +61,56 @@ def _check_forward(policy: Policy, forward: ForwardProcess, trajectory: Trajecto
             what = "the distance to the reference before the first update"
             _must_be_zero(fitted.gap, off.mask, what, unit=unit)
             _must_be_zero(fitted.score - fitted.versus_score, off.mask, what, unit=unit)
+
+
+def check_gradients(policy: Policy, experience: Experience) -> str | None:
+    """Before the first update: the adapter's gradient of one row is that without the settings that save memory.
+
+    Equal log-densities say nothing about gradients where blocks are computed again, or leave the device, in between.
+    On a CPU they are equal bit for bit; elsewhere kernels add up in any order. Returns why it was not looked at, or
+    None.
+
+    Raises:
+        GenalignError: naming the settings.
+    """
+    if not isinstance(policy, SavesMemory) or not policy.saving():
+        return None
+    names = " and ".join(f"policy.{name}" for name in policy.saving())
+    try:
+        saving = _gradient(policy, experience)
+        if saving is None:
+            return f"{names}: gradients were not compared, since nothing that can be replayed was sampled"
+        with policy.plainly():
+            plain = _gradient(policy, experience)
+    except torch.OutOfMemoryError:
+        return f"{names}: gradients were not compared, since one row does not fit into memory without"
+    assert plain is not None
+    cosine = float(torch.nn.functional.cosine_similarity(saving.double(), plain.double(), dim=0))
+    equal = torch.equal(saving, plain) if saving.device.type == "cpu" else cosine >= COSINE
+    if not plain.any() or not equal:
+        raise GenalignError(
+            f"self-check failed: with {names} the adapter's gradient of a row has a cosine of {cosine:.4f} to the one"
+            f" without, so this model would learn in wrong directions; leave {names} out"
+        )
+    return None
+
+
+@torch.enable_grad()
+def _gradient(policy: Policy, experience: Experience) -> Tensor | None:
+    """Of the adapter, for the first row: of its first replayed steps, or of its denoising error. None: of neither."""
+    trajectory = experience.trajectory
+    clean, units = getattr(experience, "clean", None), trajectory.units()
+    if isinstance(clean, Tensor) and isinstance(policy, ForwardProcess):
+        score = policy.fit(list(trajectory.prompts[:1]), clean[:1], 0.5, list(trajectory.seeds[:1])).score
+    elif units:
+        rows, steps = units[0]
+        score = policy.replay(trajectory, list(rows)[:1], steps).score
+    else:
+        return None
+    trained = list(policy.named_trainable().values())
+    found = torch.autograd.grad(score.sum(), trained, allow_unused=True)
+    grads = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(trained, found, strict=True)]
+    return torch.cat([grad.flatten() for grad in grads])
 
 
 def _must_be_zero(values: Tensor, mask: Tensor, what: str, slack: float = 0.0, unit: str = "nats") -> None:

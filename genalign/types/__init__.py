@@ -16,6 +16,7 @@ from genalign.types.protocols import (
     Method,
     Policy,
     Reward,
+    SavesMemory,
     Weights,
 )
 from genalign.types.records import Experience, Loss, Scores, Steps, Trajectory
@@ -48,6 +49,7 @@ __all__ = [
     "Policy",
     "Prompt",
     "Reward",
+    "SavesMemory",
     "Scores",
     "Steps",
     "Track",

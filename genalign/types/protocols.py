@@ -181,6 +181,19 @@ class ChecksPrompts(Protocol):
 
 
 @runtime_checkable
+class SavesMemory(Protocol):
+    """A policy that may compute with less memory, by what its settings name."""
+
+    def saving(self) -> tuple[str, ...]:
+        """Names of the settings that change how gradients are computed, and must not change the gradients."""
+        ...
+
+    def plainly(self) -> AbstractContextManager[None]:
+        """Context: computes without them."""
+        ...
+
+
+@runtime_checkable
 class ForwardProcess(Protocol):
     """A policy that can be trained on given samples by its forward process (Diffusion-DPO, RWR, NFT and their kin)."""
 
