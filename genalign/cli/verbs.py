@@ -70,7 +70,7 @@ def cp(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     from genalign.run.launch import train_recipe
 
-    train_recipe(args.recipe, args.overrides, args.out, args.resume, args.plan)
+    train_recipe(args.recipe, args.overrides, args.out, args.resume, args.plan, args.card)
 
 
 def sample(args: argparse.Namespace) -> None:

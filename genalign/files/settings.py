@@ -156,6 +156,8 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "value_error" and not where:  # two keys that do not go together
         return str(first["ctx"]["error"])
     given = first.get("input")
+    if first["type"] == "value_error" and isinstance(given, Mapping):  # two keys of a section that do not go together
+        return f"{where}: {first['ctx']['error']}"
     return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {given!r}"
 
 

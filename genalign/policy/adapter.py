@@ -34,8 +34,7 @@ class Adapter:
     within: the name of the only part of the model that is adapted; "" for all of it. device: where the adapter stays;
     None: where peft makes it, beside the layer.
 
-    Raises UsageError where no layer matches the targets, the model holds a LoRA or fused projections already, or its
-    weights are elsewhere (on "meta"), as accelerate's cpu_offload leaves them.
+    Raises UsageError where no layer matches the targets, or the model holds a LoRA or fused projections already.
     """
 
     def __init__(self, model: nn.Module, settings: Lora, within: str = "", device: torch.device | None = None) -> None:
@@ -159,12 +158,6 @@ def _check_bare(model: nn.Module, adapter: type) -> None:
     Raises:
         UsageError: naming the layer.
     """
-    absent = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
-    if absent is not None:
-        raise UsageError(
-            f"the weights of {absent} are on 'meta', where an adapter gets no gradient; load the model without a "
-            f"device_map or cpu_offload, and set policy.offload"
-        )
     for name, module in model.named_modules():
         if isinstance(module, adapter):
             raise UsageError(

@@ -11,17 +11,21 @@ from torch import nn
 
 from genalign.policy.adapter import Adapter
 from genalign.policy.settings import Lora
-from genalign.types import Weights
+from genalign.types import UsageError, Weights
 
 
 class Adapters:
     """An Adapter for each denoiser, by the name of its component.
 
     Parameters of several have that name in front, and each is saved into a folder of that name; the one of a pipeline
-    with a single denoiser is saved into the folder itself.
+    with a single denoiser is saved into the folder itself. device: where they stay.
+
+    Raises UsageError where weights are elsewhere, so that nothing could be trained.
     """
 
     def __init__(self, denoisers: Mapping[str, nn.Module], settings: Lora, device: torch.device | None = None) -> None:
+        for model in denoisers.values():
+            _check_here(model)
         self.each = {name: Adapter(module, settings, device=device) for name, module in denoisers.items()}
 
     def folders(self, folder: Path) -> dict[str, Path]:
@@ -53,3 +57,13 @@ class Adapters:
     def load(self, folder: Path) -> None:
         for name, place in self.folders(folder).items():
             self.each[name].load(place)
+
+
+def _check_here(model: nn.Module) -> None:
+    """Raises UsageError where weights are on "meta", as accelerate's cpu_offload leaves them."""
+    absent = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if absent is not None:
+        raise UsageError(
+            f"the weights of {absent} are on 'meta', where an adapter gets no gradient; load the model without a "
+            f"device_map or cpu_offload, and set policy.offload"
+        )

@@ -53,11 +53,26 @@ def may_change(recipe: Recipe) -> list[str]:
 
 
 def train_recipe(
-    name: str, overrides: Sequence[str] = (), out: Path | None = None, resume: str | None = None, plan: bool = False
+    name: str,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    resume: str | None = None,
+    plan: bool = False,
+    card: str | None = None,
 ) -> Path | None:
-    """Run a recipe; returns the run folder (None for a plan, which leaves nothing behind)."""
+    """Run a recipe; returns the run folder (None for a plan, which leaves nothing behind).
+
+    card: the memory of a card, as 24GB; the plan is then of memory alone, predicted without loading or downloading.
+    """
     check_launcher(os.environ)
     recipe = load_recipe(name, overrides)
+    if card is not None:
+        from genalign.run.memory import print_memory
+
+        if not plan:
+            raise UsageError("--card belongs to --plan; give both")
+        print_memory(recipe, card)
+        return None
     if resume is not None:
         recipe.train.resume = resume
     device = join_ranks()

@@ -11,7 +11,9 @@ import torch
 from genalign.files.settings import write_yaml
 from genalign.ranks import all_sum, rank, world
 from genalign.run.build import Built
+from genalign.run.memory import Memory, lines
 from genalign.training.loop import start, update
+from genalign.types import SavesMemory
 
 
 def print_plan(built: Built) -> None:
@@ -47,6 +49,14 @@ def print_plan(built: Built) -> None:
         ("time", f"{seconds:.2f} s a step, {minutes}:{rest:02d} min in all, before the evaluation"),
     ):
         print(f"{what:<17} {is_so}")
+    if isinstance(policy, SavesMemory):
+        if policy.saving():
+            names = " and ".join(policy.saving())
+            print(
+                f"{'gradients':<17} of the first row are compared with those without {names}, before the first update"
+            )
+        for line in lines(Memory(recipe), None, None):
+            print(line)
 
 
 def _peak_bytes() -> int:

@@ -1,0 +1,358 @@
+"""How many bytes a model takes, without its weights: networks of shapes alone, run forwards and backwards.
+
+What autograd keeps and what kernels hand on are counted storage by storage, as they are made and freed, while the
+denoiser runs on torch's "meta" device. Attention counts as the fused kernels compute it, which keep no scores.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+from genalign.files.places import model_file
+from genalign.files.shipped import CONFIG, PIPELINE
+from genalign.policy.adapter import Adapter
+from genalign.policy.bases import BASES, Part
+from genalign.policy.decoding import FRAMES
+from genalign.policy.denoiser_inputs import Drawn, denoiser_inputs
+from genalign.policy.hooks import attribute
+from genalign.policy.residence import blocks_of, modules_outside
+from genalign.policy.settings import PolicySettings
+from genalign.policy.tape import DENOISERS
+from genalign.types import GenalignError, UsageError
+
+# Bytes a weight of a linear layer: codes, and their scales (of 64 weights each in nf4, of 128 in int4, of 32 in GGUF's
+# usual Q4_K_S of 4.5 bits; of a whole row elsewhere).
+PER_WEIGHT = {
+    "bitsandbytes-nf4": 0.5 + 4 / 64,
+    "bitsandbytes-int8": 1.0,
+    "torchao-int8": 1.0,
+    "torchao-float8": 1.0,
+    "torchao-int4": 0.5 + 4 / 128,
+    ".gguf": 4.5 / 8,
+}
+PER_ROW = 4  # bytes of a row's scale
+TOKENS = 256  # of a text, where the recipe does not say
+
+
+class Footprint:
+    """The bytes of a model under some settings; parts of it that are asked once are remembered.
+
+    Raises UsageError where nothing is known about the model without downloading it.
+    """
+
+    def __init__(self, settings: PolicySettings, model: Path | str) -> None:
+        self.settings, self.model = settings, model
+        self.dtype = getattr(torch, settings.dtype)
+        self.parts = parts_of(model)
+        self.denoisers = sorted(name for name in self.parts if name.startswith(DENOISERS))
+        self.autoencoder = next((name for name in self.parts if "vae" in name or name == "movq"), None)
+        self._remembered: dict[Any, Any] = {}
+
+    # ---- weights --------------------------------------------------------------------------------------------------
+
+    def network(self, name: str) -> Any:
+        """A component on "meta", in the dtype of its weights; None where only the number of its weights is known."""
+        return self._once(("network", name), lambda: _on_meta(self.parts[name], self.dtype))
+
+    def weights(self, name: str, settings: PolicySettings) -> int:
+        """Bytes of a component's frozen weights and buffers, as the settings hold them."""
+        kind = settings.quantization if name in self.denoisers else None
+        return self._once(("weights", name, kind), lambda: self._weights(name, kind, whole=True))
+
+    def resident(self, name: str, settings: PolicySettings) -> int:
+        """Those of a denoiser that are on the device together: with its blocks offloaded, all else and the largest."""
+        if settings.offload != "blocks" or name not in self.denoisers:
+            return self.weights(name, settings)
+        kind = settings.quantization
+        return self._once(("resident", name, kind), lambda: self._weights(name, kind, whole=False))
+
+    def _weights(self, name: str, kind: str | None, whole: bool) -> int:
+        network = self.network(name)
+        if network is None:
+            return self.parts[name].count * self.dtype.itemsize
+        blocks, seen = {} if whole else blocks_of(network), set[int]()
+        apart = {id(block) for block in blocks.values()}
+        rest = sum(_bytes(module, kind, seen) for module in modules_outside(network, apart))
+        each = [sum(_bytes(module, kind, seen) for module in block.modules()) for block in blocks.values()]
+        return rest + max(each, default=0)
+
+    @cached_property
+    def trained(self) -> int:
+        """How many numbers the adapters hold."""
+        return sum(p.numel() for name in self.denoisers for p in self.adapted(name).parameters() if p.requires_grad)
+
+    def adapted(self, name: str) -> Any:
+        """A denoiser with its adapter, on "meta"."""
+
+        def make() -> Any:
+            network = _on_meta(self.parts[name], self.dtype)
+            Adapter(network, self.settings.lora)
+            return network
+
+        return self._once(("adapted", name), make)
+
+    # ---- what is computed -------------------------------------------------------------------------------------------
+
+    def drawn(self, settings: PolicySettings) -> Drawn:
+        """The latents of a micro-batch."""
+        call, vae = settings.call, self.network(self.autoencoder) if self.autoencoder else None
+        denoiser = self.network(self.denoisers[0])
+        if vae is None or denoiser is None:
+            raise UsageError(f"the sizes of {self.model} are not known without its files; download it, and ask again")
+        scale = _scale(vae)
+        size = getattr(denoiser.config, "sample_size", None) or 0
+        side = size * scale if isinstance(size, int) and size else 1024
+        frames = int(call.get("num_frames", 1))
+        latent = _latent_frames(vae, frames)
+        channels = getattr(vae.config, "z_dim", None) or vae.config.latent_channels
+        height, width = (int(call.get(name, side)) // scale for name in ("height", "width"))
+        return Drawn(settings.batch_size, height, width, latent, channels, self._tokens(call))
+
+    def _tokens(self, call: Mapping[str, Any]) -> int:
+        """Of one text, as its pipeline pads it."""
+        kind = self.parts[self.denoisers[0]].kind
+        longest = int(call.get("max_sequence_length", 512 if kind.startswith(("Wan", "Flux")) else TOKENS))
+        if kind == "SD3Transformer2DModel":  # CLIP's, and T5's behind them, which are zeros where it is absent
+            return self._padded + longest
+        return self._padded if kind == "UNet2DConditionModel" else longest
+
+    @cached_property
+    def _padded(self) -> int:
+        """Tokens of the first tokenizer."""
+        if isinstance(self.model, str):
+            return 77
+        try:
+            said = json.loads(model_file(self.model, "tokenizer/tokenizer_config.json").read_text(encoding="utf-8"))
+            return int(said["model_max_length"])
+        except (GenalignError, OSError, ValueError, KeyError):
+            return 77
+
+    def sampling(self, settings: PolicySettings) -> int | None:
+        """Peak bytes of a forward pass without a graph; None where the denoiser's class is not known here."""
+        return self._denoising(settings, graph=False)
+
+    def learning(self, settings: PolicySettings) -> int | None:
+        """Peak bytes of a forward and a backward pass, gradients of the adapter among them."""
+        return self._denoising(settings, graph=True)
+
+    def _denoising(self, settings: PolicySettings, graph: bool) -> int | None:
+        """Of one row, as many times as there are rows; the gradients of the adapter are there once."""
+        drawn = replace(self.drawn(settings), rows=1)
+        again = settings.gradient_checkpointing and graph
+        one = self._once(("denoise", graph, again, drawn), lambda: self._denoise(drawn, graph, again))
+        once = 4 * self.trained if graph else 0
+        return None if one is None else once + settings.batch_size * (one - once)
+
+    def _denoise(self, drawn: Drawn, graph: bool, again: bool) -> int | None:
+        peaks = []
+        for name in self.denoisers:
+            network = self.adapted(name)
+            given = denoiser_inputs(self.parts[name].kind, network.config, drawn, self.dtype)
+            if given is None:
+                return None
+            if again:
+                network.enable_gradient_checkpointing(_recomputed)
+            with torch.set_grad_enabled(graph), fused_attention(), Live() as live:
+                out = network(**given, return_dict=False)[0]
+                if graph:
+                    out.float().square().sum().backward()
+                del out
+            peaks.append(live.peak)
+            network.zero_grad(set_to_none=True)
+            if again:
+                network.disable_gradient_checkpointing()
+        return max(peaks)
+
+    def decoding(self, settings: PolicySettings) -> int | None:
+        """Peak bytes of the autoencoder on a micro-batch, without a graph; None where it cannot be tried."""
+        drawn, vae = self.drawn(settings), settings.vae
+        if vae.slicing:
+            drawn = replace(drawn, rows=1)
+        return self._once(("decode", drawn, vae.model_dump_json()), lambda: self._decode(drawn, settings))
+
+    def _decode(self, drawn: Drawn, settings: PolicySettings) -> int | None:
+        assert self.autoencoder is not None
+        network = _on_meta(self.parts[self.autoencoder], self.dtype)
+        if settings.vae.tiling:
+            network.enable_tiling()
+        if settings.vae.chunk is not None and hasattr(network, FRAMES):
+            setattr(network, FRAMES, settings.vae.chunk)
+        video = [drawn.frames] if _is_video(network) else []
+        z = torch.empty(drawn.rows, drawn.channels, *video, drawn.height, drawn.width, dtype=self.dtype, device="meta")
+        try:
+            with torch.no_grad(), fused_attention(), Live() as live:
+                made = network.decode(z, return_dict=False)[0]
+                del made
+        except (RuntimeError, ValueError, NotImplementedError, TypeError):  # what has no kernel of shapes alone
+            return None
+        return live.peak
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return self._remembered[key]
+
+
+# ---- networks of shapes alone ---------------------------------------------------------------------------------------
+
+
+def parts_of(model: Path | str) -> dict[str, Part]:
+    """A pipeline's networks by component, from the table of published bases or its own small files.
+
+    Raises:
+        UsageError: neither there nor here.
+    """
+    if isinstance(model, str) and model in BASES:
+        return dict(BASES[model].parts)
+    try:
+        index = json.loads(model_file(model, PIPELINE).read_text(encoding="utf-8"))
+        found = {}
+        for name, kind in index.items():
+            if isinstance(kind, list) and kind[0] in ("diffusers", "transformers") and "Scheduler" not in str(kind[1]):
+                if kind[0] == "transformers" and not _is_network(kind[1]):
+                    continue
+                config = json.loads(model_file(model, f"{name}/{CONFIG}").read_text(encoding="utf-8"))
+                found[name] = Part(kind[1], config, library=kind[0])
+        return found
+    except GenalignError as error:
+        raise UsageError(
+            f"the sizes of {model} are not known without its files ({error}); known are {', '.join(BASES)}"
+        ) from error
+
+
+def _is_network(kind: str) -> bool:
+    import transformers
+
+    known = getattr(transformers, kind, None)
+    return isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)
+
+
+def _on_meta(part: Part, dtype: torch.dtype) -> Any:
+    if part.config is None:
+        return None
+    with torch.device("meta"):
+        if part.library == "transformers":
+            import transformers
+
+            kind = getattr(transformers, part.kind)
+            made = kind(kind.config_class.from_dict(dict(part.config)))
+        else:
+            import diffusers
+
+            made = getattr(diffusers, part.kind).from_config(dict(part.config))
+        # A network's own `to` warns of modules that it keeps in float32 when it loads.
+        return nn.Module.to(made, dtype).requires_grad_(False).eval()
+
+
+def _bytes(module: nn.Module, kind: str | None, seen: set[int]) -> int:
+    """Of a module's own frozen tensors, those of its children left out, and each that modules share once."""
+    own = [x for x in (*module._parameters.values(), *module._buffers.values()) if x is not None and id(x) not in seen]
+    seen.update(map(id, own))
+    whole = sum(x.numel() * x.element_size() for x in own)
+    if kind is None or type(module) is not nn.Linear or not own:
+        return whole
+    weight = module.weight
+    per = next(size for end, size in PER_WEIGHT.items() if kind.endswith(end))
+    scales = PER_ROW * len(weight) if per == 1.0 else 0
+    return whole - weight.numel() * weight.element_size() + round(per * weight.numel()) + scales
+
+
+def _scale(vae: Any) -> int:
+    """Pixels of a side that one latent stands for."""
+    config = vae.config
+    for name in ("scale_factor_spatial", "spatial_compression_ratio"):
+        if config.get(name):
+            return int(config[name])
+    if config.get("temperal_downsample") is not None:
+        return int(2 ** len(config.temperal_downsample))
+    return int(2 ** (len(config.block_out_channels) - 1))
+
+
+def _is_video(vae: Any) -> bool:
+    return any(isinstance(module, nn.Conv3d) for module in vae.modules())
+
+
+def _latent_frames(vae: Any, frames: int) -> int:
+    config = vae.config
+    ratio = config.get("scale_factor_temporal") or config.get("temporal_compression_ratio")
+    if not ratio and config.get("temperal_downsample") is not None:
+        ratio = 2 ** sum(config.temperal_downsample)
+    return (frames - 1) // int(ratio) + 1 if ratio else frames
+
+
+def _recomputed(block: Any, *args: Any) -> Any:
+    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+# ---- counting -------------------------------------------------------------------------------------------------------
+
+
+class Live(TorchDispatchMode):
+    """Within the context every storage that is made counts until it is freed. now, peak: bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and id(x.untyped_storage()) not in given:
+                self._count(x.untyped_storage())
+        return out
+
+    def _count(self, storage: Any) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._known:
+            return
+
+        def freed(_: Any) -> None:
+            self.now -= size
+            del self._known[key]
+
+        self._known[key] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+class _Fused(torch.autograd.Function):
+    """Attention by its shapes: what fused kernels keep is query, key, value, output and a number a query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        query, key, value, _, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Within the context attention is of shapes alone, as no fused kernel is on the "meta" device."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = _Fused.apply(query, key, value)
+        return out
+
+    with attribute(nn.functional, "scaled_dot_product_attention", attend):
+        yield

@@ -1,0 +1,199 @@
+"""`genalign train --plan`, its part about memory: bytes by phase, predicted from shapes; and what would fit a card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from genalign.files.places import file_path, model_path
+from genalign.files.settings import read_yaml
+from genalign.policy.bases import BASES
+from genalign.policy.footprint import Footprint
+from genalign.policy.settings import PolicySettings, Vae
+from genalign.reward.heads.published import PRESETS
+from genalign.run.recipe import Recipe
+from genalign.types import UsageError
+
+GB = 2**30  # a card of 24 GB has so many times this
+RESERVED = 0.06  # part of a card that its driver, its context and fragments of freed memory take
+LADDER: tuple[tuple[str, dict[str, Any]], ...] = (  # of levers, cheap ones first, and those that round last
+    ("policy.gradient_checkpointing=true", {"gradient_checkpointing": True}),
+    ("policy.vae.slicing=true", {"vae": Vae(slicing=True)}),
+    ("policy.offload=phases", {"offload": "phases"}),
+    ("policy.batch_size=1", {"batch_size": 1}),
+    ("policy.quantization=torchao-int8", {"quantization": "torchao-int8"}),
+    ("policy.quantization=bitsandbytes-nf4", {"quantization": "bitsandbytes-nf4"}),
+    ("policy.offload=blocks", {"offload": "blocks"}),
+    ("policy.vae.tiling=true", {"vae": Vae(slicing=True, tiling=True)}),
+)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Bytes on the device at its peak. activations: None where they are not known."""
+
+    name: str
+    weights: int
+    trained: int
+    activations: int | None
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.trained + (self.activations or 0)
+
+
+class Memory:
+    """What a recipe's run takes, phase by phase, under its own settings or others."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.settings = recipe, recipe.policy
+        self.footprint = Footprint(recipe.policy, model_path(recipe.policy.model, recipe.folder))
+        named = list(_named(recipe))
+        self.rewards = round(sum(1e9 * PRESETS[name].gigabytes for name in named if name in PRESETS))
+
+    def phases(self, settings: PolicySettings) -> list[Phase]:
+        f, rewards = self.footprint, self.rewards
+        networks = {name: f.resident(name, settings) for name in f.parts}
+        texts = sum(size for name, size in networks.items() if name not in f.denoisers and name != f.autoencoder)
+        denoisers = [networks[name] for name in f.denoisers]
+        autoencoder = networks[f.autoencoder] if f.autoencoder else 0
+        together = texts + sum(denoisers) + autoencoder
+        away = settings.offload is not None
+        value, moving = 4 * f.trained, 4 * f.trained * self._copies()
+        return [
+            Phase("encode", rewards + (self._largest_text(networks) if away else together), moving, 0),
+            Phase("sample", rewards + (max(denoisers) if away else together), moving, f.sampling(settings)),
+            Phase("decode", rewards + (autoencoder if away else together), moving, f.decoding(settings)),
+            Phase("score", rewards + (0 if away else together), moving, None),
+            Phase(
+                "update",
+                rewards + (max(denoisers) if away else together),
+                moving,
+                _without(f.learning(settings), value),
+            ),
+        ]
+
+    def _largest_text(self, networks: Mapping[str, int]) -> int:
+        known = [*self.footprint.denoisers, self.footprint.autoencoder]
+        return max((size for name, size in networks.items() if name not in known), default=0)
+
+    def _copies(self) -> int:
+        """Of the adapter: its value, its gradient, what the optimizer keeps, and the average."""
+        train = self.recipe.train
+        moments = {"muon": 1, "prodigy": 4}.get(train.optimizer, 2)
+        return 2 + moments + (train.ema is not None) + 1  # the average is held whether or not it is moved
+
+    def peak(self, settings: PolicySettings) -> int:
+        return max(phase.total for phase in self.phases(settings))
+
+    def levers(self) -> Iterator[tuple[str, int]]:
+        """Each lever that is not set, and the bytes by which it alone would lower the peak."""
+        before = self.peak(self.settings)
+        for words, changed in LADDER:
+            if self._is_new(self.settings, changed):
+                yield words, before - self.peak(_changed(self.settings, {**changed, **_needed(changed)}))
+
+    def fitting(self, card: int) -> tuple[list[str], int] | None:
+        """The overrides under which it fits a card of so many bytes, the first of the ladder; None: none of them."""
+        room, settings, words = card * (1 - RESERVED), self.settings, dict[str, str]()
+        if self.peak(settings) <= room:
+            return [], self.peak(settings)
+        for override, changed in LADDER:
+            if not self._is_new(settings, changed):
+                continue
+            settings = _changed(settings, changed)
+            words[override.partition("=")[0]] = override
+            if self.peak(settings) <= room:
+                return list(words.values()), self.peak(settings)
+        return None
+
+    def smallest(self) -> int:
+        settings = self.settings
+        for _, changed in LADDER:
+            settings = _changed(settings, changed)
+        return self.peak(settings)
+
+    def _is_new(self, settings: PolicySettings, changed: Mapping[str, Any]) -> bool:
+        return any(getattr(settings, key) != value for key, value in changed.items())
+
+
+def _changed(settings: PolicySettings, changed: Mapping[str, Any]) -> PolicySettings:
+    return settings.model_copy(update=dict(changed))
+
+
+def _needed(changed: Mapping[str, Any]) -> dict[str, Any]:
+    return {"gradient_checkpointing": True} if changed.get("offload") == "blocks" else {}
+
+
+def _without(peak: int | None, gradients: int) -> int | None:
+    """The gradients are counted with the adapter."""
+    return None if peak is None else max(0, peak - gradients)
+
+
+def _named(recipe: Recipe) -> Iterator[str]:
+    """The rewards that the recipe's reward is made of, by what `use` says."""
+
+    def walk(value: Any) -> Iterator[str]:
+        if isinstance(value, Mapping):
+            if isinstance(value.get("use"), str):
+                yield value["use"]
+            for item in value.values():
+                yield from walk(item)
+        elif isinstance(value, list):
+            for item in value:
+                yield from walk(item)
+
+    reward: Any = recipe.reward
+    if isinstance(reward, str) and reward.endswith((".yaml", ".yml")):
+        reward = read_yaml(file_path(reward, recipe.folder))
+    elif isinstance(reward, str):
+        reward = {"use": reward}
+    yield from walk(reward)
+
+
+def card_bytes(text: str) -> int:
+    """The bytes of a card as people name it: 24GB, 24, 16GiB.
+
+    Raises:
+        UsageError: it is not written so.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise UsageError(f"--card {text}: write the card's memory as 24GB")
+    return round(float(found[1]) * GB)
+
+
+def print_memory(recipe: Recipe, card: str | None) -> None:
+    """Print bytes by phase, what each lever saves, and, of a card, what makes it fit. Nothing is downloaded."""
+    room = None if card is None else card_bytes(card)
+    memory = Memory(recipe)
+    base = BASES.get(recipe.policy.model)
+    if base is not None:
+        print(f"{'model':<17} {recipe.policy.model}: {base.licence}; {base.download / 1e9:.1f} GB are downloaded once")
+    for line in lines(memory, room, card):
+        print(line)
+
+
+def lines(memory: Memory, room: int | None, card: str | None) -> Iterator[str]:
+    yield f"{'memory by phase':<17} {'weights':>9} {'adapter':>9} {'activations':>12} {'in all':>9}   GiB, predicted from shapes"
+    for phase in memory.phases(memory.settings):
+        known = "?" if phase.activations is None else f"{phase.activations / GB:.2f}"
+        row = f"{phase.weights / GB:>9.2f} {phase.trained / GB:>9.2f} {known:>12} {phase.total / GB:>9.2f}"
+        yield f"  {phase.name:<15} {row}"
+    yield "  rewards are counted as large as their downloads, and what they compute is not known"
+    for words, saved in memory.levers():
+        yield f"  {words:<40} {f'saves {saved / GB:.2f} GiB' if saved > 0 else 'alone saves nothing'}"
+    if room is None:
+        return
+    found = memory.fitting(room)
+    if found is None:
+        yield (
+            f"{'card':<17} no lever makes it fit {card}: the least is {memory.smallest() / GB:.1f} GiB; take a smaller"
+            f" model, smaller sides, or a larger card"
+        )
+        return
+    words, peak = found
+    how = f"with {' '.join(words)}" if words else "as it is"
+    yield f"{'card':<17} fits {card} {how}: {peak / GB:.1f} GiB at the peak, {RESERVED:.0%} of the card left free"
