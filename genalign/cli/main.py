@@ -113,9 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", metavar="RECIPE", help="a .yaml file, or a name from `genalign ls recipes`")
     sub.add_argument("overrides", metavar="a.b=c", nargs="*", default=[], help="replace one value of the recipe")
     sub.add_argument("--plan", action="store_true", help="print what would be done and what it costs, and stop")
-    sub.add_argument(
-        "--card", metavar="24GB", help="with --plan: predict memory alone, and say what would fit such a card"
-    )
+    sub.add_argument("--card", metavar="24GB", help="with --plan: memory alone, and what makes it fit such a card")
     sub.add_argument("--resume", metavar="RUN", help="go on with this run folder, or `latest`")
     sub.add_argument("--out", type=_path, metavar="DIR", help="run folder (default: runs/RECIPE-DATE-TIME)")
 

@@ -278,7 +278,11 @@ def _scale(vae: Any) -> int:
             return int(config[name])
     if config.get("temperal_downsample") is not None:
         return int(2 ** len(config.temperal_downsample))
-    return int(2 ** (len(config.block_out_channels) - 1))
+    if config.get("block_out_channels") is not None:
+        return int(2 ** (len(config.block_out_channels) - 1))
+    with torch.no_grad():  # of whatever form: by what it makes of a few latents
+        z = torch.empty(1, config.latent_channels, 8, 8, dtype=vae.dtype, device="meta")
+        return int(vae.decode(z, return_dict=False)[0].shape[-1]) // 8
 
 
 def _is_video(vae: Any) -> bool:

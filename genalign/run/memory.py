@@ -28,6 +28,10 @@ LADDER: tuple[tuple[str, dict[str, Any]], ...] = (  # of levers, cheap ones firs
     ("policy.offload=blocks", {"offload": "blocks"}),
     ("policy.vae.tiling=true", {"vae": Vae(slicing=True, tiling=True)}),
 )
+STRONGER: dict[str, tuple[Any, ...]] = {
+    "offload": (None, "phases", "blocks"),
+    "quantization": (None, "torchao-float8", "torchao-int8", "bitsandbytes-int8", "torchao-int4", "bitsandbytes-nf4"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,16 @@ class Memory:
         autoencoder = networks[f.autoencoder] if f.autoencoder else 0
         together = texts + sum(denoisers) + autoencoder
         away = settings.offload is not None
-        value, moving = 4 * f.trained, 4 * f.trained * self._copies()
+        moving = 4 * f.trained * self._copies()
+        learning = f.learning(settings)  # in which gradients are counted, as they are with the adapter
+        update = None if learning is None else max(0, learning - 4 * f.trained)
+        denoiser = max(denoisers) if away else together
         return [
             Phase("encode", rewards + (self._largest_text(networks) if away else together), moving, 0),
-            Phase("sample", rewards + (max(denoisers) if away else together), moving, f.sampling(settings)),
+            Phase("sample", rewards + denoiser, moving, f.sampling(settings)),
             Phase("decode", rewards + (autoencoder if away else together), moving, f.decoding(settings)),
             Phase("score", rewards + (0 if away else together), moving, None),
-            Phase(
-                "update",
-                rewards + (max(denoisers) if away else together),
-                moving,
-                _without(f.learning(settings), value),
-            ),
+            Phase("update", rewards + denoiser, moving, update),
         ]
 
     def _largest_text(self, networks: Mapping[str, int]) -> int:
@@ -116,7 +118,14 @@ class Memory:
         return self.peak(settings)
 
     def _is_new(self, settings: PolicySettings, changed: Mapping[str, Any]) -> bool:
-        return any(getattr(settings, key) != value for key, value in changed.items())
+        """Whether it would save more than what is set already."""
+        for key, value in changed.items():
+            held = getattr(settings, key)
+            if key in STRONGER and held in STRONGER[key] and value in STRONGER[key]:
+                return STRONGER[key].index(value) > STRONGER[key].index(held)
+            if key in STRONGER or held == value:
+                return False
+        return True
 
 
 def _changed(settings: PolicySettings, changed: Mapping[str, Any]) -> PolicySettings:
@@ -125,11 +134,6 @@ def _changed(settings: PolicySettings, changed: Mapping[str, Any]) -> PolicySett
 
 def _needed(changed: Mapping[str, Any]) -> dict[str, Any]:
     return {"gradient_checkpointing": True} if changed.get("offload") == "blocks" else {}
-
-
-def _without(peak: int | None, gradients: int) -> int | None:
-    """The gradients are counted with the adapter."""
-    return None if peak is None else max(0, peak - gradients)
 
 
 def _named(recipe: Recipe) -> Iterator[str]:
@@ -177,14 +181,17 @@ def print_memory(recipe: Recipe, card: str | None) -> None:
 
 
 def lines(memory: Memory, room: int | None, card: str | None) -> Iterator[str]:
-    yield f"{'memory by phase':<17} {'weights':>9} {'adapter':>9} {'activations':>12} {'in all':>9}   GiB, predicted from shapes"
-    for phase in memory.phases(memory.settings):
-        known = "?" if phase.activations is None else f"{phase.activations / GB:.2f}"
-        row = f"{phase.weights / GB:>9.2f} {phase.trained / GB:>9.2f} {known:>12} {phase.total / GB:>9.2f}"
+    phases = memory.phases(memory.settings)
+    unit, name = (GB, "GiB") if max(phase.total for phase in phases) >= GB else (2**20, "MiB")
+    head = f"{'weights':>9} {'adapter':>9} {'activations':>12} {'in all':>9}"
+    yield f"{'memory by phase':<17} {head}   {name}, predicted from shapes"
+    for phase in phases:
+        known = "?" if phase.activations is None else f"{phase.activations / unit:.2f}"
+        row = f"{phase.weights / unit:>9.2f} {phase.trained / unit:>9.2f} {known:>12} {phase.total / unit:>9.2f}"
         yield f"  {phase.name:<15} {row}"
     yield "  rewards are counted as large as their downloads, and what they compute is not known"
     for words, saved in memory.levers():
-        yield f"  {words:<40} {f'saves {saved / GB:.2f} GiB' if saved > 0 else 'alone saves nothing'}"
+        yield f"  {words:<40} {f'saves {saved / unit:.2f} {name}' if saved > 0 else 'alone saves nothing'}"
     if room is None:
         return
     found = memory.fitting(room)
@@ -194,6 +201,6 @@ def lines(memory: Memory, room: int | None, card: str | None) -> Iterator[str]:
             f" model, smaller sides, or a larger card"
         )
         return
-    words, peak = found
-    how = f"with {' '.join(words)}" if words else "as it is"
-    yield f"{'card':<17} fits {card} {how}: {peak / GB:.1f} GiB at the peak, {RESERVED:.0%} of the card left free"
+    overrides, peak = found
+    how = f"with {' '.join(overrides)}" if overrides else "as it is"
+    yield f"{'card':<17} fits {card} {how}: {peak / GB:.1f} GiB at the peak, and {RESERVED:.0%} of a card left free"

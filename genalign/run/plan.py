@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -12,8 +13,9 @@ from genalign.files.settings import write_yaml
 from genalign.ranks import all_sum, rank, world
 from genalign.run.build import Built
 from genalign.run.memory import Memory, lines
+from genalign.run.recipe import Recipe
 from genalign.training.loop import start, update
-from genalign.types import SavesMemory
+from genalign.types import SavesMemory, UsageError
 
 
 def print_plan(built: Built) -> None:
@@ -50,13 +52,19 @@ def print_plan(built: Built) -> None:
     ):
         print(f"{what:<17} {is_so}")
     if isinstance(policy, SavesMemory):
-        if policy.saving():
-            names = " and ".join(policy.saving())
-            print(
-                f"{'gradients':<17} of the first row are compared with those without {names}, before the first update"
-            )
-        for line in lines(Memory(recipe), None, None):
-            print(line)
+        _print_memory(recipe, policy.saving())
+
+
+def _print_memory(recipe: Recipe, saving: Sequence[str]) -> None:
+    if saving:
+        without = " and ".join(saving)
+        print(f"{'gradients':<17} the first row's are compared with those without {without} before the first update")
+    try:
+        found = list(lines(Memory(recipe), None, None))
+    except UsageError:  # of a class that is not known by its shapes: it was measured above
+        return
+    for line in found:
+        print(line)
 
 
 def _peak_bytes() -> int:

@@ -8,6 +8,7 @@ from genalign.files.shipped import holds_model, shipped
 from genalign.policy.settings import PolicySettings
 from tests.helpers.emoji_video import MODEL, video_model
 from tests.helpers.tiny_language import save_tiny_language
+from tests.helpers.tiny_pipelines import FAMILIES
 from tests.helpers.tiny_videos import CLIPS
 
 PIPELINES = {  # hub id -> the pipeline of the sweep that has its class and its form
@@ -17,6 +18,7 @@ PIPELINES = {  # hub id -> the pipeline of the sweep that has its class and its 
     "diffusers/LTX-2.3-Diffusers": "ltx-2-3",
     "Lightricks/LTX-2": "ltx-2",
 }
+PICTURES = {"stabilityai/stable-diffusion-3.5-medium": "stable-diffusion-3"}
 LETTERS = 96  # tokens of the longest prompt that is shipped for them, each a letter
 
 
@@ -30,6 +32,9 @@ def stand_in(policy: PolicySettings, folder: Path) -> list[str]:
         return [f"policy.model={video_model()}"]
     if "/" not in policy.model:
         return []
+    if policy.model in PICTURES:
+        FAMILIES[PICTURES[policy.model]].build().save_pretrained(folder)
+        return [f"policy.model={folder}", "policy.call={height: 16, width: 16}", "policy.dtype=float32"]
     if policy.model not in PIPELINES:
         save_tiny_language(folder)
         return [f"policy.model={folder}", "policy.max_new_tokens=6"]
