@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from genalign.files.places import model_file
+from genalign.files.places import model_file, pipeline_class
 from genalign.files.shipped import CONFIG, PIPELINE
 from genalign.policy.adapter import Adapter
 from genalign.policy.bases import BASES, Part
@@ -218,6 +218,8 @@ def parts_of(model: Path | str) -> dict[str, Part]:
     if isinstance(model, str) and model in BASES:
         return dict(BASES[model].parts)
     try:
+        if isinstance(model, Path) and pipeline_class(model) is None:
+            raise UsageError(f"{model} is a language model; memory is predicted of models that draw")
         index = json.loads(model_file(model, PIPELINE).read_text(encoding="utf-8"))
         found = {}
         for name, kind in index.items():
@@ -227,6 +229,8 @@ def parts_of(model: Path | str) -> dict[str, Part]:
                 config = json.loads(model_file(model, f"{name}/{CONFIG}").read_text(encoding="utf-8"))
                 found[name] = Part(kind[1], config, library=kind[0])
         return found
+    except UsageError:
+        raise
     except GenalignError as error:
         raise UsageError(
             f"the sizes of {model} are not known without its files ({error}); known are {', '.join(BASES)}"
@@ -243,7 +247,7 @@ def _is_network(kind: str) -> bool:
 def _on_meta(part: Part, dtype: torch.dtype) -> Any:
     if part.config is None:
         return None
-    with torch.device("meta"):
+    with torch.device("meta"), _quietly():
         if part.library == "transformers":
             import transformers
 
@@ -255,6 +259,19 @@ def _on_meta(part: Part, dtype: torch.dtype) -> Any:
             made = getattr(diffusers, part.kind).from_config(dict(part.config))
         # A network's own `to` warns of modules that it keeps in float32 when it loads.
         return nn.Module.to(made, dtype).requires_grad_(False).eval()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without diffusers' lines about keys of a configuration, which are said when the model is loaded."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _bytes(module: nn.Module, kind: str | None, seen: set[int]) -> int:

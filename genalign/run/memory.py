@@ -65,7 +65,7 @@ class Memory:
         autoencoder = networks[f.autoencoder] if f.autoencoder else 0
         together = texts + sum(denoisers) + autoencoder
         away = settings.offload is not None
-        moving = 4 * f.trained * self._copies()
+        moving = round(4 * f.trained * self._copies())
         learning = f.learning(settings)  # in which gradients are counted, as they are with the adapter
         update = None if learning is None else max(0, learning - 4 * f.trained)
         denoiser = max(denoisers) if away else together
@@ -81,11 +81,9 @@ class Memory:
         known = [*self.footprint.denoisers, self.footprint.autoencoder]
         return max((size for name, size in networks.items() if name not in known), default=0)
 
-    def _copies(self) -> int:
-        """Of the adapter: its value, its gradient, what the optimizer keeps, and the average."""
-        train = self.recipe.train
-        moments = {"muon": 1, "prodigy": 4}.get(train.optimizer, 2)
-        return 2 + moments + (train.ema is not None) + 1  # the average is held whether or not it is moved
+    def _copies(self) -> float:
+        """Of the adapter: its value, its gradient, its average, and what the optimizer keeps."""
+        return 3 + {"adamw-8bit": 0.5, "muon": 1, "prodigy": 4}.get(self.recipe.train.optimizer, 2)
 
     def peak(self, settings: PolicySettings) -> int:
         return max(phase.total for phase in self.phases(settings))

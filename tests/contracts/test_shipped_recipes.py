@@ -113,7 +113,7 @@ def test_a_recipe_of_a_picture_model_of_the_hub_goes_on_where_it_was_killed(name
         "reward=image-crisp.yaml",
         "eval=null",
     ]
-    words += ["train.checkpoint_every=1", "policy.offload=phases"]
+    words += ["eval=null", "train.checkpoint_every=1", "policy.offload=phases"]
     assert main(["train", name, *words, "--out", str(tmp_path / "whole")]) == 0
     assert main(["train", name, *words, "train.steps=1", "--out", str(tmp_path / "parts")]) == 0
     assert main(["train", name, *words, "--resume", str(tmp_path / "parts")]) == 0

@@ -1,0 +1,111 @@
+"""Memory by phase, and what would fit a card, without a download."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from genalign.cli.main import main
+from genalign.files.settings import apply_override
+from genalign.files.shipped import shipped
+from genalign.policy.settings import PolicySettings
+from genalign.run import memory
+from genalign.run.memory import GB, Memory, card_bytes
+from genalign.run.recipe import load_recipe
+from genalign.types import UsageError
+
+NAME = "sd35-medium-flow-grpo"
+
+
+@pytest.fixture(scope="module")
+def of() -> Memory:
+    return Memory(load_recipe(NAME))
+
+
+def test_a_card_is_answered_without_a_download(of: Memory, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(memory, "Memory", lambda recipe: of)  # whose seconds are spent once
+    assert main(["train", NAME, "--plan", "--card", "24GB"]) == 0
+    shown = capsys.readouterr().out
+    assert "Stability AI Community License (gated); 16.3 GB are downloaded once" in shown
+    assert [line.split()[0] for line in shown.splitlines()[2:7]] == ["encode", "sample", "decode", "score", "update"]
+    assert "fits 24GB as it is: 19.7 GiB at the peak" in shown
+    assert main(["train", NAME, "--plan", "--card", "16GB"]) == 0
+    assert "fits 16GB with policy.offload=phases: 12.9 GiB at the peak" in capsys.readouterr().out
+    assert main(["train", NAME, "--plan", "--card", "8GB"]) == 0
+    assert "no lever makes it fit 8GB: the least is" in capsys.readouterr().out
+
+
+def test_the_weights_are_those_of_the_published_files(of: Memory) -> None:
+    """Two bytes each: the sum of the files' sizes on the hub, in bfloat16, and the reward's 3.9 GB."""
+    encode = of.phases(of.settings)[0]
+    networks = 2 * (2_243_171_520 + 226_492_416 + 83_819_683 + 123_650_304 + 694_659_840 + 4_762_310_656)
+    assert encode.weights == pytest.approx(networks + 3.9e9, rel=1e-3)
+    # value, gradient, average, two moments of rank 32 in float32
+    assert encode.trained == 5 * 4 * of.footprint.trained
+
+
+def test_the_presets_of_a_recipe_are_what_the_plan_predicts(of: Memory) -> None:
+    head = shipped("pipelines", f"{NAME}.yaml").read_text().split("policy:")[0]
+    cards = re.findall(r"^#   (\d+)GB  (.*)$", head, re.MULTILINE)
+    assert [card for card, _ in cards] == ["24", "48", "80"]
+    for card, line in cards:
+        for words, stated in re.findall(r"([^();]*)\(([\d.]+)\)", line):
+            plain: dict[str, Any] = {"policy": of.settings.model_dump()}
+            for override in re.findall(r"policy\.\S+=\S+", words):
+                apply_override(plain, override)
+            peak = of.peak(PolicySettings.model_validate(plain["policy"])) / GB
+            assert peak == pytest.approx(float(stated), abs=0.06)
+            assert peak <= 0.94 * int(card)
+
+
+def test_each_lever_lowers_the_phase_that_it_is_about(of: Memory) -> None:
+    def totals(**changed: Any) -> dict[str, int]:
+        settings = of.settings.model_copy(update=changed)
+        return {phase.name: phase.total for phase in of.phases(settings)}
+
+    plain = totals()
+    assert totals(gradient_checkpointing=False)["update"] > plain["update"] + 5 * GB
+    assert totals(offload="phases")["update"] < plain["update"] - 10 * GB
+    held = totals(quantization="bitsandbytes-nf4")
+    assert plain["sample"] - held["sample"] == pytest.approx(2 * 2_243_171_520 * (1 - 0.5625 / 2), rel=0.03)
+    assert totals(offload="blocks")["update"] < totals(offload="phases")["update"] - 3 * GB
+    assert totals(batch_size=1)["update"] < plain["update"]
+
+
+def test_what_is_stronger_already_is_not_offered(of: Memory) -> None:
+    of_blocks = Memory(load_recipe(NAME, ["policy.offload=blocks", "policy.quantization=bitsandbytes-nf4"]))
+    of_blocks.footprint = of.footprint
+    offered = [words for words, _ in of_blocks.levers()]
+    assert not any("offload" in words or "quantization" in words for words in offered)
+
+
+@pytest.mark.parametrize(("text", "size"), [("24GB", 24), ("24", 24), ("79.5 GiB", 79.5), ("8g", 8)])
+def test_cards_are_read_as_people_write_them(text: str, size: float) -> None:
+    assert card_bytes(text) == size * 2**30
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--card", "24GB"], "--card belongs to --plan"),
+        (["--plan", "--card", "big"], "write the card's memory as 24GB"),
+        (["--plan", "--card", "24GB", "policy.model=nobody/nothing"], "are not known without its files"),
+        (["--plan", "--card", "24GB", "policy.model=tiny-expander"], "is a language model"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_sentence(
+    words: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["train", NAME, *words]) != 0
+    said = capsys.readouterr().err.strip()
+    assert sentence in said
+    assert "\n" not in said
+
+
+def test_a_card_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="write the card's memory"):
+        card_bytes("0GB")
