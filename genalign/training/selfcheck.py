@@ -87,7 +87,12 @@ def check_gradients(policy: Policy, experience: Experience) -> str | None:
     assert plain is not None
     cosine = float(torch.nn.functional.cosine_similarity(saving.double(), plain.double(), dim=0))
     equal = torch.equal(saving, plain) if saving.device.type == "cpu" else cosine >= COSINE
-    if not plain.any() or not equal:
+    if not plain.any():
+        raise GenalignError(
+            "self-check failed: no gradient reaches the adapter, so this model would learn nothing; adapt other layers"
+            " by policy.lora.targets"
+        )
+    if not equal:
         raise GenalignError(
             f"self-check failed: with {names} the adapter's gradient of a row has a cosine of {cosine:.4f} to the one"
             f" without, so this model would learn in wrong directions; leave {names} out"
@@ -108,6 +113,8 @@ def _gradient(policy: Policy, experience: Experience) -> Tensor | None:
     else:
         return None
     trained = list(policy.named_trainable().values())
+    if not score.requires_grad:
+        return torch.cat([torch.zeros_like(p).flatten() for p in trained])
     found = torch.autograd.grad(score.sum(), trained, allow_unused=True)
     grads = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(trained, found, strict=True)]
     return torch.cat([grad.flatten() for grad in grads])

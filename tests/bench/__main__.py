@@ -3,6 +3,7 @@
 from tests.bench import (
     test_bench_algebra,
     test_bench_frechet,
+    test_bench_levers,
     test_bench_memory,
     test_bench_methods,
     test_bench_policy,
@@ -13,6 +14,7 @@ from tests.bench import (
 for module in (
     test_bench_policy,
     test_bench_memory,
+    test_bench_levers,
     test_bench_methods,
     test_bench_reno,
     test_bench_frechet,
