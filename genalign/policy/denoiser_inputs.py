@@ -1,13 +1,20 @@
-"""What pipelines hand to their denoisers, as shapes alone: a function a class of denoiser."""
+"""What a pipeline hands to its denoiser, as shapes alone, by the names of the arguments that the denoiser takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+TEXT = (
+    "joint_attention_dim",
+    "caption_channels",
+    "text_dim",
+    "cross_attention_dim",
+)  # how configurations name its width
 
 
 @dataclass(frozen=True)
@@ -22,101 +29,53 @@ class Drawn:
     tokens: int
 
 
-def denoiser_inputs(kind: str, config: Any, drawn: Drawn, dtype: torch.dtype) -> dict[str, Any] | None:
-    """Arguments of a denoiser's forward pass on "meta"; None of a class that is not known here."""
-    known = KNOWN.get(kind)
-    return None if known is None else known(config, drawn, dtype)
+def denoiser_inputs(denoiser: nn.Module, drawn: Drawn, dtype: torch.dtype) -> dict[str, Any] | None:
+    """Arguments of a denoiser's forward pass on "meta"; None where it needs one that is not known here."""
+    parameters = inspect.signature(denoiser.forward).parameters
+    config: Any = denoiser.config
+    text = next((config[name] for name in TEXT if config.get(name)), None)
+    if not isinstance(text, int) or not {"hidden_states", "sample"} & set(parameters) or "timestep" not in parameters:
+        return None
 
+    def empty(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=kind, device="meta")
 
-def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def _grid(drawn: Drawn) -> dict[str, Tensor]:
-    return {"timestep": _empty(drawn.rows)}
-
-
-def _picture(d: Drawn, dtype: torch.dtype) -> Tensor:
-    return _empty(d.rows, d.channels, d.height, d.width, dtype=dtype)
-
-
-def _packed(d: Drawn, dtype: torch.dtype) -> Tensor:
-    """Two by two latents a token."""
-    return _empty(d.rows, d.height // 2 * (d.width // 2), 4 * d.channels, dtype=dtype)
-
-
-def _sd3(c: Any, d: Drawn, dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        **_grid(d),
-        "hidden_states": _picture(d, dtype),
-        "encoder_hidden_states": _empty(d.rows, d.tokens, c.joint_attention_dim, dtype=dtype),
-        "pooled_projections": _empty(d.rows, c.pooled_projection_dim, dtype=dtype),
+    rows, tokens = drawn.rows, drawn.tokens
+    latents = _latents(parameters, config, drawn)
+    axes = len(config.get("axes_dims_rope") or ())
+    known = {
+        "hidden_states": empty(*latents),
+        "sample": empty(*latents),
+        "timestep": empty(rows, kind=torch.float32),
+        "encoder_hidden_states": empty(rows, tokens, text),
+        "pooled_projections": empty(rows, config.get("pooled_projection_dim") or 0),
+        "img_ids": empty(latents[1], axes),
+        "txt_ids": empty(tokens, axes),
+        "guidance": empty(rows, kind=torch.float32) if config.get("guidance_embeds") else None,
+        "added_cond_kwargs": _conditions(config, rows, dtype),
     }
+    needed = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
+    if any(name not in known for name in needed if name != "return_dict"):
+        return None
+    return {name: value for name, value in known.items() if name in parameters}
 
 
-def _unet(c: Any, d: Drawn, dtype: torch.dtype) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        **_grid(d),
-        "sample": _empty(d.rows, c.in_channels, d.height, d.width, dtype=dtype),
-        "encoder_hidden_states": _empty(d.rows, d.tokens, c.cross_attention_dim, dtype=dtype),
-    }
-    if c.addition_embed_type == "text_time":
-        pooled = c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim
-        found["added_cond_kwargs"] = {
-            "text_embeds": _empty(d.rows, pooled, dtype=dtype),
-            "time_ids": _empty(d.rows, 6, dtype=dtype),
-        }
-    return found
+def takes_packed(parameters: Any) -> bool:
+    """Whether two by two latents are one token, with a place of its own."""
+    return "img_ids" in parameters
 
 
-def _flux(c: Any, d: Drawn, dtype: torch.dtype) -> dict[str, Any]:
-    packed = _packed(d, dtype)
-    return {
-        **_grid(d),
-        "hidden_states": packed,
-        "encoder_hidden_states": _empty(d.rows, d.tokens, c.joint_attention_dim, dtype=dtype),
-        "pooled_projections": _empty(d.rows, c.pooled_projection_dim, dtype=dtype),
-        "img_ids": _empty(packed.shape[1], 3, dtype=dtype),
-        "txt_ids": _empty(d.tokens, 3, dtype=dtype),
-        "guidance": _empty(d.rows) if c.guidance_embeds else None,
-    }
+def _latents(parameters: Any, config: Any, d: Drawn) -> tuple[int, ...]:
+    if takes_packed(parameters):
+        return d.rows, d.height // 2 * (d.width // 2), 4 * d.channels
+    channels = config.get("in_channels") or d.channels
+    clip = isinstance(config.get("patch_size"), tuple | list)
+    return (d.rows, channels, *([d.frames] if clip else []), d.height, d.width)
 
 
-def _flux2(c: Any, d: Drawn, dtype: torch.dtype) -> dict[str, Any]:
-    packed = _packed(d, dtype)
-    return {
-        **_grid(d),
-        "hidden_states": packed,
-        "encoder_hidden_states": _empty(d.rows, d.tokens, c.joint_attention_dim, dtype=dtype),
-        "img_ids": _empty(packed.shape[1], 4),
-        "txt_ids": _empty(d.tokens, 4),
-        "guidance": _empty(d.rows) if c.guidance_embeds else None,
-    }
-
-
-def _pixart(c: Any, d: Drawn, dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        **_grid(d),
-        "hidden_states": _picture(d, dtype),
-        "encoder_hidden_states": _empty(d.rows, d.tokens, c.caption_channels, dtype=dtype),
-        "encoder_attention_mask": _empty(d.rows, d.tokens, dtype=dtype),
-        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
-    }
-
-
-def _wan(c: Any, d: Drawn, dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        **_grid(d),
-        "hidden_states": _empty(d.rows, c.in_channels, d.frames, d.height, d.width, dtype=dtype),
-        "encoder_hidden_states": _empty(d.rows, d.tokens, c.text_dim, dtype=dtype),
-    }
-
-
-KNOWN: dict[str, Callable[[Any, Drawn, torch.dtype], dict[str, Any]]] = {
-    "SD3Transformer2DModel": _sd3,
-    "UNet2DConditionModel": _unet,
-    "FluxTransformer2DModel": _flux,
-    "Flux2Transformer2DModel": _flux2,
-    "PixArtTransformer2DModel": _pixart,
-    "WanTransformer3DModel": _wan,
-}
+def _conditions(config: Any, rows: int, dtype: torch.dtype) -> dict[str, Any]:
+    if config.get("addition_embed_type") != "text_time":
+        return {"resolution": None, "aspect_ratio": None}
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    size = {"text_embeds": (rows, pooled), "time_ids": (rows, 6)}
+    return {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in size.items()}

@@ -6,6 +6,7 @@ denoiser runs on torch's "meta" device. Attention counts as the fused kernels co
 
 from __future__ import annotations
 
+import inspect
 import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -24,9 +25,9 @@ from torch.utils.checkpoint import checkpoint
 from genalign.files.places import model_file, pipeline_class
 from genalign.files.shipped import CONFIG, PIPELINE
 from genalign.policy.adapter import Adapter
-from genalign.policy.bases import BASES, Part
+from genalign.policy.bases import Part, bases
 from genalign.policy.decoding import FRAMES
-from genalign.policy.denoiser_inputs import Drawn, denoiser_inputs
+from genalign.policy.denoiser_inputs import Drawn, denoiser_inputs, takes_packed
 from genalign.policy.hooks import attribute
 from genalign.policy.residence import blocks_of, modules_outside
 from genalign.policy.settings import PolicySettings
@@ -122,12 +123,15 @@ class Footprint:
         return Drawn(settings.batch_size, height, width, latent, channels, self._tokens(call))
 
     def _tokens(self, call: Mapping[str, Any]) -> int:
-        """Of one text, as its pipeline pads it."""
-        kind = self.parts[self.denoisers[0]].kind
-        longest = int(call.get("max_sequence_length", 512 if kind.startswith(("Wan", "Flux")) else TOKENS))
-        if kind == "SD3Transformer2DModel":  # CLIP's, and T5's behind them, which are zeros where it is absent
-            return self._padded + longest
-        return self._padded if kind == "UNet2DConditionModel" else longest
+        """Of one text, as its pipeline pads it: to the first tokenizer's length where there is no other."""
+        denoiser = self.network(self.denoisers[0])
+        parameters = inspect.signature(denoiser.forward).parameters
+        if "sample" in parameters:
+            return self._padded
+        long = takes_packed(parameters) or denoiser.config.get("text_dim")
+        longest = int(call.get("max_sequence_length", 512 if long else TOKENS))
+        both = "pooled_projections" in parameters and not takes_packed(parameters)  # one text behind the other
+        return self._padded + longest if both else longest
 
     @cached_property
     def _padded(self) -> int:
@@ -160,7 +164,7 @@ class Footprint:
         peaks = []
         for name in self.denoisers:
             network = self.adapted(name)
-            given = denoiser_inputs(self.parts[name].kind, network.config, drawn, self.dtype)
+            given = denoiser_inputs(network, drawn, self.dtype)
             if given is None:
                 return None
             if again:
@@ -215,8 +219,8 @@ def parts_of(model: Path | str) -> dict[str, Part]:
     Raises:
         UsageError: neither there nor here.
     """
-    if isinstance(model, str) and model in BASES:
-        return dict(BASES[model].parts)
+    if isinstance(model, str) and model in bases():
+        return dict(bases()[model].parts)
     try:
         if isinstance(model, Path) and pipeline_class(model) is None:
             raise UsageError(f"{model} is a language model; memory is predicted of models that draw")
@@ -233,7 +237,7 @@ def parts_of(model: Path | str) -> dict[str, Part]:
         raise
     except GenalignError as error:
         raise UsageError(
-            f"the sizes of {model} are not known without its files ({error}); known are {', '.join(BASES)}"
+            f"the sizes of {model} are not known without its files ({error}); known are {', '.join(bases())}"
         ) from error
 
 

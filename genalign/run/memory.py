@@ -9,7 +9,7 @@ from typing import Any
 
 from genalign.files.places import file_path, model_path
 from genalign.files.settings import read_yaml
-from genalign.policy.bases import BASES
+from genalign.policy.bases import bases
 from genalign.policy.footprint import Footprint
 from genalign.policy.settings import PolicySettings, Vae
 from genalign.reward.heads.published import PRESETS
@@ -171,7 +171,7 @@ def print_memory(recipe: Recipe, card: str | None) -> None:
     """Print bytes by phase, what each lever saves, and, of a card, what makes it fit. Nothing is downloaded."""
     room = None if card is None else card_bytes(card)
     memory = Memory(recipe)
-    base = BASES.get(recipe.policy.model)
+    base = bases().get(recipe.policy.model)
     if base is not None:
         print(f"{'model':<17} {recipe.policy.model}: {base.licence}; {base.download / 1e9:.1f} GB are downloaded once")
     for line in lines(memory, room, card):

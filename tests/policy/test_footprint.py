@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from genalign.policy.bases import BASES
+from genalign.policy.bases import bases
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.footprint import Footprint
 from genalign.policy.settings import Lora, PolicySettings, Sampler, Vae
@@ -123,7 +123,7 @@ def test_published_sizes_are_those_of_the_published_weights() -> None:
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ("transformer", 1_418_996_800),
         "Wan-AI/Wan2.2-T2V-A14B-Diffusers": ("transformer", 14_288_491_584),
     }
-    assert stated.keys() == BASES.keys()
+    assert stated.keys() == bases().keys()
     for model, (part, count) in stated.items():
         footprint = Footprint(PolicySettings(model=model), model)
         assert sum(p.numel() for p in footprint.network(part).parameters()) == pytest.approx(count, rel=0.005)
