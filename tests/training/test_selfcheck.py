@@ -34,7 +34,7 @@ def test_ranks_that_hold_different_bits_are_stopped(theirs: str, monkeypatch: py
             selfcheck.check_equal([ours, None], "gradients")
 
 
-# ---- gradients: log-densities are exact in every case here, gradients are not -------------------------------------------
+# ---- gradients: log-densities are exact in every case here, and prove nothing --------------------------------------
 
 
 def policy(**levers: Any) -> DiffusionPolicy:
