@@ -1,5 +1,6 @@
 """Rewards: heads, plain functions, and an algebra that makes rewards of rewards. One protocol for every modality."""
 
+from genalign.reward.bridge import from_trl, to_trl
 from genalign.reward.build import build_reward, shipped_rewards
 from genalign.reward.combine.algebra import Hybrid, Pick, Sum
 from genalign.reward.combine.ensemble import Ensemble, Repeat
@@ -36,6 +37,9 @@ __all__ = [  # noqa: RUF022  # by kind
     "reward",
     "FunctionReward",
     "FileReward",
+    # for TRL's trainers, and from their functions
+    "to_trl",
+    "from_trl",
     # how it is called: failures masked, in batches, cached, in a process, behind a server
     "guarded",
     "Runner",
