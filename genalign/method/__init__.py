@@ -15,6 +15,7 @@ from genalign.method import (  # noqa: F401
     weighted,
     matching,
     pareto,
+    ppo,
     distributional,
     pathwise,
 )

@@ -99,6 +99,7 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     model = model_path(recipe.policy.model, folder)
     made, form = modalities_of(model), clip_form_of(recipe.policy, model)
     data = read_prompts(data_path(recipe.data.prompts, folder), kind_of(made), recipe.takes_samples)
+    data = replace(data, order=recipe.data.order)
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
     method = _on_given(recipe, data, made, form) if recipe.reward is None else method_of(recipe.method, folder)
     _check_policy(recipe, made)
@@ -145,7 +146,7 @@ def _on_given(recipe: Recipe, data: Prompts, made: Set[str], form: ClipForm | No
     source.check()
     if isinstance(source, Samples):
         return recipe.method.build_on_samples(source)
-    return recipe.method.build_on(source)
+    return recipe.method.build_on(source, recipe.folder)
 
 
 def kind_of(made: Set[str]) -> Modality:

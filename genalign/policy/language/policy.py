@@ -121,7 +121,7 @@ class LanguagePolicy:
         mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B,S)
         logp = torch.zeros(mask.shape)
         for block in self._blocks(len(rows)):
-            own = self._scored(tape, block).logp.cpu()
+            own = self._scored(tape, block)[0].logp.cpu()
             logp[block, : own.shape[1]] = own
         if not bool(logp.isfinite().all()):
             raise GenalignError(
@@ -222,17 +222,23 @@ class LanguagePolicy:
         tape: Tokens = trajectory.tape
         columns = list(range(trajectory.logp.shape[1])) if steps is None else list(steps)
         mask = trajectory.mask[list(rows)][:, columns].to(self.device)
-        scored = self._scored(tape, rows, versus)
+        scored, hidden = self._scored(tape, rows, versus)
 
         def spread(x: Tensor) -> Tensor:  # from these rows' own longest completion to the columns asked for
             return F.pad(x, (0, trajectory.logp.shape[1] - x.shape[1]))[:, columns]
 
         score, other, kl = (None if x is None else spread(x) for x in scored)
         assert score is not None
-        return Steps(score, 1, mask, versus_score=other, kl=kl)
+        # What a value head reads; with a graph it would be kept until the backward pass.
+        features = None
+        if not torch.is_grad_enabled() and self.head.layer is not None:
+            features = hidden.new_zeros(*mask.shape, hidden.shape[-1])
+            features[mask] = hidden
+        return Steps(score, 1, mask, versus_score=other, kl=kl, features=features)
 
-    def _scored(self, tape: Tokens, rows: Sequence[int], versus: Weights | None = None) -> Scored:
-        """Of the rows' tokens, (R,S') each: log-probabilities, 0 in padding; those versus other weights, and KL."""
+    def _scored(self, tape: Tokens, rows: Sequence[int], versus: Weights | None = None) -> tuple[Scored, Tensor]:
+        """Of the rows' tokens, (R,S') each: log-probabilities, 0 in padding; those versus other weights, and KL; and
+        the hidden states (N,H) before the tokens."""
         hidden, tokens, mask = self._before_tokens(tape, rows)
         other = None
         if versus is not None:
@@ -242,7 +248,7 @@ class LanguagePolicy:
         blank = torch.zeros(mask.shape, device=mask.device)
         logp, *others = (None if x is None else blank.masked_scatter(mask, x) for x in found)
         assert logp is not None
-        return Scored(logp, *others)
+        return Scored(logp, *others), hidden
 
     def _before_tokens(self, tape: Tokens, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Of the N tokens of all completions, row by row, what the head is given before each (N,H), and their ids (N,);
