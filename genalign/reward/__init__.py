@@ -16,7 +16,7 @@ from genalign.reward.heads.clip import ClipReward
 from genalign.reward.heads.exemplars import Exemplars, Similarity
 from genalign.reward.heads.head import HeadReward, save_head
 from genalign.reward.heads.published import PRESETS, Calibrated
-from genalign.reward.heads.rules import Budget, Format, Length, Repetition
+from genalign.reward.heads.rules import Budget, Format, Length, RankAgreement, Repetition
 from genalign.reward.heads.sharpness import Sharpness
 from genalign.reward.heads.structured import StructuredMatch
 from genalign.reward.judge.comparing import CompareJudge, RankJudge
@@ -59,6 +59,7 @@ __all__ = [  # noqa: RUF022  # by kind
     "Budget",
     "Format",
     "Repetition",
+    "RankAgreement",
     "StructuredMatch",
     # judges: questions to a vision-language or language model
     "YesNoJudge",

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from genalign.types import Experience, UsageError
-from tests.helpers.learners import backward, experience_of, mean, method
+from tests.helpers.learners import Given, backward, experience_of, mean, method
 from tests.helpers.toy_policy import DIMS, ToyPolicy, ToyReward
 from tests.helpers.trl_trainers import kto_loss
-from tests.method.test_surrogates import Given
 
 
 @pytest.mark.parametrize("token_like", [False, True])

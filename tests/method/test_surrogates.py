@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from genalign.method.surrogates import cispo, k3, over_steps, ppo_clip, sapo
-from genalign.types import Experience, Media, Prompt, Steps, Trajectory, UsageError
-from tests.helpers.learners import experience_of, method
+from genalign.types import Experience, UsageError
+from tests.helpers.learners import Given, experience_of, method
 from tests.helpers.toy_policy import ToyPolicy
 from tests.helpers.trl_trainers import grpo_loss, rloo_loss
 
@@ -87,22 +86,6 @@ def test_gspos_ratio_is_the_geometric_mean_of_its_steps() -> None:
     )
     assert over_steps(x, mask, mean=True)[:, 0].tolist() == [1.5, 4.0]
     assert over_steps(x, mask, mean=False)[:, 2].tolist() == [3.0, 4.0]
-
-
-class Given:
-    """A policy whose log-probabilities are given, all steps in one replay."""
-
-    def __init__(
-        self, logp: Tensor, old: Tensor, mask: Tensor, rows_together: int, reference: Tensor | None = None
-    ) -> None:
-        self.logp, self.mask, self.reference = logp, mask, old if reference is None else reference
-        prompts = tuple(Prompt("x", uid=row) for row in range(len(logp)))
-        group, seeds, width = torch.arange(len(logp)), (0,) * len(logp), logp.shape[1]
-        self.trajectory = Trajectory(prompts, Media(), group, old, mask, seeds, rows_together, width)
-
-    def replay(self, trajectory: Trajectory, rows: list[int], steps: list[int], versus: str | None = None) -> Steps:
-        other = None if versus is None else self.reference[rows][:, steps]
-        return Steps(self.logp[rows][:, steps], 1, self.mask[rows][:, steps], versus_score=other)
 
 
 @pytest.mark.parametrize("rows_together", [4, 2])
