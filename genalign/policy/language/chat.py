@@ -46,7 +46,7 @@ class Chat:
     their placeholders.
 
     A control token in the text of a prompt or of a tool is text: it is split into tokens as other words are (of a model
-    that sees or hears, in a tool's alone).
+    that sees or hears, in a tool's alone). Tags that come in pairs, such as <think> and </think>, stay what they are.
 
     A turn's end that does not end a completion is a warning in the log.
 
@@ -90,7 +90,8 @@ class Chat:
         else:
             # As the tokenizer writes it, an end token behind it included: to some models that parts text and answer.
             text = "\n".join(turn["content"] for turn in turns)
-            split = {"split_special_tokens": True} if self._holds_control(text) else {}
+            begun = text.removeprefix(self.tokenizer.bos_token or "")  # which a user may write, and has then once
+            split = {"split_special_tokens": True} if self._holds_control(begun) else {}
             ids = list(self.tokenizer(text, **split).input_ids)
         if self.writer.chat_template:
             opening = self._opening(turns)
@@ -123,8 +124,12 @@ class Chat:
 
     @cached_property
     def _controls(self) -> list[str]:
+        """Special tokens that are no words: not those that come in pairs, as <think> and </think>, nor the unknown."""
         added = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        return sorted({*map(str, self.tokenizer.all_special_tokens), *added} - {""})
+        known = {*map(str, self.tokenizer.all_special_tokens), *added} - {"", self.tokenizer.unk_token}
+        words = {*known, *map(str, self.tokenizer.added_tokens_decoder.values())}
+        paired = {token for token in known if {f"</{token[1:]}", f"<{token[2:]}"} & words}
+        return sorted(known - paired)
 
     def _as_text(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids) if text else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -291,6 +291,24 @@ class LanguagePolicy:
         tokens = torch.tensor([t for ids, kept in zip(completions, own, strict=True) for t in compress(ids, kept)])
         before = hidden[row.to(self.device), (starts[row] + column - 1).to(self.device)]
         return before, tokens.to(self.device), mask.to(self.device)
+
+    # ---- searching --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def certainty(self, trajectory: Trajectory, rows: Sequence[int]) -> Tensor:
+        hidden, _, mask = self._before_tokens(trajectory.tape, rows)
+        found = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, self.head.certainty(hidden))
+        return (found.sum(1) / mask.sum(1)).cpu()
+
+    def embeddings(self) -> Tensor:
+        layer = self.model.get_output_embeddings()
+        if layer is None:
+            raise UsageError(f"{type(self.model).__name__} has no output layer to read tokens from; take best-of-n")
+        weight: Tensor = layer.weight.detach()
+        return weight
+
+    def tilted(self, tilt: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+        return self.sampler.tilted(tilt)
 
     @torch.no_grad()
     def _logits_alone(self, rows: Sequence[Encoded], completions: Sequence[Sequence[int]]) -> list[Tensor]:
