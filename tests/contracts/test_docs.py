@@ -46,7 +46,7 @@ NOT_RUN = {
     "genalign train video-": "as image-, some with a model of the hub, for which a tiny one of its form stands there",
     "genalign train av-": "needs a model of video and sound from the hub; as above",
     "genalign sample image-": "a search with the recipe's whole budget; tests/cli/test_search.py runs small ones",
-    "genalign sample text-": "needs a language model from the hub; tests/method/search/test_writing.py",
+    "genalign sample text-": "needs a language model from the hub; tests/method/search/test_value_sampling.py",
     "genalign sample video-": "as above; test_shipped_recipes.py runs small ones",
     "genalign sample RUN": "needs a trained run",
     "genalign eval RUN": "needs a trained run; test_readme.py evaluates one again",

@@ -146,8 +146,12 @@ class LanguagePolicy:
         written: Sequence[Written],
         seeds: Sequence[int],
     ) -> Trajectory:
-        completions, own = zip(*((tuple(one.ids), tuple(one.own)) for one in written), strict=True)
-        tape = Tokens(tuple(one.ids for one in encoded), completions, own, tuple(encoded))
+        tape = Tokens(
+            prompt=tuple(one.ids for one in encoded),
+            completion=tuple(tuple(one.ids) for one in written),
+            own=tuple(tuple(one.own) for one in written),
+            read=tuple(encoded),
+        )
         mask = tape.mask(range(len(rows)))  # (B,S)
         logp = torch.zeros(mask.shape)
         for block in self._blocks(len(rows)):

@@ -20,7 +20,10 @@ Turn = dict[str, str]  # {"role", "content"}
 class Environment(Protocol):
     """What answers a model's turns, such as a tool: a function of the conversation so far, and of nothing else."""
 
-    version: str
+    @property
+    def version(self) -> str:
+        """What tells it from others, and from itself once it is changed."""
+        ...
 
     def __call__(self, prompts: Sequence[Prompt], turns: Sequence[Sequence[Turn]]) -> Sequence[str | None]:
         """An answer a row, or None where the row is finished. turns: those since the prompt, of roles assistant and

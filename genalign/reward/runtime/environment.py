@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from genalign.files.places import file_path
 from genalign.reward.base import ScoringError
@@ -41,8 +42,8 @@ class FileEnvironment:
             replace(prompt, media=None, facts={**prompt.facts, "turns": [dict(turn) for turn in own]})
             for prompt, own in zip(prompts, turns, strict=True)
         ]
-        message = {"ask": "converse", "path": str(self.path), "function": self.function}
-        message["batch"] = pack_batch(rows, Media(text=Track([own[-1]["content"] for own in turns])), None)
+        batch = pack_batch(rows, Media(text=Track([own[-1]["content"] for own in turns])), None)
+        message = {"ask": "converse", "path": str(self.path), "function": self.function, "batch": batch}
         assert self.needs  # the file is imported, which takes its own time
         try:
             answers: list[str | None] = ask(message, self.timeout)["answers"]
@@ -53,5 +54,5 @@ class FileEnvironment:
     @cached_property
     def needs(self) -> frozenset[str]:
         """What it reads, as `Reward.needs`; of the facts only what a prompt must bring."""
-        address = {"path": str(self.path), "function": self.function, "name": None, "settings": {}}
+        address: dict[str, Any] = {"path": str(self.path), "function": self.function, "name": None, "settings": {}}
         return frozenset({"text", *ask({"ask": "describe", **address})["needs"]} - {"facts.turns"})

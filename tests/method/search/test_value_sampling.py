@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from genalign.cli.main import main
 from genalign.method.search.base import candidate_seed
 from genalign.method.search.best_of_n import answer_of
 from genalign.method.search.value_sampling import TokenValue, ValueSamplingSettings, fitted
@@ -18,7 +21,7 @@ from genalign.policy.language import LanguagePolicy
 from genalign.policy.settings import Lora, PolicySettings
 from genalign.types import Media, Prompt, Scores, UsageError
 from tests.helpers.searches import search
-from tests.helpers.tiny_language import tiny_language
+from tests.helpers.tiny_language import save_tiny_language, tiny_language
 from tests.helpers.toy_policy import ToyReward, make_scores
 from tests.helpers.toy_sampler import PixelReward, ToySampler, redness
 
@@ -225,3 +228,20 @@ def test_tilted_samples_are_worth_more_and_mixed_values_more_of_what_counts() ->
         assert float(second[:, k].mean()) > float(first[:, k].mean()) + 0.3 * float(first[:, k].std())
     assert means[(1.0, 0.0)][0] > means[(0.0, 1.0)][0]
     assert means[(0.0, 1.0)][1] > means[(1.0, 0.0)][1]
+
+
+def test_all_of_them_in_one_table_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_tiny_language(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("hello\nhow many star\n" * 4)
+    (tmp_path / "recipe.yaml").write_text(
+        "policy: {model: model, max_new_tokens: 3, batch_size: 8}\ndata: {prompts: prompts.txt}\n"
+        "reward: {use: length, hi: 1}\nmethod: {name: grpo}\n"
+    )
+    names = ["best-of-n", "majority-vote", "self-certainty", "vas"]
+    words = ["sample", str(tmp_path / "recipe.yaml"), "hello", "--search", *names, "--budget", "6", "--out"]
+    assert main([*words, str(tmp_path / "found")]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("plain", *names))
+    rows = [json.loads(line) for line in (tmp_path / "found" / "samples.jsonl").read_text().splitlines()]
+    assert [row["search"] for row in rows] == names
+    assert all((tmp_path / "found" / row["file"]).read_text() is not None for row in rows)
