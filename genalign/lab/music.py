@@ -94,8 +94,7 @@ def read(pipeline: Any, texts: list[str], zeros: int = 0) -> Text:
     stated = torch.tensor([bool(text) for text in texts])[:, None, None]
     rows, length = len(texts), LATENTS[0]
     return {
-        "encoder_hidden_states": stated
-        * (F.layer_norm(last, width, eps=1e-6) + F.layer_norm(states[0], width, eps=1e-6)),
+        "encoder_hidden_states": stated * (last + first),
         "encoder_attention_mask": mask.bool(),
         "attention_mask": torch.ones(rows, length, dtype=torch.bool),
         "latent_cond": torch.zeros(rows, length, CHANNELS),
