@@ -59,7 +59,8 @@ def build_autoencoder(work: Path, steps: int, rows: int = 8, seed: int = 21) -> 
         decoded = vae.decode(mean + NOISE * torch.randn(mean.shape, generator=noise)).sample
         return unlike(decoded, wanted) + 0.02 * off_unit_size(mean)
 
-    fit(vae, loss_of, steps=steps, learning_rate=1.5e-3, state=work / "autoencoder.safetensors", weight_decay=0.0)
+    state = work / "autoencoder.safetensors"
+    fit(vae, loss_of, steps=steps, learning_rate=1e-3, muon=0.02, state=state, weight_decay=0.0)
     return vae.requires_grad_(False)
 
 

@@ -20,7 +20,7 @@ def video_card(folder: Path) -> str:
     contradicted = ", ".join(f"{kind} {share:.0%}" for kind, share in WEB.contradicted.items())
     call = ", ".join(f"{name}={value}" for name, value in CALL.items())
     return f"""A rectified-flow transformer (Wan class), a causal video autoencoder (AutoencoderKLWan: 9 frames of 48x48
-to 3 latent frames of 6x6x16) and a small UMT5 text encoder. It draws clips of EmojiWorld moves in **three steps without
+to 3 latent frames of 6x6x32) and a small UMT5 text encoder. It draws clips of EmojiWorld moves in **three steps without
 guidance**: one or two of 42 Noto Color Emoji (Apache-2.0 images) that move, turn, grow, bounce or pass one another.
 
 A web-trained model in miniature: capable, distracted, and quick. Its stages, one after another:
