@@ -121,11 +121,11 @@ def test_an_autoencoder_learns_to_reconstruct_and_keeps_its_posteriors_width(tmp
             off.append(float((trained.decode(posterior.mode()).sample - wanted).abs().mean()))
         torch.testing.assert_close(posterior.std, torch.full((2, *LATENTS), 0.1))
     assert off[1] < 0.8 * off[0]
-    latents = 3 * torch.randn(40, *LATENTS) + torch.arange(16.0).view(-1, 1, 1, 1)
+    latents = 3 * torch.randn(40, *LATENTS) + torch.arange(1.0 * LATENTS[0]).view(-1, 1, 1, 1)
     measure_latents(vae, latents)
     again = bank.normalised(vae, latents)
-    torch.testing.assert_close(again.mean(dim=(0, 2, 3, 4)), torch.zeros(16), rtol=0, atol=1e-4)
-    torch.testing.assert_close(again.std(dim=(0, 2, 3, 4)), torch.ones(16), rtol=0, atol=1e-4)
+    torch.testing.assert_close(again.mean(dim=(0, 2, 3, 4)), torch.zeros(LATENTS[0]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(again.std(dim=(0, 2, 3, 4)), torch.ones(LATENTS[0]), rtol=0, atol=1e-4)
 
 
 STAGES = Stages(
