@@ -178,7 +178,7 @@ def save_judge(net: MusicNet, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"width": net.seen[0].out_channels}) + "\n")
 
 
-def build_judge(work: Path, steps: int = 4000, rows: int = 24, seed: int = 27) -> MusicNet:
+def build_judge(work: Path, steps: int = 2000, rows: int = 24, seed: int = 27) -> MusicNet:
     """Train on rendered pieces and true facts alone, all heads by cross-entropy; never on generated sounds, nor on the
     verifier's output."""
     torch.manual_seed(seed)
@@ -192,7 +192,8 @@ def build_judge(work: Path, steps: int = 4000, rows: int = 24, seed: int = 27) -
         heard = net(waves)
         return torch.stack([F.cross_entropy(heard[kind], right[:, k]) for k, kind in enumerate(HEADS)]).sum()
 
-    fit(net, loss_of, steps=steps, learning_rate=2e-3, state=work / "music-judge.safetensors", ema_decay=0.99)
+    state = work / "music-judge.safetensors"
+    fit(net, loss_of, steps=steps, learning_rate=2e-3, muon=0.02, state=state, ema_decay=0.99)
     return net
 
 

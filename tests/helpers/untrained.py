@@ -1,4 +1,4 @@
-"""tiny-video and tiny-music with weights that nobody trained, as their builders save them, while they are not shipped."""
+"""tiny-video and tiny-music with weights that nobody trained, as builders save them, while they are not shipped."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_it_can_learn_all_facts_of_one_batch(tmp_path, monkeypatch) -> None:
     real = music_judge.fit
 
     def one_batch(net, loss_of, **given):
-        real(net, lambda step: loss_of(0), **{**given, "learning_rate": 3e-3, "weight_decay": 0.0})
+        real(net, lambda step: loss_of(0), **{**given, "learning_rate": 3e-3, "muon": 0.0, "weight_decay": 0.0})
 
     monkeypatch.setattr(music_judge, "fit", one_batch)
     monkeypatch.setattr(music_judge, "shaken", lambda wave, rng: wave)
