@@ -189,6 +189,29 @@ class LanguagePolicy:
             written += self._converse([prompts[row] for row in block], own, longest, None)
         return _media(written)
 
+    @torch.no_grad()
+    def stream(self, prompt: Prompt, seed: int | None, seen: Callable[[str], None], steps: int | None = None) -> Media:
+        """One completion, of one turn; `seen` is called with its text so far before each token.
+
+        seed: that of a row of `rollout`; None: greedy, as `generate`. steps: the most tokens (None: the recipe's).
+
+        Raises:
+            UsageError: more tokens than a rollout draws.
+        """
+        most = self.settings.max_new_tokens
+        longest = most if steps is None else steps
+        if not 1 <= longest <= most:
+            raise UsageError(f"{longest} tokens are wanted; ask for 1 to {most}, or set policy.max_new_tokens")
+        (encoded,) = self._encode([prompt], longest)
+        uniform = None if seed is None else self._uniform(seed)[None]
+
+        def show(ids: Tensor) -> None:
+            seen(self.chat.text(encoded, tuple(ids[0].tolist())))
+
+        (drawn,) = self.sampler([encoded], longest, uniform, show)
+        completion = self._cut(drawn)
+        return Media(text=Track([self.chat.text(encoded, completion)], ids=[completion]))
+
     def _cut(self, ids: list[int]) -> list[int]:
         end = next((i for i, token in enumerate(ids) if token in self.ends), len(ids) - 1)
         return ids[: end + 1]

@@ -20,6 +20,7 @@ BLOCK = 256  # tokens whose probabilities are added up before one of them is loo
 
 Drawn = list[list[int]]
 Tilt = Callable[[Tensor], Tensor]
+Seen = Callable[[Tensor], None]
 Forward = Callable[[Sequence[Encoded], Sequence[Sequence[int]]], list[Tensor]]
 
 
@@ -40,12 +41,17 @@ class Sampler:
         self._ways: dict[bool, Way] = {}
 
     @torch.no_grad()
-    def __call__(self, rows: Sequence[Encoded], longest: int, uniform: Tensor | None) -> Drawn:
-        """At most `longest` tokens for each of R prompts: sampled with `uniform` (R,longest), or greedy without."""
+    def __call__(
+        self, rows: Sequence[Encoded], longest: int, uniform: Tensor | None, seen: Seen | None = None
+    ) -> Drawn:
+        """At most `longest` tokens for each of R prompts: sampled with `uniform` (R,longest), or greedy without.
+
+        seen: called before each token with those of all rows so far, (R,S); for rows that share a batch.
+        """
         way = self.way(rows)
         found: Drawn = [[]] * len(rows)
         for group in self._groups(rows, way):
-            pick = Pick(self.head, None if uniform is None else uniform[group], self._tilt)
+            pick = Pick(self.head, None if uniform is None else uniform[group], self._tilt, seen)
             with pick.watching():
                 out = self._generate([rows[i] for i in group], way, pick, longest)[0]
             pick.check()
@@ -156,20 +162,22 @@ def _with_zeros(along: Mapping[str, tuple[int, ...]], count: int) -> dict[str, t
 class Pick:
     """A logits processor that leaves one token, by inverse transform sampling with the row's own uniform numbers; or,
     without `uniform` (R,S), all but the forbidden ones. width: of the prompts. tilt: added to the logits, after the
-    temperature, of the hidden states that the output layer was given last."""
+    temperature, of the hidden states that the output layer was given last. seen: see Sampler."""
 
-    def __init__(self, head: Head, uniform: Tensor | None, tilt: Tilt | None = None) -> None:
+    def __init__(self, head: Head, uniform: Tensor | None, tilt: Tilt | None = None, seen: Seen | None = None) -> None:
         self.head, self.width = head, 0
-        self.uniform, self.tilt = uniform, tilt
-        self._seen = torch.empty(0)
+        self.uniform, self.tilt, self.seen = uniform, tilt, seen
+        self._last = torch.empty(0)  # hidden states
         self._finite: Tensor | None = None
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        if self.seen is not None:
+            self.seen(ids[:, self.width :])
         if self.uniform is None and self.tilt is None:
             return self.head.masked(logits.clone())
         z = logits.div_(self.head.temperature)  # generate hands over a copy of its own, float32
         if self.tilt is not None:
-            z += self.tilt(self._seen).to(z)
+            z += self.tilt(self._last).to(z)
         z = self.head.masked(z)
         if self.uniform is None:
             return z
@@ -189,7 +197,7 @@ class Pick:
             return
 
         def keep(_: nn.Module, given: tuple[Any, ...]) -> None:
-            self._seen = given[0][:, -1]
+            self._last = given[0][:, -1]
 
         hook = layer.register_forward_pre_hook(keep)
         try:
