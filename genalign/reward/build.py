@@ -35,6 +35,7 @@ HEADS = {
     "emojiworld-judge": "genalign.lab.judge:Judge",
     "emojiworld-facts": "genalign.lab.fact_judge:FactJudge",
     "emojimoves-judge": "genalign.lab.moves_judge:MovesJudge",
+    "melodyworld-judge": "genalign.lab.music_judge:MusicJudge",
     "judge": "genalign.lab.judge:Judge",  # its name in older recipes
     "judge-yes-no": "genalign.reward.judge.judges:YesNoJudge",
     "judge-score": "genalign.reward.judge.judges:ScoreJudge",
@@ -44,6 +45,7 @@ HEADS = {
     "budget": "genalign.reward.heads.rules:Budget",
     "format": "genalign.reward.heads.rules:Format",
     "repetition": "genalign.reward.heads.rules:Repetition",
+    "rank-agreement": "genalign.reward.heads.rules:RankAgreement",
     "structured": "genalign.reward.heads.structured:StructuredMatch",
     "moving": "genalign.reward.heads.motion:Moving",
     "steady": "genalign.reward.heads.motion:Steady",

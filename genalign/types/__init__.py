@@ -18,6 +18,7 @@ from genalign.types.protocols import (
     Reward,
     SavesMemory,
     Weights,
+    Writing,
 )
 from genalign.types.records import Experience, Loss, Scores, Steps, Trajectory
 from genalign.types.samples import (
@@ -56,6 +57,7 @@ __all__ = [
     "Trajectory",
     "UsageError",
     "Weights",
+    "Writing",
     "family_seed",
     "nearest",
     "sample_seed",
