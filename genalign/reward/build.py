@@ -44,6 +44,8 @@ HEADS = {
     "budget": "genalign.reward.heads.rules:Budget",
     "format": "genalign.reward.heads.rules:Format",
     "repetition": "genalign.reward.heads.rules:Repetition",
+    "answer": "genalign.reward.heads.answers:Answer",
+    "boxes": "genalign.reward.heads.answers:Boxes",
     "structured": "genalign.reward.heads.structured:StructuredMatch",
     "moving": "genalign.reward.heads.motion:Moving",
     "steady": "genalign.reward.heads.motion:Steady",
