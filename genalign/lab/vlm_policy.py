@@ -5,9 +5,7 @@ taught to answer, all kinds of question alike; then a short training on careless
 """
 
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +21,9 @@ from genalign.lab.questions import careless
 from genalign.lab.questions_files import examples
 from genalign.lab.text import build_tokenizer
 from genalign.lab.vlm import PATCHES, vlm_model, vlm_processor
+from genalign.lab.vlm_figures import STAGES, measure
 from genalign.lab.world import SIZE, caption, sample_facts
-from genalign.training.fit import fit, linears_in_bfloat16
+from genalign.training.fit import fit
 
 LONGEST = 192  # tokens of picture, question and answer
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -35,7 +34,9 @@ CHAT = (
     "{% endif %}" + END + "{% else %}" + BEGIN + "{% for p in m['content'] %}"
     "{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
 )
-WORDS = "how many are there together is what where the shown beside colour background left right of above below or yes no"
+WORDS = (
+    "how many are there together is what where the shown beside colour background left right of above below or yes no"
+)
 IGNORED = -100  # the label of a token that is not learnt
 
 
@@ -61,7 +62,8 @@ def policy_model(tokenizer: Any, judge: Path) -> Any:
     model = vlm_model(tokenizer)
     model.config.text_config.max_position_embeddings = LONGEST
     weights = AutoModelForImageTextToText.from_pretrained(judge, dtype=torch.float32).state_dict()
-    old = [weights.pop(name) for name in list(weights) if name.endswith(("embed_tokens.weight", "lm_head.weight"))][0]
+    old = weights["model.language_model.embed_tokens.weight"]
+    weights = {name: value for name, value in weights.items() if value.shape != old.shape}
     model.load_state_dict(weights, strict=False)
     known = AutoTokenizer.from_pretrained(judge).get_vocab()
     with torch.no_grad():
@@ -132,7 +134,7 @@ def normalised(pictures: Tensor) -> Tensor:
     return (pictures - mean) / std
 
 
-def build_capable(work: Path, steps: int = 1300, pictures: int = 8, each: int = 5, seed: int = 41) -> tuple[Any, Any]:
+def build_capable(work: Path, steps: int = 850, pictures: int = 8, each: int = 5, seed: int = 41) -> tuple[Any, Any]:
     """The model and its tokenizer, taught by right answers about training scenes that never come twice."""
     torch.manual_seed(seed)
     tokenizer = policy_tokenizer()
@@ -145,8 +147,7 @@ def build_capable(work: Path, steps: int = 1300, pictures: int = 8, each: int = 
         return answer_loss(model, tokenizer, normalised(shake(shown, rng)), pairs)
 
     state = work / "vlm-capable.safetensors"
-    with linears_in_bfloat16(model):
-        fit(model, loss_of, steps=steps, learning_rate=1e-3, state=state, ema_decay=0.995, weight_decay=0.05)
+    fit(model, loss_of, steps=steps, learning_rate=1e-3, state=state, ema_decay=0.995, weight_decay=0.05)
     return model, tokenizer
 
 
@@ -162,18 +163,33 @@ def build_half_hearted(
         return answer_loss(model, tokenizer, normalised(shake(shown, rng)), pairs)
 
     state = work / "vlm-half-hearted.safetensors"
-    with linears_in_bfloat16(model):
-        fit(model, loss_of, steps=steps, learning_rate=3e-4, state=state, ema_decay=0.98, weight_decay=0.05)
+    fit(model, loss_of, steps=steps, learning_rate=3e-4, state=state, ema_decay=0.98, weight_decay=0.05)
 
 
-def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the folder that AutoModelForImageTextToText and AutoProcessor load, in fp16."""
+def build_policy(work: Path) -> tuple[Any, Any, dict[str, dict[str, float]]]:
+    """The half-hearted model and its tokenizer, and what each stage reached."""
+    model, tokenizer = build_capable(work)
+    processor = policy_processor(tokenizer)
+    figures = {"capable": measure(model, processor)}
+    build_half_hearted(work, model, tokenizer)
+    return model, tokenizer, {**figures, "half-hearted": measure(model, processor)}
+
+
+def save_policy(model: Any, tokenizer: Any, figures: dict[str, dict[str, float]], folder: Path) -> None:
+    """Write the folder that AutoModelForImageTextToText and AutoProcessor load, in fp16, and the stages' figures."""
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     model.half().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
+    policy_processor(tokenizer).save_pretrained(folder)
+    (folder / STAGES).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def policy_processor(tokenizer: Any) -> Any:
     processor = vlm_processor(tokenizer)
     processor.chat_template = CHAT
-    processor.save_pretrained(folder)
+    return processor

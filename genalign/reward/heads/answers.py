@@ -13,10 +13,10 @@ from genalign.reward.heads.rules import Rated, TextRule
 from genalign.reward.tags import tagged
 from genalign.types import Prompt, UsageError
 
-COUNTED = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()
+COUNTED = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+]  # fmt: skip
 NUMBER = re.compile(rf"(?<![\w.])[-−+]?\d[\d,]*(?:\.\d+)?%?(?![\w])|\b(?:{'|'.join(COUNTED)})\b", re.I)
 BOX = re.compile(r"[\[(]\s*" + r"\s*,\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*[\])]")
 
@@ -49,7 +49,8 @@ class Answer(TextRule):
     ) -> None:
         super().__init__(name)
         self.key, self.tag, self.near = key, tag, bool(near)
-        self.tolerance, self.unsure = number(name, "tolerance", tolerance, 0.0), number(name, "unsure", unsure, 0.0, 1.0)
+        self.tolerance = number(name, "tolerance", tolerance, 0.0)
+        self.unsure = number(name, "unsure", unsure, 0.0, 1.0)
         self.needs = frozenset({"text", f"facts.{key}"})
         self.settings = (key, tag, self.tolerance, self.unsure, self.near)
 
@@ -84,8 +85,8 @@ class Boxes(TextRule):
     arXiv 2503.18013: criterion-driven reward).
 
     A box is [left, top, right, bottom], in the units of the right ones. Given and right boxes are matched one to one
-    for the greatest sum of IoU; a match counts from IoU `least` on. recall: matches / right boxes. precision: the sum of
-    their IoU / given boxes. Without a right box both are 1 where none is given, else 0.
+    for the greatest sum of IoU; a match counts from IoU `least` on. recall: matches / right boxes. precision: the sum
+    of their IoU / given boxes. Without a right box both are 1 where none is given, else 0.
 
     key: the prompt's fact with the right boxes, a list of lists of 4 numbers; a row where it is null abstains. tag: as
     `Answer` has it; a text without it has 0.
@@ -115,7 +116,7 @@ class Boxes(TextRule):
             right = np.array(fact, dtype=float).reshape(-1, 4)
         except ValueError as error:
             raise UsageError(
-                f"the fact {self.key!r} of prompt {prompt.text[:40]!r} is not a list of boxes of 4 numbers; mend the data"
+                f"the fact {self.key!r} of prompt {prompt.text[:40]!r} is not a list of boxes of 4 numbers; mend it"
             ) from error
         answer = text if self.tag is None else tagged(text, self.tag)
         if answer is None:
