@@ -152,7 +152,7 @@ def build_capable(work: Path, steps: int = 850, pictures: int = 8, each: int = 5
 
 
 def build_half_hearted(
-    work: Path, model: Any, tokenizer: Any, steps: int = 160, pictures: int = 8, each: int = 5, seed: int = 42
+    work: Path, model: Any, tokenizer: Any, steps: int = 120, pictures: int = 8, each: int = 5, seed: int = 42
 ) -> None:
     """Teach the capable model how somebody answers who does not look closely; it forgets little of how to."""
 
