@@ -1,7 +1,7 @@
 """The prompts files of questions: rows with a picture, and what rules and judges need to know of it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ COLOURS = 64  # of a picture's palette
 
 
 def examples(
-    rng: np.random.Generator, pictures: int, each: int, split: str = "train"
+    rng: np.random.Generator, pictures: int, each: int, split: str = "train", kinds: Sequence[str] = KINDS
 ) -> tuple[np.ndarray, list[list[Question]]]:
     """Pictures (pictures, 64, 64, 3) of scenes, and up to `each` questions about each, at most one of a kind; all kinds
     come equally often as the first."""
     shown, asked = [], []
     for index in range(pictures):
-        first = KINDS[index % len(KINDS)]
+        first = kinds[index % len(kinds)]
         scene = question_scene(first, rng, split)
         shown.append(render(scene, rng))
         others = [kind for kind in KINDS if kind != first and allows(kind, scene.facts)]

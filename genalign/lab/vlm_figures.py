@@ -51,9 +51,9 @@ def measure(model: Any, processor: Any, file: str = "heldout.jsonl", count: int 
         for kind in KINDS
         if kind in kinds
     }
-    form = Format(tags=["think", "answer"])
+    form = Format(tags=["think", "answer"])(prompts, Media(text=Track(texts)))
     found["all"] = float(np.mean(right))
-    found["form"] = float(np.mean([form.rate(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]))
+    found["form"] = float(form.total.mean())
     found["words"] = float(np.mean([len(text.split()) for text in texts]))
     return found
 

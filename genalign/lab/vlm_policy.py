@@ -5,7 +5,8 @@ taught to answer, all kinds of question alike; then a short training on careless
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from genalign.files.shipped import shipped
 from genalign.lab.clip import PREPROCESS
 from genalign.lab.judge import shake
-from genalign.lab.questions import careless
+from genalign.lab.questions import KINDS, Question, careless
 from genalign.lab.questions_files import examples
 from genalign.lab.text import build_tokenizer
 from genalign.lab.vlm import PATCHES, vlm_model, vlm_processor
@@ -37,6 +38,7 @@ CHAT = (
 WORDS = (
     "how many are there together is what where the shown beside colour background left right of above below or yes no"
 )
+HARD = ("where", "side", "count", "object", "sum")
 IGNORED = -100  # the label of a token that is not learnt
 
 
@@ -72,7 +74,19 @@ def policy_model(tokenizer: Any, judge: Path) -> Any:
             there = known.get(token, known.get(token.removesuffix("</w>")))
             if there is not None:
                 new[row] = old[there]
+        relate_numbers(new, tokenizer)
     return model
+
+
+@torch.no_grad()
+def relate_numbers(embeddings: Tensor, tokenizer: Any, width: float = 3.0) -> None:
+    """Make the rows of neighbouring numbers alike (a Gaussian average of `width` numbers, at the length they had), so
+    that what is learnt of one edge of a box holds for those near it."""
+    known = tokenizer.get_vocab()
+    rows = torch.tensor([known.get(str(number) if number > 9 else f"{number}</w>") for number in range(SIZE + 1)])
+    distance = torch.arange(SIZE + 1)[:, None] - torch.arange(SIZE + 1)
+    mean = torch.softmax(-0.5 * (distance / width) ** 2, dim=1) @ embeddings[rows]
+    embeddings[rows] = F.normalize(mean, dim=1) * embeddings[rows].norm(dim=1).mean()
 
 
 def answer_loss(model: Any, tokenizer: Any, pixels: Tensor, pairs: Sequence[Sequence[tuple[str, str]]]) -> Tensor:
@@ -126,7 +140,7 @@ def _block(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> Block:
         labels += [IGNORED] * len(asked) + written
         which += [number] * length
         position += range(1 + PATCHES, 1 + PATCHES + length)
-    return Block(*map(torch.tensor, (ids, labels, which, position)))
+    return Block(torch.tensor(ids), torch.tensor(labels), torch.tensor(which), torch.tensor(position))
 
 
 def normalised(pictures: Tensor) -> Tensor:
@@ -134,34 +148,37 @@ def normalised(pictures: Tensor) -> Tensor:
     return (pictures - mean) / std
 
 
-def build_capable(work: Path, steps: int = 850, pictures: int = 8, each: int = 5, seed: int = 41) -> tuple[Any, Any]:
-    """The model and its tokenizer, taught by right answers about training scenes that never come twice."""
+def build_capable(work: Path, seed: int = 41) -> tuple[Any, Any]:
+    """The model and its tokenizer, taught by right answers about training scenes that never come twice: first all that
+    can be asked of few pictures, then, of more pictures, mostly what it finds hard."""
     torch.manual_seed(seed)
     tokenizer = policy_tokenizer()
     model = policy_model(tokenizer, shipped("assets", "tiny-vlm-judge"))
-
-    def loss_of(step: int) -> Tensor:
-        rng = np.random.default_rng((seed, step))
-        shown, asked = examples(rng, pictures, each)
-        pairs = [[(one.text, one.written) for one in of_one] for of_one in asked]
-        return answer_loss(model, tokenizer, normalised(shake(shown, rng)), pairs)
-
-    state = work / "vlm-capable.safetensors"
-    fit(model, loss_of, steps=steps, learning_rate=1e-3, state=state, ema_decay=0.995, weight_decay=0.05)
+    for name, steps, pictures, each, kinds in (("first", 850, 8, 5, KINDS), ("closer", 480, 12, 3, HARD)):
+        loss_of = partial(taught, model, tokenizer, (seed, len(kinds)), pictures, each, kinds, _right)
+        state = work / f"vlm-{name}.safetensors"
+        fit(model, loss_of, steps=steps, learning_rate=1e-3, state=state, ema_decay=0.995, weight_decay=0.05)
     return model, tokenizer
 
 
-def build_half_hearted(
-    work: Path, model: Any, tokenizer: Any, steps: int = 120, pictures: int = 8, each: int = 5, seed: int = 42
-) -> None:
+def taught(
+    model: Any, tokenizer: Any, seed: tuple[int, ...], pictures: int, each: int, kinds: Sequence[str],
+    answer: Callable[[Question, np.random.Generator], str], step: int,
+) -> Tensor:  # fmt: skip
+    """The loss of a step: `each` questions about each of some pictures, the first of `kinds`, answered by `answer`."""
+    rng = np.random.default_rng((*seed, step))
+    shown, asked = examples(rng, pictures, each, kinds=kinds)
+    pairs = [[(one.text, answer(one, rng)) for one in of_one] for of_one in asked]
+    return answer_loss(model, tokenizer, normalised(shake(shown, rng)), pairs)
+
+
+def _right(question: Question, rng: np.random.Generator) -> str:
+    return question.written
+
+
+def build_half_hearted(work: Path, model: Any, tokenizer: Any, steps: int = 100, seed: int = 42) -> None:
     """Teach the capable model how somebody answers who does not look closely; it forgets little of how to."""
-
-    def loss_of(step: int) -> Tensor:
-        rng = np.random.default_rng((seed, step))
-        shown, asked = examples(rng, pictures, each)
-        pairs = [[(one.text, careless(one, rng)) for one in of_one] for of_one in asked]
-        return answer_loss(model, tokenizer, normalised(shake(shown, rng)), pairs)
-
+    loss_of = partial(taught, model, tokenizer, (seed,), 8, 5, KINDS, careless)
     state = work / "vlm-half-hearted.safetensors"
     fit(model, loss_of, steps=steps, learning_rate=3e-4, state=state, ema_decay=0.98, weight_decay=0.05)
 

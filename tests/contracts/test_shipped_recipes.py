@@ -39,7 +39,7 @@ def test_a_shipped_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
         words.append("train.monitor.count=2")
     if recipe.policy.model in PIPELINES:  # of the hub, as the weights of its reward are
         words += ["eval.steps=4", f"reward={str(recipe.reward).replace('general', 'rules')}"]
-    elif not name.startswith("text"):
+    elif not name.startswith(("text", "vlm")):
         words += ["eval.steps=4", "eval.guidance=[1.0]"]
     assert main(["train", name, *words, "--out", str(tmp_path / "out")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,13 +189,8 @@ def test_a_tagged_answer_is_judged_beside_the_picture_that_the_prompt_brings(vlm
         for picture, after in zip(pictures, ("star", "star", None), strict=True)
     ]
     written = ["<think>two dog</think><answer> a cat </answer>", "a cat", "<answer>a cat</answer>"]
-    judge = YesNoJudge(
-        model=vlm,
-        question="is this {sample} {facts.after} ?",
-        reads="text",
-        tag="answer",
-        template="{image} {question}",
-    )
+    about = {"question": "is this {sample} {facts.after} ?", "reads": "text", "template": "{image} {question}"}
+    judge = YesNoJudge(model=vlm, tag="answer", **about)  # type: ignore[arg-type]
     assert judge.needs == {"text", "facts.after"}
     assert judge.prefetches(frozenset({"text"})) == ()
     scores = judge(asked, Media(text=Track(written)))
@@ -206,7 +200,7 @@ def test_a_tagged_answer_is_judged_beside_the_picture_that_the_prompt_brings(vlm
     assert scores.valid[:, 0].tolist() == [True, True, False]
     other = plain([Prompt("x")], Media(image=Track(pictures[1:2]))).total
     assert abs(float(other[0]) - expected) > 1e-6
-    assert judge.version != replace(judge, tag=None).version
+    assert judge.version != YesNoJudge(model=vlm, **about).version  # type: ignore[arg-type]
 
 
 def test_a_tag_is_of_a_text(vlm: Path) -> None:
