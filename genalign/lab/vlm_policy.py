@@ -176,7 +176,7 @@ def _right(question: Question, rng: np.random.Generator) -> str:
     return question.written
 
 
-def build_half_hearted(work: Path, model: Any, tokenizer: Any, steps: int = 100, seed: int = 42) -> None:
+def build_half_hearted(work: Path, model: Any, tokenizer: Any, steps: int = 80, seed: int = 42) -> None:
     """Teach the capable model how somebody answers who does not look closely; it forgets little of how to."""
     loss_of = partial(taught, model, tokenizer, (seed,), 8, 5, KINDS, careless)
     state = work / "vlm-half-hearted.safetensors"

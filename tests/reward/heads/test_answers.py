@@ -151,7 +151,7 @@ def test_bands_that_tighten_never_raise_a_reward() -> None:
     assert early.tolist() == pytest.approx([0, 0.6, 0.7, 1, 1])
     assert parts["recall"](asked, texts(*rows)).total.tolist() == [0, 1, 1, 1, 1]
     for part in parts.values():
-        part.update(part(asked, texts(*rows)), 20)
+        part.update(part(asked, texts(*rows)), 12)
     late = parts["precision"](asked, texts(*rows)).total
     assert late.tolist() == pytest.approx([0, 0, 0, 0.8, 1])
     assert bool((late <= early).all())
