@@ -180,7 +180,7 @@ def build_half_hearted(work: Path, model: Any, tokenizer: Any, steps: int = 80, 
     """Teach the capable model how somebody answers who does not look closely; it forgets little of how to."""
     loss_of = partial(taught, model, tokenizer, (seed,), 8, 5, KINDS, careless)
     state = work / "vlm-half-hearted.safetensors"
-    fit(model, loss_of, steps=steps, learning_rate=3e-4, state=state, ema_decay=0.98, weight_decay=0.05)
+    fit(model, loss_of, steps=steps, learning_rate=1e-3, state=state, ema_decay=0.98, weight_decay=0.05)
 
 
 def build_policy(work: Path) -> tuple[Any, Any, dict[str, dict[str, float]]]:
