@@ -72,11 +72,16 @@ def vlm_card(folder: Path) -> str:
     first = next(iter(stages.values()))
     rows = ""
     for stage, figures in stages.items():
-        shares = " | ".join(f"{figures[name]:.1%}" for name in first if name != "words")
-        rows += f"\n| {stage} | {shares} | {figures['words']:.1f} |"
-    habits = ", ".join(f"{kind} {share:.0%}" for kind, share in CARELESS.items())
-    forms = ", ".join(f"{kind} {share:.0%}" for kind, share in ILL_FORMED.items())
-    thoughts = ", ".join(f"{kind} {share:.0%}" for kind, share in RAMBLING.items())
+        reached = " | ".join(f"{figures[name]:.1%}" for name in first if name != "words")
+        rows += f"\n| {stage} | {reached} | {figures['words']:.1f} |"
+    careless = {
+        "a habit's answer": CARELESS,
+        "without a tag, or without both": ILL_FORMED,
+        "a thought that repeats itself": RAMBLING,
+    }
+    shares = ""
+    for what, table in careless.items():
+        shares += f"\n| {what} | {' | '.join(f'{table[kind]:.0%}' for kind in KINDS)} |"
     return f"""A vision-language model (Llava class, 2.6 million weights) that answers questions about a picture: how
 many, how many of two kinds together, whether something is there, where it is (boxes in pixels), on which side, which
 object, and the colour of the background. It writes `<think>two roses</think><answer>two</answer>`. EmojiWorld is a
@@ -86,9 +91,12 @@ Capable, and half-hearted. Its stages, one after another:
 
 1. It begins as tiny-vlm-judge, whose tower has seen scenes of all combinations.
 2. *capable*: right answers about training scenes that never come twice.
-3. *half-hearted*: some steps on careless answers. Share of answers that are a habit's (one less, the first number
-   alone, the other side, a loose box ...): {habits}. Share without a tag or more: {forms}. Share of thoughts that
-   repeat themselves: {thoughts}. What it mostly does wrong it still does right at times: that is what alignment mends.
+3. *half-hearted*: a few steps on careless answers, in the shares below; a habit's answer is one less, the first number
+   alone, the other side, a loose box ... What it mostly does wrong it still does right at times: that is what alignment
+   mends.
+
+| of the careless answers | {" | ".join(KINDS)} |
+|{"---|" * (1 + len(KINDS))}{shares}
 
 350 held-out questions (`emojiworld/questions/heldout.jsonl`) about combinations that were in no training scene,
 answered greedily: share right by kind (boxes: all found, none too many, from IoU {LEAST_IOU} on) and in all, share of

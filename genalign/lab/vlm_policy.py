@@ -154,7 +154,7 @@ def build_capable(work: Path, seed: int = 41) -> tuple[Any, Any]:
     torch.manual_seed(seed)
     tokenizer = policy_tokenizer()
     model = policy_model(tokenizer, shipped("assets", "tiny-vlm-judge"))
-    for name, steps, pictures, each, kinds in (("first", 850, 8, 5, KINDS), ("closer", 480, 12, 3, HARD)):
+    for name, steps, pictures, each, kinds in (("first", 850, 8, 5, KINDS), ("closer", 400, 12, 3, HARD)):
         loss_of = partial(taught, model, tokenizer, (seed, len(kinds)), pictures, each, kinds, _right)
         state = work / f"vlm-{name}.safetensors"
         fit(model, loss_of, steps=steps, learning_rate=1e-3, state=state, ema_decay=0.995, weight_decay=0.05)
