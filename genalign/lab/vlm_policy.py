@@ -49,9 +49,11 @@ def sentence(rng: np.random.Generator) -> str:
 
 def policy_tokenizer() -> Any:
     """A tokenizer of the words of captions and questions, the numbers of pixels, and the tags, each one token."""
-    from tokenizers import AddedToken
+    from tokenizers import AddedToken, decoders
 
     tokenizer = build_tokenizer(sentence, LONGEST)
+    # AutoProcessor does not make a CLIPTokenizer of it, whose own decoding alone puts a space at a word's end.
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
     tokenizer.add_tokens([AddedToken(str(number), single_word=True) for number in range(10, SIZE + 1)])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", *TAGS]})
     return tokenizer

@@ -85,6 +85,17 @@ def test_every_word_number_and_tag_is_one_token_and_comes_back() -> None:
             assert "".join(back.split()) == "".join(answer.split())
 
 
+def test_words_come_back_apart_from_the_processor_that_is_shipped() -> None:
+    from transformers import AutoProcessor
+
+    shipped_one = AutoProcessor.from_pretrained(shipped("assets", "tiny-vlm")).tokenizer
+    text = "<think>two red apples left of été</think><answer>left of</answer>"
+    for one in (shipped_one, tokenizer()):
+        back = one.decode(one(text, add_special_tokens=False).input_ids)
+        assert back.replace(" </", "</").strip() == text
+    assert shipped_one.get_vocab() == tokenizer().get_vocab()
+
+
 def test_an_answer_is_right_where_its_rule_says_so() -> None:
     asked = [
         Prompt("how many?", facts={"answer": "two", "boxes": None}),
