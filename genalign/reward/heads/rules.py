@@ -36,6 +36,7 @@ class TextRule(Stateless):
     looks_at: Literal["sample"] = "sample"
     differentiable = False
     settings: tuple[Any, ...] = ()
+    aspects: tuple[str, ...]
 
     def __init__(self, name: str) -> None:
         self.name, self.aspects = name, (name,)

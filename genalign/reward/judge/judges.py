@@ -83,7 +83,7 @@ class YesNoJudge(CriteriaJudge):
     def _judged(self, media: Media, row: int, graph: bool) -> list[Piece]:
         if self.tag is None:
             return shown(media, row, self.reads, graph)
-        return [tagged(media["text"].held[row], self.tag) or ""]
+        return [tagged(str(media["text"].held[row]), self.tag) or ""]
 
     def _with_tag(
         self, table: Sequence[tuple[int, int, str]], media: Media, columns: list[list[Answer]]
@@ -91,7 +91,7 @@ class YesNoJudge(CriteriaJudge):
         """The questions about texts that have the tag; the others are answered in `columns` by 0."""
         kept = []
         for row, k, text in table:
-            if tagged(media["text"].held[row], str(self.tag)) is None:
+            if tagged(str(media["text"].held[row]), str(self.tag)) is None:
                 columns[k][row] = 0.0
             else:
                 kept.append((row, k, text))
