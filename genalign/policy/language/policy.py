@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -156,6 +156,29 @@ class LanguagePolicy:
             made = [self._cut(row) for row in self.sampler(own, longest, None)]
             texts, ids = texts + list(map(self.chat.text, own, made)), ids + made
         return Media(text=Track(texts, ids=ids))
+
+    @torch.no_grad()
+    def stream(self, prompt: Prompt, seed: int | None, seen: Callable[[str], None], steps: int | None = None) -> Media:
+        """One completion; `seen` is called with its text so far before each token.
+
+        seed: that of a row of `rollout`; None: greedy, as `generate`. steps: the most tokens (None: the recipe's).
+
+        Raises:
+            UsageError: more tokens than a rollout draws.
+        """
+        most = self.settings.max_new_tokens
+        longest = most if steps is None else steps
+        if not 1 <= longest <= most:
+            raise UsageError(f"{longest} tokens are wanted; ask for 1 to {most}, or set policy.max_new_tokens")
+        (encoded,) = self._encode([prompt], longest)
+        uniform = None if seed is None else self._uniform(seed)[None]
+
+        def show(ids: Tensor) -> None:
+            seen(self.chat.text(encoded, tuple(ids[0].tolist())))
+
+        (drawn,) = self.sampler([encoded], longest, uniform, show)
+        completion = self._cut(drawn)
+        return Media(text=Track([self.chat.text(encoded, completion)], ids=[completion]))
 
     def _cut(self, ids: list[int]) -> tuple[int, ...]:
         end = next((i for i, token in enumerate(ids) if token in self.ends), len(ids) - 1)

@@ -18,6 +18,7 @@ from genalign.types import GenalignError, UsageError
 BLOCK = 256  # tokens whose probabilities are added up before one of them is looked for
 
 Drawn = list[list[int]]
+Seen = Callable[[Tensor], None]
 Forward = Callable[[Sequence[Encoded], Sequence[Sequence[int]]], list[Tensor]]
 
 
@@ -37,12 +38,17 @@ class Sampler:
         self._ways: dict[bool, Way] = {}
 
     @torch.no_grad()
-    def __call__(self, rows: Sequence[Encoded], longest: int, uniform: Tensor | None) -> Drawn:
-        """At most `longest` tokens for each of R prompts: sampled with `uniform` (R,longest), or greedy without."""
+    def __call__(
+        self, rows: Sequence[Encoded], longest: int, uniform: Tensor | None, seen: Seen | None = None
+    ) -> Drawn:
+        """At most `longest` tokens for each of R prompts: sampled with `uniform` (R,longest), or greedy without.
+
+        seen: called before each token with those of all rows so far, (R,S); for rows that share a batch.
+        """
         way = self.way(rows)
         found: Drawn = [[]] * len(rows)
         for group in self._groups(rows, way):
-            pick = Pick(self.head, None if uniform is None else uniform[group])
+            pick = Pick(self.head, None if uniform is None else uniform[group], seen)
             out = self._generate([rows[i] for i in group], way, pick, longest)[0]
             pick.check()
             self.calls += out.numel()  # one forward a token
@@ -142,14 +148,16 @@ def _with_zeros(along: Mapping[str, tuple[int, ...]], count: int) -> dict[str, t
 
 class Pick:
     """A logits processor that leaves one token, by inverse transform sampling with the row's own uniform numbers; or,
-    without `uniform` (R,S), all but the forbidden ones. width: of the prompts."""
+    without `uniform` (R,S), all but the forbidden ones. width: of the prompts. seen: see Sampler."""
 
-    def __init__(self, head: Head, uniform: Tensor | None) -> None:
+    def __init__(self, head: Head, uniform: Tensor | None, seen: Seen | None = None) -> None:
         self.head, self.width = head, 0
-        self.uniform = uniform
+        self.uniform, self.seen = uniform, seen
         self._finite: Tensor | None = None
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        if self.seen is not None:
+            self.seen(ids[:, self.width :])
         if self.uniform is None:
             return self.head.masked(logits.clone())
         z = self.head.masked(logits.div_(self.head.temperature))  # generate hands over a copy of its own, float32
