@@ -47,6 +47,7 @@ HEADS = {
     "repetition": "genalign.reward.heads.rules:Repetition",
     "answer": "genalign.reward.heads.answers:Answer",
     "boxes": "genalign.reward.heads.answers:Boxes",
+    "rank-agreement": "genalign.reward.heads.rules:RankAgreement",
     "structured": "genalign.reward.heads.structured:StructuredMatch",
     "moving": "genalign.reward.heads.motion:Moving",
     "steady": "genalign.reward.heads.motion:Steady",
