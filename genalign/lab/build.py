@@ -213,6 +213,18 @@ def _vlm_judge(work: Path, out: Path) -> None:
     save_vlm(*build_vlm(work), out)
 
 
+def _questions(work: Path, out: Path) -> None:
+    from genalign.lab.questions_files import build_questions
+
+    build_questions(out)
+
+
+def _vlm(work: Path, out: Path) -> None:
+    from genalign.lab.vlm_policy import build_policy, save_policy
+
+    save_policy(*build_policy(work), out)
+
+
 BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "world": ("emojiworld", _world),
     "moves": ("emojimoves", _moves),
@@ -232,6 +244,8 @@ BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "text-head": ("tiny-text-head", _text_head),
     "expander": ("tiny-expander", _expander),
     "vlm-judge": ("tiny-vlm-judge", _vlm_judge),
+    "questions": ("emojiworld/questions", _questions),
+    "vlm": ("tiny-vlm", _vlm),
 }
 
 

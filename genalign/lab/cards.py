@@ -282,6 +282,10 @@ reward: {{use: judge-yes-no, model: tiny-vlm-judge, question: "Does this picture
 
 Made by `genalign lab build vlm-judge`."""
         card = _HEAD.format(tag="reward-model", title=folder.name, text=text)
+    elif folder.name == "tiny-vlm":
+        from genalign.lab.vlm_figures import vlm_card
+
+        card = _HEAD.format(tag="image-text-to-text", title=folder.name, text=vlm_card(folder))
     elif folder.name == "tiny-video-judge":
         from genalign.lab.video_card import judge_card
 

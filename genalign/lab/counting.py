@@ -17,9 +17,9 @@ MIXED_SHARE = 0.6
 SMALLEST = 19  # pixels; the judge and the verifier know objects of this size from scenes of four
 
 
-def mixed_facts(rng: np.random.Generator) -> dict[str, Any]:
-    """Facts of a scene of two kinds, some of them several, that contains nothing held out: neither the whole, nor the
-    pair of kinds, nor that many of one kind."""
+def mixed_facts(rng: np.random.Generator, split: str | None = "train") -> dict[str, Any]:
+    """Facts of a scene of two kinds, some of them several. In the training split it contains nothing held out: neither
+    the whole, nor the pair of kinds, nor that many of one kind. `split`: as `sample_facts` has it."""
     while True:
         names = rng.choice(list(sprites()), size=2, replace=False)
         counts = MIXED[rng.integers(len(MIXED))]
@@ -27,7 +27,7 @@ def mixed_facts(rng: np.random.Generator) -> dict[str, Any]:
         facts = {"objects": objects, "relation": None, "background": str(rng.choice(list(BACKGROUNDS)))}
         pair = {**facts, "objects": [{**o, "count": 1} for o in objects]}
         several = [{**facts, "objects": [one]} for one, count in zip(objects, counts, strict=True) if count > 1]
-        if not any(held_out(part) for part in (facts, pair, *several)):
+        if split is None or any(held_out(part) for part in (facts, pair, *several)) == (split == "heldout"):
             return facts
 
 

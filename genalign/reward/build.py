@@ -45,6 +45,8 @@ HEADS = {
     "budget": "genalign.reward.heads.rules:Budget",
     "format": "genalign.reward.heads.rules:Format",
     "repetition": "genalign.reward.heads.rules:Repetition",
+    "answer": "genalign.reward.heads.answers:Answer",
+    "boxes": "genalign.reward.heads.answers:Boxes",
     "rank-agreement": "genalign.reward.heads.rules:RankAgreement",
     "structured": "genalign.reward.heads.structured:StructuredMatch",
     "moving": "genalign.reward.heads.motion:Moving",

@@ -5,6 +5,7 @@ The only place that sees policies, rewards and methods at once.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
@@ -119,8 +120,8 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
         prompts = built.eval_prompts = read_prompts(
             data_path(settings.prompts, folder), kind_of(made), recipe.takes_samples
         )
-        training = {prompt.text for prompt in data.rows}
-        if shared := sum(prompt.text in training for prompt in prompts.rows):
+        training = set(map(_asked, data.rows))
+        if shared := sum(_asked(prompt) in training for prompt in prompts.rows):
             what = "%d of %d prompts in %s are also training prompts, so this evaluation is not held out"
             log.warning(what, shared, len(prompts), settings.prompts)
         built.eval_rewards = [_reward(spec, folder, made, prompts) for spec in settings.rewards]
@@ -191,6 +192,12 @@ def _placed(place: str, check: Callable[..., None], *given: Any) -> None:
         check(*given)
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from error
+
+
+def _asked(prompt: Prompt) -> tuple[str, ...]:
+    """What makes two prompts one: the text, and the pictures that it is about."""
+    pictures = prompt.media["image"] if prompt.media is not None and "image" in prompt.media else ()
+    return prompt.text, *(hashlib.sha256(picture.contiguous().numpy().tobytes()).hexdigest() for picture in pictures)
 
 
 def _monitor(built: Built, made: Set[str]) -> Monitor | None:

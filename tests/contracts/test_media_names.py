@@ -69,6 +69,7 @@ REASONS = {
     "reward/heads/motion.py": HEAD,
     "reward/heads/qwen.py": HEAD,
     "reward/heads/raft.py": HEAD,
+    "reward/heads/answers.py": HEAD,
     "reward/heads/rules.py": HEAD,
     "reward/heads/sharpness.py": HEAD,
     "reward/heads/sound.py": HEAD,
@@ -86,7 +87,7 @@ REASONS = {
     "reward/runtime/serving.py": "the key `text` of a prompt in a JSON request",
     "reward/runtime/wire.py": "the key `text` of a prompt in a frame",
     "reward/sets/reward.py": HEAD,
-    "run/build.py": "a language model has no forward process and no noise",
+    "run/build.py": "a language model has no forward process and no noise; one question about two pictures is two",
 }
 
 

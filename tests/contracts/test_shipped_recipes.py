@@ -42,13 +42,24 @@ def test_a_shipped_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
         words += ["eval.steps=4", f"reward={str(recipe.reward).replace('general', 'rules')}"]
     elif recipe.policy.model in PICTURES:
         words += ["eval.steps=4", "reward=image-crisp.yaml"]
-    elif not name.startswith("text"):
+    elif not name.startswith(("text", "vlm")):
         words += ["eval.steps=4", "eval.guidance=[1.0]"]
     assert main(["train", name, *words, "--out", str(tmp_path / "out")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert all("reward" in row for row in rows)
     assert json.loads((tmp_path / "out" / "eval.json").read_text())["prompts"] == 2
+
+
+def test_a_run_with_pictures_in_its_prompts_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Pictures, a rule, a judge in this process and a function in a worker: after a stop, as without one."""
+    words = [*SMALL, "eval=null", "train.checkpoint_every=1", "--out"]
+    words = [word for word in words if not word.startswith(("eval.", "train.steps"))]
+    assert main(["train", "vlm-grpo-hybrid", "train.steps=3", *words, str(tmp_path / "whole")]) == 0
+    assert main(["train", "vlm-grpo-hybrid", "train.steps=2", *words, str(tmp_path / "parts")]) == 0
+    assert main(["train", "vlm-grpo-hybrid", "train.steps=3", *words[:-1], "--resume", str(tmp_path / "parts")]) == 0
+    adapters = [(tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("whole", "parts")]
+    assert adapters[0] == adapters[1]
 
 
 @pytest.mark.parametrize("name", SEARCHES)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,30 @@ def test_every_shipped_reward_builds_and_scores(room: Path) -> None:
         check_needs(reward, {"text", "prompt", "facts.objects"})
         scores = Runner(reward, max_failure=0.0)(asked, texts(*(p.text for p in asked)))
         assert scores.total_valid.all()
+
+
+def test_the_rewards_of_answers_score_right_ones_above_wrong_ones(room: Path) -> None:
+    """Rows that a rule checks, of words and of boxes, and one that the judge alone can: two true, two false answers."""
+    from genalign.data.prompts import read_prompts
+
+    exam = read_prompts(shipped("assets", "emojiworld", "questions", "heldout.jsonl")).rows
+    boxes = next(row for row in exam if row.facts["boxes"])
+    side = next(row for row in exam if row.facts["kind"] == "side")
+    unlabelled = replace(side, facts={**side.facts, "answer": None})
+    other = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[side.facts["answer"]]
+    where = ", ".join(map(str, boxes.facts["boxes"]))
+    told = [where, "[0, 0, 1, 1]", side.facts["answer"], other]
+    rows = [f"<think>I see it</think><answer>{answer}</answer>" for answer in told]
+    asked = [boxes, boxes, unlabelled, unlabelled]
+    group = torch.tensor([0, 0, 1, 1])
+    for name in ("vlm-rule", "vlm-model", "vlm-hybrid"):
+        scores = Runner(build_reward(name, room), max_failure=0.0)(asked, texts(*rows), group)
+        assert scores.total_valid.all()
+        found = scores.total.tolist()
+        assert (found[0] > found[1] + 0.5) == (name != "vlm-model")
+        assert (found[2] > found[3] + 0.2) == (name != "vlm-rule")
+    only = Runner(build_reward("vlm-boxes", room), max_failure=0.0)([boxes, boxes], texts(*rows[:2]), group[:2])
+    assert only.total.tolist() == pytest.approx([3.0, 1.0])
 
 
 def test_scene_rules_give_partial_credit_with_confidence(room: Path) -> None:

@@ -295,7 +295,8 @@ class Chat:
 
         Up to the first white space: what stands behind is no longer the model's to write.
         """
-        known = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder} - {self.tokenizer.unk_token_id}
+        unknown = {self.tokenizer.unk_token_id} - self.ends  # to CLIP's tokenizers one token is both
+        known = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder} - unknown
         ends = self._frame.closing.split()[:1] or self._frame.following.split()[:1]
         return [token for token in self.tokenizer("".join(ends), add_special_tokens=False).input_ids if token in known]
 

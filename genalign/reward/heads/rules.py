@@ -9,13 +9,13 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from genalign.files.untrusted import check_model
-from genalign.reward.base import Stateless, digest
+from genalign.reward.base import Stateless, aspect_weights, digest
 from genalign.reward.combine.combination import choice, number
 from genalign.types import Media, Prompt, Scores, UsageError
 
@@ -24,13 +24,22 @@ ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 
 
+class Rated(NamedTuple):
+    """Scores, one an aspect, and how sure the rule is of them, in [0,1]."""
+
+    scores: tuple[float, ...]
+    confidence: float = 1.0
+
+
 class TextRule(Stateless):
-    """One score a text, by a formula. settings: what distinguishes two rules of one class, beside the name; hashed."""
+    """Scores of each text, by a formula. settings: what distinguishes two rules of one class, beside the name; hashed.
+    A rule that knows how sure it is `rates` texts by `Rated`."""
 
     needs = frozenset({"text"})
     looks_at: Literal["sample"] = "sample"
     differentiable = False
     settings: tuple[Any, ...] = ()
+    aspects: tuple[str, ...]
 
     def __init__(self, name: str) -> None:
         self.name, self.aspects = name, (name,)
@@ -39,17 +48,24 @@ class TextRule(Stateless):
     def version(self) -> str:
         return digest(type(self).__name__.lower(), self.name, self.settings)
 
-    def rate(self, text: str, prompt: Prompt) -> float | None:
+    def rate(self, text: str, prompt: Prompt) -> float | Rated | None:
         """None: the rule does not apply."""
         raise NotImplementedError
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         written: list[Any] = list(media["text"].data) if "text" in media else [None] * len(prompts)
-        scores = [None if t is None else self.rate(t, prompt) for t, prompt in zip(written, prompts, strict=True)]
-        values = torch.tensor([0.0 if score is None else score for score in scores])
-        valid = torch.tensor([score is not None for score in scores], dtype=torch.bool)
-        nothing = torch.zeros_like(valid)[:, None]
-        return Scores(self.aspects, values[:, None], valid[:, None], nothing, values, valid, torch.ones(1))
+        rows = [None if t is None else self.rate(t, prompt) for t, prompt in zip(written, prompts, strict=True)]
+        rated = [Rated((row,)) if isinstance(row, float | int) else row for row in rows]
+        values = torch.tensor([(0.0,) * len(self.aspects) if row is None else row.scores for row in rated])  # (B,K)
+        valid = torch.tensor([row is not None for row in rated], dtype=torch.bool)
+        confidence = None
+        if any(isinstance(row, Rated) for row in rows):
+            sure = torch.tensor([0.0 if row is None else row.confidence for row in rated])
+            confidence = sure[:, None].expand_as(values)
+        weights = aspect_weights(self)
+        each = valid[:, None].expand_as(values)
+        total = values @ weights
+        return Scores(self.aspects, values, each, torch.zeros_like(each), total, valid, weights, confidence)
 
 
 class Counted(TextRule):

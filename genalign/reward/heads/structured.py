@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from genalign.files.text import lines_of
 from genalign.reward.combine.combination import number
 from genalign.reward.heads.rules import TextRule
+from genalign.reward.tags import tagged
 from genalign.types import Prompt, UsageError
 
 Call = tuple[str, dict[str, Any]]
@@ -58,8 +58,8 @@ class StructuredMatch(TextRule):
     def _made(self, text: str) -> list[Call] | None:
         if self.tag is None:
             return read_calls(text)
-        found = re.findall(rf"<{re.escape(self.tag)}>(.*?)</{re.escape(self.tag)}>", text, re.DOTALL)
-        return read_calls(found[0]) if len(found) == 1 else None
+        found = tagged(text, self.tag)
+        return None if found is None else read_calls(found)
 
 
 def matched(right: list[Call], made: list[Call]) -> float:

@@ -88,7 +88,7 @@ class Criteria:
             for aspect, text in of_task.items():
                 if not isinstance(text, str) or not text.strip():
                     raise UsageError(f"every question of judge {name!r} must be a text")
-                check_template(text, ("prompt", FACT), f"question {aspect!r} of judge {name!r}")
+                check_template(text, ("prompt", "sample", "image", FACT), f"question {aspect!r} of judge {name!r}")
                 aspects[aspect] = None
                 self.mentions |= places(text)
         self.aspects = tuple(aspects)
@@ -103,9 +103,14 @@ class Criteria:
         return {aspect: text for aspect, text in of_task.items() if places(text) & self.facts <= present}
 
 
-def facts_of(prompt: Prompt) -> dict[str, Piece]:
-    """A prompt's facts by the names that templates have for them."""
-    return {f"facts.{key}": str(value) for key, value in prompt.facts.items()}
+def known_of(prompt: Prompt) -> dict[str, Piece | Sequence[Piece]]:
+    """What a prompt brings, by the names that templates have for it: its text, its pictures and its facts."""
+    pictures: list[Piece] = []
+    if prompt.media is not None and "image" in prompt.media:
+        for row in range(len(prompt.media["image"])):
+            pictures += shown(prompt.media, row, "image")
+    facts = {f"facts.{key}": str(value) for key, value in prompt.facts.items()}
+    return {"prompt": prompt.text, "image": pictures, **facts}
 
 
 # ---- yes and no -----------------------------------------------------------------------------------------------------

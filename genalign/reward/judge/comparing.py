@@ -16,7 +16,7 @@ from genalign.files.text import parse_row, read_lines
 from genalign.files.untrusted import neighbour
 from genalign.media.image import load_png
 from genalign.reward.base import ScoringError
-from genalign.reward.judge.asking import Question, facts_of, shown
+from genalign.reward.judge.asking import Question, known_of, shown
 from genalign.reward.judge.base import Answer, CriteriaJudge, Judge, prompt_if, questions_of, raised, seed_of
 from genalign.reward.judge.reading import read_scores
 from genalign.reward.template import Piece, fill, places
@@ -41,7 +41,7 @@ class CompareJudge(CriteriaJudge):
     `genalign sample MODEL --prompts FILE --out FOLDER` wrote: each prompt's first file there. A row without a reference
     abstains.
     both_orders: p = (p(yes | sample, reference) + 1 - p(yes | reference, sample)) / 2, so that p(a,b) + p(b,a) = 1.
-    template: names {first}, {second}, {question}, {prompt}. Other settings: `CriteriaJudge` and `Judge`.
+    template: names {first}, {second}, {question}, {prompt}, {image}. Other settings: `CriteriaJudge` and `Judge`.
 
     Scores.info has, a row: position_bias, the mean over criteria of p(yes | sample, reference) + p(yes | reference,
     sample) - 1 (0: none; above 0: it favours what is shown first), and order_flips, whether the two orders disagree.
@@ -57,7 +57,7 @@ class CompareJudge(CriteriaJudge):
     both_orders: bool = True
     template: str = COMPARE
     name: str = "compare"
-    fills = ("first", "second", "question", "prompt")
+    fills = ("first", "second", "question", "prompt", "image")
 
     def __post_init__(self) -> None:
         if self.question is None and self.criteria is None and self.tasks is None:
@@ -126,7 +126,7 @@ class CompareJudge(CriteriaJudge):
         return None if text is None else [str(text)]
 
     def _ask(self, prompt: Prompt, text: str, sample: list[Piece], other: list[Piece], swap: bool) -> Question:
-        values: dict[str, Piece | Sequence[Piece]] = {"prompt": prompt.text, **facts_of(prompt)}
+        values = known_of(prompt)
         first, second = (other, sample) if swap else (sample, other)
         return self._question(
             self.template, {**values, "first": first, "second": second, "question": fill(text, values)}

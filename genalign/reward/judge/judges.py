@@ -12,11 +12,12 @@ from torch import Tensor
 
 from genalign.reward.base import ScoringError
 from genalign.reward.guard import in_batches
-from genalign.reward.judge.asking import Question, facts_of, shown
+from genalign.reward.judge.asking import Question, known_of, shown
 from genalign.reward.judge.base import Answer, CriteriaJudge, questions_of, raised, seed_of
 from genalign.reward.judge.local import LocalModel
 from genalign.reward.judge.reading import read_score
 from genalign.reward.prefetch import Prefetch
+from genalign.reward.tags import tagged
 from genalign.reward.template import Piece, fill, places
 from genalign.types import Media, Prompt, Scores, UsageError, nearest
 
@@ -33,7 +34,8 @@ class YesNoJudge(CriteriaJudge):
 
     A model in this process that reads images passes gradients on to their pixels, where they ask for them.
 
-    Settings: `CriteriaJudge` and `Judge`; template: names {sample}, {question} and {prompt}.
+    Settings: `CriteriaJudge` and `Judge`; template: names {sample}, {question}, {prompt} and {image}. tag: of a text,
+    what stands between <tag> and </tag> is judged, as thoughts are no answer; without exactly one, p(yes) is 0.
 
     VQAScore (arXiv 2404.01291) with one question; OneReward's one model for all tasks and criteria (arXiv 2508.21066).
 
@@ -41,12 +43,15 @@ class YesNoJudge(CriteriaJudge):
     """
 
     template: str = YES_NO
+    tag: str | None = None
     name: str = "yes-no"
-    fills = ("sample", "question", "prompt")
+    fills = ("sample", "question", "prompt", "image")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.settings = (self.asks.tasks, self.template)
+        if self.tag is not None and self.reads != "text":
+            raise UsageError(f"judge {self.name!r} reads {self.reads}, which has no tag {self.tag!r}; set reads: text")
+        self.settings = (self.asks.tasks, self.template) + (() if self.tag is None else (self.tag,))
 
     @property
     def differentiable(self) -> bool:
@@ -54,24 +59,43 @@ class YesNoJudge(CriteriaJudge):
 
     def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
         """Where all samples are asked equally many questions, batches of questions begin at the same samples."""
-        here = self.model is not None and self.tasks is None
+        here = self.model is not None and self.tasks is None and self.tag is None
         return (in_batches(self, self.batch_size),) if here else ()
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         table = questions_of(self.asks, prompts)
         graph = self.differentiable and torch.is_grad_enabled() and _has_graph(media[self.reads].held)
+        columns: list[list[Answer]] = [[None] * len(prompts) for _ in self.aspects]
+        if self.tag is not None:
+            table = self._with_tag(table, media, columns)
         questions = []
         for row, _, text in table:
-            questions.append(self._ask(prompts[row], shown(media, row, self.reads, graph), text))
+            questions.append(self._ask(prompts[row], self._judged(media, row, graph), text))
         if graph and questions:
             assert isinstance(self.answerer, LocalModel)
             answers_with_graph, errors = self.answerer.yes_with_grad(questions)
             return self._with_graph(table, answers_with_graph, errors, len(prompts))
         answers = self.answerer.yes(questions)
-        columns: list[list[Answer]] = [[None] * len(prompts) for _ in self.aspects]
         for (row, k, _), answer in zip(table, answers, strict=True):
             columns[k][row] = answer
         return self._scores(columns)
+
+    def _judged(self, media: Media, row: int, graph: bool) -> list[Piece]:
+        if self.tag is None:
+            return shown(media, row, self.reads, graph)
+        return [tagged(str(media["text"].held[row]), self.tag) or ""]
+
+    def _with_tag(
+        self, table: Sequence[tuple[int, int, str]], media: Media, columns: list[list[Answer]]
+    ) -> list[tuple[int, int, str]]:
+        """The questions about texts that have the tag; the others are answered in `columns` by 0."""
+        kept = []
+        for row, k, text in table:
+            if tagged(str(media["text"].held[row]), str(self.tag)) is None:
+                columns[k][row] = 0.0
+            else:
+                kept.append((row, k, text))
+        return kept
 
     def _with_graph(
         self, table: Sequence[tuple[int, int, str]], answers: Tensor, errors: Sequence[ScoringError | None], rows: int
@@ -90,8 +114,8 @@ class YesNoJudge(CriteriaJudge):
         return self._total(values, plain.valid, plain.failed, None, plain.info)
 
     def _ask(self, prompt: Prompt, sample: list[Piece], text: str) -> Question:
-        values: dict[str, Piece | Sequence[Piece]] = {"prompt": prompt.text, **facts_of(prompt)}
-        return self._question(self.template, {**values, "sample": sample, "question": fill(text, values)})
+        values = {**known_of(prompt), "sample": sample}
+        return self._question(self.template, {**values, "question": fill(text, values)})
 
 
 def _has_graph(held: Sequence[Any] | Tensor) -> bool:
@@ -123,7 +147,7 @@ class ScoreJudge(CriteriaJudge):
     max_tokens: int = 256
     template: str = SCORE
     name: str = "score"
-    fills = ("sample", "question", "prompt", "principle", "low", "high")
+    fills = ("sample", "question", "prompt", "image", "principle", "low", "high")
 
     def __post_init__(self) -> None:
         if not self.low < self.high or self.passes < 1:
@@ -190,10 +214,10 @@ class ScoreJudge(CriteriaJudge):
         return replace(scores, total=torch.where(readable, per_pass.nanmean(0), 0.0), total_valid=readable)
 
     def _ask(self, prompt: Prompt, sample: list[Piece], text: str) -> Question:
-        values: dict[str, Piece | Sequence[Piece]] = {"prompt": prompt.text, **facts_of(prompt)}
+        values = {**known_of(prompt), "sample": sample}
         principle = f" Judge by this principle: {self.principle}" if self.principle else ""
         more = {"principle": principle, "low": f"{self.low:g}", "high": f"{self.high:g}"}
-        return self._question(self.template, {**values, **more, "sample": sample, "question": fill(text, values)})
+        return self._question(self.template, {**values, **more, "question": fill(text, values)})
 
 
 def _index(name: str, aspects: Sequence[str], aspect: str) -> int:

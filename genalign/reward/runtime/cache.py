@@ -136,12 +136,12 @@ class Cached(Wrapper):
 def content(version: str, prompt: Prompt, media: Media, row: int) -> str:
     """A hash of all that a reward could read of one row."""
     sha = hashlib.sha256(json.dumps([version, prompt.text, dict(prompt.facts)], sort_keys=True, default=str).encode())
-    for held, at in ((prompt.media, 0), (media, row)):
-        for name, track in sorted((held or {}).items()):
-            sha.update(json.dumps([name, track.rate_of(at)]).encode())
-            _add(sha, track.held[at])
-            if track.ids is not None:
-                _add(sha, list(track.ids[at]))
+    brought = [(name, track, at) for name, track in sorted((prompt.media or {}).items()) for at in range(len(track))]
+    for name, track, at in [*brought, *((name, track, row) for name, track in sorted(media.items()))]:
+        sha.update(json.dumps([name, track.rate_of(at)]).encode())
+        _add(sha, track.held[at])
+        if track.ids is not None:
+            _add(sha, list(track.ids[at]))
     return sha.hexdigest()
 
 

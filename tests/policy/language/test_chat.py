@@ -337,6 +337,17 @@ def test_a_turn_end_that_is_not_a_token_is_warned_of(caplog):
     assert warnings(caplog, single, []) == ""
 
 
+def test_an_end_token_that_is_also_the_unknown_one_ends_a_turn(caplog):
+    """As in CLIP's tokenizers, where <|endoftext|> begins, pads and stands for what is unknown."""
+    model, tokenizer = parts(CHATML.replace("<|im_end|>", "<eos>"))
+    tokenizer.eos_token, tokenizer.unk_token = "<eos>", "<eos>"
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    with caplog.at_level(logging.WARNING, "genalign"):
+        policy = LanguagePolicy(model, tokenizer, settings())
+    assert caplog.messages == []
+    assert policy.chat.turn_end == [tokenizer.eos_token_id]
+
+
 def test_the_cure_ends_completions_at_the_turn(tmp_path):
     model, tokenizer = parts(CHATML)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")

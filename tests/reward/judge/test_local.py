@@ -174,3 +174,35 @@ def test_thoughts_are_no_answer_whether_their_end_is_a_special_token_or_not(tmp_
     tokens = ["no", "cat", "</think>", "dog", "star", "<eos>"]
     ids = torch.tensor(answerer._tokenizer.convert_tokens_to_ids(tokens))
     assert answerer._read(ids, 20).split() == ["dog", "star"]
+
+
+# ---- answers about the prompt's own picture -----------------------------------------------------------------------
+
+
+def test_a_tagged_answer_is_judged_beside_the_picture_that_the_prompt_brings(vlm: Path) -> None:
+    """As asking the model by hand about the same picture with the answer in the question; without the tag p(yes) is 0,
+    and without the fact that the question needs the row abstains."""
+    pictures = images(3)["image"].data
+    assert isinstance(pictures, torch.Tensor)
+    asked = [
+        Prompt("what", Media(image=Track(picture[None])), {"after": after})
+        for picture, after in zip(pictures, ("star", "star", None), strict=True)
+    ]
+    written = ["<think>two dog</think><answer> a cat </answer>", "a cat", "<answer>a cat</answer>"]
+    about = {"question": "is this {sample} {facts.after} ?", "reads": "text", "template": "{image} {question}"}
+    judge = YesNoJudge(model=vlm, tag="answer", **about)  # type: ignore[arg-type]
+    assert judge.needs == {"text", "facts.after"}
+    assert judge.prefetches(frozenset({"text"})) == ()
+    scores = judge(asked, Media(text=Track(written)))
+    plain = YesNoJudge(model=vlm, question="is this a cat star ?", template="{sample} {question}")
+    expected = float(plain([Prompt("x")], Media(image=Track(pictures[:1]))).total[0])
+    assert scores.total.tolist() == pytest.approx([expected, 0.0, 0.0], abs=1e-5)
+    assert scores.valid[:, 0].tolist() == [True, True, False]
+    other = plain([Prompt("x")], Media(image=Track(pictures[1:2]))).total
+    assert abs(float(other[0]) - expected) > 1e-6
+    assert judge.version != YesNoJudge(model=vlm, **about).version  # type: ignore[arg-type]
+
+
+def test_a_tag_is_of_a_text(vlm: Path) -> None:
+    with pytest.raises(UsageError, match="set reads: text"):
+        YesNoJudge(model=vlm, question="x", tag="answer")

@@ -105,3 +105,12 @@ def test_a_torn_row_of_the_file_is_scored_anew(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "scores.sqlite") as database:
         database.execute("UPDATE scores SET row = substr(row, 1, 40)")
     same(Cached(Sharpness(), tmp_path / "scores.sqlite")(prompts(1), images(1)), whole)
+
+
+def test_every_picture_of_a_prompt_is_part_of_the_key() -> None:
+    spy = Spy()
+    cached = Cached(FunctionReward(spy, name="length"))
+    pictures = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for second in (pictures[1], pictures[1], 1 - pictures[1]):
+        cached([Prompt("x", Media(image=Track(torch.stack([pictures[0], second]))))], texts("ccc"))
+    assert spy.asked == ["ccc", "ccc"]
