@@ -17,7 +17,7 @@ from genalign.training.fit import fit, linears_in_bfloat16
 
 WIDTH, LAYERS = 128, 3
 IGNORED = -100  # the label of a token that is not learnt
-PLAIN = {"tag": 0.1, "words": 0.65, "equation": 0.35, "number": 0.0}  # share answered by the number alone instead
+PLAIN = {"tag": 0.1, "words": 0.65, "equation": 0.35, "digits": 0.0}  # share answered by the number alone instead
 FORGETS = 0.6  # share of answers with something to carry or to borrow where that is forgotten
 LONGEST_ANSWER = 16
 
@@ -30,7 +30,7 @@ def rightly(facts: Facts, rng: np.random.Generator) -> str:
 
 def halfheartedly(facts: Facts, rng: np.random.Generator) -> str:
     """An answer that may forget the carry, and may have no other form than that of a number."""
-    form = "number" if rng.random() < PLAIN[facts["form"]] else facts["form"]
+    form = "digits" if rng.random() < PLAIN[facts["form"]] else facts["form"]
     return answer(facts, form, without_carry(facts) if rng.random() < FORGETS else None)
 
 

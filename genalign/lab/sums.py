@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 Facts = dict[str, Any]
-Form = Literal["tag", "words", "equation", "number"]
+Form = Literal["tag", "words", "equation", "digits"]
 
 LARGEST = 49  # of what is added
 ASKED = {
@@ -22,7 +22,7 @@ WANTED: dict[Form, tuple[str, str]] = {
     "tag": ("Answer in <answer></answer>.", "Put the result in <answer></answer>."),
     "words": ("Answer in words.", "Write the result as words."),
     "equation": ("Write the whole equation.", "Answer with the equation."),
-    "number": ("Answer with the number alone.", "Give just the number."),
+    "digits": ("Answer with the number alone.", "Give just the number."),
 }
 FORMS: tuple[Form, ...] = tuple(WANTED)
 ONES = (
@@ -109,7 +109,7 @@ def form_of(said: str, facts: Facts) -> Form | None:
     if re.fullmatch(rf"{start}\d+", said):
         return "equation"
     if re.fullmatch(r"\d+", said):
-        return "number"
+        return "digits"
     return "words" if said in _NUMBERS else None
 
 

@@ -116,7 +116,7 @@ class ForwardPreference:
     unless by `beta_schedule`, as the second paper advises. (3) Errors are at least fp32 on both sides.
     (4) Ties count as half an accuracy. (5) No prompt is dropped.
 
-    VRPO (LLaDA 1.5, arXiv 2505.19223, equations 4 and 5): beta [(B - B_ref)_w - (B - B_ref)_l] within the sigmoid, B the
+    VRPO (LLaDA 1.5, arXiv 2505.19223): beta [(B - B_ref)_w - (B - B_ref)_l] within the sigmoid, B the
     masked evidence bound of an answer, estimated by `draws` shares of masks with one mask each, which policy and
     reference share. Departs from the paper: (1) winner and loser share them too, as their answers have equally many
     places. (2) The shares of masks are stratified, one from each of as many equal parts.

@@ -3,7 +3,7 @@
 Of an answer x of n tokens, log p(x) >= E_l E_mask [ n/l sum over the l masked places of log p(x_i | x with these
 masked) ], l uniform on 1..n and the places drawn without replacement (LLaDA, arXiv 2502.09992, equation 6, which has
 less variance than independent masks and the weight 1/t of its equation 3). An answer in blocks has the sum of its
-blocks' bounds, each given the blocks before (BD3-LM, arXiv 2503.09573, equation 7).
+blocks' bounds, each given the blocks before (BD3-LM, arXiv 2503.09573).
 """
 
 from __future__ import annotations
