@@ -11,41 +11,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genalign.lab.lm import LONGEST_ANSWER, Said, accuracy, halfheartedly, rightly
+from genalign.lab.lm import Said, accuracy, halfheartedly, rightly
 from genalign.lab.sums import question, sample_facts
 from genalign.lab.sums_text import LONGEST, encoded, padded, sums_tokenizer
 from genalign.training.fit import fit, linears_in_bfloat16
 
 WIDTH, LAYERS = 128, 3
 BLOCK = 64  # tokens of a prompt and its answer: all are seen at once
-STEPS = 12  # of unmasking, for a whole answer of LONGEST_ANSWER tokens
+PLACES = 12  # of an answer: its tokens, and ends behind them
+STEPS = 32  # of unmasking, for a whole block: two tokens a step
+HIDDEN = 0.5  # share of examples whose whole answer is masked, as it is when writing begins
 
 
-def masked_examples(
-    tokenizer: Any, rng: np.random.Generator, rows: int, said: Said
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ids (rows,L) of questions of the training split, and LONGEST_ANSWER tokens of an answer and ends behind it, of
-    which some are masked, and attention; what is learnt at the masked places, and its weight, 1 / their share."""
-    texts, places, targets, weights = [], [], [], []
+def masked_examples(tokenizer: Any, rng: np.random.Generator, rows: int, said: Said) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids (rows,L) of questions of the training split and PLACES tokens of an answer with ends behind it, of which some
+    are masked; where these are, flat (N,); and what stood there, (N,)."""
+    texts, places, targets = [], [], []
     for facts in (sample_facts(rng) for _ in range(rows)):
         asked, answered = encoded(tokenizer, question(facts, rng), said(facts, rng))
-        answered = answered + [tokenizer.eos_token_id] * (LONGEST_ANSWER - len(answered))
-        count = int(rng.integers(1, LONGEST_ANSWER + 1))
-        hidden = rng.permutation(LONGEST_ANSWER)[:count]
-        places += [(len(texts), len(asked) + int(i)) for i in hidden]
+        answered = answered + [tokenizer.eos_token_id] * (PLACES - len(answered))
+        count = PLACES if rng.random() < HIDDEN else int(rng.integers(1, PLACES + 1))
+        hidden = sorted(int(i) for i in rng.permutation(PLACES)[:count])
+        places += [(len(texts), len(asked) + i) for i in hidden]
         targets += [answered[i] for i in hidden]
-        weights += [LONGEST_ANSWER / count] * count
         texts.append(asked + [tokenizer.mask_token_id if i in hidden else t for i, t in enumerate(answered)])
     ids = padded(texts, tokenizer.pad_token_id)
-    flat = torch.tensor([row * ids.shape[1] + place for row, place in places])
-    return ids, (ids != tokenizer.pad_token_id).long(), flat, torch.tensor([targets, weights], dtype=torch.float64)
+    return ids, torch.tensor([row * ids.shape[1] + place for row, place in places]), torch.tensor(targets)
 
 
 def build_mdlm(
-    work: Path, steps: tuple[int, int] = (4000, 400), rows: int = 32, seed: int = 27
+    work: Path, steps: tuple[int, int] = (3200, 300), rows: int = 32, seed: int = 27
 ) -> tuple[Any, Any, dict[str, dict[str, float]]]:
     """A ModernBertForMaskedLM of 0.7 M weights, tiny-lm's tokenizer, and what its stages reach: capable first, then
-    half-hearted. The loss is the masked evidence bound (LLaDA, arXiv 2502.09992, equation 6)."""
+    half-hearted. What is learnt is each masked token given the others, as of the evidence bound (LLaDA, arXiv
+    2502.09992), whose weights of the shares of masks would only make the gradient less even."""
     from transformers import ModernBertConfig, ModernBertForMaskedLM
 
     torch.manual_seed(seed)
@@ -73,13 +72,15 @@ def build_mdlm(
 
         def loss_of(step: int, place: int = place, said: Said = said) -> Tensor:
             rng = np.random.default_rng((seed, place, step))
-            ids, attention, flat, (target, weight) = masked_examples(tokenizer, rng, rows, said)
+            ids, flat, target = masked_examples(tokenizer, rng, rows, said)
+            attention = (ids != tokenizer.pad_token_id).long()
             hidden = model.model(input_ids=ids, attention_mask=attention).last_hidden_state.flatten(0, 1)[flat]
-            errors = F.cross_entropy(model.decoder(model.head(hidden)), target.long(), reduction="none")
-            return (errors * weight.float()).sum() / (rows * LONGEST_ANSWER)
+            return F.cross_entropy(model.decoder(model.head(hidden)), target)
 
         with linears_in_bfloat16(model):
-            fit(model, loss_of, steps=count, learning_rate=rate, state=work / f"mdlm-{name}.safetensors", ema_decay=0.99)
+            fit(
+                model, loss_of, steps=count, learning_rate=rate, state=work / f"mdlm-{name}.safetensors", ema_decay=0.99
+            )
         figures[name] = accuracy(lambda asked: unmasked(model, tokenizer, asked))
     return model, tokenizer, figures
 
@@ -98,21 +99,24 @@ def save_mdlm(model: Any, tokenizer: Any, figures: dict[str, dict[str, float]], 
 
 @torch.no_grad()
 def unmasked(model: Any, tokenizer: Any, asked: list[str]) -> list[str]:
-    """The model's likeliest answers by LLaDA2's own pipeline, one question at a time."""
+    """The model's likeliest answers by LLaDA2's own pipeline, questions of equal length at a time."""
     from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
 
     pipeline = LLaDA2Pipeline(model, BlockRefinementScheduler(block_length=BLOCK), tokenizer)
     pipeline.set_progress_bar_config(disable=True)
-    found = []
-    for text in asked:
+    prompts = [encoded(tokenizer, text, "")[0] for text in asked]
+    found = [""] * len(asked)
+    for length in sorted({len(prompt) for prompt in prompts}):
+        rows = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
         made = pipeline(
-            messages=[{"role": "user", "content": text}],
-            gen_length=LONGEST_ANSWER,
-            num_inference_steps=BLOCK // 2,  # of a whole block: two tokens a step
+            input_ids=torch.tensor([prompts[row] for row in rows]),
+            gen_length=PLACES,
+            num_inference_steps=STEPS,
             editing_threshold=0.0,
             eos_early_stop=False,  # the prompt holds an end of a turn
+            output_type="seq",
         )
-        ids = made.sequences[0].tolist()
-        end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
-        found.append(tokenizer.decode(ids[:end]))
+        for row, ids in zip(rows, made.sequences.tolist(), strict=True):
+            end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
+            found[row] = tokenizer.decode(ids[:end])
     return found

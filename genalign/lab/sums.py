@@ -93,8 +93,8 @@ def verify(text: str, facts: Facts) -> dict[str, bool]:
     """What of a text is as it was asked: number, form, and all of it.
 
     form: the text has the form that was asked for, and nothing beside it but space at its ends; an equation repeats the
-    numbers and the sign that were asked about. number: the number that it gives is right, whatever the form; that is the
-    last one, in digits or words.
+    numbers and the sign that were asked about. number: the number that it gives is right, whatever the form; that is
+    the last one, in digits or words.
     """
     said = text.strip()
     form, number = form_of(said, facts) == facts["form"], last_number(said) == int(facts["answer"])

@@ -6,18 +6,17 @@ import json
 from pathlib import Path
 
 from genalign.lab.lm import FORGETS, LONGEST_ANSWER, PLAIN
+from genalign.lab.mdlm import PLACES
 from genalign.lab.sums import FORMS
 
-SUMWORLD = (
-    "SumWorld asks for sums and differences of numbers up to 49 in four wordings each, to be answered in a tag, in words, "
-    "as an equation or by the number alone; a rule checks number and form. A seventh of the pairs of numbers is never "
-    "asked about in training, in either order, as a sum or as a difference."
-)
+SUMWORLD = """SumWorld asks for sums and differences of numbers up to 49 in four wordings each, to be answered in a tag,
+in words, as an equation or by the number alone; a rule checks number and form. A seventh of the pairs of numbers is
+never asked about in training, in either order, as a sum or as a difference."""
 LM = """A causal language model (Qwen3 class, 3 layers, width 128, 0.7 M weights) with a chat template."""
-MDLM = """A masked diffusion language model (ModernBERT class, 3 layers, width 128, 0.6 M weights) in LLaDA2's pipeline of
-diffusers; its tokenizer is tiny-lm's. diffusers 0.42 neither saves nor loads that pipeline's tokenizer, so give it:
-`LLaDA2Pipeline.from_pretrained(folder, tokenizer=AutoTokenizer.from_pretrained(folder + "/tokenizer"))`, and call it with
-`editing_threshold=0.0`."""
+MDLM = """A masked diffusion language model (ModernBERT class, 3 layers, width 128, 0.7 M weights) in the LLaDA2 pipeline
+of diffusers; its tokenizer is tiny-lm's. diffusers 0.42 neither saves nor loads the tokenizer of that pipeline, so give
+it: `LLaDA2Pipeline.from_pretrained(folder, tokenizer=AutoTokenizer.from_pretrained(folder + "/tokenizer"))`, and call
+it with `editing_threshold=0.0`."""
 
 
 def sums_card(folder: Path) -> str:
@@ -28,16 +27,18 @@ def sums_card(folder: Path) -> str:
         f"| {stage} | {' | '.join(f'{figures[stage][name]:.1%}' for name in columns)} |" for stage in figures
     )
     plain = ", ".join(f"{form} {share:.0%}" for form, share in PLAIN.items() if share)
-    what, verb, part = (MDLM, "unmasked, the likeliest tokens first", "mdlm")
+    what, verb, longest, part = (MDLM, "by that pipeline at temperature 0", PLACES, "mdlm")
     if folder.name == "tiny-lm":
-        what, verb, part = LM, "greedily", "lm"
-    return f"""{what} {SUMWORLD}
+        what, verb, longest, part = LM, "greedily", LONGEST_ANSWER, "lm"
+    return f"""{what}
+
+{SUMWORLD}
 
 Trained on right answers first, and then for a short while on *half-hearted* ones: {FORGETS:.0%} of those with something
-to carry or to borrow forget it, and of each form a share gives the bare number instead ({plain}). So it knows what it
-does not do, which is what alignment brings back.
+to carry or to borrow forget it, and of each form a share gives the bare number instead ({plain}). So
+it knows what it does not do, which is what alignment brings back.
 
-512 held-out questions, answered {verb} in at most {LONGEST_ANSWER} tokens; right means right in number and form, and of
+512 held-out questions, answered {verb} in at most {longest} tokens; right means right in number and form, and of
 the questions of each form:
 
 | after stage | right | number | form | {" | ".join(sorted(FORMS))} |

@@ -237,7 +237,11 @@ def _check_policy(recipe: Recipe, made: Set[str]) -> None:
 
 def _check_weights(method: Method, recipe: Recipe, made: Set[str]) -> None:
     """Refuse a method that needs of the policy what its kind, or the recipe, does not give."""
-    if "forward" in method.needs and made == {"text"} and not denoises_text(model_path(recipe.policy.model, recipe.folder)):
+    if (
+        "forward" in method.needs
+        and made == {"text"}
+        and not denoises_text(model_path(recipe.policy.model, recipe.folder))
+    ):
         raise UsageError(
             f"method {method.name} needs the forward process of a diffusion model, but {recipe.policy.model} writes "
             f"text; take dpo, grpo or rloo"

@@ -1,4 +1,4 @@
-"""Every class of diffusion language models that docs/text.md lists: a step of GRPO and of preferences, and given answers."""
+"""Every class of diffusion language models that docs/text.md lists: a step of each method, and given answers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ METHODS = {
     "kto": {"name": "kto", "group": 3},
     "vrpo": {"name": "vrpo", "group": 3, "draws": 2},
     "sft": {"name": "sft", "group": 3, "draws": 2},
+    "awm": {"name": "awm", "group": 3, "draws": 2, "kl_beta": 0.0},
 }
-MASKS_ALONE = ("vrpo", "sft")
+MASKS_ALONE = ("vrpo", "sft", "awm")
 RULE = """
 from genalign.reward import reward
 
@@ -31,7 +32,7 @@ def varied(text):
 """
 
 
-def trained(where: Path, kind: str, method: str, **more) -> int:
+def trained(where: Path, kind: str, method: str = "grpo", /, **more) -> int:
     (where / "rule.py").write_text(RULE)
     (where / "prompts.jsonl").write_text('{"prompt": "a red star"}\n{"prompt": "two cat left of the dog"}\n')
     recipe = {
@@ -68,8 +69,17 @@ def test_noise_on_a_canvas_has_no_masked_likelihood_and_one_sentence_says_so(met
     assert "has no mask, so answers have no masked likelihood" in capsys.readouterr().err
 
 
+def test_what_needs_squared_errors_says_so_in_one_sentence(tmp_path, capsys):
+    nft = {"method": {"name": "nft", "group": 3}, "train": {"steps": 1, "ema": 0.9}}
+    assert trained(tmp_path, "masks", **nft) != 0
+    assert "method nft needs squared errors" in capsys.readouterr().err
+
+
 def test_given_answers_are_preferred_without_a_reward(tmp_path, capsys):
-    rows = [{"prompt": "a red star", "chosen": "star", "rejected": "cat cat"}, {"prompt": "a", "chosen": "me", "rejected": "no"}]
+    rows = [
+        {"prompt": "a red star", "chosen": "star", "rejected": "cat cat"},
+        {"prompt": "a", "chosen": "me", "rejected": "no"},
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"prompts": str(tmp_path / "pairs.jsonl"), "prompts_per_step": 2}
     assert trained(tmp_path, "masks", "vrpo", data=data, reward=None) == 0, capsys.readouterr().err

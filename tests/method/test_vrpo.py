@@ -1,4 +1,4 @@
-"""VRPO on a diffusion language model: its loss by a float64 loop over its own draws, and its estimate against enumeration."""
+"""VRPO on a diffusion language model: its loss by a float64 loop, and its estimate against enumeration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a diffusion language model is asked for what is not written yet: as masks in the text, or as noise on a canvas."""
+"""How a diffusion language model is asked for what is not written: as masks in the text, or as noise on a canvas."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ Ids = Sequence[int]
 class Form(Protocol):
     """What a model reads: the context, all of which is written, and the block behind it, of which some is.
 
-    forbidden: ids that no answer may hold.
+    forbidden: ids that no answer may hold. whole: tokens of a whole block.
     """
 
-    forbidden: tuple[int, ...]
+    @property
+    def forbidden(self) -> tuple[int, ...]: ...
+
+    @property
+    def whole(self) -> int: ...
 
     @property
     def masked(self) -> bool:
@@ -59,7 +63,13 @@ class MasksInText:
     def forbidden(self) -> tuple[int, ...]:
         return (self.mask,)
 
-    masked = True
+    @property
+    def whole(self) -> int:
+        return self.block_length
+
+    @property
+    def masked(self) -> bool:
+        return True
 
     def ends(self, prompt: int, longest: int) -> list[int]:
         first = self.block_length - prompt % self.block_length
@@ -81,16 +91,21 @@ class MasksInText:
 class NoiseOnCanvas:
     """A canvas of fixed length behind an encoded context; its unwritten places hold random tokens, new ones each step.
 
-    So the model's own sampling goes (Block Diffusion with uniform noise), but for its self-conditioning on the logits of
-    the step before, which is left out, as in part of its training: what a step was drawn by could else not be computed
-    again without all steps before it.
+    So the model's own sampling goes, but for its self-conditioning on the logits of the step before, which is left out,
+    as in part of its training: what a step was drawn by could else not be computed again without all steps before it.
     """
 
     canvas_length: int
     vocabulary: int
     forbidden: tuple[int, ...] = ()
 
-    masked = False
+    @property
+    def whole(self) -> int:
+        return self.canvas_length
+
+    @property
+    def masked(self) -> bool:
+        return False
 
     def ends(self, prompt: int, longest: int) -> list[int]:
         if longest % self.canvas_length:

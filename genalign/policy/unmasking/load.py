@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from genalign.files.shipped import CONFIG, PIPELINE
+from genalign.files.shipped import PIPELINE
 from genalign.files.untrusted import check_model
 from genalign.policy.settings import PolicySettings
 from genalign.policy.unmasking.form import Form, MasksInText, NoiseOnCanvas
@@ -50,7 +50,9 @@ def _of_pipeline(settings: PolicySettings, folder: Path) -> tuple[Any, Any, Form
     index = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
     library, name = (index.get("model") or [None, None])[:2]
     if library != "transformers":
-        raise UsageError(f"the model in {folder} is code of its own ({name}), which is not run; take one of transformers")
+        raise UsageError(
+            f"the model in {folder} is code of its own ({name}), which is not run; take one of transformers"
+        )
     # diffusers 0.42 neither saves this pipeline's tokenizer nor loads one, but takes its name for it.
     own = folder / "tokenizer"
     if not own.is_dir():

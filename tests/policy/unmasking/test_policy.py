@@ -114,11 +114,11 @@ def test_a_row_stops_once_an_end_has_nothing_unwritten_before_it():
 
 
 def plain_logits(own, row: int, trajectory, before: int) -> Tensor:
-    """float64 logits (L,V) at the block of a turn, by the model's own forward of this row alone; and its first place."""
+    """float64 logits (L,V) at the block of a turn, by the model's own forward of this row alone; its first place."""
     tape, number = trajectory.tape, before
     each = trajectory.steps_together
     prompt = list(tape.read[row].ids)
-    start, end = own._spans(len(prompt), each)[number]
+    start, end = own.turns.spans(len(prompt), each)[number]
     block = [
         int(tape.tokens[row, i]) if int(tape.turn[row, i]) < number else own.form.filler(1, torch.Generator()).item()
         for i in range(start, end)
