@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genalign.lab.sums import Facts, answer, question, sample_facts, verify, without_carry
+from genalign.lab.sums import Facts, Form, answer, question, sample_facts, verify, without_carry
 from genalign.lab.sums_text import LONGEST, encoded, padded, sums_tokenizer
 from genalign.training.fit import fit, linears_in_bfloat16
 
@@ -30,7 +30,7 @@ def rightly(facts: Facts, rng: np.random.Generator) -> str:
 
 def halfheartedly(facts: Facts, rng: np.random.Generator) -> str:
     """An answer that may forget the carry, and may have no other form than that of a number."""
-    form = "digits" if rng.random() < PLAIN[facts["form"]] else facts["form"]
+    form: Form = "digits" if rng.random() < PLAIN[facts["form"]] else facts["form"]
     return answer(facts, form, without_carry(facts) if rng.random() < FORGETS else None)
 
 

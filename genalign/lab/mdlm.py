@@ -26,7 +26,9 @@ HIDDEN = 0.5  # share of examples whose whole answer is masked, as it is when wr
 def masked_examples(tokenizer: Any, rng: np.random.Generator, rows: int, said: Said) -> tuple[Tensor, Tensor, Tensor]:
     """Ids (rows,L) of questions of the training split and PLACES tokens of an answer with ends behind it, of which some
     are masked; where these are, flat (N,); and what stood there, (N,)."""
-    texts, places, targets = [], [], []
+    texts: list[list[int]] = []
+    places: list[tuple[int, int]] = []
+    targets: list[int] = []
     for facts in (sample_facts(rng) for _ in range(rows)):
         asked, answered = encoded(tokenizer, question(facts, rng), said(facts, rng))
         answered = answered + [tokenizer.eos_token_id] * (PLACES - len(answered))

@@ -13,9 +13,9 @@ SUMWORLD = """SumWorld asks for sums and differences of numbers up to 49 in four
 in words, as an equation or by the number alone; a rule checks number and form. A seventh of the pairs of numbers is
 never asked about in training, in either order, as a sum or as a difference."""
 LM = """A causal language model (Qwen3 class, 3 layers, width 128, 0.7 M weights) with a chat template."""
-MDLM = """A masked diffusion language model (ModernBERT class, 3 layers, width 128, 0.7 M weights) in the LLaDA2 pipeline
-of diffusers; its tokenizer is tiny-lm's. diffusers 0.42 neither saves nor loads the tokenizer of that pipeline, so give
-it: `LLaDA2Pipeline.from_pretrained(folder, tokenizer=AutoTokenizer.from_pretrained(folder + "/tokenizer"))`, and call
+MDLM = """A masked diffusion language model (ModernBERT class, 3 layers, width 128, 0.7 M weights) in the pipeline of
+diffusers for LLaDA2; its tokenizer is tiny-lm's. diffusers 0.42 neither saves nor loads that pipeline's tokenizer, so
+give it: `LLaDA2Pipeline.from_pretrained(folder, tokenizer=AutoTokenizer.from_pretrained(folder + "/tokenizer"))`, and call
 it with `editing_threshold=0.0`."""
 
 
