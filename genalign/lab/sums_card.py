@@ -15,7 +15,8 @@ never asked about in training, in either order, as a sum or as a difference."""
 LM = """A causal language model (Qwen3 class, 3 layers, width 128, 0.7 M weights) with a chat template."""
 MDLM = """A masked diffusion language model (ModernBERT class, 3 layers, width 128, 0.7 M weights) in the pipeline of
 diffusers for LLaDA2; its tokenizer is tiny-lm's. diffusers 0.42 neither saves nor loads that pipeline's tokenizer, so
-give it: `LLaDA2Pipeline.from_pretrained(folder, tokenizer=AutoTokenizer.from_pretrained(folder + "/tokenizer"))`, and call
+give it:
+`LLaDA2Pipeline.from_pretrained(folder, tokenizer=AutoTokenizer.from_pretrained(folder + "/tokenizer"))`, and call
 it with `editing_threshold=0.0`."""
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from genalign.cli.main import main
 from tests.contracts.tree import ROOT
-from tests.policy.unmasking.test_policy import MAKERS, folder, policy
+from tests.helpers.unmasking_policies import MAKERS, folder, policy
 
 METHODS = {
     "grpo": {"name": "grpo", "group": 3},

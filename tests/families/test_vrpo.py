@@ -10,7 +10,7 @@ import torch
 from genalign.method import MethodSettings, build_method
 from genalign.reward import reward
 from genalign.types import Prompt, sample_seed
-from tests.policy.unmasking.test_policy import exact_bound, expected_fit, few_words, policy
+from tests.helpers.unmasking_policies import exact_bound, expected_fit, few_words, policy
 
 PROMPTS = [Prompt("star cat", uid=0), Prompt("cat", uid=1)]
 
