@@ -42,7 +42,7 @@ def masked_examples(tokenizer: Any, rng: np.random.Generator, rows: int, said: S
 
 
 def build_mdlm(
-    work: Path, steps: tuple[int, int] = (3200, 300), rows: int = 32, seed: int = 27
+    work: Path, steps: tuple[int, int] = (5600, 300), rows: int = 32, seed: int = 27
 ) -> tuple[Any, Any, dict[str, dict[str, float]]]:
     """A ModernBertForMaskedLM of 0.7 M weights, tiny-lm's tokenizer, and what its stages reach: capable first, then
     half-hearted. What is learnt is each masked token given the others, as of the evidence bound (LLaDA, arXiv
