@@ -13,7 +13,7 @@ from torch import Tensor
 from genalign.files.atomic import replace_file
 from genalign.lab.flow_matching import SCENES, World, per_row
 from genalign.lab.teacher import guided, velocity
-from genalign.training.fit import compiled, fit, linears_in_bfloat16
+from genalign.training.fit import compiled, fit
 
 STEPS = 9  # of the teacher
 BORDERS = (0, 3, 6, 9)  # of its steps, those between which the student takes one
@@ -89,9 +89,8 @@ def distil_steps(
         return (velocity(student, noisy, sigma, text) - target).square().mean()
 
     pipeline.transformer.requires_grad_(True)
-    with linears_in_bfloat16(pipeline.transformer):
-        fit(
-            pipeline.transformer, loss_of, steps=steps, learning_rate=3e-4, state=work / "few-steps.safetensors",
-            ema_decay=0.99, weight_decay=0.0,
-        )  # fmt: skip
+    fit(
+        pipeline.transformer, loss_of, steps=steps, learning_rate=3e-4, state=work / "few-steps.safetensors",
+        ema_decay=0.99, weight_decay=0.0,
+    )  # fmt: skip
     pipeline.transformer.requires_grad_(False)

@@ -13,7 +13,7 @@ from genalign.lab.bank import Bank, normalised
 from genalign.lab.reading import NAMELESS
 from genalign.lab.teacher import Text, read, velocity
 from genalign.lab.world import Facts, caption, sample_facts
-from genalign.training.fit import compiled, fit, linears_in_bfloat16
+from genalign.training.fit import compiled, fit
 
 Captioner = Callable[[Facts, np.random.Generator], str]
 UNCONDITIONAL = 0.1  # share of captions left empty, for guidance
@@ -102,6 +102,5 @@ def match(
         return (velocity(student, noisy, sigma, text) - (noise - clean)).square().mean()
 
     pipeline.transformer.requires_grad_(True)
-    with linears_in_bfloat16(pipeline.transformer):
-        fit(pipeline.transformer, loss_of, steps=steps, learning_rate=learning_rate, state=state, ema_decay=ema_decay)
+    fit(pipeline.transformer, loss_of, steps=steps, learning_rate=learning_rate, state=state, ema_decay=ema_decay)
     pipeline.transformer.requires_grad_(False)

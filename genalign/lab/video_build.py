@@ -39,8 +39,8 @@ class Stages:
 
 
 def build_video(work: Path, stages: Stages = Stages()) -> tuple[Any, dict[str, Stage]]:
-    """Train tiny-video; returns the pipeline and what each stage reached. About three hours of one core, half of
-    them for the capable stage; each stage goes on from its checkpoint in `work`.
+    """Train tiny-video; returns the pipeline and what each stage reached. About three and a half hours of one core,
+    half of them for the capable stage; each stage goes on from its checkpoint in `work`.
 
     autoencoder: reconstruction of rendered clips. read: a new tower learns to tell what a caption says. capable: true
     captions, in rounds of a learning rate that falls to zero. half-hearted: captions that contradict what is to be

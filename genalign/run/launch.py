@@ -21,6 +21,7 @@ from genalign.method.search.nrg import Guidance
 from genalign.ranks import gather, rank, world
 from genalign.run.build import Built, build, check_prompts
 from genalign.run.finish import finish, measure_search, tuned
+from genalign.run.launcher import check_launcher, join_ranks
 from genalign.run.recipe import Recipe, load_recipe
 from genalign.run.trackers import log_samples, log_step, start_trackers
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
@@ -32,10 +33,6 @@ from genalign.training.stopping import until_no_better, watched
 from genalign.types import GenalignError, UsageError
 
 RECIPE = "recipe.yaml"
-TWO_RANKS = (
-    "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 --num_machines 1 "
-    "--mixed_precision no --dynamo_backend no -m genalign train RECIPE"
-)
 MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step
     "train.steps",
     "train.resume",
@@ -98,32 +95,6 @@ def train_recipe(
         run_steps(built, progress, run)
         finish(built, run)
     return run
-
-
-def check_launcher(environ: Mapping[str, str], processes: int | None = None) -> None:
-    """Refuse a launcher that promised several processes and started one.
-
-    `processes`: how many there are, once known. `accelerate launch --num_processes 2 --cpu` sets MASTER_PORT and no
-    WORLD_SIZE: it would train alone, where its user expects two ranks.
-
-    Raises:
-        UsageError: with the command that does start them.
-    """
-    promised, cure = environ.get("WORLD_SIZE"), f"for two ranks on a CPU run {TWO_RANKS}"
-    if promised is None and "MASTER_PORT" in environ and "ACCELERATE_MIXED_PRECISION" in environ:
-        raise UsageError(f"the launcher set MASTER_PORT but started a single process; {cure}")
-    if promised is not None and (not promised.isdigit() or (int(promised) > 1 and "RANK" not in environ)):
-        raise UsageError(f"WORLD_SIZE is {promised} but this process has no RANK, so it would train alone; {cure}")
-    if promised is not None and processes is not None and int(promised) != processes:
-        raise UsageError(f"WORLD_SIZE is {promised} but the number of processes is {processes}; {cure}")
-
-
-def join_ranks() -> str:
-    """Join the launcher's process group, if there is one; returns this rank's device."""
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    return str(PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device)
 
 
 def run_folder(recipe: Recipe, out: Path | None, held: ExitStack) -> tuple[Path, bool]:

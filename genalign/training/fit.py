@@ -4,16 +4,13 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from genalign.files.atomic import replace_file
 
@@ -71,28 +68,6 @@ def fit(
 def compiled(model: nn.Module) -> Callable[..., Any]:
     """The model's forward pass, compiled where there is a C++ compiler: the same numbers in about 0.6 of the time."""
     return torch.compile(model.forward) if shutil.which("g++") else model.forward
-
-
-@contextmanager
-def linears_in_bfloat16(model: nn.Module) -> Iterator[None]:
-    """The model's linear layers multiply in bfloat16; their weights, and all that stands between them, stay float32.
-
-    A third fewer CPU seconds a step where the CPU has instructions for it. Autocast saves nothing there: it takes
-    attention along, whose backward pass is twice as slow in bfloat16 as in float32.
-    """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    for layer in layers:
-        layer.forward = partial(_in_bfloat16, layer)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward  # the class's own again
-
-
-def _in_bfloat16(layer: nn.Linear, rows: Tensor) -> Tensor:
-    bias = None if layer.bias is None else layer.bias.bfloat16()
-    return F.linear(rows.bfloat16(), layer.weight.bfloat16(), bias).float()
 
 
 def _save(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from genalign.cli.main import main
-from genalign.run.launch import TWO_RANKS, check_launcher
+from genalign.run.launcher import TWO_RANKS, check_launcher
 from genalign.types import UsageError
 from tests.helpers.tiny_recipe import write_recipe
 
@@ -93,8 +93,38 @@ def test_what_the_launcher_says_must_be_what_runs(environ: dict[str, str], proce
 
 
 @pytest.mark.parametrize(
+    ("environ", "name"),  # as `accelerate launch` 1.15 writes them
+    [
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, "DeepSpeed"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "a parallelism config"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed precision"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "torch.compile"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient accumulation"),
+        ({"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "gradient clipping"),
+    ],
+)
+def test_what_accelerate_was_asked_for_and_is_not_done_is_refused(environ: dict[str, str], name: str) -> None:
+    with pytest.raises(UsageError, match=f"asked for {name} .*, which has no effect"):
+        check_launcher({"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "RANK": "0", **environ})
+
+
+def test_fsdp_through_the_launcher_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    words = ("--use_fsdp", "--fsdp_version", "2", "--num_processes", "2", "--num_machines", "1")
+    done = launch(Path("image-nft"), tmp_path / "out", *words, "--mixed_precision", "no", "--main_process_port", "0")
+    assert done.returncode != 0
+    assert "genalign: the launcher was asked for FSDP (ACCELERATE_USE_FSDP=true), which has no effect" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("environ", "processes"),
-    [({}, 1), ({"ACCELERATE_MIXED_PRECISION": "no"}, 1), ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_PORT": "1"}, 2)],
+    [
+        ({}, 1),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}, 1),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_PORT": "1"}, 2),
+    ],
 )
 def test_honest_launchers_pass(environ: dict[str, str], processes: int) -> None:
     check_launcher(environ)
