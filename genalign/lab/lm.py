@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genalign.lab.sums import Facts, Form, answer, question, sample_facts, verify, without_carry
 from genalign.lab.sums_text import LONGEST, encoded, padded, sums_tokenizer
-from genalign.training.fit import fit, linears_in_bfloat16
+from genalign.training.fit import fit
 
 WIDTH, LAYERS = 128, 3
 IGNORED = -100  # the label of a token that is not learnt
@@ -77,10 +78,10 @@ def build_lm(
 
         def loss_of(step: int, place: int = place, said: Said = said) -> Tensor:
             ids, labels = examples(tokenizer, np.random.default_rng((seed, place, step)), rows, said)
-            return model(input_ids=ids, labels=labels, use_cache=False).loss  # causal: padding never reaches a token
+            with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+                return model(input_ids=ids, labels=labels, use_cache=False).loss  # causal: no token reads padding
 
-        with linears_in_bfloat16(model):
-            fit(model, loss_of, steps=count, learning_rate=rate, state=work / f"lm-{name}.safetensors", ema_decay=0.99)
+        fit(model, loss_of, steps=count, learning_rate=rate, state=work / f"lm-{name}.safetensors", ema_decay=0.99)
         figures[name] = accuracy(lambda asked: greedy(model, tokenizer, asked))
     return model, tokenizer, figures
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genalign.lab.lm import Said, accuracy, halfheartedly, rightly
 from genalign.lab.sums import question, sample_facts
 from genalign.lab.sums_text import LONGEST, encoded, padded, sums_tokenizer
-from genalign.training.fit import fit, linears_in_bfloat16
+from genalign.training.fit import fit
 
 WIDTH, LAYERS = 128, 3
 BLOCK = 64  # tokens of a prompt and its answer: all are seen at once
@@ -76,13 +77,12 @@ def build_mdlm(
             rng = np.random.default_rng((seed, place, step))
             ids, flat, target = masked_examples(tokenizer, rng, rows, said)
             attention = (ids != tokenizer.pad_token_id).long()
-            hidden = model.model(input_ids=ids, attention_mask=attention).last_hidden_state.flatten(0, 1)[flat]
-            return F.cross_entropy(model.decoder(model.head(hidden)), target)
+            with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+                hidden = model.model(input_ids=ids, attention_mask=attention).last_hidden_state.flatten(0, 1)[flat]
+                logits = model.decoder(model.head(hidden))
+            return F.cross_entropy(logits.float(), target)
 
-        with linears_in_bfloat16(model):
-            fit(
-                model, loss_of, steps=count, learning_rate=rate, state=work / f"mdlm-{name}.safetensors", ema_decay=0.99
-            )
+        fit(model, loss_of, steps=count, learning_rate=rate, state=work / f"mdlm-{name}.safetensors", ema_decay=0.99)
         figures[name] = accuracy(lambda asked: unmasked(model, tokenizer, asked))
     return model, tokenizer, figures
 
