@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from genalign.policy.unmasking.policy import UnmaskingPolicy
 from genalign.types import GenalignError, UsageError
 
 ASKED = {"block_length"}  # what a recipe may say under policy.call
+OF_TEXT = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a configuration's ids, those that stand for no media
 
 
 def load_unmasking(settings: PolicySettings, folder: Path, device: str = "cpu") -> UnmaskingPolicy:
@@ -47,12 +47,6 @@ def _of_pipeline(settings: PolicySettings, folder: Path) -> tuple[Any, Any, Form
     from diffusers import DiffusionPipeline
     from transformers import AutoTokenizer
 
-    index = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
-    library, name = (index.get("model") or [None, None])[:2]
-    if library != "transformers":
-        raise UsageError(
-            f"the model in {folder} is code of its own ({name}), which is not run; take one of transformers"
-        )
     # diffusers 0.42 neither saves this pipeline's tokenizer nor loads one, but takes its name for it.
     own = folder / "tokenizer"
     if not own.is_dir():
@@ -79,11 +73,10 @@ def _of_canvas(settings: PolicySettings, folder: Path) -> tuple[Any, Any, Form]:
         folder, dtype=getattr(torch, settings.dtype), use_safetensors=True, trust_remote_code=False
     )
     tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    config = model.config
-    own = {value for name, value in vars(config).items() if name.endswith("_token_id") and isinstance(value, int)}
-    vocabulary = config.get_text_config().vocab_size
-    media = sorted(token for token in own - {tokenizer.eos_token_id, config.eos_token_id} if token < vocabulary)
-    return model, tokenizer, NoiseOnCanvas(config.canvas_length, vocabulary, tuple(media))
+    config, vocabulary = model.config, model.config.get_text_config().vocab_size
+    media = [value for name, value in vars(config).items() if name.endswith("_token_id") and name not in OF_TEXT]
+    known = sorted(token for token in media if isinstance(token, int) and token < vocabulary)
+    return model, tokenizer, NoiseOnCanvas(config.canvas_length, vocabulary, tuple(known))
 
 
 def _name_of(model: Any, part: Any) -> str:
