@@ -13,3 +13,11 @@ def right_answer(text, facts):
     found = [verify(said, asked) for said, asked in zip(text, facts, strict=True)]
     names = {"right_answer": "all", "number": "number", "form": "form"}
     return {name: [float(one[key]) for one in found] for name, key in names.items()}
+
+
+@reward(needs=["facts.form"], aspects={"asked_form": 1.0, "number": 0.0})
+def asked_form(text, facts):
+    """1 where the answer has the form that was asked for, right or wrong; the number apart for the log."""
+    found = [verify(said, asked) for said, asked in zip(text, facts, strict=True)]
+    names = {"asked_form": "form", "number": "number"}
+    return {name: [float(one[key]) for one in found] for name, key in names.items()}

@@ -43,9 +43,9 @@ def masked_examples(tokenizer: Any, rng: np.random.Generator, rows: int, said: S
 
 
 def build_mdlm(
-    work: Path, steps: tuple[int, int] = (5600, 300), rows: int = 32, seed: int = 27
+    work: Path, steps: tuple[int, int] = (4200, 200), rows: int = 32, seed: int = 27
 ) -> tuple[Any, Any, dict[str, dict[str, float]]]:
-    """A ModernBertForMaskedLM of 0.7 M weights, tiny-lm's tokenizer, and what its stages reach: capable first, then
+    """A ModernBertForMaskedLM of 0.5 M weights, tiny-lm's tokenizer, and what its stages reach: capable first, then
     half-hearted. What is learnt is each masked token given the others, as of the evidence bound (LLaDA, arXiv
     2502.09992), whose weights of the shares of masks would only make the gradient less even."""
     from transformers import ModernBertConfig, ModernBertForMaskedLM

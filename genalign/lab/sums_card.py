@@ -13,11 +13,16 @@ SUMWORLD = """SumWorld asks for sums and differences of numbers up to 49 in four
 in words, as an equation or by the number alone; a rule checks number and form. A seventh of the pairs of numbers is
 never asked about in training, in either order, as a sum or as a difference."""
 LM = """A causal language model (Qwen3 class, 3 layers, width 128, 0.7 M weights) with a chat template."""
-MDLM = """A masked diffusion language model (ModernBERT class, 3 layers, width 128, 0.7 M weights) in the pipeline of
+MDLM = """A masked diffusion language model (ModernBERT class, 3 layers, width 128, 0.5 M weights) in the pipeline of
 diffusers for LLaDA2; its tokenizer is tiny-lm's. diffusers 0.42 neither saves nor loads that pipeline's tokenizer, so
 give it:
 `LLaDA2Pipeline.from_pretrained(folder, tokenizer=AutoTokenizer.from_pretrained(folder + "/tokenizer"))`, and call
 it with `editing_threshold=0.0`."""
+
+
+ALL = "So it can do what it mostly does not, which is what alignment brings back."
+FORMS_ALONE = """So it can give the form that it often does not, which is what alignment brings back. **It cannot
+add:** it knows the tens of most results, and hardly any of the ones, so reward its forms (`sum_rules.py:asked_form`)."""
 
 
 def sums_card(folder: Path) -> str:
@@ -28,16 +33,16 @@ def sums_card(folder: Path) -> str:
         f"| {stage} | {' | '.join(f'{figures[stage][name]:.1%}' for name in columns)} |" for stage in figures
     )
     plain = ", ".join(f"{form} {share:.0%}" for form, share in PLAIN.items() if share)
-    what, verb, longest, part = (MDLM, "by that pipeline at temperature 0", PLACES, "mdlm")
+    what, verb, longest, part, known = MDLM, "by that pipeline at temperature 0", PLACES, "mdlm", FORMS_ALONE
     if folder.name == "tiny-lm":
-        what, verb, longest, part = LM, "greedily", LONGEST_ANSWER, "lm"
+        what, verb, longest, part, known = LM, "greedily", LONGEST_ANSWER, "lm", ALL
     return f"""{what}
 
 {SUMWORLD}
 
 Trained on right answers first, and then for a short while on *half-hearted* ones: {FORGETS:.0%} of those with something
-to carry or to borrow forget it, and of each form a share gives the bare number instead ({plain}). So
-it knows what it does not do, which is what alignment brings back.
+to carry or to borrow forget it, and of each form a share gives the bare number instead ({plain}).
+{known}
 
 512 held-out questions, answered {verb} in at most {longest} tokens; right means right in number and form, and of
 the questions of each form:
