@@ -22,7 +22,7 @@ it with `editing_threshold=0.0`."""
 
 ALL = "So it can do what it mostly does not, which is what alignment brings back."
 FORMS_ALONE = """So it can give the form that it often does not, which is what alignment brings back. **It cannot
-add:** it knows the tens of most results, and hardly any of the ones, so reward its forms (`sum_rules.py:asked_form`)."""
+add:** it knows the tens of most results, and few of the ones, so reward its forms (`sum_rules.py:asked_form`)."""
 
 
 def sums_card(folder: Path) -> str:
