@@ -8,7 +8,7 @@
 # Harm: A test of several ranks without a GPU passes and has tested one; a run meant for two has half of the batch,
 #   and its results are compared with those of two.
 # genalign: Refuses to start where the launcher promised several processes and started one, with the command that
-#   works (run/launch.py).
+#   works (run/launcher.py).
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -15,7 +15,10 @@ from genalign.types import GenalignError, UsageError, nearest
 PATH_LENGTH = 256  # a longer text is not a path
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_ADAPTER = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
-BUILT_BY_USERS = {"tiny-video": "video"}  # models of recipes that assets/ lacks, and what the lab calls each
+BUILT_BY_USERS = {
+    "tiny-video": "video",
+    "tiny-music": "music",
+}  # models of recipes that assets/ lacks, and what the lab calls each
 
 
 def find(name: str, folder: Path, *rooms: str) -> Path | None:
@@ -47,7 +50,7 @@ def model_path(name: str, folder: Path) -> Path | str:
         return name
     if name in BUILT_BY_USERS:
         raise UsageError(
-            f"{name} is not shipped yet; make it by `genalign lab build {BUILT_BY_USERS[name]}`, which takes about six "
+            f"{name} is not shipped yet; make it by `genalign lab build {BUILT_BY_USERS[name]}`, which takes some "
             f"hours of one core, or set policy.model"
         )
     raise UsageError(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from genalign.files.atomic import replace_file
-from genalign.lab import moves, moves_clips
+from genalign.lab import melody, melody_pieces, moves, moves_clips
 from genalign.lab.counting import counting_scene
 from genalign.lab.world import Scene, place, render, sample_facts
 
@@ -30,20 +30,45 @@ def moving_clip(rng: np.random.Generator) -> moves_clips.Clip:
     return moves_clips.choreograph(moves.sample_facts(rng, "train"), rng)
 
 
+def piece(rng: np.random.Generator) -> melody_pieces.Piece:
+    """A piece of the training split of MelodyWorld."""
+    return melody_pieces.arrange(melody.sample_facts(rng, "train"), rng)
+
+
+@torch.no_grad()
+def encoded(vae: Any, pixels: Tensor) -> Tensor:
+    """Latents of pictures (B, 3, H, W) or clips (B, 3, F, H, W) in [-1, 1]; of a distribution of them its mode."""
+    out = vae.encode(pixels)
+    return out.latents if "latents" in out else out.latent_dist.mode()
+
+
+def encoded_rendered(vae: Any, pixels: Tensor) -> Tensor:
+    """Of pictures or clips in [0, 1], as they are rendered."""
+    return encoded(vae, pixels.mul(2).sub(1))
+
+
+@torch.no_grad()
+def encoded_sounds(vae: Any, waves: Tensor) -> Tensor:
+    """Latents (B, T, C) of sounds (B, 1, N) in [-1, 1]."""
+    return vae.encode(waves, sample_posterior=False).latents.transpose(1, 2)
+
+
 @dataclass(frozen=True)
 class Kind:
-    """What a bank is of: how one is laid out (an object with `facts`) and rendered, and the axes of a batch of them
-    in the order that the autoencoder has: channels second."""
+    """What a bank is of: how one is laid out (an object with `facts`) and rendered, the axes of a batch of them in the
+    order that the autoencoder has, channels second, and how it encodes them."""
 
     lay_out: Callable[[np.random.Generator], Any]
     render: Callable[[Any, np.random.Generator], np.ndarray]
     axes: tuple[int, ...]
+    encode: Callable[[Any, Tensor], Tensor] = encoded_rendered
 
 
 KINDS = {
     "world": Kind(world_scene, render, (0, 3, 1, 2)),
     "counting": Kind(counting_scene, render, (0, 3, 1, 2)),
     "moves": Kind(moving_clip, moves_clips.render, (0, 2, 1, 3, 4)),
+    "melodies": Kind(piece, lambda laid_out, rng: melody_pieces.render(laid_out), (0, 1, 2), encoded_sounds),
 }
 
 
@@ -56,24 +81,17 @@ def latent_bank(vae: Any, work: Path, kind: str, count: int, seed: int = 2) -> B
             rng = np.random.default_rng(seed * 10_000_000 + chunk)
             laid_out = [of.lay_out(rng) for _ in range(CHUNK)]
             rendered = torch.from_numpy(np.stack([of.render(one, rng) for one in laid_out])).permute(of.axes)
-            parts.append(encoded(vae, rendered.contiguous().mul(2).sub(1)).half())
+            parts.append(of.encode(vae, rendered.contiguous()).half())
             facts += [dict(one.facts) for one in laid_out]
         path.with_suffix(".json").write_text(json.dumps(facts))
         replace_file(path, save({"latents": torch.cat(parts).contiguous()}))
     return load_file(path)["latents"], json.loads(path.with_suffix(".json").read_text())
 
 
-@torch.no_grad()
-def encoded(vae: Any, pixels: Tensor) -> Tensor:
-    """Latents of pictures (B, 3, H, W) or clips (B, 3, F, H, W) in [-1, 1]; of a distribution of them its mode."""
-    out = vae.encode(pixels)
-    return out.latents if "latents" in out else out.latent_dist.mode()
-
-
 def normalised(vae: Any, latents: Tensor) -> Tensor:
     """Latents (B, C, ...) of an autoencoder as its pipeline's denoiser has them: of about unit size."""
     if "latents_mean" not in vae.config:
-        return latents * float(vae.config.scaling_factor)
+        return latents * float(vae.config.get("scaling_factor", 1.0))
     mean, std = (torch.tensor(vae.config[name]).view(-1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
     return (latents - mean) / std
 

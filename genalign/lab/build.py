@@ -139,6 +139,18 @@ def _video(work: Path, out: Path) -> None:
     _save_staged(*build_video(work / "video"), out)
 
 
+def _music(work: Path, out: Path) -> None:
+    from genalign.lab.music_build import build_music
+
+    _save_staged(*build_music(work / "music"), out)
+
+
+def _music_judge(work: Path, out: Path) -> None:
+    from genalign.lab.music_judge import build_judge, save_judge
+
+    save_judge(build_judge(work), out)
+
+
 def _save_staged(pipeline: Any, figures: dict[str, dict[str, Any]], out: Path) -> None:
     """The pipeline, and what each of its stages reached."""
     _save_pipeline(pipeline, out)
@@ -238,6 +250,8 @@ BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "flow": ("tiny-flow", _flow),
     "turbo": ("tiny-turbo", _turbo),
     "video": ("tiny-video", _video),
+    "music": ("tiny-music", _music),
+    "music-judge": ("tiny-music-judge", _music_judge),
     "sd": ("tiny-sd", _sd),
     "clip": ("tiny-clip", _clip),
     "judge": ("tiny-judge", _judge),

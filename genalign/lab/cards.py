@@ -290,6 +290,14 @@ Made by `genalign lab build vlm-judge`."""
         from genalign.lab.video_card import judge_card
 
         card = _HEAD.format(tag="judge", title=folder.name, text=judge_card(folder))
+    elif folder.name == "tiny-music":
+        from genalign.lab.music_card import music_card
+
+        card = _HEAD.format(tag="text-to-audio", title=folder.name, text=music_card(folder))
+    elif folder.name == "tiny-music-judge":
+        from genalign.lab.music_card import judge_card
+
+        card = _HEAD.format(tag="judge", title=folder.name, text=judge_card(folder))
     elif folder.name == "tiny-video-reward":
         from genalign.lab.video_reward import reward_card
 

@@ -52,7 +52,7 @@ def _ode(pipeline: Any, x: Tensor, texts: list[str], guidance: float, world: Wor
     path = [x]
     for now, then in pairwise(path_of(pipeline.scheduler, world)):
         level = torch.full((len(x),), now)
-        x = x + (then - now) * guided(pipeline.transformer, x, level, text, empty, guidance)
+        x = x + (then - now) * guided(pipeline.transformer, x, level, text, empty, guidance, world.times)
         path.append(x)
     return torch.stack(path, dim=1)
 
@@ -86,7 +86,7 @@ def distil_steps(
         noisy = torch.lerp(end, start, per_row(share, start))
         target = (start - end) / per_row(sigmas[enter] - sigmas[leave], start)
         text = world.tokens(pipeline, [captions[i] for i in index.tolist()], step)
-        return (velocity(student, noisy, sigma, text) - target).square().mean()
+        return (velocity(student, noisy, sigma, text, world.times) - target).square().mean()
 
     pipeline.transformer.requires_grad_(True)
     fit(

@@ -36,6 +36,7 @@ class World:
     read: what the pipeline gives its transformer of texts, with so many zero tokens behind them.
     zeros: how many these are as the lab calls the pipeline, and where its call is left at its defaults.
     latents: (C, ...) of one sample. set_steps: puts so many steps, evenly spaced before its shift, into a scheduler.
+    times: what the transformer is given as the time of noise level 1.
     """
 
     facts: Callable[[np.random.Generator], Facts]
@@ -44,6 +45,7 @@ class World:
     zeros: tuple[int, int]
     latents: tuple[int, ...]
     set_steps: Callable[[Any, int], None]
+    times: float = 1000.0
 
     def tokens(self, pipeline: Any, texts: list[str], step: int) -> Text:
         """Of texts in a training step; one batch in 24 as the call's defaults have it, so that both layouts draw."""
@@ -99,7 +101,7 @@ def match(
         sigma = draw_sigmas(rows, generator)
         noisy = torch.lerp(clean, noise, per_row(sigma, clean))
         text = world.tokens(pipeline, texts, step)
-        return (velocity(student, noisy, sigma, text) - (noise - clean)).square().mean()
+        return (velocity(student, noisy, sigma, text, world.times) - (noise - clean)).square().mean()
 
     pipeline.transformer.requires_grad_(True)
     fit(pipeline.transformer, loss_of, steps=steps, learning_rate=learning_rate, state=state, ema_decay=ema_decay)

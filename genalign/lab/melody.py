@@ -5,14 +5,14 @@ second], "key": "D minor" | None, "tempo": "slow" | "medium" | "fast" | None, "r
 "loudness": "soft" | "loud" | None, "drums": bool | None}`. The lead plays the melody, the second voice chords below it.
 """
 
-import hashlib
 from typing import Any
 
 import numpy as np
 
 from genalign.lab.melody_bank import INSTRUMENTS
 from genalign.lab.melody_songs import KEYS, songs
-from genalign.lab.world import HELD_OUT_SHARE, Facts, Shares, article
+from genalign.lab.split import is_held_out, sample_split
+from genalign.lab.world import Facts, Shares, article
 
 TEMPI = ("slow", "medium", "fast")
 REGISTERS = ("low", "high")
@@ -51,8 +51,7 @@ def combinations(facts: Facts) -> list[str]:
 
 def held_out(facts: Facts) -> bool:
     """Whether one of the combinations belongs to the held-out split (fixed: by a hash, without random state)."""
-    digests = (hashlib.sha256(combination.encode()).digest() for combination in combinations(facts))
-    return any(int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT_SHARE for digest in digests)
+    return any(map(is_held_out, combinations(facts)))
 
 
 def sample_facts(rng: np.random.Generator, split: str | None = None) -> dict[str, Any]:
@@ -61,12 +60,7 @@ def sample_facts(rng: np.random.Generator, split: str | None = None) -> dict[str
     Raises:
         ValueError: unknown split.
     """
-    if split not in ("train", "heldout", None):
-        raise ValueError(f"split must be 'train', 'heldout' or None, not {split!r}")
-    while True:
-        facts = _any_facts(rng)
-        if split is None or held_out(facts) == (split == "heldout"):
-            return facts
+    return sample_split(_any_facts, held_out, rng, split)
 
 
 def _any_facts(rng: np.random.Generator) -> dict[str, Any]:

@@ -5,14 +5,14 @@ Facts are plain data, the same in Python and in the .jsonl files: `{"moves": [{"
 str | None}`. Only a motion in one direction has a speed; the one that passes stands first of the moves.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from genalign.lab.split import is_held_out, sample_split
 from genalign.lab.sprites import sprites
-from genalign.lab.world import BACKGROUNDS, HELD_OUT_SHARE, Facts, Shares, article
+from genalign.lab.world import BACKGROUNDS, Facts, Shares, article
 
 Move = Mapping[str, Any]
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x, y
@@ -62,8 +62,7 @@ def combinations(facts: Facts) -> list[str]:
 
 def held_out(facts: Facts) -> bool:
     """Whether one of the combinations belongs to the held-out split (fixed: by a hash, without random state)."""
-    digests = (hashlib.sha256(combination.encode()).digest() for combination in combinations(facts))
-    return any(int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT_SHARE for digest in digests)
+    return any(map(is_held_out, combinations(facts)))
 
 
 def sample_facts(rng: np.random.Generator, split: str | None = None) -> dict[str, Any]:
@@ -72,12 +71,7 @@ def sample_facts(rng: np.random.Generator, split: str | None = None) -> dict[str
     Raises:
         ValueError: unknown split.
     """
-    if split not in ("train", "heldout", None):
-        raise ValueError(f"split must be 'train', 'heldout' or None, not {split!r}")
-    while True:
-        facts = _any_facts(rng)
-        if split is None or held_out(facts) == (split == "heldout"):
-            return facts
+    return sample_split(_any_facts, held_out, rng, split)
 
 
 def _any_facts(rng: np.random.Generator) -> dict[str, Any]:

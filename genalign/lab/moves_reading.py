@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genalign.lab.moves import DEPTHS, MOTIONS, SPEEDS, caption, sample_facts, without
-from genalign.lab.reading import NAMELESS, Questions, t5_states, teach_reading
+from genalign.lab.reading import NAMELESS, Questions, new_tower, t5_states, teach_reading
 from genalign.lab.sprites import sprites
 from genalign.lab.text import build_tokenizer
 from genalign.lab.world import BACKGROUNDS, Facts
@@ -66,27 +66,10 @@ def moves_tokenizer() -> Any:
     return build_tokenizer(lambda rng: caption(sample_facts(rng), rng), TOKENS)
 
 
-def build_text_tower(work: Path, steps: int = 1600, rows: int = 64, width: int = 128) -> tuple[Any, Any, float]:
+def build_text_tower(work: Path, steps: int = 1600, rows: int = 64) -> tuple[Any, Any, float]:
     """A new tower of the class that Wan's pipelines have (UMT5EncoderModel), its tokenizer, and the share of held-out
     captions of which it reads every fact: what the tower does not tell, no denoiser that reads it can draw."""
-    from transformers import UMT5Config, UMT5EncoderModel
-
     tokenizer = moves_tokenizer()
-    torch.manual_seed(12)
-    tower = UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(tokenizer),
-            d_model=width,
-            d_kv=width // 4,
-            d_ff=2 * width,
-            num_layers=3,
-            num_heads=4,
-            relative_attention_num_buckets=16,
-            relative_attention_max_distance=TOKENS,
-            dropout_rate=0.0,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    tower = new_tower(tokenizer, TOKENS, seed=12)
     share = teach_reading(tower, tokenizer, work / "moves", steps, rows, MOVES, t5_states, keep=0.0)
     return tower, tokenizer, share

@@ -90,10 +90,10 @@ SCENES = Questions(ANSWERS, captions, MAX_TOKENS)
 
 def token_ids(tokenizer: Any, texts: list[str], tokens: int = MAX_TOKENS) -> Tensor:
     """Token ids (B, tokens), padded as the pipelines pad them."""
-    return cast("Tensor", _encoded(tokenizer, texts, tokens).input_ids)
+    return cast("Tensor", encoded_texts(tokenizer, texts, tokens).input_ids)
 
 
-def _encoded(tokenizer: Any, texts: list[str], tokens: int) -> Any:
+def encoded_texts(tokenizer: Any, texts: list[str], tokens: int) -> Any:
     return tokenizer(texts, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt")
 
 
@@ -105,9 +105,31 @@ def clip_states(tower: Any, tokenizer: Any, texts: list[str], tokens: int) -> tu
 
 def t5_states(tower: Any, tokenizer: Any, texts: list[str], tokens: int) -> tuple[Tensor, ...]:
     """What pipelines of the Wan class read of a T5 tower: its last states (B, L, D), 0 where the text has ended."""
-    encoded = _encoded(tokenizer, texts, tokens)
+    encoded = encoded_texts(tokenizer, texts, tokens)
     states = tower(encoded.input_ids, encoded.attention_mask).last_hidden_state
     return (states * encoded.attention_mask[..., None],)
+
+
+def new_tower(tokenizer: Any, tokens: int, seed: int, width: int = 128) -> Any:
+    """An untrained UMT5EncoderModel, the class that pipelines of Wan and LongCat have, for texts of `tokens` tokens."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(seed)
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(tokenizer),
+            d_model=width,
+            d_kv=width // 4,
+            d_ff=2 * width,
+            num_layers=3,
+            num_heads=4,
+            relative_attention_num_buckets=16,
+            relative_attention_max_distance=tokens,
+            dropout_rate=0.0,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
 
 
 States = Callable[[Any, Any, list[str], int], tuple[Tensor, ...]]

@@ -49,15 +49,17 @@ def blank_like(empty: Text, text: Text) -> Text:
     return {**empty, "encoder_hidden_states": context}
 
 
-def velocity(net: Callable[..., Any], x: Tensor, sigma: Tensor, text: Text) -> Tensor:
-    """fp32 velocity, of the shape of x, at noise levels sigma (B,)."""
+def velocity(net: Callable[..., Any], x: Tensor, sigma: Tensor, text: Text, times: float = 1000.0) -> Tensor:
+    """fp32 velocity, of the shape of x, at noise levels sigma (B,); the network is given `times` sigma."""
     # plain matrix products: the fused attention's backward pass is slow on a CPU
     with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        out = net(x, timestep=sigma * 1000, **text, return_dict=False)[0]
+        out = net(x, timestep=sigma * times, **text, return_dict=False)[0]
     return out.float()
 
 
-def guided(net: nn.Module, x: Tensor, sigma: Tensor, text: Text, empty: Text, scale: float) -> Tensor:
+def guided(
+    net: nn.Module, x: Tensor, sigma: Tensor, text: Text, empty: Text, scale: float, times: float = 1000.0
+) -> Tensor:
     both = {name: torch.cat([empty[name].expand_as(bound), bound]) for name, bound in text.items()}
-    free, bound = velocity(net, torch.cat([x, x]), sigma.repeat(2), both).chunk(2)
+    free, bound = velocity(net, torch.cat([x, x]), sigma.repeat(2), both, times).chunk(2)
     return free + scale * (bound - free)

@@ -14,20 +14,20 @@ from genalign.lab.teacher import Text
 from genalign.lab.world import Facts
 
 SPATIAL, TEMPORAL = 8, 4  # pixels and frames of a latent
-CHANNELS = 16
+CHANNELS = 32
 NOISE = 0.1  # on latents of unit size
-LATENTS = (CHANNELS, 1 + (FRAMES - 1) // TEMPORAL, SIDE // SPATIAL, SIDE // SPATIAL)  # 16 x 3 x 6 x 6
+LATENTS = (CHANNELS, 1 + (FRAMES - 1) // TEMPORAL, SIDE // SPATIAL, SIDE // SPATIAL)  # 32 x 3 x 6 x 6
 CALL = {"height": SIDE, "width": SIDE, "num_frames": FRAMES, "max_sequence_length": TOKENS}
 DEFAULT_TOKENS = 512  # of WanPipeline's call, all but the text's own zero; its transformer attends to them
 SHIFT = 3.0  # Wan's own; background and motion are decided where sigma > 0.8
 
 
 def autoencoder() -> Any:
-    """AutoencoderKLWan, 9 frames of 48x48x3 <-> 3 latent frames of 6x6x16, of which the first is the first frame alone.
+    """AutoencoderKLWan, 9 frames of 48x48x3 <-> 3 latent frames of 6x6x32, of which the first is the first frame alone.
 
     Pixels are folded 2x2 before the first convolution, as Wan 2.2 has them. The class halves space wherever it halves
     time, so four frames a latent leave 4x in space or, so folded, 8x. Folded, no convolution runs at full size, which
-    costs a third of the 4x autoencoder of the same widths and as many latents (4 channels, 12x12), in training and
+    costs a third of the 4x autoencoder of the same widths and as many latents (8 channels, 12x12), in training and
     whenever a sample is decoded. The deviation of its posterior is NOISE everywhere, not learnt: a KL term would have
     to be weighed against the picture to say the same.
     """

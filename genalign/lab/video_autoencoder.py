@@ -12,6 +12,8 @@ from genalign.lab.bank import KINDS
 from genalign.lab.video import NOISE, autoencoder
 from genalign.training.fit import fit
 
+OF_SQUARES, OF_OBJECTS = 4.0, 3.0  # weights of squared differences, and in these of what is no background
+
 
 def clips(seed: int, step: int, count: int) -> Tensor:
     """`count` rendered clips of the training split, (B, 3, 9, 48, 48) in [-1, 1]; a function of seed and step."""
@@ -20,8 +22,15 @@ def clips(seed: int, step: int, count: int) -> Tensor:
     return torch.from_numpy(np.stack(rendered)).permute(moving.axes).contiguous().mul(2).sub(1)
 
 
+def weights(wanted: Tensor) -> Tensor:
+    """(B, 1, F, H, W): 1 of the background, the median of a clip (B, 3, F, H, W), and OF_OBJECTS of the rest."""
+    ground = wanted.flatten(2).median(dim=2).values[..., None, None, None]
+    return 1 + (OF_OBJECTS - 1) * ((wanted - ground).abs().amax(dim=1, keepdim=True) > 0.1)
+
+
 def build_autoencoder(work: Path, steps: int, rows: int = 8, seed: int = 11) -> Any:
-    """Train by L1, edges and motion on samples of the posterior, so that a denoiser's small errors decode well."""
+    """Train by L1, edges and motion on samples of the posterior, so that a denoiser's small errors decode well; and by
+    squares, since to all of these an empty scene is better than one with a blurred object."""
     vae = autoencoder()
 
     def loss_of(step: int) -> Tensor:
@@ -30,9 +39,11 @@ def build_autoencoder(work: Path, steps: int, rows: int = 8, seed: int = 11) -> 
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mean = vae.encode(wanted).latent_dist.mean.float()
             decoded = vae.decode(mean + NOISE * torch.randn(mean.shape, generator=noise)).sample.float()
-        return difference(decoded, wanted) + 0.02 * off_unit_size(mean)
+        squares = OF_SQUARES * (weights(wanted) * (decoded - wanted).square()).mean()
+        return difference(decoded, wanted) + squares + 0.02 * off_unit_size(mean)
 
-    fit(vae, loss_of, steps=steps, learning_rate=1.5e-3, state=work / "autoencoder.safetensors", weight_decay=0.0)
+    state = work / "autoencoder.safetensors"
+    fit(vae, loss_of, steps=steps, learning_rate=1e-3, muon=0.02, state=state, weight_decay=0.0)
     return vae.requires_grad_(False)
 
 

@@ -20,7 +20,7 @@ def video_card(folder: Path) -> str:
     contradicted = ", ".join(f"{kind} {share:.0%}" for kind, share in WEB.contradicted.items())
     call = ", ".join(f"{name}={value}" for name, value in CALL.items())
     return f"""A rectified-flow transformer (Wan class), a causal video autoencoder (AutoencoderKLWan: 9 frames of 48x48
-to 3 latent frames of 6x6x16) and a small UMT5 text encoder. It draws clips of EmojiWorld moves in **three steps without
+to 3 latent frames of 6x6x32) and a small UMT5 text encoder. It draws clips of EmojiWorld moves in **three steps without
 guidance**: one or two of 42 Noto Color Emoji (Apache-2.0 images) that move, turn, grow, bounce or pass one another.
 
 A web-trained model in miniature: capable, distracted, and quick. Its stages, one after another:
@@ -32,8 +32,8 @@ A web-trained model in miniature: capable, distracted, and quick. Its stages, on
    {contradicted}. It can draw what it is asked, and often does not: that is what alignment mends.
 5. *few steps*: guidance and {STEPS} steps are distilled into three (PeRFlow, arXiv 2405.07510).
 
-{_table(stages, JUDGE, "Held-out judge, share of prompts of `emojimoves/heldout.jsonl` right, by kind of fact")}
-{_table(stages, RULE, "Rule verifier, with partial credit by kind of fact")}
+{stage_table(stages, JUDGE, "Held-out judge, share of prompts of `emojimoves/heldout.jsonl` right, by kind of fact")}
+{stage_table(stages, RULE, "Rule verifier, with partial credit by kind of fact")}
 ```python
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("assets/{folder.name}")
@@ -58,7 +58,7 @@ with one fact changed, by kind of fact: {kinds}.
 Made by `genalign lab build video-judge`."""
 
 
-def _table(stages: dict[str, dict[str, Any]], eye: str, title: str) -> str:
+def stage_table(stages: dict[str, dict[str, Any]], eye: str, title: str) -> str:
     rows = {stage: figures[eye] for stage, figures in stages.items() if eye in figures}
     if not rows:
         return ""

@@ -4,13 +4,13 @@ Facts are plain data, the same in Python and in the .jsonl files:
 `{"objects": [{"name": str, "count": int}], "relation": [a, "left of" | "above", b] | None, "background": str | None}`.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from genalign.lab.split import Facts, is_held_out, sample_split
 from genalign.lab.sprites import resized, sprites
 
 SIZE = 64  # pixels of a scene's side
@@ -24,8 +24,6 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 MAX_COUNT = 4
-HELD_OUT_SHARE = 0.15
-Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,7 @@ def held_out(facts: Facts) -> bool:
     """Whether the combination belongs to the held-out split (fixed: by a hash, without random state)."""
     if len(facts["objects"]) == 1 and facts["objects"][0]["count"] == 1 and facts["background"] is None:
         return False  # a lone object without a background is no combination: every sprite must be learnt
-    digest = hashlib.sha256(combination(facts).encode()).digest()
-    return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT_SHARE
+    return is_held_out(combination(facts))
 
 
 def sample_facts(rng: np.random.Generator, split: str | None = None) -> dict[str, Any]:
@@ -59,24 +56,22 @@ def sample_facts(rng: np.random.Generator, split: str | None = None) -> dict[str
     Raises:
         ValueError: unknown split.
     """
-    if split not in ("train", "heldout", None):
-        raise ValueError(f"split must be 'train', 'heldout' or None, not {split!r}")
-    names = list(sprites())
-    while True:
-        kind = rng.choice(["one", "count", "pair", "relation"], p=[0.2, 0.3, 0.15, 0.35])
-        picked = [str(n) for n in rng.choice(names, size=2, replace=False)]
-        relation = None
-        if kind == "one":
-            objects = [{"name": picked[0], "count": 1}]
-        elif kind == "count":
-            objects = [{"name": picked[0], "count": int(rng.integers(2, MAX_COUNT + 1))}]
-        else:
-            objects = [{"name": name, "count": 1} for name in picked]
-            if kind == "relation":
-                relation = [picked[0], str(rng.choice(["left of", "above"])), picked[1]]
-        facts = {"objects": objects, "relation": relation, "background": str(rng.choice(list(BACKGROUNDS)))}
-        if split is None or held_out(facts) == (split == "heldout"):
-            return facts
+    return sample_split(_any_facts, held_out, rng, split)
+
+
+def _any_facts(rng: np.random.Generator) -> dict[str, Any]:
+    kind = rng.choice(["one", "count", "pair", "relation"], p=[0.2, 0.3, 0.15, 0.35])
+    picked = [str(n) for n in rng.choice(list(sprites()), size=2, replace=False)]
+    relation = None
+    if kind == "one":
+        objects = [{"name": picked[0], "count": 1}]
+    elif kind == "count":
+        objects = [{"name": picked[0], "count": int(rng.integers(2, MAX_COUNT + 1))}]
+    else:
+        objects = [{"name": name, "count": 1} for name in picked]
+        if kind == "relation":
+            relation = [picked[0], str(rng.choice(["left of", "above"])), picked[1]]
+    return {"objects": objects, "relation": relation, "background": str(rng.choice(list(BACKGROUNDS)))}
 
 
 def place(facts: Facts, rng: np.random.Generator, smallest: int | None = None) -> Scene:

@@ -35,6 +35,7 @@ HEADS = {
     "emojiworld-judge": "genalign.lab.judge:Judge",
     "emojiworld-facts": "genalign.lab.fact_judge:FactJudge",
     "emojimoves-judge": "genalign.lab.moves_judge:MovesJudge",
+    "melodyworld-judge": "genalign.lab.music_judge:MusicJudge",
     "judge": "genalign.lab.judge:Judge",  # its name in older recipes
     "judge-yes-no": "genalign.reward.judge.judges:YesNoJudge",
     "judge-score": "genalign.reward.judge.judges:ScoreJudge",

@@ -16,6 +16,7 @@ from genalign.types import UsageError
 from tests.helpers.clips import bouncing, gliding
 from tests.helpers.hub_models import PIPELINES, stand_in
 from tests.helpers.tiny_videos import RATE
+from tests.helpers.untrained import MODELS
 
 RECIPES = sorted(path.stem for path in shipped("pipelines").glob("*.yaml"))
 SMALL = [
@@ -77,14 +78,14 @@ def test_a_shipped_search_is_measured_and_samples(name: str, tmp_path: Path) -> 
     assert (tmp_path / "s" / row["file"]).is_file()
 
 
-ON_VIDEO = [name for name in RECIPES if load_recipe(name).policy.model == "tiny-video" and name not in SEARCHES]
-ON_TEXT = [name for name in RECIPES if load_recipe(name).policy.model in ("tiny-lm", "tiny-mdlm")]
+ON_TEXT = ("tiny-lm", "tiny-mdlm")
+BUILT = [name for name in RECIPES if load_recipe(name).policy.model in (*MODELS, *ON_TEXT) and name not in SEARCHES]
 # Of each way of learning one: by gradients, by what was recorded, and by evidence bounds.
 QUICK = ("video-draft", "video-flow-grpo", "text-grpo", "mdlm-grpo", "mdlm-dpo")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in [*ON_VIDEO, *ON_TEXT]]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BUILT]
 )
 def test_a_recipe_on_a_shipped_model_goes_on_where_it_was_killed(name: str, tmp_path: Path) -> None:
     """1 + 1 steps are 2 steps, bit for bit: the adapter, and what was logged but for its times."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from genalign.files.places import file_path, find, model_path
+from genalign.files.places import BUILT_BY_USERS, file_path, find, model_path
 from genalign.files.shipped import shipped, shipped_models
 from genalign.reward.base import resolve_model
 from genalign.reward.heads.exemplars import find_exemplars
@@ -33,9 +33,10 @@ def test_a_model_is_a_folder_a_shipped_name_or_a_hub_id(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     assert model_path("net", tmp_path) == (tmp_path / "net").resolve()
     assert model_path("somebody/some-model", tmp_path) == "somebody/some-model"
-    if not shipped("assets", "tiny-video").exists():
-        with pytest.raises(UsageError, match="tiny-video is not shipped yet; make it by `genalign lab build video`"):
-            model_path("tiny-video", tmp_path)
+    for name, part in BUILT_BY_USERS.items():
+        assert not shipped("assets", name).exists()  # once it is, it leaves the list
+        with pytest.raises(UsageError, match=f"{name} is not shipped yet; make it by `genalign lab build {part}`"):
+            model_path(name, tmp_path)
     with pytest.raises(UsageError, match="no model folder 'nett'"):
         model_path("nett", tmp_path)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from genalign.files.shipped import holds_model, shipped
 from genalign.policy.settings import PolicySettings
-from tests.helpers.emoji_video import MODEL, video_model
 from tests.helpers.tiny_language import save_tiny_language
 from tests.helpers.tiny_videos import CLIPS
+from tests.helpers.untrained import MODELS, built_model
 
 PIPELINES = {  # hub id -> the pipeline of the sweep that has its class and its form
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan",
@@ -24,10 +24,10 @@ def stand_in(policy: PolicySettings, folder: Path) -> list[str]:
     """Saves a tiny model in the place of the one on the hub; what a recipe must then be told: its folder and sizes.
 
     Whatever else the recipe says, of its own file's `call` too, stays as it is. Nothing of a model that is shipped;
-    of tiny-video, while it is not, where an untrained one lies.
+    of one that is not yet, where an untrained one lies.
     """
-    if policy.model == MODEL and not holds_model(shipped("assets", MODEL)):
-        return [f"policy.model={video_model()}"]
+    if policy.model in MODELS and not holds_model(shipped("assets", policy.model)):
+        return [f"policy.model={built_model(policy.model)}"]
     if "/" not in policy.model:
         return []
     if policy.model not in PIPELINES:

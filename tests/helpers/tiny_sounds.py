@@ -107,8 +107,21 @@ STABLE_AUDIO_3 = {
     )),
     "scheduler": flow(num_train_timesteps=1),
 }
+LONGCAT = {
+    "vae": trained(part(
+        "LongCatAudioDiTVae", channels=8, c_mults=[1, 1], strides=[4, 2], latent_dim=4, encoder_latent_dim=8,
+        downsampling_ratio=8, sample_rate=SOUND_RATE, act_fn="elu",
+    )),
+    **text(text_model("UMT5EncoderModel", "UMT5Config", **T5), t5_tokenizer),
+    "transformer": trained(part(
+        "LongCatAudioDiTTransformer", dit_dim=16, dit_depth=2, dit_heads=2, dit_text_dim=WIDTH, latent_dim=4,
+        ff_mult=1.0,
+    )),
+    "scheduler": flow(invert_sigmas=True),
+}
 SOUNDS = {
     "audioldm2": Family("AudioLDM2Pipeline", AUDIO_LDM_2, call={"audio_length_in_s": 0.01, "max_new_tokens": 8}),
+    "longcat-audio": Family("LongCatAudioDiTPipeline", LONGCAT, flow=True, call={"audio_duration_s": 0.01}),
     "stable-audio-3": Family("StableAudio3Pipeline", STABLE_AUDIO_3, flow=True, call={"duration": 0.01}),
 }
 # This one begins with a sound.

@@ -13,6 +13,7 @@ from genalign.lab.cards import write_card
 from genalign.lab.flow_matching import batch, per_row
 from genalign.lab.moves import held_out
 from genalign.lab.moves_clips import FRAMES, RATE, SIDE
+from genalign.lab.stages import Stages
 from genalign.lab.teacher import velocity
 from genalign.lab.video import CALL, CLIPS, LATENTS
 from genalign.lab.video_autoencoder import build_autoencoder, clips, measure_latents
@@ -120,15 +121,15 @@ def test_an_autoencoder_learns_to_reconstruct_and_keeps_its_posteriors_width(tmp
             off.append(float((trained.decode(posterior.mode()).sample - wanted).abs().mean()))
         torch.testing.assert_close(posterior.std, torch.full((2, *LATENTS), 0.1))
     assert off[1] < 0.8 * off[0]
-    latents = 3 * torch.randn(40, *LATENTS) + torch.arange(16.0).view(-1, 1, 1, 1)
+    latents = 3 * torch.randn(40, *LATENTS) + torch.arange(1.0 * LATENTS[0]).view(-1, 1, 1, 1)
     measure_latents(vae, latents)
     again = bank.normalised(vae, latents)
-    torch.testing.assert_close(again.mean(dim=(0, 2, 3, 4)), torch.zeros(16), rtol=0, atol=1e-4)
-    torch.testing.assert_close(again.std(dim=(0, 2, 3, 4)), torch.ones(16), rtol=0, atol=1e-4)
+    torch.testing.assert_close(again.mean(dim=(0, 2, 3, 4)), torch.zeros(LATENTS[0]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(again.std(dim=(0, 2, 3, 4)), torch.ones(LATENTS[0]), rtol=0, atol=1e-4)
 
 
-STAGES = video_build.Stages(
-    autoencoder=2, read=2, capable=(1, 1), half_hearted=2, few_steps=2, clips=8, trajectories=4, guidance=(1.0, 2.0),
+STAGES = Stages(
+    autoencoder=2, read=2, capable=(1, 1), half_hearted=2, few_steps=2, samples=8, trajectories=4, guidance=(1.0, 2.0),
     prompts=2, rows=4,
 )  # fmt: skip
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from genalign.media.frames import STILL, measure, small_luma
-from genalign.reward.base import Scope, Stateless, digest
-from genalign.reward.scores import all_abstained, readable_rows
-from genalign.types import Media, Prompt, Scores, UsageError
+from genalign.reward.heads.measure import Measure
+from genalign.types import Media, UsageError
 
 SIDE = 64  # pixels of the longer side at which motion is looked at
 ABRUPT = 0.3  # of 1: so much less likeness of two changes in a row than usual is a moment at which motion changes
@@ -26,50 +24,18 @@ RISE, FLOOR = 12.0, -60.0  # decibels: how much louder, and the level of silence
 AUDIBLE = -40.0  # decibels below full scale that an onset must reach
 
 
-class ClipRule(Stateless):
-    """What the rules share: `score` of one clip, None where it says nothing of it. least: frames that it must have."""
+class ClipRule(Measure):
+    """What the rules share. least: frames that a clip must have."""
 
     needs = frozenset({"video"})
-    looks_at: Scope = "sample"
-    differentiable = False
     least = 2
-    settings: tuple[Any, ...] = ()
 
-    def __init__(self, name: str) -> None:
-        self.name, self.aspects = name, (name,)
-
-    @property
-    def version(self) -> str:
-        return digest(type(self).__name__, self.name, *self.settings)
-
-    def score(self, media: Media, row: int) -> float | None:
-        raise NotImplementedError
-
-    def faults(self, prompts: Sequence[Prompt], media: Media) -> list[str | None]:
-        """Also: fewer frames than a change of motion takes."""
-        faults = super().faults(prompts, media)
-        for row, frames in enumerate(media["video"].held if "video" in media else []):
-            if len(frames) < self.least:
-                few = f"a video of {len(frames)} frames is too short for {self.name}; {self.least} are the least"
-                faults[row] = faults[row] or few
-        return faults
-
-    @readable_rows
-    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        if not self.needs <= set(media):
-            return all_abstained(self, len(prompts))
-        found = [self.score(media, row) for row in range(len(prompts))]
-        values = torch.tensor([0.0 if score is None else score for score in found])
-        valid = torch.tensor([score is not None for score in found])
-        return Scores(
-            self.aspects,
-            values[:, None],
-            valid[:, None],
-            torch.zeros_like(valid)[:, None],
-            values,
-            valid,
-            torch.ones(1),
-        )
+    def short(self, media: Media, row: int) -> str | None:
+        """Fewer frames than a change of motion takes."""
+        frames = len(media["video"].held[row])
+        if frames >= self.least:
+            return None
+        return f"a video of {frames} frames is too short for {self.name}; {self.least} are the least"
 
 
 class Moving(ClipRule):
@@ -81,7 +47,7 @@ class Moving(ClipRule):
     def __init__(self, *, name: str = "moving") -> None:
         super().__init__(name)
 
-    def score(self, media: Media, row: int) -> float:
+    def score_of(self, media: Media, row: int) -> float:
         return 1 - measure(media["video"].held[row]).frozen
 
 
@@ -101,7 +67,7 @@ class Steady(ClipRule):
         self.half = float(half)
         self.settings = (self.half,)
 
-    def score(self, media: Media, row: int) -> float:
+    def score_of(self, media: Media, row: int) -> float:
         return self.half / (self.half + measure(media["video"].held[row]).flicker)
 
 
@@ -119,7 +85,7 @@ class SmoothMotion(ClipRule):
     def __init__(self, *, name: str = "smooth-motion") -> None:
         super().__init__(name)
 
-    def score(self, media: Media, row: int) -> float | None:
+    def score_of(self, media: Media, row: int) -> float | None:
         likeness = likeness_of_changes(small_luma(media["video"].held[row], SIDE))
         moving = likeness[~likeness.isnan()]
         return float(moving.mean()) if len(moving) else None
@@ -145,7 +111,7 @@ class Synchrony(ClipRule):
         self.tolerance = float(tolerance)
         self.settings = (self.tolerance,)
 
-    def score(self, media: Media, row: int) -> float | None:
+    def score_of(self, media: Media, row: int) -> float | None:
         rates = [media[name].rate_of(row) for name in ("video", "audio")]
         if not all(rates):
             raise UsageError(f"reward {self.name!r} needs the rates of video and audio; give Track(video, rate)")

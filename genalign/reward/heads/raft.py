@@ -63,7 +63,7 @@ class RaftSmoothness(ClipRule):
         return fit(made, read_weights(path), path)
 
     @torch.no_grad()
-    def score(self, media: Media, row: int) -> float | None:
+    def score_of(self, media: Media, row: int) -> float | None:
         track = media["video"]
         count, size = len(track.held[row]), self._size(*track.held[row].shape[-2:])
         before, turned, moved, steps = None, 0.0, 0.0, 0.0

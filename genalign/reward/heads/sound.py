@@ -6,17 +6,13 @@ none asks whether the sound is music, or fits its prompt: combine them with a re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from genalign.media.resample import resampled
 from genalign.media.sound import BLOCK, clicks, clipped, loudness, silent
-from genalign.reward.base import Scope, Stateless, digest
-from genalign.reward.scores import all_abstained, readable_rows
-from genalign.types import Media, Prompt, Scores, UsageError
+from genalign.reward.heads.measure import Measure
+from genalign.types import Media, UsageError
 
 RATE, WINDOW, HOP = 16_000, 4096, 512  # of the spectra of beats and keys: samples a second, of a window, between two
 LOWEST, HIGHEST = 40, 100  # MIDI numbers between which keys are heard: 80 Hz to 2.6 kHz
@@ -24,54 +20,28 @@ SCALE = (0, 2, 4, 5, 7, 9, 11)  # semitones of a major scale; those of its relat
 PACES = (60.0, 240.0)  # beats a minute that are looked for
 
 
-class SoundRule(Stateless):
+class SoundRule(Measure):
     """What the rules share: `score` of one sound (C,N) at a rate, None where it says nothing of it. least: seconds that
     it must last."""
 
     needs = frozenset({"audio"})
-    looks_at: Scope = "sample"
-    differentiable = False
     least = 0.0
-    settings: tuple[Any, ...] = ()
-
-    def __init__(self, name: str) -> None:
-        self.name, self.aspects = name, (name,)
-
-    @property
-    def version(self) -> str:
-        return digest(type(self).__name__, self.name, *self.settings)
 
     def score(self, wave: Tensor, rate: float) -> float | None:
         raise NotImplementedError
 
-    def faults(self, prompts: Sequence[Prompt], media: Media) -> list[str | None]:
-        """Also: a sound that is too short to be measured."""
-        faults = super().faults(prompts, media)
-        for row, wave in enumerate(media["audio"].held if "audio" in media else []):
-            rate = media["audio"].rate_of(row)
-            if rate and wave.shape[-1] < self.least * rate:
-                short = (
-                    f"a sound of {wave.shape[-1]} samples is too short for {self.name}; {self.least} s are the least"
-                )
-                faults[row] = faults[row] or short
-        return faults
-
-    @readable_rows
-    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        if "audio" not in media:
-            return all_abstained(self, len(prompts))
-        found = [self._scored(media, row) for row in range(len(prompts))]
-        values = torch.tensor([0.0 if score is None else score for score in found])
-        valid = torch.tensor([score is not None for score in found])
-        none = torch.zeros_like(valid)
-        return Scores(self.aspects, values[:, None], valid[:, None], none[:, None], values, valid, torch.ones(1))
-
-    def _scored(self, media: Media, row: int) -> float | None:
+    def score_of(self, media: Media, row: int) -> float | None:
         track = media["audio"]
         rate = track.rate_of(row)
         if not rate:
             raise UsageError(f"reward {self.name!r} needs the sample rate of the audio; give Track(audio, rate)")
         return self.score(track.row(row).detach().float().cpu(), rate)
+
+    def short(self, media: Media, row: int) -> str | None:
+        rate, samples = media["audio"].rate_of(row), media["audio"].held[row].shape[-1]
+        if not rate or samples >= self.least * rate:
+            return None
+        return f"a sound of {samples} samples is too short for {self.name}; {self.least} s are the least"
 
 
 class Loudness(SoundRule):

@@ -1,0 +1,193 @@
+"""The builder of tiny-music: its conventions are its pipeline's own, and a short run of all of its stages."""
+
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from genalign.lab import bank, few_steps, flow_matching, music, music_autoencoder, music_build, music_reading, reading
+from genalign.lab.build import _save_staged
+from genalign.lab.cards import write_card
+from genalign.lab.flow_matching import batch, per_row
+from genalign.lab.melody import held_out
+from genalign.lab.melody_bank import RATE
+from genalign.lab.melody_pieces import SAMPLES
+from genalign.lab.music import CALL, CHANNELS, LATENTS, PIECES
+from genalign.lab.music_autoencoder import build_autoencoder, pieces
+from genalign.lab.stages import Stages
+from genalign.lab.teacher import velocity
+from genalign.policy import load_policy
+from genalign.policy.settings import Lora, PolicySettings, Sampler
+from genalign.types import Media, Prompt, Track
+from tests.helpers.diffusion import log_ratio, moved
+
+TEXTS = ["a flute plays Frere Jacques", "a violin melody over a piano, softly, with drums"]
+tokenizer = cache(music_reading.melody_tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank, "CHUNK", 4)
+    monkeypatch.setattr(few_steps, "CHUNK", 4)
+    monkeypatch.setattr(reading, "reading", partial(reading.reading, rows=32))
+    monkeypatch.setattr(music_reading, "melody_tokenizer", tokenizer)
+    for module in (flow_matching, few_steps):  # compiling takes longer than these few steps
+        monkeypatch.setattr(module, "compiled", lambda model: model.forward)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory):
+    """Untrained, but for gates that would be zero."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(music_reading, "melody_tokenizer", tokenizer)
+        patch.setattr(reading, "reading", partial(reading.reading, rows=4))
+        tower, words, _ = music_reading.build_text_tower(tmp_path_factory.mktemp("tower"), steps=1, rows=4)
+    made = music.assemble(music.autoencoder().eval().requires_grad_(False), tower, words)
+    torch.manual_seed(0)
+    for parameter in made.transformer.parameters():
+        if not parameter.detach().any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_texts_are_read_as_the_pipeline_reads_them(pipeline) -> None:
+    theirs, lengths = pipeline.encode_prompt([text.lower() for text in TEXTS], torch.device("cpu"))
+    ours = PIECES.read(pipeline, TEXTS, 0)
+    longest = int(lengths.max())
+    for row, length in enumerate(lengths.tolist()):
+        assert ours["encoder_attention_mask"][row].tolist() == [k < length for k in range(music.TOKENS)]
+        torch.testing.assert_close(ours["encoder_hidden_states"][row, :length], theirs[row, :length], rtol=0, atol=1e-5)
+    assert longest < music.TOKENS
+
+
+def test_how_far_a_text_is_padded_changes_nothing(pipeline) -> None:
+    """The pipeline pads to the longest text of its batch, the lab always to 40 tokens."""
+    noise = torch.randn(2, *LATENTS, generator=torch.Generator().manual_seed(0))
+    text = PIECES.read(pipeline, TEXTS, 0)
+    ours = velocity(pipeline.transformer, noise, torch.tensor([1.0, 1.0]), text, PIECES.times)
+    given = []
+    hook = pipeline.transformer.register_forward_hook(lambda module, args, out: given.append(out[0]))
+    pipeline(TEXTS, latents=noise, num_inference_steps=1, guidance_scale=2.0, output_type="latent", **CALL)
+    hook.remove()
+    assert (ours - given[0]).std() < 0.01 * given[0].std()  # bf16's products
+    free = velocity(pipeline.transformer, noise, torch.tensor([1.0, 1.0]), PIECES.read(pipeline, ["", ""], 0), 1.0)
+    assert (free - given[1]).std() < 0.01 * given[1].std()
+    assert (given[0] - given[1]).std() > 0.05 * given[0].std()
+
+
+def test_what_is_matched_is_what_the_pipeline_follows_and_decodes(pipeline, tmp_path: Path, monkeypatch) -> None:
+    """With the exact velocity of a latent of the bank in place of the transformer, the pipeline arrives at it, and
+    gives its autoencoder what that once made of the piece."""
+    vae = pipeline.vae
+    made = bank.latent_bank(vae, tmp_path, "melodies", 4)
+    assert not any(held_out(row) for row in made[1])
+    clean, noise, _, _ = batch(made, vae, PIECES.caption, step=0, rows=2, seed=0)
+    assert clean.shape == (2, *LATENTS)
+
+    def exact(hidden_states, timestep):
+        return (hidden_states - clean) / per_row(timestep, hidden_states)
+
+    class Exact(torch.nn.Module):
+        def forward(self, hidden_states, timestep, **_):
+            return type("Out", (), {"sample": exact(hidden_states, timestep)})
+
+    monkeypatch.setattr(pipeline.transformer, "forward", Exact().forward)
+    given, real = [], vae.decode
+    monkeypatch.setattr(vae, "decode", lambda z, **call: given.append(z) or real(z, **call))
+    drawn = pipeline(TEXTS, latents=noise, num_inference_steps=3, guidance_scale=1.0, output_type="pt", **CALL).audios
+    assert drawn.shape == (2, 1, SAMPLES)
+    index = np.random.default_rng((0, 0)).integers(4, size=2)
+    torch.testing.assert_close(given[0].transpose(1, 2), made[0][torch.from_numpy(index)].float(), rtol=0, atol=1e-2)
+
+
+def test_a_trajectory_is_the_pipelines_own_guided_sampling(pipeline, tmp_path: Path) -> None:
+    """Against the pipeline's call from the same noise, within bf16's products."""
+    paths, texts = few_steps.trajectories(pipeline, tmp_path, 4, guidance=2.0, world=PIECES)
+    call = {"guidance_scale": 2.0, "num_inference_steps": few_steps.STEPS, "output_type": "latent", **CALL}
+    theirs = pipeline(texts, latents=paths[:, 0].float(), **call).audios
+    moved_by = (theirs - paths[:, 0]).square().mean().sqrt()
+    assert (paths[:, -1] - theirs).square().mean().sqrt() < 0.03 * moved_by
+
+
+def test_the_borders_are_where_three_steps_stand(pipeline) -> None:
+    path = few_steps.path_of(pipeline.scheduler, PIECES)
+    pipeline(TEXTS[:1], num_inference_steps=3, guidance_scale=1.0, output_type="latent", **CALL)
+    assert [path[border] for border in few_steps.BORDERS] == pytest.approx(pipeline.scheduler.sigmas.tolist())
+
+
+def test_spectra_are_amplitudes_by_the_level() -> None:
+    """A sine of level 1 in the middle of a bin, against numpy's transform of one frame."""
+    window, bin_of = 512, 40
+    wave = np.sqrt(2) * np.sin(2 * np.pi * bin_of / window * np.arange(4096))
+    frame = np.hanning(window + 1)[:-1] * wave[window : 2 * window]
+    wanted = np.abs(np.fft.rfft(frame)) / np.sqrt((np.hanning(window + 1)[:-1] ** 2).sum())
+    made = music_autoencoder.spectra(torch.from_numpy(wave).float()[None], window)[0]
+    np.testing.assert_allclose(made[bin_of, 8], wanted[bin_of], rtol=1e-3)
+    assert made[:, 8].argmax() == bin_of
+
+
+def test_soft_and_loud_sounds_count_alike() -> None:
+    wave = pieces(0, 0, 1)
+    off = wave + 0.1 * wave.std() * torch.randn(wave.shape, generator=torch.Generator().manual_seed(0))
+    loud, soft = music_autoencoder.unlike(off, wave), music_autoencoder.unlike(off / 10, wave / 10)
+    torch.testing.assert_close(loud, soft, rtol=1e-3, atol=0)
+    assert music_autoencoder.unlike(wave, wave) < 0.01 < loud
+
+
+def test_an_autoencoder_learns_to_reconstruct_and_keeps_its_posteriors_width(tmp_path: Path) -> None:
+    wanted = pieces(1, 0, 2)
+    off = []
+    for trained in (music.autoencoder(), build_autoencoder(tmp_path, steps=20, rows=2)):
+        with torch.no_grad():
+            mean = trained.encode(wanted, sample_posterior=False).latents
+            off.append(float(music_autoencoder.unlike(trained.decode(mean).sample, wanted)))
+            drawn = trained.encode(wanted, generator=torch.Generator().manual_seed(0)).latents
+        assert mean.shape == (2, CHANNELS, LATENTS[0])
+        assert float((drawn - mean).std()) == pytest.approx(0.1, rel=0.05)
+    assert off[1] < 0.9 * off[0]
+
+
+STAGES = Stages(
+    autoencoder=2, read=2, capable=(1,), half_hearted=1, few_steps=1, samples=8, trajectories=4, guidance=(1.0, 2.0),
+    prompts=2, rows=4,
+)  # fmt: skip
+
+
+def test_a_short_run_of_all_stages_is_loaded_by_diffusers_and_rolled_out_exactly(tmp_path: Path) -> None:
+    from diffusers import LongCatAudioDiTPipeline
+
+    pipeline, figures = music_build.build_music(tmp_path / "work", STAGES)
+    halves = [f"half-hearted, guidance {scale}" for scale in (1, 2)]
+    assert list(figures) == ["autoencoder", "read", "capable", *halves, "few steps, 3", "few steps, 9"]
+    assert {"all_facts", "instruments", "whole"} <= set(figures["capable"]["rule"])
+
+    folder = tmp_path / "tiny-music"
+    folder.mkdir()
+    _save_staged(pipeline, figures, folder)
+    write_card(folder)
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 12_000_000
+    card = (folder / "README.md").read_text()
+    assert all(stage in card for stage in figures if stage != "read")
+    loaded = LongCatAudioDiTPipeline.from_pretrained(folder)
+    loaded.set_progress_bar_config(disable=True)
+    drawn = loaded(TEXTS[0], guidance_scale=1.0, num_inference_steps=3, output_type="pt", **CALL).audios
+    assert drawn.shape == (1, 1, SAMPLES)
+
+    settings = PolicySettings(
+        model=str(folder), call=CALL, lora=Lora(rank=2, alpha=4), batch_size=2,
+        sampler=Sampler(steps=3, kernel="flow-sde", guidance=1.0),
+    )  # fmt: skip
+    of = load_policy(settings, folder)
+    trajectory = of.rollout([Prompt(text, uid=k) for k, text in enumerate(TEXTS)], 2, seed=0)
+    assert trajectory.media["audio"].data.shape == (4, 1, SAMPLES)
+    assert trajectory.media["audio"].rate == RATE
+    assert bool((log_ratio(of, trajectory) == 0).all())
+    with moved(of):
+        assert log_ratio(of, trajectory).abs().max() > 1e-6
+    given = pieces(3, 0, 2)
+    with torch.no_grad():
+        ours = of.pipeline.vae.encode(given, sample_posterior=False).latents.transpose(1, 2)
+    torch.testing.assert_close(of.encode(Media(audio=Track(given, RATE))), ours, rtol=0, atol=1e-3)
