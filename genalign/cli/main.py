@@ -15,7 +15,7 @@ from genalign.allocator import keep_freed_memory
 from genalign.cli import verbs
 
 PLAIN = "\0"  # no argument of a process can hold it
-SEARCHES = ("best-of-n", "random", "reno", "fk")
+SEARCHES = ("best-of-n", "random", "reno", "fk", "majority-vote", "self-certainty", "vas")
 
 
 def _path(text: str) -> Path:

@@ -42,7 +42,7 @@ def search(
     Args:
         source: see `open_source`; or what it returned, whose model stays loaded between calls.
         prompts: one text, a Path of a prompts file, or texts and Prompts.
-        searches: names of methods such as best-of-n, random, reno, fk; none: the recipe's own method.
+        searches: names of methods such as best-of-n, random, reno, fk, vas; none: the recipe's own method.
         rewards: what is searched for, each `NAME` or `NAME=WEIGHT`; none: the recipe's reward.
         budget: what one sample may cost, in plain samplings (None: the first search's own); the same for all.
         n: samples a prompt. seed: of a prompt's first sample; its next one has the next seed.

@@ -7,7 +7,8 @@ frames, and five marks), VideoDPO (frame_caption, video1, video2: the numbers of
 RewardBench 2 (chosen and rejected lists, subset), VL-RewardBench (query, response, image, human_ranking),
 conversations (chosen and rejected lists of messages, with a prompt or without, as UltraFeedback and Skywork have
 them, or transcripts as HH-RLHF has them), and plain rows: {"prompt", "chosen", "rejected"}, {"prompt", "a", "b", "p"}
-with p in [0,1] that a is better, {"prompt", "text" or "image" or "video", "rating"}. A plain row may name its "user".
+with p in [0,1] that a is better, {"prompt", "text" or "image" or "video", "rating"}. A plain row may name its "user",
+and of texts a "rejected_prompt", which its "rejected" (it may be equal to "chosen") answers in the place of "prompt".
 In half of the sets the best has rank 1, in the others label 1: here p is the same for all.
 """
 
@@ -251,7 +252,10 @@ def _plain(found: Comparisons, row: Mapping[str, Any]) -> None:
     if not 0 <= p <= 1:
         raise ValueError(f"has a p of {p}, which is not in [0,1]")
     begins = _begins(row)
-    a, b = (found.item(row["prompt"], row[key], picture=begins) for key in ("a", "b"))
+    other = row.get("rejected_prompt") or row["prompt"]
+    if other != row["prompt"] and found.plain_kind != "text":
+        raise ValueError("has a rejected_prompt, which pairs of texts alone can have")
+    a, b = found.item(row["prompt"], row["a"], picture=begins), found.item(other, row["b"], picture=begins)
     if a == b and found.plain_kind == "text":
         found.undecided += 1
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import filecmp
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from genalign.data.comparisons import form_of, read_comparisons
@@ -47,9 +47,15 @@ class Pairs:
         return self.found.digest
 
     def prompts(self) -> tuple[Prompt, ...]:
-        """The prompt of each pair; longer conversations stand in the fact `messages`."""
-        items = (self.found.items[pair.a] for pair in self.pairs)
-        return tuple(item.asking(uid, self.found.root) for uid, item in enumerate(items))
+        """The prompt of each pair; longer conversations stand in the fact `messages`, and in `rejected_prompt` what the
+        rejected answer answers, where that is another prompt."""
+        return tuple(self._asking(uid, pair) for uid, pair in enumerate(self.pairs))
+
+    def _asking(self, uid: int, pair: Comparison) -> Prompt:
+        item, other = self.found.items[pair.a], self.found.items[pair.b].prompt
+        prompt = item.asking(uid, self.found.root)
+        more = {} if other == item.prompt else {"rejected_prompt": other}
+        return replace(prompt, facts={**prompt.facts, **more}) if more else prompt
 
     def place(self, number: int) -> str:
         """Where a pair stands, for a sentence about it."""

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,9 @@ class DataSettings(BaseModel):
     folder with one, or a dataset's id."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts of one training step, over all ranks together."""
+    order: Literal["shuffled", "written"] = "shuffled"
+    """Which prompts a step takes: drawn without replacement, in another order each time round; or as the file has them,
+    such as from easy to hard (a curriculum)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Prompts:
 
     pairs: where the rows are prompts of preferred samples, those; a uid is then the number of a pair. samples: what the
     rows bring to be learnt from, where that was asked for; a uid is then the number of a sample. numbers: the line of
-    each row.
+    each row. order: in which rows are drawn.
     """
 
     path: Path | str
@@ -63,6 +66,7 @@ class Prompts:
     pairs: Pairs | None = None
     numbers: tuple[int, ...] = ()
     samples: Samples | None = None
+    order: Literal["shuffled", "written"] = "shuffled"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,7 +85,8 @@ class Prompts:
         return set.intersection(*(set(row.facts) for row in self.rows))
 
     def draw(self, step: int, count: int, seed: int) -> list[Prompt]:
-        """`count` different prompts for `step`: without replacement until the file is used up, then a new order.
+        """`count` different prompts for `step`: without replacement until the file is used up, then a new order (or the
+        file's own again).
 
         The len(self) % count rows that would straddle two orders wait for the next one, so no step asks twice.
 
@@ -94,6 +99,8 @@ class Prompts:
             )
         epoch, place = divmod(step, len(self) // count)
         order = np.random.default_rng([seed, epoch]).permutation(len(self))
+        if self.order == "written":
+            order = np.arange(len(self))
         return [self.rows[i] for i in order[place * count : (place + 1) * count]]
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from genalign.demo.ranking import ranks_of
 from genalign.demo.votes import Vote
 
 
@@ -70,11 +71,29 @@ def krippendorff_alpha(units: Sequence[Sequence[str]]) -> float | None:
 
 
 def position_bias(votes: Iterable[Vote]) -> PositionBias | None:
-    """Of the votes that were given on the page; None where none was decided."""
+    """Of the pairs that were judged on the page, each by itself; None where none was decided."""
     from scipy.stats import binomtest
 
-    sides = [vote.choice for vote in votes if vote.seconds is not None and vote.decided is not None]
+    alone = [vote for vote in votes if vote.seconds is not None and not vote.ranking]
+    sides = [vote.choice for vote in alone if vote.decided is not None]
     if not sides:
         return None
     left = sides.count("left")
     return PositionBias(left, len(sides), float(binomtest(left, len(sides)).pvalue))
+
+
+def best_places(votes: Iterable[Vote]) -> dict[int, int]:
+    """How often the best sample of a ranking stood first (0) from the left, second (1), ...
+
+    A ranking whose best place is shared counts for none.
+    """
+    together: dict[str, list[Vote]] = {}
+    for vote in votes:
+        if vote.ranking and vote.seconds is not None and vote.choice != "skip":
+            together.setdefault(vote.ranking, []).append(vote)
+    found: Counter[int] = Counter()
+    for rows in together.values():
+        ranks = ranks_of(rows)
+        if ranks.count(1) == 1:
+            found[ranks.index(1)] += 1
+    return dict(sorted(found.items()))

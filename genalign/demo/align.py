@@ -122,15 +122,23 @@ class Alignment:
             count = export_pairs(self.votes, run)
             words = [FLOW_DPO]
         else:
-            with self.models.drawing(begin, begin != BASE) as source:
-                policy = source.policy
-                if not isinstance(policy, Reproducible):
-                    raise UsageError("this model cannot draw a sample again from its seed; take an image model")
-                count = export_seeds(self.votes, run / PAIRS, policy.digest())
+            count = self.labelled_seeds(run / PAIRS, begin)
             words = [*self.models.words, f"method.pairs={run / PAIRS}"]
         together = min(count, self.models.recipe.data.prompts_per_step)
         given = ["reward=null", f"data.prompts={run / PAIRS}", f"data.prompts_per_step={together}"]
         return [*words, *given, *self.models.merging(begin)]
+
+    def labelled_seeds(self, path: Path, begin: str = BASE) -> int:
+        """Write the votes on samples of the base, or of a run, as `method.pairs` reads them, and return how many.
+
+        Raises:
+            GenalignError: none is about samples of this model, or it cannot draw a sample again.
+        """
+        with self.models.drawing(begin, begin != BASE) as source:
+            policy = source.policy
+            if not isinstance(policy, Reproducible):
+                raise UsageError("this model cannot draw a sample again from its seed; take an image model")
+            return export_seeds(self.votes, path, policy.digest())
 
     def _schedule(self, steps: int) -> list[str]:
         """The overrides for so many steps; where there is a judge, it looks at prompts that the evaluation leaves out,
@@ -250,6 +258,8 @@ def progress(found: Training) -> str:
         said = f"{found.run.name} is starting"
     if found.state == "training" and found.step == found.steps and found.steps:
         said += ", evaluating"
+    elif found.state == "finished" and found.step < found.steps:
+        done, said = 1.0, f"{found.run.name}: finished early, at step {found.step} of {found.steps}"
     elif left:
         said += f", {left // 60}:{left % 60:02d} left"
     parts = [markup.progress(done, said)]

@@ -1,15 +1,16 @@
-"""Which pair to ask about next: the one that rewards fitted to the votes so far disagree about most."""
+"""Which pair, or group, to ask about next: the one that rewards fitted to the votes so far disagree about most."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from genalign.demo.deck import Pair
+from genalign.demo.deck import Group
 from genalign.demo.votes import Candidate, Vote, Votes
 from genalign.media.files import read_media
 from genalign.reward.fit.backbones import Backbone, BackboneSettings, build_backbone
@@ -23,7 +24,7 @@ STEPS = 300  # of each fit: fewer leave a trace of where a head began
 
 
 class Disagreement:
-    """Pairs by the spread of p(first is better) over an ensemble, the largest first.
+    """Groups by the spread of p(first is better) over an ensemble, on average over their pairs, the largest first.
 
     Its members are linear heads on frozen features, each fitted to the votes drawn with replacement (a bootstrap), as
     query by committee does (Seung, Opper and Sompolinsky, 1992).
@@ -35,17 +36,19 @@ class Disagreement:
         self._heads: list[Any] = []
         self._fitted = 0
 
-    def __call__(self, pairs: Sequence[Pair]) -> list[int]:
-        """The places of the pairs, in the order in which they are worth asking about; as given before the first fit."""
+    def __call__(self, groups: Sequence[Group]) -> list[int]:
+        """The places of groups of one size in the order in which they are worth asking about; as given before the first
+        fit."""
         decided = self.votes.count()
         if decided >= FIRST and (not self._heads or decided >= self._fitted + AGAIN):
             self._fit([vote for vote in self.votes.all() if vote.decided is not None])
             self._fitted = decided
-        if not self._heads or not pairs:
-            return list(range(len(pairs)))
-        data = self._data([(pair.prompt.text, pair.first, pair.second) for pair in pairs])
+        if not self._heads or not groups:
+            return list(range(len(groups)))
+        pairs = [(group.prompt.text, *pair) for group in groups for pair in combinations(group.samples, 2)]
+        data = self._data(pairs)
         shares = torch.stack([compare(head, data).sigmoid() for head in self._heads])  # (members, pairs)
-        return shares.std(0).argsort(descending=True).tolist()
+        return shares.std(0).view(len(groups), -1).mean(1).argsort(descending=True).tolist()
 
     def _fit(self, votes: Sequence[Vote]) -> None:
         if len(votes) < FIRST:

@@ -1,4 +1,4 @@
-"""Pairs to vote on, drawn ahead: two samples of a base or of a run, or one of each at the same seed."""
+"""What is voted on, drawn ahead: two or four samples of a base or of a run, or one of each at the same seed."""
 
 from __future__ import annotations
 
@@ -18,27 +18,33 @@ from genalign.media.files import read_media
 from genalign.method.pairs import Reproducible
 from genalign.types import GenalignError, Policy, Prompt, UsageError
 
-TOGETHER = 8  # pairs that are drawn at a time
-ASKED = 2  # of them, where they are ranked
-LOW = 4  # pairs left at which more are drawn
-BASE_PAIRS, GROWN_PAIRS, MIXED_PAIRS = "two of the base", "two of", "base against"  # the latter two before a run's name
-FOUND_PAIRS = "pictures of the folder"
+TOGETHER = 16  # samples that are drawn at a time
+ASKED = 4  # one in so many groups of them, where they are ranked
+LOW = 4  # groups left at which more are drawn
+# What there is to vote on; the words before a run's name, where they are about one.
+BASE_PAIRS, GROWN_PAIRS, MIXED_PAIRS = "two of the base", "two of", "base against"
+BASE_FOURS, GROWN_FOURS = "four of the base", "four of"
+FOUND_PAIRS, FOUND_FOURS = "pictures of the folder", "four pictures of the folder"
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two samples of a prompt, not yet on sides."""
+class Group:
+    """Samples of a prompt, two or four, not yet at their places."""
 
     prompt: Prompt
-    first: Candidate
-    second: Candidate
+    samples: tuple[Candidate, ...]
+
+
+def size_of(kind: str) -> int:
+    """How many samples a group of a kind has."""
+    return 4 if kind.startswith("four ") else 2
 
 
 class Deck:
-    """Pairs that wait to be shown, for each kind of pair, drawn some at a time and ahead.
+    """Groups that wait to be shown, of each kind, drawn some at a time and ahead.
 
-    rank: the places of pairs in the order in which they are worth asking about, of which ASKED are kept; None: all are.
-    pictures: drawn elsewhere, by their prompt; see found.py.
+    rank: the places of groups in the order in which they are worth asking about, of which one in ASKED is kept; None:
+    all are. pictures: drawn elsewhere, by their prompt; see found.py.
     """
 
     def __init__(
@@ -46,25 +52,26 @@ class Deck:
         models: Models,
         votes: Votes,
         seed: int | None = None,
-        rank: Callable[[Sequence[Pair]], Sequence[int]] | None = None,
+        rank: Callable[[Sequence[Group]], Sequence[int]] | None = None,
         pictures: Mapping[str, Sequence[Found]] | None = None,
     ) -> None:
         self.models, self.votes, self.rank = models, votes, rank
         self.pictures = pictures or {}
         self._random = random.Random(secrets.randbits(64) if seed is None else seed)
-        self._waiting: dict[str, deque[Pair]] = {}
+        self._waiting: dict[str, deque[Group]] = {}
         self._drawing, self._refilling = threading.Lock(), threading.Lock()
-        self._prompts = list(models.plain)
         self._drawn = 0
 
     def kinds(self) -> list[str]:
-        """What pairs there can be: two samples of the base, two of a run, a run's beside the base's, or found ones."""
+        """What can be voted on: samples of the base, of a run, a run's beside the base's, or pictures of the folder."""
         runs = [name for name in self.models.names() if name != BASE]
-        of_runs = [*(f"{GROWN_PAIRS} {name}" for name in runs), *(f"{MIXED_PAIRS} {name}" for name in runs)]
-        return [*([FOUND_PAIRS] if self.pictures else []), BASE_PAIRS, *of_runs]
+        of_runs = [f"{words} {name}" for words in (GROWN_PAIRS, GROWN_FOURS, MIXED_PAIRS) for name in runs]
+        fours = any(len(found) >= size_of(FOUND_FOURS) for found in self.pictures.values())
+        found = [*([FOUND_PAIRS] if self.pictures else []), *([FOUND_FOURS] if fours else [])]
+        return [*found, BASE_PAIRS, BASE_FOURS, *of_runs]
 
-    def take(self, kind: str) -> Pair:
-        """The next pair of a kind.
+    def take(self, kind: str) -> Group:
+        """The next group of a kind.
 
         Raises:
             GenalignError: there is no such kind, or it cannot be drawn.
@@ -85,43 +92,47 @@ class Deck:
         try:
             with self._refilling:
                 self._fill(kind)
-        except GenalignError:  # who takes the next pair meets it
+        except GenalignError:  # who takes the next group meets it
             pass
 
     def _fill(self, kind: str) -> None:
-        pairs = [pair for pair in self._draw(kind) if pair.first.file != pair.second.file]
+        groups = [group for group in self._draw(kind) if len({one.file for one in group.samples}) == size_of(kind)]
         if self.rank is not None:
-            pairs = [pairs[place] for place in list(self.rank(pairs))[:ASKED]]
+            kept = TOGETHER // size_of(kind) // ASKED
+            groups = [groups[place] for place in list(self.rank(groups))[:kept]]
         with self._drawing:
-            self._waiting.setdefault(kind, deque()).extend(pairs)
+            self._waiting.setdefault(kind, deque()).extend(groups)
 
-    def _draw(self, kind: str) -> list[Pair]:
-        if kind == FOUND_PAIRS and self.pictures:
-            return [self._found() for _ in range(TOGETHER)]
-        prompts = [self._prompts[(self._drawn + k) % len(self._prompts)] for k in range(TOGETHER)]
-        self._drawn += TOGETHER
-        mixed, run = kind.startswith(MIXED_PAIRS), kind.removeprefix(MIXED_PAIRS).removeprefix(GROWN_PAIRS).strip()
-        if kind == BASE_PAIRS:
-            name, grown = BASE, False
+    def _draw(self, kind: str) -> list[Group]:
+        size = size_of(kind)
+        count = TOGETHER // size
+        if self.pictures and kind in (FOUND_PAIRS, FOUND_FOURS):
+            return [self._found(size) for _ in range(count)]
+        if kind in (BASE_PAIRS, BASE_FOURS):
+            name, words = BASE, kind
         elif kind in self.kinds():
-            name, grown = run, not mixed
+            words = next(one for one in (GROWN_PAIRS, GROWN_FOURS, MIXED_PAIRS) if kind.startswith(f"{one} "))
+            name = kind.removeprefix(f"{words} ")
         else:
             raise UsageError(f"there are no pairs {kind!r}; choose one of the list")
-        number = self._random.getrandbits(62)
+        plain = self.models.plain
+        prompts = [plain[(self._drawn + k) % len(plain)] for k in range(count)]
+        self._drawn += count
+        number, grown = self._random.getrandbits(62), words in (GROWN_PAIRS, GROWN_FOURS)
         with self.models.drawing(name, grown) as source:
             policy = source.policy
-            seeds = [row_seeds(policy, prompt, 2, number + k) for k, prompt in enumerate(prompts)]
-            if mixed:
-                return self._against(policy, prompts, [pair[0] for pair in seeds], name)
-            rows, drawn = [prompt for prompt in prompts for _ in range(2)], [seed for pair in seeds for seed in pair]
+            seeds = [row_seeds(policy, prompt, size, number + k) for k, prompt in enumerate(prompts)]
+            if words == MIXED_PAIRS:
+                return self._against(policy, prompts, [own[0] for own in seeds], name)
+            rows, drawn = [prompt for prompt in prompts for _ in range(size)], [seed for own in seeds for seed in own]
             found = self._rolled_out(policy, rows, drawn, name if grown else "")
-        return [Pair(prompt, *found[2 * k : 2 * k + 2]) for k, prompt in enumerate(prompts)]
+        return [Group(prompt, tuple(found[size * k : size * (k + 1)])) for k, prompt in enumerate(prompts)]
 
-    def _found(self) -> Pair:
-        prompt = self._random.choice(list(self.pictures))
-        first, second = self._random.sample(self.pictures[prompt], 2)
-        sides = [Candidate(self.votes.keep(read_media([one.file]), 0), one.seed) for one in (first, second)]
-        return Pair(Prompt(prompt), *sides)
+    def _found(self, size: int) -> Group:
+        prompt = self._random.choice([prompt for prompt, found in self.pictures.items() if len(found) >= size])
+        files = self._random.sample(self.pictures[prompt], size)
+        samples = [Candidate(self.votes.keep(read_media([one.file]), 0), one.seed) for one in files]
+        return Group(Prompt(prompt), tuple(samples))
 
     def _rolled_out(self, policy: Policy, rows: Sequence[Prompt], seeds: Sequence[int], run: str) -> list[Candidate]:
         """As training draws them again from their seeds: under the reference weights."""
@@ -131,16 +142,17 @@ class Deck:
         model, sampler = digests.get("model"), digests.get("sampler")
         return [Candidate(self.votes.keep(media, row), seed, model, sampler, run) for row, seed in enumerate(seeds)]
 
-    def _against(self, policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[int], run: str) -> list[Pair]:
+    def _against(self, policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[int], run: str) -> list[Group]:
         """The base's sample and the run's at one seed."""
         base = self._rolled_out(policy, prompts, seeds, "")
         with policy.weights("policy"):
             media = policy.rollout(prompts, 1, seeds).media
         model = hashlib.sha256(f"{base[0].model} with {_adapter_digest(self.models.folder(run))}".encode()).hexdigest()
-        pairs = []
+        groups = []
         for row, (prompt, one) in enumerate(zip(prompts, base, strict=True)):
-            pairs.append(Pair(prompt, one, replace(one, file=self.votes.keep(media, row), model=model, source=run)))
-        return pairs
+            tuned = replace(one, file=self.votes.keep(media, row), model=model, source=run)
+            groups.append(Group(prompt, (one, tuned)))
+        return groups
 
 
 def _adapter_digest(run: Path) -> str:

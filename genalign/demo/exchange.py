@@ -42,7 +42,7 @@ def export_pairs(votes: Votes, out: Path) -> int:
         row: dict[str, Any] = {"prompt": vote.prompt}
         row |= {name: _value(votes, one, out) for name, one in (("chosen", chosen), ("rejected", rejected))}
         row |= {"user": vote.annotator, "facts": dict(vote.facts), "seconds": vote.seconds, "at": vote.at}
-        row["position"] = vote.choice
+        row |= {"position": vote.choice, "ranking": vote.ranking}
         for name, one in (("chosen", chosen), ("rejected", rejected)):
             row |= {f"{name}_{key}": getattr(one, key) for key in ("seed", "model", "sampler", "source")}
         rows.append(json.dumps(row, ensure_ascii=False) + "\n")
@@ -116,7 +116,8 @@ def import_pairs(votes: Votes, source: Path, annotator: str = "imported") -> int
         facts = row["facts"] if isinstance(row.get("facts"), dict) else {}
         prompt, user = pairs.found.items[pairs.pairs[number].a].prompt, pairs.pairs[number].user or annotator
         at = _number(row.get("at")) or LONG_AGO
-        votes.add(Vote(prompt, left, right, choice, user, _number(row.get("seconds")), facts, at))
+        ranking = row["ranking"] if isinstance(row.get("ranking"), str) else ""
+        votes.add(Vote(prompt, left, right, choice, user, _number(row.get("seconds")), facts, at, ranking))
     return votes.count() - before
 
 

@@ -6,7 +6,7 @@ import json
 import random
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -129,8 +129,7 @@ class Models:
 
     @cached_property
     def _known(self) -> dict[str, Prompt]:
-        rows = [*self.built.data, *(self.built.eval_prompts or ())]
-        return {prompt.text: prompt for prompt in reversed(rows)}
+        return named([*(self.built.eval_prompts or ()), *self.built.data])
 
     def prompt(self, text: str) -> Prompt:
         """A prompt of the recipe's files, with its facts, or one without.
@@ -144,9 +143,8 @@ class Models:
 
     @cached_property
     def offered(self) -> list[str]:
-        """Prompts for the page's list: those of the evaluation, else of the training."""
-        rows = self.built.eval_prompts or self.built.data
-        return [prompt.text for prompt in rows][:OFFERED]
+        """Prompts for the page's list: those of the evaluation, or where there is none of the training."""
+        return list(named(self.built.eval_prompts or self.built.data))[:OFFERED]
 
     @cached_property
     def plain(self) -> list[Prompt]:
@@ -165,6 +163,18 @@ class Models:
     def lacks(self, reward: Reward, prompt: Prompt) -> frozenset[str]:
         """What a reward reads and neither the prompt nor a sample of it offers."""
         return reward.lacks({"prompt", self.modality, *(f"facts.{name}" for name in prompt.facts)})
+
+
+def named(rows: Iterable[Prompt]) -> dict[str, Prompt]:
+    """Prompts by their text; of several with one text that bring media, the further ones are numbered."""
+    found: dict[str, Prompt] = {}
+    for prompt in rows:
+        name, number = prompt.text, 1
+        while prompt.media is not None and name in found:
+            number += 1
+            name = f"{prompt.text} ({number})"
+        found.setdefault(name, prompt)
+    return found
 
 
 def row_seeds(policy: Policy, prompt: Prompt, count: int, seed: int) -> list[int]:

@@ -5,14 +5,14 @@ document.addEventListener("input", (event) => {
   }
 });
 
-const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", t: "tie", s: "skip", u: "undo" };
-
 document.addEventListener("keydown", (event) => {
   const ballot = document.querySelector(".ballot");
-  const choice = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const button = ballot?.querySelector(`button[data-keys~=${JSON.stringify(key)}]`);
+  const own = key === "Enter" && event.target.closest("button, a, summary"); // presses what has the focus
   const writing = event.target.closest("input, textarea, select, [contenteditable], [role=listbox]");
-  if (!choice || !ballot || ballot.offsetParent === null || writing || event.repeat) return;
+  if (!button || ballot.offsetParent === null || writing || own || event.repeat) return;
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
-  ballot.querySelector(`button[data-choice=${choice}]`).click();
+  button.click();
 });

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from genalign.demo import markup
+from genalign.demo.handlers import session_of
 from genalign.demo.room import Room, gr
-from genalign.demo.tabs import align_tab, draw_tab, inspect_tab, session_of, vote_tab
+from genalign.demo.tab_align import align_tab
+from genalign.demo.tab_draw import draw_tab
+from genalign.demo.tab_inspect import inspect_tab
+from genalign.demo.tab_vote import vote_tab
 
 HERE = Path(__file__).parent
 STYLE, SCRIPT = HERE / "page.css", HERE / "page.js"

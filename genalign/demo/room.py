@@ -10,6 +10,7 @@ from genalign.demo.align import Alignment
 from genalign.demo.choice import of_pictures
 from genalign.demo.deck import Deck
 from genalign.demo.found import pictures_by_prompt
+from genalign.demo.guide import guide_of
 from genalign.demo.models import Models
 from genalign.demo.vote import Booth
 from genalign.demo.votes import Votes
@@ -50,3 +51,4 @@ class Room:
         self.deck = Deck(self.models, self.votes, rank=rank, pictures=found)
         self.booth = Booth(self.deck, self.votes)
         self.alignment = Alignment(self.models, self.votes)
+        self.guide = guide_of(self.models)

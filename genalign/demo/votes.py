@@ -1,4 +1,6 @@
-"""Votes: which of two samples of one prompt a person preferred, kept in SQLite and never lost once confirmed."""
+"""Votes: which of two samples of one prompt a person preferred, kept in SQLite and never lost once confirmed.
+
+A ranking of several samples is kept as a vote on each of its pairs, stored and taken back together."""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,12 +25,12 @@ from genalign.types import GenalignError, Media, UsageError
 Choice = Literal["left", "right", "tie", "skip"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 DATABASE, MEDIA_FOLDER = "votes.sqlite", "media"
-VERSION = 1  # of the table below
+VERSION = 2  # of the table below; version 1 had no rankings
 PATIENCE = 30.0  # seconds that a writer waits for another one
 SIDE = ("file", "seed", "model", "sampler", "source")  # the fields of Candidate, and the columns of each side
 COLUMNS = [f"{side}_{name} {'INTEGER' if name == 'seed' else 'TEXT'}" for side in ("left", "right") for name in SIDE]
-TABLE = f"""
-CREATE TABLE IF NOT EXISTS votes (
+SCHEMA = (
+    f"""CREATE TABLE IF NOT EXISTS votes (
   id INTEGER PRIMARY KEY,
   at REAL NOT NULL,
   annotator TEXT NOT NULL,
@@ -38,10 +40,14 @@ CREATE TABLE IF NOT EXISTS votes (
   facts TEXT NOT NULL,
   pair TEXT NOT NULL,
   {", ".join(COLUMNS)},
+  ranking TEXT,
   UNIQUE (annotator, pair, at)
-);
-CREATE INDEX IF NOT EXISTS by_pair ON votes (pair);
-"""
+)""",
+    "CREATE INDEX IF NOT EXISTS by_pair ON votes (pair)",
+    "CREATE INDEX IF NOT EXISTS by_annotator ON votes (annotator, id)",
+    f"PRAGMA user_version={VERSION}",
+)
+GIVEN = "coalesce(ranking, id)"  # what was given at once: a pair, or all pairs of a ranking
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Vote:
-    """One row. seconds: how long the pair was on screen, None of an imported vote. at: seconds since 1970."""
+    """One row. seconds: how long it was on screen, None of an imported vote. at: seconds since 1970.
+
+    ranking: what the votes of one ranking have in common, "" of a pair that was judged by itself.
+    """
 
     prompt: str
     left: Candidate
@@ -71,6 +80,7 @@ class Vote:
     seconds: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     at: float = 0.0
+    ranking: str = ""
 
     @property
     def pair(self) -> str:
@@ -106,15 +116,28 @@ class Votes:
             raise UsageError(f"cannot write votes to {folder} ({error}); choose another folder with --votes") from error
         self._lock = threading.Lock()
         with self._using() as connection:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, VERSION):
-                raise UsageError(
-                    f"{self.path} is of version {version}, and this genalign writes version {VERSION}; update genalign,"
-                    " or choose another folder with --votes"
-                )
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")  # a confirmed vote outlives a power cut too
-            connection.executescript(f"BEGIN IMMEDIATE; {TABLE} PRAGMA user_version={VERSION}; COMMIT;")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._prepare(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Make the table, or bring that of an earlier version up to this one."""
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            raise UsageError(
+                f"{self.path} is of version {version}, and this genalign writes version {VERSION}; update genalign, or "
+                f"choose another folder with --votes"
+            )
+        if version == 1:
+            connection.execute("ALTER TABLE votes ADD COLUMN ranking TEXT")
+        for statement in SCHEMA:
+            connection.execute(statement)
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:
@@ -150,28 +173,34 @@ class Votes:
 
     def add(self, vote: Vote) -> Vote:
         """Store a vote; it and its samples are on the disk when this returns, with the time at which it was given."""
-        vote = vote if vote.at else replace(vote, at=time.time())
-        for path in (self.place(vote.left), self.place(vote.right)):
+        (stored,) = self.add_together([vote])
+        return stored
+
+    def add_together(self, votes: Sequence[Vote]) -> list[Vote]:
+        """Store the votes of a ranking, all of them or none."""
+        now = time.time()
+        stored = [vote if vote.at else replace(vote, at=now) for vote in votes]
+        for path in {self.place(one) for vote in stored for one in (vote.left, vote.right)}:
             if path.is_file():
                 sync_path(path)
         sync_path(self.media)
-        values = _row(vote)
-        marks = ", ".join("?" * len(values))
+        rows = [_row(vote) for vote in stored]
+        marks = ", ".join(f"({', '.join('?' * len(row))})" for row in rows)  # one statement, which commits as a whole
         with self._using() as connection:
             connection.execute(
-                f"INSERT OR IGNORE INTO votes ({', '.join(values)}) VALUES ({marks})", tuple(values.values())
+                f"INSERT OR IGNORE INTO votes ({', '.join(rows[0])}) VALUES {marks}",
+                [value for row in rows for value in row.values()],
             )
-        return vote
+        return stored
 
-    def undo(self, annotator: str) -> Vote | None:
-        """Take back the annotator's last vote of the page and return it; None where there is none."""
+    def undo(self, annotator: str) -> list[Vote]:
+        """Take back what the annotator gave last on the page and return it: a vote, those of a ranking, or nothing."""
+        last = f"SELECT {GIVEN} FROM votes WHERE annotator = :who AND seconds IS NOT NULL ORDER BY id DESC LIMIT 1"
         with self._using() as connection:
-            row = connection.execute(
-                "DELETE FROM votes WHERE id = (SELECT id FROM votes WHERE annotator = ? AND seconds IS NOT NULL "
-                "ORDER BY id DESC LIMIT 1) RETURNING *",
-                (annotator,),
+            rows = connection.execute(
+                f"DELETE FROM votes WHERE annotator = :who AND {GIVEN} = ({last}) RETURNING *", {"who": annotator}
             ).fetchall()
-        return _vote(row[0]) if row else None
+        return [_vote(row) for row in sorted(rows)]  # by id, which comes first
 
     # ---- all of them -------------------------------------------------------------------------------------------------
 
@@ -181,21 +210,25 @@ class Votes:
             return [_vote(row) for row in connection.execute("SELECT * FROM votes ORDER BY id").fetchall()]
 
     def count(self, annotator: str | None = None) -> int:
-        """How many votes there are, or how many of one annotator."""
+        """How many votes there are, or how many of one annotator; a ranking is one."""
         where, given = ("", ()) if annotator is None else (" WHERE annotator = ?", (annotator,))
         with self._using() as connection:
-            found: int = connection.execute(f"SELECT count(*) FROM votes{where}", given).fetchone()[0]
+            found: int = connection.execute(f"SELECT count(DISTINCT {GIVEN}) FROM votes{where}", given).fetchone()[0]
             return found
 
-    def unseen(self, annotator: str) -> Vote | None:
-        """A vote on a pair that others have judged and this annotator has not: the one that fewest have."""
+    def unseen(self, annotator: str, ranked: bool = False) -> list[Vote]:
+        """What others have judged and this annotator has not, of it what fewest have: a pair or, ranked, a ranking."""
         with self._using() as connection:
             row = connection.execute(
-                "SELECT * FROM votes WHERE seconds IS NOT NULL AND pair NOT IN "
-                "(SELECT pair FROM votes WHERE annotator = ?) GROUP BY pair ORDER BY count(*), id LIMIT 1",
+                f"SELECT ranking, * FROM votes WHERE seconds IS NOT NULL AND ranking IS {'NOT' if ranked else ''} NULL "
+                "AND pair NOT IN (SELECT pair FROM votes WHERE annotator = ?) GROUP BY pair ORDER BY count(*), id "
+                "LIMIT 1",
                 (annotator,),
             ).fetchone()
-        return None if row is None else _vote(row)
+            if row is None or not ranked:
+                return [] if row is None else [_vote(row[1:])]
+            together = "SELECT * FROM votes WHERE ranking = ? ORDER BY id"
+            return [_vote(one) for one in connection.execute(together, (row[0],)).fetchall()]
 
 
 def _row(vote: Vote) -> dict[str, Any]:
@@ -203,10 +236,10 @@ def _row(vote: Vote) -> dict[str, Any]:
     row |= {"prompt": vote.prompt, "facts": json.dumps(dict(vote.facts)), "pair": vote.pair}
     for side, candidate in (("left", vote.left), ("right", vote.right)):
         row |= {f"{side}_{name}": getattr(candidate, name) for name in SIDE}
-    return row
+    return row | {"ranking": vote.ranking or None}
 
 
 def _vote(row: tuple[Any, ...]) -> Vote:
-    _, at, annotator, choice, seconds, prompt, facts, _, *sides = row
+    _, at, annotator, choice, seconds, prompt, facts, _, *sides, ranking = row
     left, right = Candidate(*sides[: len(SIDE)]), Candidate(*sides[len(SIDE) :])
-    return Vote(prompt, left, right, choice, annotator, seconds, json.loads(facts), at)
+    return Vote(prompt, left, right, choice, annotator, seconds, json.loads(facts), at, ranking or "")

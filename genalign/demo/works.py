@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from genalign.reward.wrapper import Wrapper
 from genalign.types import Media, Prompt, Reward, Scores
@@ -20,11 +22,12 @@ class CancelledError(Exception):
 
 
 class Work:
-    """One piece of work. It calls `check` where it can be ended."""
+    """One piece of work. It calls `check` where it can be ended, and every network inside `networks` does."""
 
     def __init__(self) -> None:
         self._unwanted = threading.Event()
         self.begun = time.monotonic()
+        self.shown, self.ended = "", False  # on the page, so far; and whether nothing follows
 
     def cancel(self) -> None:
         self._unwanted.set()
@@ -33,6 +36,21 @@ class Work:
         """Raises CancelledError once the page has cancelled."""
         if self._unwanted.is_set():
             raise CancelledError
+
+    @contextmanager
+    def networks(self) -> Iterator[None]:
+        """Inside, the next pass of any part of any network in this thread is where the work can be ended."""
+        own = threading.get_ident()
+
+        def look(*_: Any) -> None:
+            if threading.get_ident() == own:  # the hook is one of all modules, which other threads use as well
+                self.check()
+
+        hook = register_module_forward_pre_hook(look)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     @property
     def spent(self) -> float:
@@ -54,11 +72,13 @@ class Works:
             self._works[session] = Work()
             return self._works[session]
 
-    def cancel(self, session: str) -> None:
-        """End what the page is waiting for, if anything; also when it is closed."""
+    def cancel(self, session: str) -> Work | None:
+        """End what the page is waiting for, and return it; None where that has not begun. Also when it is closed."""
         with self._lock:
-            if session in self._works:
-                self._works.pop(session).cancel()
+            work = self._works.pop(session, None)
+        if work is not None:
+            work.cancel()
+        return work
 
 
 def watched(work: Work, run: Callable[[], Any]) -> Iterator[bool]:
@@ -70,7 +90,8 @@ def watched(work: Work, run: Callable[[], Any]) -> Iterator[bool]:
 
     def body() -> None:
         try:
-            run()
+            with work.networks():
+                run()
         except BaseException as error:
             failure.append(error)
 
@@ -82,7 +103,8 @@ def watched(work: Work, run: Callable[[], Any]) -> Iterator[bool]:
             if thread.is_alive():
                 yield False
     finally:
-        work.cancel()
+        if thread.is_alive():
+            work.cancel()
         thread.join()
     if failure:
         raise failure[0]

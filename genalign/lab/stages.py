@@ -24,7 +24,7 @@ Seen = Callable[..., Figures]  # (guidance=, steps=): what held-out prompts show
 class Stages:
     """How long each stage is: optimizer steps, and samples or trajectories of its bank."""
 
-    autoencoder: int = 3_000
+    autoencoder: int = 8_000
     read: int = 1_600
     capable: tuple[int, ...] = (8_000,)  # of each round
     half_hearted: int = 300

@@ -15,10 +15,11 @@ from genalign.method import (  # noqa: F401
     weighted,
     matching,
     pareto,
+    ppo,
     distributional,
     pathwise,
 )
-from genalign.method.search import best_of_n, reno, feynman_kac, nrg  # noqa: F401
+from genalign.method.search import best_of_n, reno, feynman_kac, nrg, value_sampling  # noqa: F401
 
 # isort: on
 from genalign.method.settings import MethodSettings

@@ -79,8 +79,8 @@ class ForwardPreferenceSettings(ForwardSettings):
         self.require_siblings()
         return ForwardPreference(self)
 
-    def build_on(self, pairs: PairSource) -> Method:
-        return ForwardPreference(self, pairs) if pairs.kind in self.learns_from else super().build_on(pairs)
+    def build_on(self, pairs: PairSource, folder: Path = Path()) -> Method:
+        return ForwardPreference(self, pairs) if pairs.kind in self.learns_from else super().build_on(pairs, folder)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from genalign.method.groups import budget_lead, consistency_blend, difficulty_sc
 from genalign.method.losses import AdvantageRule, Baseline, Std, advantages
 from genalign.method.route import Advantages, Route, advantages_by_medium
 from genalign.method.settings import MethodSettings
-from genalign.method.surrogates import Surrogate, cispo, mean_over_steps, ppo_clip, sapo
+from genalign.method.surrogates import Surrogate, cispo, over_steps, ppo_clip, sapo
 from genalign.ranks import gather
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores, UsageError
 
@@ -49,11 +49,13 @@ class GradientSettings(MethodSettings):
         "sapo": {"group": 8, "surrogate": "sapo", "loss_per": "row_mean"},
         "reinforce++": {"group": 1, "baseline": "batch", "std": "batch", "clip_nats": (0.22, 0.18)},
         "rloo": {"group": 4, "baseline": "leave_one_out", "std": "none", "loss_per": "row", "clip_nats": (0.22, 0.18)},
+        "raft": {"group": 8, "advantage": "best", "loss_per": "row_mean", "clip_nats": (0.22, 0.18)},
     }
 
     advantage: AdvantageRule = "sum_then_normalise"
     """Normalise the reward's total, or each of its aspects before they are summed (GDPO); or mix task and constraints
-    by the constraints' multipliers; or go by Pareto fronts among siblings, without weights."""
+    by the constraints' multipliers; or go by Pareto fronts among siblings, without weights; or learn from the best
+    sample of each prompt alone (RAFT)."""
     dead_groups: Literal["skip", "global"] = "skip"
     """What a group whose samples all score alike teaches: nothing, or how it did among the groups (COPO's blend)."""
     difficulty: Literal["none", "hard", "easy"] = "none"
@@ -73,8 +75,9 @@ class GradientSettings(MethodSettings):
     """Far from the old policy: PPO's clip; a bounded weight without gradient (CISPO); a smooth gate (SAPO)."""
     temperatures: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.05)
     """How steeply SAPO's gate closes, for advantages above 0 and below."""
-    ratio: Literal["step", "row"] = "step"
-    """What is compared with the old policy: a step, or the mean over the steps of its row (GSPO)."""
+    ratio: Literal["step", "row", "row_sum"] = "step"
+    """What is compared with the old policy: a step, the mean over the steps of its row (GSPO), or their sum, so that
+    the row is one action (RLOO as TRL has it, with loss_per row_mean)."""
     kl_beta: float = Field(0.0, ge=0)
     """Weight of the KL divergence from the reference per step, in nats."""
     route: Route = "modality"
@@ -99,10 +102,10 @@ class PolicyGradient:
 
     DDPO (arXiv 2305.13301, eq. 6), Flow-GRPO (arXiv 2505.05470, eq. 4), GRPO (arXiv 2402.03300, eq. 3), Dr. GRPO (arXiv
     2503.20783), DAPO (arXiv 2503.14476), GSPO (arXiv 2507.18071), CISPO (arXiv 2506.13585), SAPO (arXiv 2511.20347),
-    REINFORCE++ (arXiv 2501.03262), RLOO (arXiv 2402.14740): what tells them apart are the baseline, the std, what
-    happens far from the old policy, and the mean that the loss is. P3O (arXiv 2310.00212) with its ratios clipped apart
-    is RLOO: summed over all pairs, differences of rewards are leave-one-out advantages. With `budget`, HBPO
-    ("Hierarchical Budget Policy Optimization").
+    REINFORCE++ (arXiv 2501.03262), RLOO (arXiv 2402.14740), RAFT (arXiv 2304.06767): what tells them apart are the
+    baseline, the std, what happens far from the old policy, and the mean that the loss is. P3O (arXiv 2310.00212) with
+    its ratios clipped apart is RLOO: summed over all pairs, differences of rewards are leave-one-out advantages. With
+    `budget`, HBPO ("Hierarchical Budget Policy Optimization").
 
     Departs from the papers: (1) The loss is divided by the steps (or rows) that count over all ranks, so that ranks,
     accumulation and dropped rows change nothing. (2) The clip range is in nats of the summed log-ratio. (3) The KL term
@@ -131,9 +134,9 @@ class PolicyGradient:
         s = self.settings
         trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
         check_noise(trajectory, self.name)
-        if s.ratio == "row" and trajectory.steps_together < trajectory.logp.shape[1]:
+        if s.ratio != "step" and trajectory.steps_together < trajectory.logp.shape[1]:
             raise UsageError(
-                f"method.ratio row needs all steps of a sample in one replay, and this policy replays "
+                f"method.ratio {s.ratio} needs all steps of a sample in one replay, and this policy replays "
                 f"{trajectory.steps_together} of {trajectory.logp.shape[1]} at a time; set policy.sampler.window=1, "
                 f"or method.ratio=step"
             )
@@ -194,8 +197,8 @@ class PolicyGradient:
     def _surrogate(self, logp: Tensor, old: Tensor, mask: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each step (R,S), and where the old policy is too far away to be followed."""
         s = self.settings
-        if s.ratio == "row":
-            logp, old = mean_over_steps(logp - old, mask), torch.zeros_like(old)
+        if s.ratio != "step":
+            logp, old = over_steps(logp - old, mask, mean=s.ratio == "row"), torch.zeros_like(old)
         if s.surrogate == "cispo":
             return cispo(logp, old, advantage, s.clip_nats[1])
         if s.surrogate == "sapo":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,17 +26,19 @@ from genalign.method.losses import advantages
 from genalign.method.pairs import read_given
 from genalign.method.preference_losses import kto_loss
 from genalign.method.settings import MethodSettings, PairSource
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError
 
 Unit = tuple[list[int], list[int]]  # rows, steps
 
 
 class KTOSettings(MethodSettings):
-    """KTO: how sharply good samples are told from bad ones, and what each counts."""
+    """KTO and GPO: how sharply good samples are told from bad ones, and what each counts."""
 
     learns_from: ClassVar = frozenset({"text"})
-    presets: ClassVar = {"kto": {"group": 4}}
+    presets: ClassVar = {"kto": {"group": 4}, "gpo": {"group": 4, "loss": "square"}}
 
+    loss: Literal["kto", "square"] = "kto"
+    """KTO's, of samples that are good or bad; or the square of how far a log-ratio is from what its score asks for."""
     beta: float = Field(0.1, gt=0)
     """Inverse temperature, per nat of the summed log-ratio."""
     desirable_weight: float = Field(1.0, ge=0)
@@ -48,13 +50,19 @@ class KTOSettings(MethodSettings):
         self.require_siblings()
         return KTO(self)
 
-    def build_on(self, pairs: PairSource) -> Method:
-        return KTO(self, pairs) if pairs.kind in self.learns_from else super().build_on(pairs)
+    def build_on(self, pairs: PairSource, folder: Path = Path()) -> Method:
+        if self.loss == "square" and pairs.kind in self.learns_from:
+            raise UsageError(f"method {self.name} learns from scores, and given pairs have none; take kto or dpo")
+        return KTO(self, pairs) if pairs.kind in self.learns_from else super().build_on(pairs, folder)
 
 
 class KTO:
     """w (1 - sigmoid(+-beta (l - z))), l a sample's log-ratio policy - reference, z a point of reference (KTO, arXiv
     2402.01306, eq. 8).
+
+    loss square: (l - (r - mean r of the group) / beta)^2, whose optimum is the base tilted by exp(r / beta): SPPO
+    (arXiv 2405.00675) where r is the win rate among siblings, general preference optimization (GPO, arXiv
+    2410.02197) where it is the mean score against them.
 
     One example is what one replay yields of a sample: a denoising step, or all tokens of a completion. A sample is good
     where it scores above the mean of its group, bad below it; one that is preferred in given pairs (data.prompts) is
@@ -63,6 +71,7 @@ class KTO:
     Departs from the paper: (1) z, a KL divergence of the policy from the reference, is the mean log-ratio of the
     micro-batch's samples, at least 0, which is that divergence for the policy's own samples; the paper takes it of
     answers to other prompts. (2) Good and bad are by the group, not by labels that somebody gave each sample.
+    (3) SPPO and GPO take the policy of the round before for the base, and the mean over answers of theirs.
     """
 
     def __init__(self, settings: KTOSettings, given: PairSource | None = None) -> None:
@@ -87,7 +96,7 @@ class KTO:
         return Experience(
             trajectory,
             scores,
-            advantage=lead.sign()[here],
+            advantage=(lead if s.loss == "square" else lead.sign())[here],
             counted=counted[here],
             global_rows=int(counted.sum()),
             log={**reward_log(everyone), **spread},
@@ -110,9 +119,11 @@ class KTO:
         counts = _examples(experience, unit).to(ratio.device)
         z = ratio.detach()[counts].mean().clamp(min=0)
         good = experience.advantage[rows].to(ratio.device) > 0
-        won = s.desirable_weight * kto_loss(ratio, z, s.beta, desirable=True)
-        lost = s.undesirable_weight * kto_loss(ratio, z, s.beta, desirable=False)
-        loss = torch.where(good, won, lost)
+        if s.loss == "square":
+            won = lost = (ratio - experience.advantage[rows].to(ratio.device) / s.beta).square()
+        else:
+            won, lost = (kto_loss(ratio, z, s.beta, desirable=desirable) for desirable in (True, False))
+        loss = torch.where(good, s.desirable_weight * won, s.undesirable_weight * lost)
         log = sums({"loss": loss, "kto/z": (s.beta * z).expand_as(loss)}, counts)
         log |= sums({"rewards/chosen": s.beta * ratio}, counts & good)
         log |= sums({"rewards/rejected": s.beta * ratio}, counts & ~good)

@@ -15,7 +15,7 @@ from torch import Tensor
 from genalign.fronts import RELATIVE_FLOOR, front_ranks, spans, tied
 from genalign.types import Scores, UsageError
 
-AdvantageRule = Literal["sum_then_normalise", "normalise_then_sum", "lagrangian", "pareto"]
+AdvantageRule = Literal["sum_then_normalise", "normalise_then_sum", "lagrangian", "pareto", "best"]
 Std = Literal["group", "batch", "none"]
 Baseline = Literal["group", "batch", "leave_one_out"]
 
@@ -34,7 +34,8 @@ def advantages(
     weight and divides by the std of the batch (GDPO, arXiv 2601.05242), an abstaining aspect adding nothing;
     "lagrangian" mixes the advantages of the task and of each constraint, (N - sum l_i) A + sum l_i A_i (Constrained
     RLHF), the task being the weighted sum of the aspects that are no constraint, an abstaining one adding nothing;
-    "pareto" takes minus the number of fronts before a row's own, among its siblings, for its score. std: a centred
+    "pareto" takes minus the number of fronts before a row's own, among its siblings, for its score; "best" is 1 for the
+    best row of each group, and no other counts (rejection sampling, RAFT, arXiv 2304.06767). std: a centred
     score is divided by the unbiased std of its group, of all rows, or by 1 (Dr. GRPO, arXiv 2503.20783). baseline: the
     mean of the group, of the batch (DDPO, arXiv 2305.13301) or of the siblings (RLOO, arXiv 2402.14740).
 
@@ -63,6 +64,8 @@ def advantages(
         normal = normal / _unbiased_std(values, valid).clamp(min=torch.finfo(torch.float64).tiny)
     advantage = (torch.where(counts, normal, 0.0) * weights).sum(1)  # (B,)
     readable, counted = valid.any(1), counts.any(1)
+    if rule == "best":
+        advantage, counted = regression_weights(scores, group, 1.0, keep=1)
     if rule == "normalise_then_sum" and std != "none":
         scale = _unbiased_std(advantage[:, None], readable[:, None])
         advantage = advantage / torch.where(scale > 0, scale, 1.0)
@@ -75,7 +78,7 @@ def advantages(
 
 def _compared(scores: Scores, group: Tensor, rule: AdvantageRule) -> tuple[Tensor, Tensor, Tensor]:
     """What an advantage rule compares among siblings: scores (B,C) fp64, where they count (B,C), their weights (C,)."""
-    if rule == "sum_then_normalise":
+    if rule in ("sum_then_normalise", "best"):
         values, valid, weights = scores.total[:, None], scores.total_valid[:, None], scores.total.new_ones(1)
         return torch.where(valid, values, 0).double(), valid, weights
     used = scores.weights != 0

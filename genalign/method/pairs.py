@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -99,14 +99,17 @@ def check_digest(policy: object, pair: LabelledPair, path: Path) -> None:
 
 def read_given(policy: Policy, given: PairSource, prompts: Sequence[Prompt]) -> Trajectory:
     """The given texts of these prompts' pairs, two rows a pair, the preferred one first; nobody drew them, so what is
-    recorded is the reference's.
+    recorded is the reference's. The fact `rejected_prompt` is what the other one answers, where that is another prompt
+    (Multi-Level Aware Preference Learning: one answer, to a prompt that it obeys and to one that it does not).
 
     Raises:
         UsageError: the policy scores no texts that it did not draw.
     """
     if not isinstance(policy, Reading):
         raise UsageError(f"{type(policy).__name__} cannot score given texts; take a language model")
-    rows = [prompt for prompt in prompts for _ in range(2)]
+    rows: list[Prompt] = []
+    for prompt in prompts:
+        rows += [prompt, replace(prompt, text=prompt.facts.get("rejected_prompt", prompt.text))]
     texts = given.load([prompt.uid for prompt in prompts])["text"].data
     with policy.weights("reference"):
         return policy.read(rows, [str(text) for text in texts])

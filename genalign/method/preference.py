@@ -23,12 +23,13 @@ from genalign.method.common import (
     sample_and_score,
     sums,
 )
+from genalign.method.guide import Guide
 from genalign.method.losses import all_pairs, best_worst_pairs
 from genalign.method.pairs import LabelledPair, Recalling, check_digest, read_given, read_pairs
 from genalign.method.preference_losses import AVERAGED, WITH_DOUBT, WITHOUT_REFERENCE, PreferenceLoss, dpo_loss
 from genalign.method.settings import MethodSettings, PairSource
 from genalign.ranks import all_sum
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores, Trajectory, UsageError
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores, Steps, Trajectory, UsageError
 
 Unit = tuple[Tensor, list[int]]  # pairs (P,2), steps
 
@@ -45,8 +46,9 @@ class PreferenceSettings(MethodSettings):
         "rpo": {"group": 4, "loss": "sigmoid", "beta": 0.1, "sft_weight": 0.1},
         "dno": {"group": 4, "loss": "sigmoid", "beta": 0.1, "soft_labels": 0.1, "pair_rule": "all"},
         "selm": {"group": 4, "loss": "sigmoid", "beta": 0.1, "optimism": 1e-3},
+        "tgdpo": {"group": 4, "loss": "sigmoid", "beta": 0.1, "guidance": 0.5},
     }
-    folders: ClassVar = {"trajectories": ()}
+    folders: ClassVar = {"trajectories": (), "guide": ()}
 
     loss: PreferenceLoss = "sigmoid"
     """The preference loss (see method/preference_losses.py)."""
@@ -64,6 +66,11 @@ class PreferenceSettings(MethodSettings):
     optimism: float = 0.0
     """Weight, in units of beta, of the log-ratio of both samples: above 0 away from what was drawn before (SELM, VPO
     online), below 0 towards it (VPO offline)."""
+    guide: str | None = None
+    """`adapter/` of an earlier run, such as one of DPO, whose log-ratio to the base says how much each step counts."""
+    guidance: float = Field(0.0, ge=0)
+    """How much more a step of the winner counts, and less one of the loser, for each unit of beta times that log-ratio
+    (TGDPO)."""
     pair_rule: Literal["best_worst", "all"] = "best_worst"
     """Pairs made of a scored group: its best and worst sample, or every two."""
     min_gap: float = Field(0.0, ge=0)
@@ -102,16 +109,27 @@ class PreferenceSettings(MethodSettings):
         return self
 
     def build(self, folder: Path) -> Method:
+        self._check_guide()
         return Preference(self, folder)
 
-    def build_on(self, pairs: PairSource) -> Method:
+    def _check_guide(self) -> None:
+        if (self.guide is None) != (self.guidance == 0):
+            raise UsageError(
+                f"method {self.name} weighs steps by another adapter where both are set: method.guide, the adapter/ "
+                f"of a finished run such as one of dpo, and method.guidance"
+            )
+        if self.guidance and self.loss in WITHOUT_REFERENCE:
+            raise UsageError(f"method.guidance needs a reference, which loss {self.loss} has none of; drop one")
+
+    def build_on(self, pairs: PairSource, folder: Path = Path()) -> Method:
         if pairs.kind not in self.learns_from:
-            return super().build_on(pairs)
+            return super().build_on(pairs, folder)
+        self._check_guide()
         made = {"pairs": self.pairs, "objective": self.objective, "soft_labels": self.soft_labels}
         name = next((name for name, value in made.items() if value is not None), None)
         if name is not None:
             raise UsageError(f"method.{name} is for pairs of own samples, but data.prompts holds given ones; drop it")
-        return Preference(self, given=pairs)
+        return Preference(self, folder, pairs)
 
 
 @dataclass(frozen=True)
@@ -138,6 +156,9 @@ class Preference:
     sft_weight: the winner's own likelihood beside it (RPO, arXiv 2405.16436). optimism: a weight a on both
     samples' log-ratios, + a beta l (SELM, arXiv 2405.19332; VPO, arXiv 2405.19320).
 
+    guide: another policy g, in its log-ratio to the base; step t of the winner counts 1 + guidance beta g_t, of the
+    loser 1 - guidance beta g_t (TGDPO, arXiv 2506.14574).
+
     Departs from SELM and VPO: what is moved away from are the samples of the pair, which the policy drew before this
     update, and no further ones of the reference.
 
@@ -154,6 +175,7 @@ class Preference:
         self.path = None if settings.pairs is None else folder / settings.pairs
         self.stored = None if settings.trajectories is None else folder / settings.trajectories
         self.labelled = None if self.path is None else read_pairs(self.path)
+        self.guide = None if settings.guide is None else Guide(folder / settings.guide)
         self.needs = frozenset(
             {
                 "rollout",
@@ -234,15 +256,19 @@ class Preference:
             raise UsageError("method.loss orpo needs probabilities, and steps of latents have densities; take simpo")
         ratio = replayed.score if replayed.versus_score is None else replayed.score - replayed.versus_score  # (R,S)
         size = (replayed.mask * replayed.count).sum(1).clamp(min=1)  # (R,) tokens, or latent dims
-        score = torch.where(replayed.mask, ratio, 0.0).sum(1) / (size if s.loss in AVERAGED else 1)  # (R,)
-        place = place.to(score.device)
-        chosen, rejected = score[place].unbind(1)  # (P,)
-        counts = _complete(trajectory, unit).to(score.device)
+        weight = self._step_weight(policy, trajectory, rows.tolist(), steps, replayed)
+        place = place.to(ratio.device)
+        if weight is None:
+            chosen, rejected = _total(ratio, replayed.mask, size, s.loss)[place].unbind(1)  # (P,)
+        else:
+            chosen = _total(ratio * weight, replayed.mask, size, s.loss)[place[:, 0]]
+            rejected = _total(ratio * (2 - weight), replayed.mask, size, s.loss)[place[:, 1]]
+        counts = _complete(trajectory, unit).to(ratio.device)
         if isinstance(experience, Objectives) and experience.others is not None:
-            won, lost = (experience.others[pairs] / s.beta).to(score.device).unbind(1)
+            won, lost = (experience.others[pairs] / s.beta).to(ratio.device).unbind(1)
             loss = dpo_loss(s.loss, chosen - won, rejected - lost, s.beta / experience.share)
         else:
-            loss = dpo_loss(s.loss, chosen, rejected, s.beta, s.gamma, self._wrong(experience, pairs, score.device))
+            loss = dpo_loss(s.loss, chosen, rejected, s.beta, s.gamma, self._wrong(experience, pairs, ratio.device))
         if s.optimism:
             loss = loss + s.optimism * s.beta * 0.5 * (chosen + rejected)
         if s.sft_weight:
@@ -256,6 +282,15 @@ class Preference:
             "loss": loss,
         }
         return Loss(torch.where(counts, loss, 0.0).sum() / total, sums(log, counts))
+
+    def _step_weight(
+        self, policy: Policy, trajectory: Trajectory, rows: list[int], steps: list[int], replayed: Steps
+    ) -> Tensor | None:
+        """What each step of a winner counts (R,S); of a loser it is 2 minus that. None: 1."""
+        if self.guide is None or replayed.versus_score is None:
+            return None
+        lead = self.guide.score(policy, trajectory, rows, steps) - replayed.versus_score
+        return 1 + self.settings.guidance * self.settings.beta * lead
 
     def _wrong(self, experience: Experience, pairs: Tensor, device: torch.device) -> Tensor | float:
         """How probably the label of each of pairs (P,2) is wrong."""
@@ -282,6 +317,11 @@ def by_objective(scores: Scores, name: str) -> tuple[Scores, Tensor, float]:
     one = torch.zeros_like(weights).index_fill(0, torch.tensor(k), 1.0)
     only = replace(scores, total=torch.where(whole, scores.values[:, k], 0.0), total_valid=whole)
     return only, scores.values @ (weights * (1 - one)), float(weights[k])
+
+
+def _total(score: Tensor, mask: Tensor, size: Tensor, loss: PreferenceLoss) -> Tensor:
+    """(R,): of scores (R,S) the sum over the steps in mask, or the mean, by what the loss reads."""
+    return torch.where(mask, score, 0.0).sum(1) / (size if loss in AVERAGED else 1)
 
 
 def _complete(trajectory: Trajectory, unit: Unit) -> Tensor:

@@ -121,8 +121,8 @@ class MethodSettings(BaseModel):
         """The method of these settings; a relative path among them is relative to `folder`."""
         raise NotImplementedError
 
-    def build_on(self, pairs: PairSource) -> Method:
-        """The method of these settings, learning from given pairs.
+    def build_on(self, pairs: PairSource, folder: Path = Path()) -> Method:
+        """The method of these settings, learning from given pairs; `folder` as of `build`.
 
         Raises:
             UsageError: it learns from its own samples only, or not from pairs of this kind.

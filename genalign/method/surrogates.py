@@ -53,10 +53,11 @@ def sapo(logp: Tensor, old_logp: Tensor, advantage: Tensor, temperatures: tuple[
     return -gate * 4 / tau * advantage, (4 * gate * (1 - gate)).detach() < 0.5
 
 
-def mean_over_steps(x: Tensor, mask: Tensor) -> Tensor:
-    """Each row's mean over the steps in mask (R,S), at every step: the log of GSPO's ratio (arXiv 2507.18071)."""
-    kept = torch.where(mask, x, 0.0)
-    return (kept.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).expand_as(x)
+def over_steps(x: Tensor, mask: Tensor, mean: bool) -> Tensor:
+    """Each row's sum over the steps in mask (R,S), or mean, at every step: the log of the ratio of whole rows, or of
+    GSPO's (arXiv 2507.18071)."""
+    kept = torch.where(mask, x, 0.0).sum(1, keepdim=True)
+    return (kept / mask.sum(1, keepdim=True).clamp(min=1) if mean else kept).expand_as(x)
 
 
 def k3(logp: Tensor, reference_logp: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from genalign.files.shipped import CONFIG
 
 if TYPE_CHECKING:
     from genalign.media.form import ClipForm
+    from genalign.policy.language.turns import Environment
     from genalign.policy.settings import PolicySettings
     from genalign.types import Policy
 
@@ -58,11 +59,14 @@ def sees_or_hears(model_type: str | None) -> bool:
     return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
-def load_policy(settings: PolicySettings, model_path: Path | str, device: str = "cpu") -> Policy:
+def load_policy(
+    settings: PolicySettings, model_path: Path | str, device: str = "cpu", environment: Environment | None = None
+) -> Policy:
     """The policy in a folder: a diffusion pipeline where it holds a model_index.json, else a language model, which may
     see or hear; and either may write text by denoising.
 
-    `settings.writer`, a folder, makes a pipeline the second part of a chain.
+    `settings.writer`, a folder, makes a pipeline the second part of a chain. environment: what `settings.environment`
+    names, of a language model.
 
     Raises UsageError where the folder is neither.
     """
@@ -78,7 +82,7 @@ def load_policy(settings: PolicySettings, model_path: Path | str, device: str = 
     if pipeline_class(folder) is None:
         from genalign.policy.language import load_language
 
-        return load_language(settings, folder, device)
+        return load_language(settings, folder, device, environment)
     from genalign.policy.load import load_diffusion
 
     clip_form_of(settings, folder)

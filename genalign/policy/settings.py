@@ -92,6 +92,12 @@ class PolicySettings(BaseModel):
     template: dict[str, Any] = {}
     """Language models: variables of the tokenizer's chat template, such as enable_thinking: false, or date_string where
     it would write today's date. A variable that the template does not read changes nothing and is not refused."""
+    environment: str | None = None
+    """Language models: `file.py:function`, which answers the model's turns, as a tool does; nothing is learnt from its
+    answers. It is called with lists, by parameter name: `text` (the last turn), `turns` (all since the prompt) and keys
+    of the facts; it returns a text or None (finished) for each."""
+    turns: int = Field(default=4, ge=1)
+    """Language models: the most turns of the model in one completion, where there is an environment."""
     writer: str | None = None
     """A language model that rewrites the prompt of an image model; both are trained. None: prompts stay as they are."""
     asked_share: float = Field(default=0.5, ge=0, le=1)

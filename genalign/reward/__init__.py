@@ -1,5 +1,6 @@
 """Rewards: heads, plain functions, and an algebra that makes rewards of rewards. One protocol for every modality."""
 
+from genalign.reward.bridge import from_trl, to_trl
 from genalign.reward.build import build_reward, shipped_rewards
 from genalign.reward.combine.algebra import Hybrid, Pick, Sum
 from genalign.reward.combine.ensemble import Ensemble, Repeat
@@ -15,7 +16,7 @@ from genalign.reward.heads.clip import ClipReward
 from genalign.reward.heads.exemplars import Exemplars, Similarity
 from genalign.reward.heads.head import HeadReward, save_head
 from genalign.reward.heads.published import PRESETS, Calibrated
-from genalign.reward.heads.rules import Budget, Format, Length, Repetition
+from genalign.reward.heads.rules import Budget, Format, Length, RankAgreement, Repetition
 from genalign.reward.heads.sharpness import Sharpness
 from genalign.reward.heads.structured import StructuredMatch
 from genalign.reward.judge.comparing import CompareJudge, RankJudge
@@ -36,6 +37,9 @@ __all__ = [  # noqa: RUF022  # by kind
     "reward",
     "FunctionReward",
     "FileReward",
+    # for TRL's trainers, and from their functions
+    "to_trl",
+    "from_trl",
     # how it is called: failures masked, in batches, cached, in a process, behind a server
     "guarded",
     "Runner",
@@ -55,6 +59,7 @@ __all__ = [  # noqa: RUF022  # by kind
     "Budget",
     "Format",
     "Repetition",
+    "RankAgreement",
     "StructuredMatch",
     # judges: questions to a vision-language or language model
     "YesNoJudge",

@@ -45,6 +45,7 @@ HEADS = {
     "budget": "genalign.reward.heads.rules:Budget",
     "format": "genalign.reward.heads.rules:Format",
     "repetition": "genalign.reward.heads.rules:Repetition",
+    "rank-agreement": "genalign.reward.heads.rules:RankAgreement",
     "structured": "genalign.reward.heads.structured:StructuredMatch",
     "moving": "genalign.reward.heads.motion:Moving",
     "steady": "genalign.reward.heads.motion:Steady",

@@ -65,6 +65,8 @@ def answer(message: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if message["ask"] == "exemplars":
         return made_by(message["path"], message["function"])
+    if message["ask"] == "converse":
+        return {"answers": load_function(message["path"], message["function"]).answers(*unpack_batch(message["batch"]))}
     # All but the verb, the batch and the step names the reward: the same address is the reward that is loaded already.
     address = {key: value for key, value in message.items() if key not in ("ask", "batch", "step")}
     key = json.dumps(address, sort_keys=True)

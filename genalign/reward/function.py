@@ -135,6 +135,17 @@ class FunctionReward(StepCounting):
                 return self._read(result, len(prompts), group, logged)
             return self._row_by_row(prompts, media, group, chats)
 
+    def answers(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> list[str | None]:
+        """What the function returns as an environment: a text or None for each row.
+
+        Raises:
+            ScoringError: anything else.
+        """
+        found = list(self._call(prompts, media, group, False)[0])
+        if len(found) != len(prompts) or not all(isinstance(one, str | None) for one in found):
+            raise ScoringError(f"{self.name} returned {found!r} for {len(prompts)} rows; return a text or None each")
+        return found
+
     def _call(
         self, prompts: Sequence[Prompt], media: Media, group: Tensor | None, chats: bool
     ) -> tuple[Any, dict[str, list[Any]]]:

@@ -22,6 +22,7 @@ from genalign.method import MethodSettings, build_method
 from genalign.policy import clip_form_of, denoises_text, load_policy, modalities_of
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit.noisy import NoisyReward
+from genalign.reward.runtime.environment import FileEnvironment
 from genalign.run.recipe import Recipe
 from genalign.training.monitor import Monitor
 from genalign.types import MODALITIES, ChecksPrompts, Method, Modality, Policy, Prompt, Reward, UsageError, Weights
@@ -46,6 +47,7 @@ class Built:
     eval_rewards: list[Reward] = field(default_factory=list)
     held_out: list[Reward] = field(default_factory=list)
     monitor: Monitor | None = None
+    environment: FileEnvironment | None = None
 
     @property
     def prompts_to_sample(self) -> Prompts:
@@ -86,7 +88,7 @@ class Built:
         if settings.adapters_merged:
             adapters = [fetch_adapter(adapter_path(name, self.recipe.folder)) for name in settings.adapters_merged]
             settings = settings.model_copy(update={"merged": [str(adapter) for adapter in adapters]})
-        return load_policy(settings, folder, self.device)
+        return load_policy(settings, folder, self.device, self.environment)
 
 
 def build(recipe: Recipe, device: str = "cpu") -> Built:
@@ -99,14 +101,16 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     model = model_path(recipe.policy.model, folder)
     made, form = modalities_of(model), clip_form_of(recipe.policy, model)
     data = read_prompts(data_path(recipe.data.prompts, folder), kind_of(made), recipe.takes_samples)
+    data = replace(data, order=recipe.data.order)
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
     method = _on_given(recipe, data, made, form) if recipe.reward is None else method_of(recipe.method, folder)
     _check_policy(recipe, made)
+    environment = _environment(recipe, data)
     _check_weights(method, recipe, made)
     _check_noise(method, recipe, made)
     reward = None if recipe.reward is None else _reward(recipe.reward, folder, made, data)
     check_fit(method, reward)
-    built = Built(recipe, device, data, reward, method)
+    built = Built(recipe, device, data, reward, method, environment=environment)
     if settings is not None:
         prompts = built.eval_prompts = read_prompts(
             data_path(settings.prompts, folder), kind_of(made), recipe.takes_samples
@@ -145,7 +149,7 @@ def _on_given(recipe: Recipe, data: Prompts, made: Set[str], form: ClipForm | No
     source.check()
     if isinstance(source, Samples):
         return recipe.method.build_on_samples(source)
-    return recipe.method.build_on(source)
+    return recipe.method.build_on(source, recipe.folder)
 
 
 def kind_of(made: Set[str]) -> Modality:
@@ -233,6 +237,29 @@ def _check_policy(recipe: Recipe, made: Set[str]) -> None:
             f"policy.gradient_checkpointing is of denoisers, but {recipe.policy.model} writes text; leave it out, and"
             " lower policy.batch_size to save memory"
         )
+    if recipe.policy.environment is not None and made != {"text"}:
+        raise UsageError(
+            f"policy.environment answers language models, but {recipe.policy.model} makes {kind_of(made)}s; "
+            f"leave it out"
+        )
+
+
+def _environment(recipe: Recipe, data: Prompts) -> FileEnvironment | None:
+    """What answers the model's turns.
+
+    Raises:
+        UsageError: it reads a fact that the prompts lack.
+    """
+    if recipe.policy.environment is None:
+        return None
+    found = FileEnvironment(recipe.policy.environment, recipe.folder)
+    lacking = sorted(found.needs - {"text", "prompt", *(f"facts.{name}" for name in data.facts())})
+    if lacking:
+        raise UsageError(
+            f"policy.environment {recipe.policy.environment} reads {lacking[0]}, which not all prompts of {data.path} "
+            f"have; add it, or give the parameter a default"
+        )
+    return found
 
 
 def _check_weights(method: Method, recipe: Recipe, made: Set[str]) -> None:

@@ -17,6 +17,7 @@ from genalign.types.protocols import (
     Policy,
     Reward,
     Weights,
+    Writing,
 )
 from genalign.types.records import Experience, Loss, Scores, Steps, Trajectory
 from genalign.types.samples import (
@@ -54,6 +55,7 @@ __all__ = [
     "Trajectory",
     "UsageError",
     "Weights",
+    "Writing",
     "family_seed",
     "nearest",
     "sample_seed",

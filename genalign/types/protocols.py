@@ -245,6 +245,25 @@ class Differentiable(Protocol):
 
 
 @runtime_checkable
+class Writing(Protocol):
+    """A policy that writes tokens: plain samples are the likeliest ones, and rollouts draw (language models)."""
+
+    def certainty(self, trajectory: Trajectory, rows: Sequence[int]) -> Tensor:
+        """(R,) how far what each token was drawn from is from drawing them all alike: KL(uniform || p), in nats, the
+        mean over the tokens that the model wrote (self-certainty, arXiv 2502.18581)."""
+        ...
+
+    def embeddings(self) -> Tensor:
+        """(V,H) what the output layer holds of each token, without grad."""
+        ...
+
+    def tilted(self, tilt: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+        """Within the context sampling adds tilt(hidden states (R,H)) -> (R,V), in nats, to the log-probabilities of the
+        next token; densities are recorded without it."""
+        ...
+
+
+@runtime_checkable
 class Method(Protocol):
     """What experience is collected, and the losses that are computed from it.
 

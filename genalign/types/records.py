@@ -101,9 +101,10 @@ class Steps:
     column (1 for a token), so that nats per dim = score / count; (S,) of each, where columns are about several
     modalities (see Trajectory.about). mask (R,S) bool. versus_score (R,S) without grad, and
     kl (R,S) >= 0 with grad in closed form, and gap (R,S) = |out - out_versus|^2 (None for tokens), all only when
-    replayed `versus` other weights. features: (R,S,H) for a value head, or None. shares: of a `fit`, the squared
-    errors of x0_hat and of eps_hat in one squared error of the output; None: not known. likelihood: of a `fit`, whether
-    the score is a log-likelihood (or a bound of one) in nats, and not minus a squared error.
+    replayed `versus` other weights. features: (R,S,H) for a value head, or None (of tokens: where nothing keeps a
+    graph). shares: of a `fit`, the squared errors of x0_hat and of eps_hat in one squared error of the output; None:
+    not known. likelihood: of a `fit`, whether the score is a log-likelihood (or a bound of one) in nats, and not minus
+    a squared error.
     """
 
     score: Tensor

@@ -90,13 +90,15 @@ TRAINING = {
     "rloo": gradient(),
     "parrot": gradient(),
     **{name: gradient() for name in ("dr-grpo", "dapo", "cispo", "sapo", "reinforce++")},
+    "raft": gradient(),
     "simpo": gradient(),  # a preference without reference
     # Of a pair: 2T + 2W (F + b), and 2W for the reference, which preferences by log-ratios cannot do without.
     "d3po": Cost(T * B + W * B, W * B, W * B, (T * B + 2 * W * B, W * B)),
     **{
         name: Cost(T * B + W * B, W * B, W * B, (T * B + 2 * W * B, W * B))
-        for name in ("dpo", "rpo", "dno", "selm", "kto")
+        for name in ("dpo", "rpo", "dno", "selm", "kto", "gpo")
     },
+    "ppo": Cost(T * B + W * B, W * B, W * B, (T * B + 2 * W * B, W * B)),  # of the base, before anything is learnt
     "dpok": Cost(T * B + W * B, W * B, W * B, (T * B + 2 * W * B, W * B)),
     "diffusion-dpo": fitted(1),
     "flow-dpo": fitted(1),
@@ -147,7 +149,8 @@ def within(rows: Rows, floor: tuple[int, int]) -> bool:
 
 
 def test_every_method_has_its_cost_here() -> None:
-    elsewhere = {"gspo", "orpo"}  # which read whole rows of tokens, as the bench of language models does
+    elsewhere = {"gspo", "orpo", "tgdpo", "rto"}  # which read whole rows of tokens, or ask an adapter of another run
+    elsewhere |= {"majority-vote", "self-certainty", "vas"}  # of language models
     assert set(TRAINING) | set(SEARCHES) | elsewhere == set(PRESETS)
 
 

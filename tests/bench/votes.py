@@ -45,7 +45,7 @@ class Script:
     def vote(self) -> str:
         """One vote; returns what it was."""
         shown = self.booth._shown["script"]
-        scores = [self._score(self.votes.place(side), shown.pair.prompt.facts) for side in (shown.left, shown.right)]
+        scores = [self._score(self.votes.place(side), shown.prompt.facts) for side in shown.samples]
         choice = "tie" if scores[0] == scores[1] else "left" if scores[0] > scores[1] else "right"
         if choice != "tie" and self.random.random() < WRONG:
             choice = "right" if choice == "left" else "left"

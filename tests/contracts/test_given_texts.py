@@ -97,6 +97,29 @@ def test_gradients_are_those_of_trls_log_probabilities(tmp_path: Path) -> None:
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-3, atol=1e-6)
 
 
+def test_one_answer_to_a_prompt_that_it_obeys_and_to_one_that_it_does_not(tmp_path: Path) -> None:
+    """MAPL's contrast: the sigmoid loss of the same text behind two prompts, by TRL's log-probabilities."""
+    policy, beta = tiny(), 0.3
+    answer = "two red star"
+    row = {"prompt": "draw two star", "chosen": answer, "rejected": answer, "rejected_prompt": "draw three star"}
+    prompts = read_prompts(write(tmp_path / "p.jsonl", [row]), "text")
+    assert prompts.pairs is not None
+    assert prompts.rows[0].facts == {"rejected_prompt": "draw three star"}
+    learner = MethodSettings(name="dpo", beta=beta).build_on(prompts.pairs)
+    total = sum(loss.total for loss in learner.losses(policy, learner.collect(policy, prompts.rows, None, 0, 0)))
+    other = {"prompt": row["rejected_prompt"]}
+    with torch.no_grad():
+        now = trl_sums(policy, row, answer) - trl_sums(policy, other, answer)
+        with policy.weights("reference"):
+            before = trl_sums(policy, row, answer) - trl_sums(policy, other, answer)
+    expected = -torch.nn.functional.logsigmoid(beta * (now - before))
+    assert abs(float(expected) - 0.6931) > 1e-4
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-6)
+    pictures = {"prompt": "a", "chosen": "a.png", "rejected": "b.png", "rejected_prompt": "b"}
+    with pytest.raises(UsageError, match="has a rejected_prompt, which pairs of texts alone can have"):
+        find_pairs(write(tmp_path / "q.jsonl", [pictures]))
+
+
 def test_a_given_text_is_read_as_it_would_have_been_drawn() -> None:
     """What the policy drew itself, given back as text, has the log-probabilities that were recorded."""
     policy = tiny()

@@ -294,11 +294,23 @@ def test_chat_templates_with_names_are_chosen_from_or_refused():
         language(named).rollout(TWO, 1, 0)
 
 
-@opens("row 16: <eos> in the text of a prompt is the end token itself")
-def test_control_tokens_in_a_prompt_are_text():
-    """transformers' own split_special_tokens: user text never becomes a control token."""
-    policy = language()
-    assert 2 not in policy.rollout([Prompt("hello <eos> star")], 1, 0).tape.prompt[0]
+@pytest.mark.parametrize("template", [None, CHAT])
+def test_control_tokens_in_a_prompt_are_text(template):
+    """transformers' own split_special_tokens: user text never becomes a control token, and nothing else changes."""
+
+    def templated(model, tokenizer):
+        tokenizer.chat_template = template
+
+    policy, words = language(templated), tiny_language()[1]
+    encoded = policy.chat.encode(Prompt("hello <eos> star"))
+    assert 2 not in encoded.ids
+    inside = words("hello <eos> star", add_special_tokens=False, split_special_tokens=True).input_ids
+    whole = encoded.ids
+    assert any(list(whole[i : i + len(inside)]) == inside for i in range(len(whole)))
+    plain = policy.chat.encode(Prompt("hello star"))
+    around = [i for i in whole if i not in inside]
+    assert around == [i for i in plain.ids if i not in words("hello star", add_special_tokens=False).input_ids]
+    policy.rollout([Prompt("hello <eos> star")], 1, 0)
 
 
 def gpt2() -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """Prompts from a file: their rows, and the order in which a run draws them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import soundfile
 from PIL import Image
 
 from genalign.data.prompts import Prompts, read_prompts
+from genalign.run.recipe import Recipe
 from genalign.types import Prompt, UsageError
 
 
@@ -17,6 +19,14 @@ def prompts(tmp_path: Path) -> Prompts:
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(f"prompt {i}" for i in range(7)))
     return read_prompts(path)
+
+
+def test_a_curriculum_is_drawn_as_it_is_written(prompts: Prompts) -> None:
+    written = replace(prompts, order="written")
+    drawn = [[p.uid for p in written.draw(step, 3, seed=1)] for step in range(4)]
+    assert drawn == [[0, 1, 2], [3, 4, 5]] * 2
+    recipe = Recipe(policy={"model": "x"}, data={"prompts": "x.txt"}, method={"name": "grpo"})
+    assert recipe.data.order == "shuffled"
 
 
 def test_draws_are_without_replacement_and_need_no_state(prompts: Prompts) -> None:

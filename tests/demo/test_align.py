@@ -2,7 +2,9 @@
 
 import json
 import re
+import sqlite3
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -35,7 +37,7 @@ def test_votes_train_a_run_which_is_stopped_and_resumed_by_another_page(models, 
     models = Models("image-d3po", SMALL, tmp_path / "runs")
     for choice in ("left", "right", "tie", "left", "left"):
         pair = deck.take(BASE_PAIRS)
-        votes.add(Vote(pair.prompt.text, pair.first, pair.second, choice, "ada", 1.0, dict(pair.prompt.facts)))
+        votes.add(Vote(pair.prompt.text, *pair.samples, choice, "ada", 1.0, dict(pair.prompt.facts)))
     first = Alignment(models, votes)
     run = first.start("d3po", 3)
     pairs = [pair for found in read_pairs(run / PAIRS).values() for pair in found]
@@ -44,6 +46,7 @@ def test_votes_train_a_run_which_is_stopped_and_resumed_by_another_page(models, 
     with pytest.raises(UsageError, match="still trains"):
         first.start("d3po", 3)
     wait(first, run.name, lambda found: found.step >= 1)
+    during = [votes.add(replace(one, at=2.0 + k)) for k, one in enumerate(votes.all())]  # a page beside the training
     again = Alignment(models, votes)  # the page after a restart of its server
     assert again.state(run.name).state == "training"
     again.stop(run.name)
@@ -54,9 +57,12 @@ def test_votes_train_a_run_which_is_stopped_and_resumed_by_another_page(models, 
     again.resume(run.name)
     wait(again, run.name, lambda found: found.state == "finished")
     assert [row["step"] for row in read_rows(run / METRICS)] == [1, 2, 3]
+    with sqlite3.connect(votes.path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert votes.all()[5:] == during
     assert run.name in models.names()
     html = progress(again.state(run.name))
-    assert re.search(r"finished, step \d of 3", html)
+    assert re.search(r"finished(?: early, at|,) step \d of 3", html)
     assert re.search(r"<svg.*rewards/accuracies", html, re.DOTALL)
     assert '<img alt="base beside tuned at the same seeds"' in html
     assert json.loads((run / "eval.json").read_text())["prompts"] == 4
@@ -73,8 +79,8 @@ def test_a_language_model_is_aligned_by_votes_on_its_texts(tmp_path):
     deck = Deck(models, votes, seed=0)
     for choice in ("left", "right", "left"):
         pair = deck.take(BASE_PAIRS)
-        assert votes.place(pair.first).read_text() != votes.place(pair.second).read_text()
-        votes.add(Vote(pair.prompt.text, pair.first, pair.second, choice, "ada", 1.0, dict(pair.prompt.facts)))
+        assert votes.place(pair.samples[0]).read_text() != votes.place(pair.samples[1]).read_text()
+        votes.add(Vote(pair.prompt.text, *pair.samples, choice, "ada", 1.0, dict(pair.prompt.facts)))
     alignment = Alignment(models, votes)
     assert alignment.methods() == ["dpo"]
     run = alignment.start("dpo", 2)
@@ -92,9 +98,7 @@ def test_without_votes_nothing_starts_and_nothing_is_left(models, votes):
 
 def test_votes_whose_digest_no_longer_fits_are_refused(models, deck, votes):
     pair = deck.take(BASE_PAIRS)
-    from dataclasses import replace
-
-    sides = (replace(one, model="0" * 64) for one in (pair.first, pair.second))
+    sides = (replace(one, model="0" * 64) for one in pair.samples)
     votes.add(Vote(pair.prompt.text, *sides, "left", "ada", 1.0))
     with pytest.raises(UsageError, match=r"\(1 are about other samples\)"):
         Alignment(models, votes).start("d3po", 2)

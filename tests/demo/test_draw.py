@@ -12,8 +12,9 @@ from PIL import Image
 
 from genalign import sample
 from genalign.demo import markup
-from genalign.demo.draw import Trail, drawing, searching
+from genalign.demo.draw import drawing
 from genalign.demo.models import BASE
+from genalign.demo.searches import Trail, searching
 from genalign.demo.works import CancelledError, Work, Works, watched
 from genalign.types import GenalignError, Media, Prompt, Track, UsageError
 from tests.demo.conftest import RUN
@@ -106,6 +107,40 @@ def test_a_drawing_ends_when_it_is_cancelled(models):
         list(pieces)
 
 
+def test_a_drawing_ends_inside_a_sample_at_the_next_pass_of_a_network(models):
+    """Cancelled while the first sample is drawn, at its second denoising step: nothing is drawn to its end."""
+    work, steps = Work(), []
+
+    def cancel(*_):
+        steps.append(1)
+        if len(steps) == 2:
+            work.cancel()
+
+    with models.drawing(BASE) as source:
+        hook = source.policy.pipeline.transformer.register_forward_pre_hook(cancel)
+    try:
+        with pytest.raises(CancelledError):
+            drawn(models, work, count=8, steps=50)
+    finally:
+        hook.remove()
+    assert len(steps) == 2
+    before = models.built.policy.calls()
+    assert len(pictures(drawn(models)[-1])) == 1  # and the model draws again
+    assert models.built.policy.calls() > before
+
+
+def test_other_threads_networks_are_left_alone():
+    from concurrent.futures import ThreadPoolExecutor
+
+    work, layer = Work(), torch.nn.Linear(1, 1)
+    work.cancel()
+    with work.networks(), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(layer, torch.ones(1)).result().shape == (1,)
+        with pytest.raises(CancelledError):
+            layer(torch.ones(1))
+    assert layer(torch.ones(1)).shape == (1,)
+
+
 def test_a_search_shows_its_curve_and_ends_with_a_table(models):
     *_, last = searching(models, Work(), BASE, models.offered[0], 0, ["best-of-n", "random"], "", 8)
     assert "<svg" in last
@@ -135,6 +170,12 @@ def test_a_search_that_needs_gradients_says_so(models):
 def test_reno_moves_by_a_differentiable_reward(models):
     *_, last = searching(models, Work(), BASE, models.offered[0], 0, ["reno"], "image-clip", 16)
     assert len(re.findall(r"<tr><td>reno</td>", last)) == 1
+    assert "best reward so far" in last
+    values = [
+        float(value) for value in re.findall(r"<figcaption>(-?\d\.\d+)</figcaption>", last.split("<h4>reno</h4>")[1])
+    ]
+    assert len(values) > 1  # the samples on the way, each better than the one before
+    assert values == sorted(values)
 
 
 def test_a_trail_keeps_the_best_so_far():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from genalign.data.preferences import find_pairs
-from genalign.demo.exchange import export_pairs, export_seeds, import_pairs, unpack
+from genalign.demo.exchange import export_pairs, export_seeds, import_file, import_pairs, unpack
 from genalign.demo.votes import Votes
 from genalign.method.pairs import read_pairs
 from genalign.types import UsageError
@@ -138,3 +138,16 @@ def test_two_equal_samples_are_no_pair(tmp_path):
     votes.add(replace(one, right=one.left))
     with pytest.raises(UsageError, match="vote first"):
         export_pairs(votes, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["pairs.exe", "pairs.png", "pairs", "pairs.zip.py"])
+def test_a_file_of_another_kind_is_refused(votes, tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UsageError, match=r"is neither a \.zip of pairs nor a \.jsonl"):
+        import_file(votes, tmp_path / name, "ada")
+
+
+def test_rows_that_are_no_pairs_are_refused(votes, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a star"}\n')
+    with pytest.raises(UsageError, match="holds no pairs"):
+        import_file(votes, tmp_path / "pairs.jsonl", "ada")

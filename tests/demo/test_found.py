@@ -91,9 +91,9 @@ def test_pairs_are_two_pictures_of_one_prompt(models, votes, tmp_path):
     deck = Deck(models, votes, seed=0, pictures=pictures)
     assert deck.kinds()[0] == FOUND_PAIRS
     pair = deck.take(FOUND_PAIRS)
-    assert (pair.prompt.text, pair.first.seed, pair.first.model) == (PROMPT, 4204200, None)
+    assert (pair.prompt.text, pair.samples[0].seed, pair.samples[0].model) == (PROMPT, 4204200, None)
     levels = set()
-    for one in (pair.first, pair.second):
+    for one in pair.samples:
         with Image.open(votes.place(one)) as image:
             levels.add(image.getextrema()[0][0])
             assert not image.info.get("parameters")  # the copy carries no metadata along

@@ -1,7 +1,7 @@
 """The page in a real browser: draw, vote 20 pairs by keyboard, reload and find them, train on them, compare, inspect.
 
 Debian's Chromium, driven by playwright (whose own browsers are not needed). With SCREENSHOTS=FOLDER the pictures of
-docs/demo.md are written there.
+docs/demo.md, and its film, are written there.
 """
 
 import io
@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from genalign.demo.ranking import ranks_of
 from genalign.demo.votes import Votes
+from genalign.method.pairs import read_pairs
 from tests.contracts.tree import ROOT
 from tests.demo.conftest import SMALL
 
@@ -29,7 +31,7 @@ PATIENCE = 120_000  # ms, of a machine that does other work as well
 VOTES = 20
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 STEPS = 24 if SCREENSHOTS else 2
-FILM = []  # of the screenshots
+FILM = []  # frames, and how long each is shown, in ms
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,9 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("demo")
 
 
-@pytest.fixture(scope="module")
-def address(place):
-    words = [sys.executable, "-m", "genalign", "demo", "image-d3po", *SMALL, "--port", "0"]
+def started(place, recipe):
+    """The address of a page of this recipe in a process of its own, which then ends."""
+    words = [sys.executable, "-m", "genalign", "demo", *recipe, "--port", "0"]
     process = subprocess.Popen(
         [*words, "--runs", str(place / "runs"), "--votes", str(place / "votes")],
         stdout=subprocess.PIPE,
@@ -55,14 +57,20 @@ def address(place):
 
 
 @pytest.fixture(scope="module")
+def address(place):
+    yield from started(place, ["image-d3po", *SMALL])
+
+
+@pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
     if FILM:
-        film = Path(SCREENSHOTS) / "film.webp"
-        FILM[0].save(film, save_all=True, append_images=FILM[1:], duration=1200, loop=0, quality=70, method=6)
+        frames, times = zip(*FILM, strict=True)
+        film = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0, "quality": 55, "method": 6}
+        frames[0].save(Path(SCREENSHOTS) / "film.webp", minimize_size=True, **film)
 
 
 class Visit:
@@ -92,7 +100,20 @@ class Visit:
         assert len(picture.getcolors(1 << 24)) > 500
         if SCREENSHOTS:
             picture.save(Path(SCREENSHOTS) / f"{name}.webp", quality=82, method=6)
-            FILM.append(picture.resize((960, 645)))
+            self.frame(1800)
+
+    def frame(self, shown=700):
+        """A frame of the film, for `shown` ms."""
+        if SCREENSHOTS:
+            picture = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+            FILM.append((picture.resize((864, 580), Image.Resampling.LANCZOS), shown))
+
+    def choose(self, label, name):
+        """Choose an option of a list, by typing it."""
+        field = self.page.locator(f"{label} input").first
+        field.click()
+        field.fill(name)
+        self.page.get_by_role("option", name=name, exact=True).click()
 
 
 @pytest.fixture
@@ -106,6 +127,8 @@ def visit(browser, address):
 
 
 def test_the_page_draws_by_itself_and_asks_nobody_else(visit):
+    visit.page.wait_for_selector("#drawn .card")
+    visit.frame()
     visit.page.wait_for_selector("#drawn .scores.judge")
     assert visit.page.locator("#drawn .card").count() == 4
     visit.shoot("draw")
@@ -141,6 +164,22 @@ def test_a_search_shows_its_curve_and_ends_when_it_is_cancelled(visit):
     visit.page.wait_for_selector("#drawn .scores.judge")
 
 
+def test_objectives_guide_the_samples(visit):
+    visit.page.wait_for_selector("#drawn .scores.judge")
+    visit.page.click("#guide button")
+    assert visit.page.locator("#guide .objective").count() == 4
+    visit.page.click("#guide-go")
+    visit.page.wait_for_function("document.querySelectorAll('#drawn .scores.judge').length === 8")
+    assert visit.page.locator("#drawn figcaption", has_text="guided | plain").count() == 4
+    visit.page.evaluate("window.scrollTo(0, 0)")
+    visit.shoot("guide")
+    before = visit.page.inner_html("#drawn .card")
+    visit.page.locator("#guide .objective input[type=range]").first.focus()
+    visit.page.keyboard.press("End")  # a slider that is let go draws anew
+    visit.page.locator("#guide .objective input[type=range]").first.dispatch_event("pointerup")
+    visit.page.wait_for_function("before => document.querySelector('#drawn .card')?.innerHTML !== before", arg=before)
+
+
 def test_twenty_pairs_are_voted_on_by_keyboard_and_found_after_a_reload(visit, place):
     visit.open("Vote")
     visit.page.wait_for_selector(".ballot img")
@@ -148,8 +187,8 @@ def test_twenty_pairs_are_voted_on_by_keyboard_and_found_after_a_reload(visit, p
     pressed = [key for key in ("ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowDown", "s") for _ in range(4)]
     for number, key in enumerate(pressed):
         visit.press(key)
-        if SCREENSHOTS and number < 4:
-            visit.shoot("vote")
+        if number < 4:
+            visit.frame()
     votes = Votes(place / "votes")
     assert [vote.choice for vote in votes.all()] == [keys[key] for key in pressed]
     visit.press("u")
@@ -162,6 +201,36 @@ def test_twenty_pairs_are_voted_on_by_keyboard_and_found_after_a_reload(visit, p
     visit.page.click("#votes-say button")
     visit.page.wait_for_function("/20 votes by 1 annotator/.test(document.querySelector('#figures')?.innerText)")
     visit.shoot("vote")
+
+
+def test_groups_of_four_are_ranked_by_keyboard(visit, place):
+    visit.open("Vote")
+    visit.page.wait_for_selector(".ballot img")
+    visit.choose("#pairs", "four of the base")
+    visit.page.wait_for_selector(".ballot.group img")
+    visit.page.locator(".ballot").focus()
+    visit.frame()
+    for key in ("3", "1", "3", "=", "4"):  # a sample has one place, however often its number is pressed
+        visit.page.keyboard.press(key)
+        visit.frame()
+    visit.page.wait_for_function("/^3 > 1 = 4 > 2$/.test(document.querySelector('.ballot .order')?.innerText)")
+    assert visit.page.locator(".ballot .rank").all_inner_texts() == ["2", "4", "1", "2"]
+    visit.shoot("rank")
+    visit.press("Enter")
+    votes = Votes(place / "votes")
+    stored = votes.all()[-6:]
+    assert ranks_of(stored) == [2, 4, 1, 2]
+    for key in ("1", "2", "Backspace", "3"):
+        visit.page.keyboard.press(key)
+    visit.page.wait_for_function("/^1 > 3 > 2 = 4$/.test(document.querySelector('.ballot .order')?.innerText)")
+    visit.page.get_by_role("button", name="sample 4").click()  # and by mouse
+    visit.page.wait_for_function("/^1 > 3 > 4 > 2$/.test(document.querySelector('.ballot .order')?.innerText)")
+    visit.press("Enter")
+    assert ranks_of(votes.all()[-6:]) == [1, 4, 2, 3]
+    for _ in range(2):
+        visit.press("u")
+    assert "taken back: ranking" in visit.page.inner_text(".ballot .note")
+    assert votes.count() == VOTES
 
 
 def test_a_name_is_remembered(visit, place):
@@ -201,6 +270,13 @@ def test_pairs_are_exported_and_imported_by_another_page(visit, place, tmp_path)
     visit.page.set_input_files("#import input[type=file], input[type=file]", tmp_path / "pairs.zip")
     visit.page.wait_for_function("/0 new votes/.test(document.querySelector('#moved')?.innerText)")
     assert Votes(place / "votes").count() == VOTES
+    visit.page.click("#export-seeds")
+    visit.page.wait_for_selector("#exported a[download='seeds.jsonl']")
+    with visit.page.expect_download() as download:
+        visit.page.locator("#exported a[download]").first.click()
+    download.value.save_as(tmp_path / "seeds.jsonl")
+    decided = [vote for vote in Votes(place / "votes").all() if vote.decided]
+    assert sum(map(len, read_pairs(tmp_path / "seeds.jsonl").values())) == len(decided) > 10
 
 
 def test_votes_train_an_adapter_which_is_compared_and_inspected(visit, place):
@@ -211,31 +287,42 @@ def test_votes_train_an_adapter_which_is_compared_and_inspected(visit, place):
     visit.page.wait_for_function("/has begun/.test(document.querySelector('#align-said')?.innerText)")
     visit.page.reload()  # the training goes on, and is found again
     visit.open("Align")
+    if SCREENSHOTS:
+        visit.page.wait_for_selector("#aligned svg", timeout=4 * PATIENCE)
+        visit.frame()
     visit.page.wait_for_function(
-        f"/finished, step \\d+ of {STEPS}/.test(document.querySelector('#aligned')?.innerText)", timeout=4 * PATIENCE
+        f"/finished( early, at|,) step \\d+ of {STEPS}/.test(document.querySelector('#aligned')?.innerText)",
+        timeout=4 * PATIENCE,
     )
     visit.page.wait_for_selector("#aligned svg")
     visit.shoot("align")
     (run,) = (place / "runs").iterdir()
     visit.open("Draw")
-    visit.page.click("#draw-model input")
-    visit.page.get_by_role("option", name=run.name).click()
+    visit.choose("#draw-model", run.name)
     visit.page.click("#draw-go")
     visit.page.wait_for_selector("#drawn .compare")
     visit.page.wait_for_function("document.querySelectorAll('#drawn .scores.judge').length === 8")
     slider = visit.page.locator("#drawn .compare input").first
     slider.focus()
-    for _ in range(10):
+    for number in range(10):
         visit.page.keyboard.press("ArrowRight")
+        if number % 3 == 0:
+            visit.frame(200)
     assert visit.page.locator("#drawn .stack").first.evaluate("one => one.style.getPropertyValue('--cut')") == "60%"
     visit.shoot("compare")
     visit.open("Inspect")
     visit.page.wait_for_selector("#inspected .report table")
-    visit.page.locator("#inspect-changes textarea").press_sequentially("train.stepz=3")
-    visit.page.wait_for_function("/did you mean/.test(document.querySelector('#inspect-verdict')?.innerText)")
-    visit.page.locator("#inspect-changes textarea").fill("train.steps=3")
-    visit.page.wait_for_function("/3 steps, 1 change/.test(document.querySelector('#inspect-verdict')?.innerText)")
     visit.shoot("inspect")
+    steps = visit.page.locator("#field-train-steps").locator("textarea, input").first
+    steps.fill("few")
+    visit.page.wait_for_function("/steps/.test(document.querySelector('#inspect-verdict .error')?.innerText)")
+    visit.frame()
+    steps.fill("3")
+    visit.page.wait_for_function("/3 steps, 1 change/.test(document.querySelector('#inspect-verdict')?.innerText)")
+    visit.frame()
+    visit.page.click("#inspect-extremes")
+    visit.page.wait_for_function("document.querySelectorAll('#extremes .card').length === 8", timeout=4 * PATIENCE)
+    visit.shoot("extremes")
 
 
 @pytest.mark.parametrize("tab", ["Draw", "Vote", "Align", "Inspect"])

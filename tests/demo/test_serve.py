@@ -93,6 +93,25 @@ def test_an_upload_that_is_too_large_is_refused(address, monkeypatch):
     assert httpx.post(f"{address}/gradio_api/upload", files={"files": ("pairs.zip", b"0")}).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/etc/passwd", "{votes}/votes.sqlite", "../../etc/passwd", "{votes}/media/x.zip"])
+def test_the_import_reads_nothing_but_what_was_uploaded(address, place, path):
+    given = {"path": path.format(votes=place / "votes"), "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [given, "ada"], "fn_index": number_of(address, "bring_in"), "session_hash": "page"}
+    answer = httpx.post(f"{address}/gradio_api/run/predict", json=body, timeout=60)
+    assert answer.status_code in (403, 404, 500)
+    assert "new vote" not in answer.text
+    assert "root:" not in answer.text
+
+
+def test_an_upload_of_another_kind_is_refused(address):
+    sent = httpx.post(f"{address}/gradio_api/upload", files={"files": ("pairs.exe", b"MZ")}).json()[0]
+    given = {"path": sent, "orig_name": "pairs.exe", "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [given, "ada"], "fn_index": number_of(address, "bring_in"), "session_hash": "page"}
+    answer = httpx.post(f"{address}/gradio_api/run/predict", json=body, timeout=60)
+    assert "new vote" not in answer.text
+    assert answer.status_code == 500 or "neither a .zip" in answer.text
+
+
 def test_telemetry_is_off_and_nothing_of_another_host_is_named(address):
     config = httpx.get(f"{address}/config").json()
     assert config["analytics_enabled"] is False
@@ -108,7 +127,7 @@ def number_of(address, name):
 
 
 def test_draws_beyond_the_queue_are_refused_and_the_others_answered(address):
-    number, drawing = number_of(address, "go"), ["base", "a bus above a rocket", 0, 1, 0, 0]
+    number, drawing = number_of(address, "go"), ["base", "a bus above a rocket", 0, 1, 0, 0, False]
 
     def ask(k):
         body = {"data": drawing, "fn_index": number, "session_hash": f"page{k}"}

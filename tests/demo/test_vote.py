@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from genalign.demo.deck import BASE_PAIRS, GROWN_PAIRS, MIXED_PAIRS, Deck
+from genalign.demo.deck import BASE_FOURS, BASE_PAIRS, GROWN_PAIRS, MIXED_PAIRS, Deck
 from genalign.demo.vote import SHARED_EVERY, Booth, annotator_name
-from genalign.demo.votes import Votes
+from genalign.demo.votes import Vote, Votes
 from genalign.types import UsageError
 from tests.demo.conftest import RUN
+from tests.demo.voting import candidate
 
 
 @pytest.fixture
@@ -33,30 +34,32 @@ def test_a_pair_is_what_training_draws_again_from_its_seeds(models, deck, votes)
     with models.drawing("base") as source:
         policy = source.policy
         with policy.weights("reference"):
-            again = policy.rollout([pair.prompt], 2, [pair.first.seed, pair.second.seed]).media["image"].data
-        assert (pair.first.model, pair.first.sampler) == tuple(policy.digest()[key] for key in ("model", "sampler"))
-    for row, candidate in enumerate((pair.first, pair.second)):
+            again = policy.rollout([pair.prompt], 2, [pair.samples[0].seed, pair.samples[1].seed]).media["image"].data
+        assert (pair.samples[0].model, pair.samples[0].sampler) == tuple(
+            policy.digest()[key] for key in ("model", "sampler")
+        )
+    for row, sample in enumerate(pair.samples):
         drawn = (again[row].float().clamp(0, 1) * 255).round().permute(1, 2, 0).flatten()
-        assert (drawn - levels(votes, candidate)).abs().max() <= 1  # of another batch, in bfloat16
+        assert (drawn - levels(votes, sample)).abs().max() <= 1  # of another batch, in bfloat16
 
 
 def test_samples_of_a_pair_are_siblings(deck):
     pair = deck.take(BASE_PAIRS)
-    assert pair.first.seed >> 16 == pair.second.seed >> 16
-    assert pair.first.file != pair.second.file
+    assert pair.samples[0].seed >> 16 == pair.samples[1].seed >> 16
+    assert pair.samples[0].file != pair.samples[1].file
 
 
 def test_a_runs_pairs_are_drawn_by_another_model(models, deck):
     base, grown = deck.take(BASE_PAIRS), deck.take(f"{GROWN_PAIRS} {RUN}")
-    assert grown.first.model == grown.second.model != base.first.model
-    assert grown.first.source == RUN
+    assert grown.samples[0].model == grown.samples[1].model != base.samples[0].model
+    assert grown.samples[0].source == RUN
 
 
 def test_base_against_run_is_one_seed_of_both(deck, votes):
     pair = deck.take(f"{MIXED_PAIRS} {RUN}")
-    assert pair.first.seed == pair.second.seed
-    assert (pair.first.source, pair.second.source) == ("", RUN)
-    assert pair.first.model != pair.second.model
+    assert pair.samples[0].seed == pair.samples[1].seed
+    assert (pair.samples[0].source, pair.samples[1].source) == ("", RUN)
+    assert pair.samples[0].model != pair.samples[1].model
 
 
 def test_pairs_of_nothing_are_refused(deck):
@@ -70,10 +73,10 @@ def test_a_vote_is_stored_on_the_pair_that_was_shown(booth, votes):
     shown = booth._shown["page"]
     after = booth.vote("page", "ada", BASE_PAIRS, "right", token(html))
     (found,) = votes.all()
-    assert found.decided == (shown.right, shown.left)
-    assert (found.prompt, found.annotator) == (shown.pair.prompt.text, "ada")
+    assert found.decided == shown.samples[::-1]
+    assert (found.prompt, found.annotator) == (shown.prompt.text, "ada")
     assert found.seconds >= 0
-    assert dict(found.facts) == dict(shown.pair.prompt.facts)
+    assert dict(found.facts) == dict(shown.prompt.facts)
     assert token(after) != token(html)
     assert '<b class="mine">1</b> by you, 1 in all' in after
 
@@ -86,6 +89,18 @@ def test_a_key_pressed_twice_votes_once(booth, votes):
     assert "look again" in again
 
 
+def test_what_is_shown_stays_until_somebody_votes_or_asks_for_something_else(booth):
+    """A list that is opened and closed again asks for the same once more."""
+    first = token(booth.show("page", "ada", BASE_PAIRS))
+    assert token(booth.show("page", "ada", BASE_PAIRS)) == first
+    other = token(booth.show("page", "bob", BASE_PAIRS))
+    assert other != first
+    fours = token(booth.show("page", "bob", BASE_FOURS))
+    assert fours != other
+    booth.close("page")
+    assert token(booth.show("page", "bob", BASE_FOURS)) != fours
+
+
 def test_the_page_does_not_tell_the_sides_apart(booth):
     html = booth.show("page", "ada", f"{MIXED_PAIRS} {RUN}")
     assert RUN not in html
@@ -96,7 +111,7 @@ def test_sides_are_shuffled(booth):
     kind, sides = f"{MIXED_PAIRS} {RUN}", Counter()
     for _ in range(24):
         html = booth.show("page", "ada", kind)
-        sides[booth._shown["page"].left.source] += 1
+        sides[booth._shown["page"].samples[0].source] += 1
         booth.vote("page", "ada", kind, "tie", token(html))
     assert set(sides) == {"", RUN}  # by chance one in eight million runs of this test has one side only
 
@@ -107,7 +122,7 @@ def test_undo_shows_the_same_pair_on_the_same_sides(booth, votes):
     booth.vote("page", "ada", BASE_PAIRS, "left", token(html))
     html = booth.undo("page", "ada", BASE_PAIRS)
     after = booth._shown["page"]
-    assert (after.left, after.right) == (before.left, before.right)
+    assert after.samples == before.samples
     assert votes.count() == 0
     booth.vote("page", "ada", BASE_PAIRS, "right", token(html))
     assert [vote.choice for vote in votes.all()] == ["right"]
@@ -182,3 +197,11 @@ def test_votes_by_two_pages_are_all_kept(booth, tmp_path, votes):
     for thread in threads:
         thread.join()
     assert [Votes(votes.folder).count(name) for name in ("ada", "bob")] == [10, 10]
+
+
+def test_html_in_names_is_text_in_what_the_votes_say(booth, votes):
+    base, tuned = candidate(votes, 10), candidate(votes, 20, source="<script>run</script>")
+    votes.add(Vote("a star", base, tuned, "right", "<b>ada</b>", 1.0))
+    html = booth.figures()
+    assert "<script" not in html
+    assert "&lt;script&gt;run&lt;/script&gt; preferred to the base in 1 of 1" in html

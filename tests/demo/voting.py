@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from genalign.demo.ranking import votes_of
 from genalign.demo.votes import Candidate, Vote, Votes
 from genalign.types import Media, Track
 
@@ -21,6 +22,11 @@ def candidate(votes, level, **known):
 
 def vote(votes, choice="left", left=10, right=20, annotator="ada", seconds=1.5, prompt="two red apples", **more):
     return Vote(prompt, candidate(votes, left), candidate(votes, right), choice, annotator, seconds, **more)
+
+
+def ranking(votes, ranks, levels=(10, 20, 30, 40), annotator="ada", seconds=1.5, prompt="two red apples"):
+    """The votes of a ranking of pictures of these levels, not stored; ranks None: skipped."""
+    return votes_of(prompt, [candidate(votes, level) for level in levels], ranks, annotator, seconds, {})
 
 
 def go_on(folder, annotator, count):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from genalign.method import MethodSettings, build_method
-from genalign.types import Media, Method, Policy, Prompt, Reward, Track
+from genalign.types import Media, Method, Policy, Prompt, Reward, Steps, Track, Trajectory
 from tests.helpers.toy_policy import DIMS, ToyPolicy, ToyReward
 
 PROMPTS = [Prompt(f"scene {i}", uid=i) for i in range(4)]
@@ -102,3 +102,24 @@ class Seeing(ToyPolicy):
         found = super().replay(trajectory, rows, steps, versus)
         columns = list(range(self.steps)) if steps is None else list(steps)
         return replace(found, features=trajectory.tape[list(rows)][:, columns])
+
+
+class Given:
+    """A policy whose log-probabilities are given, all steps in one replay."""
+
+    def __init__(
+        self,
+        logp: torch.Tensor,
+        old: torch.Tensor,
+        mask: torch.Tensor,
+        rows_together: int,
+        reference: torch.Tensor | None = None,
+    ) -> None:
+        self.logp, self.mask, self.reference = logp, mask, old if reference is None else reference
+        prompts = tuple(Prompt("x", uid=row) for row in range(len(logp)))
+        group, seeds, width = torch.arange(len(logp)), (0,) * len(logp), logp.shape[1]
+        self.trajectory = Trajectory(prompts, Media(), group, old, mask, seeds, rows_together, width)
+
+    def replay(self, trajectory: Trajectory, rows: list[int], steps: list[int], versus: str | None = None) -> Steps:
+        other = None if versus is None else self.reference[rows][:, steps]
+        return Steps(self.logp[rows][:, steps], 1, self.mask[rows][:, steps], versus_score=other)

@@ -56,6 +56,61 @@ def grpo_loss(
     return grpo.GRPOTrainer._compute_loss(trainer, None, inputs), trainer._metrics["train"]
 
 
+def rloo_loss(logp: Tensor, old: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
+    """RLOOTrainer's loss of a batch (B,S), clipped to [0.8, 1.3]."""
+    rloo = pytest.importorskip("trl.trainer.rloo_trainer")
+    trainer = fake_trainer(
+        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (logp, torch.zeros_like(logp), None),
+        aux_loss_enabled=False,
+        epsilon_low=0.2,
+        epsilon_high=0.3,
+    )
+    inputs = {
+        "prompt_ids": torch.zeros(len(logp), 1, dtype=torch.long),
+        "prompt_mask": torch.ones(len(logp), 1, dtype=torch.long),
+        "completion_ids": torch.zeros(logp.shape, dtype=torch.long),
+        "completion_mask": mask.long(),
+        "advantages": advantage,
+        "old_logps": (old * mask).sum(1),
+    }
+    return rloo.RLOOTrainer._compute_loss(trainer, None, inputs)
+
+
+def kto_loss(
+    policy: Tensor, reference: Tensor, mask: Tensor, good: Tensor, beta: float, weights: tuple[float, float]
+) -> Tensor:
+    """KTOTrainer's loss of rows (B,S), whose own log-ratios stand for those of answers to other prompts."""
+    kto = pytest.importorskip("trl.trainer.kto_trainer")
+    shape = tuple(policy.shape)
+
+    def model(values: Tensor):
+        rest = {"entropy": torch.zeros(shape), "mean_logits": torch.zeros(shape)}
+        return lambda **kwargs: SimpleNamespace(log_probs=values * mask, **rest)
+
+    trainer = fake_trainer(
+        aux_loss_enabled=False,
+        calculate_KL=True,
+        precompute_ref_logps=False,
+        ref_model=model(reference),
+        loss_type="kto",
+        beta=beta,
+        desirable_weight=weights[0],
+        undesirable_weight=weights[1],
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None),
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    trainer.model.is_gradient_checkpointing = False
+    trainer._compute_kl_logps = lambda which, batch: kto.KTOTrainer._compute_kl_logps(trainer, which, batch)
+    own = {
+        "input_ids": torch.zeros(shape[0], shape[1] + 1, dtype=torch.long),
+        "attention_mask": torch.ones(shape[0], shape[1] + 1, dtype=torch.long),
+        "completion_mask": torch.cat([torch.zeros(shape[0], 1, dtype=torch.long), mask.long()], 1),
+    }
+    inputs = {**own, **{f"KL_{name}": value for name, value in own.items()}, "label": good}
+    return kto.KTOTrainer._compute_loss(trainer, model(policy), inputs, False)
+
+
 def dpo_loss(policy: Tensor, reference: Tensor, mask: Tensor, kinds: dict[str, float], beta: float, smooth: float):
     """DPOTrainer's loss of winners (the first half) and losers (2P,S), as a weighted sum of kinds."""
     dpo = pytest.importorskip("trl.trainer.dpo_trainer")

@@ -89,14 +89,14 @@ TRL_HAS = [("sum_then_normalise", s) for s in ("group", "batch", "none")] + [("n
 
 @pytest.mark.parametrize(("rule", "scale"), TRL_HAS)
 def test_agrees_with_trl(rule, scale):
-    """TRL's own lines, cut out of its rollout; its epsilon of 1e-4 is the difference, so spreads are large here."""
+    """TRL's own lines, cut out of its rollout, without the epsilon of 1e-4 that it adds to each std."""
     grpo = pytest.importorskip("trl.trainer.grpo_trainer")
     source = textwrap.dedent(inspect.getsource(grpo.GRPOTrainer._generate_and_score_completions))
     start, end = source.find("unscorable_mask ="), source.find("# Slice to keep only the local part")
     if min(start, end) < 0:
         pytest.skip("this TRL keeps its advantages elsewhere")
     torch.manual_seed(1)
-    table, group = torch.rand(12, 2) * 1e3, torch.arange(3).repeat_interleave(4)
+    table, group = torch.rand(12, 2), torch.arange(3).repeat_interleave(4)
     table[5] = math.nan  # a row nobody could score
     weights = [1.0, 0.7]
     trl = SimpleNamespace(
@@ -105,12 +105,40 @@ def test_agrees_with_trl(rule, scale):
         reward_weights=torch.tensor(weights),
         reward_funcs=[None, None],
     )
-    names = {"self": trl, "rewards_per_func": table, "num_generations": 4, "device": "cpu", "mode": "train"}
-    exec(textwrap.dedent("    " + source[start:end]), vars(grpo) | names, names)
+    assert "1e-4" in source[start:end]
+    names = {"self": trl, "rewards_per_func": table.double(), "num_generations": 4, "device": "cpu", "mode": "train"}
+    exec(textwrap.dedent("    " + source[start:end]).replace("1e-4", "0.0"), vars(grpo) | names, names)
     advantage, counted, _ = advantages(scored(table, weights), group, rule, scale)
-    tolerance = 2e-4 if rule == "normalise_then_sum" else 1e-5
-    torch.testing.assert_close(advantage, names["advantages"].float(), rtol=tolerance, atol=tolerance * 1e-1)
+    torch.testing.assert_close(advantage, names["advantages"].float(), rtol=1e-6, atol=1e-6)
     assert counted.tolist() == [row != 5 for row in range(12)]
+
+
+def test_leave_one_out_is_trls_rloo():
+    rloo = pytest.importorskip("trl.trainer.rloo_trainer")
+    source = textwrap.dedent(inspect.getsource(rloo.RLOOTrainer._generate_and_score_completions))
+    start, end = source.find("unscorable_mask ="), source.find("# Slice to keep only the local part")
+    if min(start, end) < 0:
+        pytest.skip("this TRL keeps its advantages elsewhere")
+    torch.manual_seed(2)
+    table, group, weights = torch.rand(12, 2), torch.arange(3).repeat_interleave(4), [1.0, 0.7]
+    table[5] = math.nan
+    trl = SimpleNamespace(
+        reward_weights=torch.tensor(weights), reward_clip_range=None, beta=0.0, normalize_advantages=0
+    )
+    names = {"self": trl, "rewards_per_func": table.double(), "num_generations": 4, "device": "cpu", "mode": "train"}
+    exec(textwrap.dedent("    " + source[start:end]), vars(rloo) | names, names)
+    advantage, _, _ = advantages(scored(table, weights), group, std="none", baseline="leave_one_out")
+    torch.testing.assert_close(advantage, names["advantages"].float(), rtol=1e-6, atol=1e-6)
+
+
+def test_only_the_best_of_each_group_counts_for_raft():
+    totals = [0.3, 0.28, 0.9, 0.29, None, 0.31, 0.1, None]
+    advantage, counted, _ = advantages(scored(column(totals)), GROUP, "best")
+    best = [max((t, i) for i, t in enumerate(totals) if t is not None and GROUP[i] == g)[1] for g in GROUP.unique()]
+    several = [i for i in best if sum(t is not None for t, g in zip(totals, GROUP, strict=True) if g == GROUP[i]) > 1]
+    assert counted.nonzero()[:, 0].tolist() == sorted(several)
+    assert advantage.tolist() == [float(i in several) for i in range(8)]
+    assert not advantages(scored(torch.full((8, 1), 0.5)), GROUP, "best")[1].any()
 
 
 @pytest.mark.parametrize("level", [0.1, 0.7, 1e4 + 0.1, -3.3e-5])

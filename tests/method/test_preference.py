@@ -8,7 +8,7 @@ import torch
 from genalign.method.common import packed
 from genalign.method.preference_losses import dpo_loss
 from genalign.types import UsageError
-from tests.helpers.learners import LOG2, backward, experience_of, mean, method
+from tests.helpers.learners import LOG2, backward, disturbed, experience_of, mean, method
 from tests.helpers.toy_policy import DIMS, ToyPolicy, ToyReward, make_scores
 
 
@@ -97,6 +97,42 @@ def test_rpo_adds_the_winners_likelihood_and_selm_the_samples_log_ratio() -> Non
     torch.testing.assert_close(total(rpo) - base, -0.3 * likelihood[:, 0].mean(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(total(selm) - base, 0.2 * 0.1 * ratio.mean(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(total(offline) - base, -0.2 * 0.1 * ratio.mean(), rtol=1e-4, atol=1e-5)
+
+
+class Guiding:
+    """A guide whose scores are given."""
+
+    def __init__(self, score: torch.Tensor) -> None:
+        self.given = score
+
+    def score(self, policy, trajectory, rows, steps) -> torch.Tensor:
+        return self.given[list(rows)][:, list(steps)]
+
+
+@pytest.mark.parametrize("pair_rule", ["best_worst", "all"])
+def test_tgdpo_weighs_each_step_by_its_guide(pair_rule) -> None:
+    """-log s(sum_t beta (1 + a beta g_t) l_t of the winner - sum_t beta (1 - a beta g_t) l_t of the loser), a loop."""
+    learner, policy = method("dpo", group=4, beta=0.3, pair_rule=pair_rule), disturbed(token_like=True)
+    experience = experience_of(learner, policy)
+    replayed = policy.replay(experience.trajectory, range(16), versus="reference")
+    ratio = (replayed.score - replayed.versus_score).double()
+    lead = torch.randn(16, 3, generator=torch.Generator().manual_seed(2)).double()
+    plain, _ = backward(learner, policy, experience)
+    learner.guide = Guiding((lead + replayed.versus_score).float())
+    learner.settings = learner.settings.model_copy(update={"guidance": 0.5})
+    values = []
+    for win, lose in experience.pairs.tolist():
+        won = sum((1 + 0.15 * lead[win, t]) * ratio[win, t] for t in range(3))
+        lost = sum((1 - 0.15 * lead[lose, t]) * ratio[lose, t] for t in range(3))
+        values.append(-torch.log(torch.sigmoid(0.3 * (won - lost))))
+    expected = torch.stack(values).mean()
+    gradient, losses = backward(learner, policy, experience)
+    assert sum(float(x.total.detach()) for x in losses) == pytest.approx(float(expected), rel=1e-5)
+    (reference,) = torch.autograd.grad(expected, policy.delta)
+    torch.testing.assert_close(gradient, reference, atol=1e-5, rtol=1e-3)
+    learner.guide = Guiding(replayed.versus_score)  # that is the base itself
+    same, _ = backward(learner, policy, experience)
+    torch.testing.assert_close(same, plain, atol=1e-6, rtol=1e-5)
 
 
 def test_soft_labels_follow_the_rewards_lead() -> None:

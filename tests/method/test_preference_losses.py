@@ -40,7 +40,8 @@ def test_the_loss_is_the_formula(kind: PreferenceLoss) -> None:
 def test_the_loss_is_trls(kind: PreferenceLoss) -> None:
     torch.manual_seed(8)
     mask = torch.arange(5) < torch.tensor([[5], [2], [4], [3], [5], [1]])
-    policy, reference = (torch.randn(6, 5) - 2) * mask, (torch.randn(6, 5) - 2) * mask  # 3 winners, then 3 losers
+    given = torch.randn(2, 6, 5, dtype=torch.float64)
+    policy, reference = (given[0] - 2) * mask, (given[1] - 2) * mask  # 3 winners, then 3 losers
     doubt = DOUBT.get(kind, 0.0)
     name = THEIRS.get(kind, kind.replace("-", "_"))
     theirs = trl_trainers.dpo_loss(policy, reference, mask, {name: 1.0}, 0.2, doubt)
@@ -48,7 +49,7 @@ def test_the_loss_is_trls(kind: PreferenceLoss) -> None:
     if kind in AVERAGED:
         score = score / mask.sum(1)
     ours = dpo_loss(kind, score[:3], score[3:], 0.2, wrong=doubt).mean()
-    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-6, abs=1e-9)
 
 
 def test_simpo_and_smoothed_labels_are_trls_cpo() -> None:

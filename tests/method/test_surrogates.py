@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from genalign.method.surrogates import cispo, k3, mean_over_steps, ppo_clip, sapo
-from genalign.types import Experience, Media, Prompt, Steps, Trajectory, UsageError
-from tests.helpers.learners import experience_of, method
+from genalign.method.surrogates import cispo, k3, over_steps, ppo_clip, sapo
+from genalign.types import Experience, UsageError
+from tests.helpers.learners import Given, experience_of, method
 from tests.helpers.toy_policy import ToyPolicy
-from tests.helpers.trl_trainers import grpo_loss
+from tests.helpers.trl_trainers import grpo_loss, rloo_loss
 
 EPSILONS = {"clip_nats": (-math.log(0.8), math.log(1.3))}
 
@@ -85,20 +84,8 @@ def test_gspos_ratio_is_the_geometric_mean_of_its_steps() -> None:
         torch.tensor([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0]]),
         torch.tensor([[True, True, False], [True, False, False]]),
     )
-    assert mean_over_steps(x, mask)[:, 0].tolist() == [1.5, 4.0]
-
-
-class Given:
-    """A policy whose log-probabilities are given, all steps in one replay."""
-
-    def __init__(self, logp: Tensor, old: Tensor, mask: Tensor, rows_together: int) -> None:
-        self.logp, self.mask = logp, mask
-        prompts = tuple(Prompt("x", uid=row) for row in range(len(logp)))
-        group, seeds, width = torch.arange(len(logp)), (0,) * len(logp), logp.shape[1]
-        self.trajectory = Trajectory(prompts, Media(), group, old, mask, seeds, rows_together, width)
-
-    def replay(self, trajectory: Trajectory, rows: list[int], steps: list[int], versus: None = None) -> Steps:
-        return Steps(self.logp[rows][:, steps], 1, self.mask[rows][:, steps])
+    assert over_steps(x, mask, mean=True)[:, 0].tolist() == [1.5, 4.0]
+    assert over_steps(x, mask, mean=False)[:, 2].tolist() == [3.0, 4.0]
 
 
 @pytest.mark.parametrize("rows_together", [4, 2])
@@ -112,6 +99,8 @@ class Given:
         ("gspo", EPSILONS, "grpo", {"importance_sampling_level": "sequence"}),
         ("cispo", {"clip_nats": (1.0, math.log(1.2))}, "cispo", {"epsilon_high": 1.2}),
         ("sapo", {}, "sapo", {}),
+        ("grpo", {"kl_beta": 0.07, **EPSILONS}, "bnpo", {"beta": 0.07}),
+        ("dapo", {"kl_beta": 0.07, **EPSILONS}, "dapo", {"beta": 0.07}),
     ],
 )
 def test_the_grpo_family_has_trls_losses_and_gradients(
@@ -122,15 +111,39 @@ def test_the_grpo_family_has_trls_losses_and_gradients(
     old = torch.randn(4, 6, generator=generator, dtype=torch.float64) * 0.3 - 1
     advantage = torch.randn(4, generator=generator, dtype=torch.float64)
     mask = torch.arange(6) < torch.tensor([[6], [3], [1], [5]])
-    wanted, _ = grpo_loss(logp, old, old, advantage, mask, loss_type, **theirs)
+    reference = torch.randn(4, 6, generator=generator, dtype=torch.float64) * 0.3 - 1
+    wanted, _ = grpo_loss(logp, old, reference, advantage, mask, loss_type, **theirs)
     if name == "dr-grpo":  # which divides by the longest completion allowed as well
         wanted = wanted * 6
-    policy = Given(logp, old, mask, rows_together)
+    policy = Given(logp, old, mask, rows_together, reference)
     rows = Experience(policy.trajectory, None, advantage, torch.ones(4, dtype=torch.bool), global_rows=4)
     found = sum(loss.total for loss in method(name, **ours).losses(policy, rows))  # type: ignore[arg-type]
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
     expected = torch.autograd.grad(wanted, logp, retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(found, logp), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("rows_together", [4, 2])
+@pytest.mark.parametrize("spread", [0.0, 0.2])
+def test_rloo_has_trls_gradient_where_it_samples_and_with_whole_rows_as_actions_its_loss(
+    spread: float, rows_together: int
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    old = torch.randn(4, 6, generator=generator, dtype=torch.float64) * 0.3 - 1
+    logp = (old + spread * torch.randn(4, 6, generator=generator, dtype=torch.float64)).requires_grad_()
+    advantage = torch.randn(4, generator=generator, dtype=torch.float64)
+    mask = torch.arange(6) < torch.tensor([[6], [3], [1], [5]])
+    wanted = rloo_loss(logp, old, advantage, mask)
+    expected = torch.autograd.grad(wanted, logp, retain_graph=True)
+    policy = Given(logp, old, mask, rows_together)
+    rows = Experience(policy.trajectory, None, advantage, torch.ones(4, dtype=torch.bool), global_rows=4)
+    whole = method("rloo", ratio="row_sum", loss_per="row_mean", **EPSILONS)
+    found = sum(loss.total for loss in whole.losses(policy, rows))  # type: ignore[arg-type]
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(torch.autograd.grad(found, logp), expected, rtol=1e-6, atol=1e-9)
+    if spread == 0:
+        plain = sum(loss.total for loss in method("rloo").losses(policy, rows))  # type: ignore[arg-type]
+        torch.testing.assert_close(torch.autograd.grad(plain, logp), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_the_log_is_trls() -> None:

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from genalign.method.common import to_cpu
 from genalign.method.settings import MethodSettings
 from genalign.types import (
     Differentiable,
@@ -22,8 +23,10 @@ from genalign.types import (
     Policy,
     Prompt,
     Reward,
+    Scores,
     UsageError,
     Weights,
+    Writing,
     sample_seed,
 )
 
@@ -146,6 +149,7 @@ class SearchState:
         self.best = torch.full((len(prompts),), float("-inf"))
         self.media: list[Media | None] = [None] * len(prompts)
         self.seeds = list(seeds)
+        self.scored: Scores | None = None  # of the last candidates, without grad
         self.plain = 0.0  # units of one plain evaluation of one row, known after the first
 
     @property
@@ -162,6 +166,17 @@ class SearchState:
             )
         return self.policy
 
+    @property
+    def writing(self) -> Writing:
+        """The policy as one that writes tokens.
+
+        Raises:
+            UsageError: it draws something else.
+        """
+        if not isinstance(self.policy, Writing):
+            raise UsageError(f"{self.method} is of language models; take --search best-of-n for other media")
+        return self.policy
+
     @contextmanager
     def paying(self) -> Iterator[None]:
         """Count the denoiser calls made inside."""
@@ -171,14 +186,18 @@ class SearchState:
 
     def plain_samples(self) -> None:
         """Plain sampling from the rows' seeds: the first candidate of every search."""
-        self.draw(range(len(self.prompts)), self.seeds)
+        self.draw(range(len(self.prompts)), self.seeds, plain=True)
         self.plain = self.spent.units / len(self.prompts)
 
-    def draw(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
-        """One candidate of each row named in `rows`, by plain sampling from its seed."""
+    def draw(self, rows: Sequence[int], seeds: Sequence[int], plain: bool = False) -> None:
+        """One candidate of each row named in `rows` from its seed, by plain sampling; a language model, whose plain
+        samples are all alike, draws its tokens unless they are to be `plain`."""
         with self.paying():
             prompts = [self.prompts[row] for row in rows]
-            media = self.policy.generate(prompts, seeds, guidance=self.guidance, steps=self.steps)
+            if isinstance(self.policy, Writing) and not plain:
+                media = self.policy.rollout(prompts, 1, seeds).media
+            else:
+                media = self.policy.generate(prompts, seeds, guidance=self.guidance, steps=self.steps)
         self.score(media, rows, seeds)
 
     def draw_from(self, rows: Sequence[int], noise: Tensor) -> Tensor:
@@ -197,6 +216,7 @@ class SearchState:
         """
         scores = self.reward([self.prompts[row] for row in rows], media, None)
         self.spent.forward += 2 * len(rows)  # decoded and scored
+        self.scored = to_cpu(scores)
         total = torch.where(scores.total_valid, scores.total, float("-inf"))
         for k, row in enumerate(rows):
             value = float(total[k].detach())
@@ -204,6 +224,11 @@ class SearchState:
                 self.best[row], self.media[row] = value, _detached(media.select([k]))
                 self.seeds[row] = self.seeds[row] if seeds is None else seeds[k]
         return total
+
+    def choose(self, row: int, media: Media, seed: int) -> None:
+        """Take this one candidate (one row of media) for a row, whatever its score."""
+        self.media[row], self.best[row] = None, float("-inf")
+        self.score(media, [row], [seed])
 
     def left(self, budget: float, cost: float | None = None) -> int:
         """How many more evaluations, or things of another `cost` in units, each row can afford."""

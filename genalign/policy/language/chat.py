@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 OPEN_TAG = re.compile(r"<([A-Za-z][\w:.-]*)>")
 OPEN_AT_END = re.compile(rf"(?:{OPEN_TAG.pattern.replace('(', '(?:')}\s*)+\Z")
 QUESTION, ANSWER = "qz0", "az0"  # contents of a trial conversation that no template writes itself
+TOOL = "tz0"
 
 
 class Frame(NamedTuple):
@@ -43,6 +44,9 @@ class Chat:
     ends: ids that end a completion. vocabulary: rows of the model's embedding. reader: the processor of a model that
     sees or hears; a prompt's media then stand before the text of its first user turn, or where that text itself writes
     their placeholders.
+
+    A control token in the text of a prompt or of a tool is text: it is split into tokens as other words are (of a model
+    that sees or hears, in a tool's alone). Tags that come in pairs, such as <think> and </think>, stay what they are.
 
     A turn's end that does not end a completion is a warning in the log.
 
@@ -82,10 +86,13 @@ class Chat:
             begins = text.startswith(self.tokenizer.bos_token or "\0")  # as apply_chat_template of processors decides
             ids, along, media = self.reader.read(text, prompt, special=not begins)
         elif self.writer.chat_template:
-            ids = list(self._apply(turns, add_generation_prompt=True, return_dict=False))
+            ids = self._templated(turns)
         else:
             # As the tokenizer writes it, an end token behind it included: to some models that parts text and answer.
-            ids = list(self.tokenizer("\n".join(turn["content"] for turn in turns)).input_ids)
+            text = "\n".join(turn["content"] for turn in turns)
+            begun = text.removeprefix(self.tokenizer.bos_token or "")  # which a user may write, and has then once
+            split = {"split_special_tokens": True} if self._holds_control(begun) else {}
+            ids = list(self.tokenizer(text, **split).input_ids)
         if self.writer.chat_template:
             opening = self._opening(turns)
         doubled, begin = 0, self.tokenizer.bos_token_id
@@ -95,6 +102,40 @@ class Chat:
         self._check(ids, prompt)
         beside = {name: tuple(values[doubled:]) for name, values in along.items()}
         return Encoded(tuple(ids), opening, beside, media)
+
+    def _templated(self, turns: Sequence[dict[str, Any]]) -> list[int]:
+        """A conversation through the template; contents that hold a control token are split into tokens apart."""
+        marks: dict[str, str] = {}
+        masked = []
+        for k, turn in enumerate(turns):
+            if self._holds_control(turn["content"]):
+                marks[f"{QUESTION}{k}z"] = turn["content"]
+                turn = {**turn, "content": f"{QUESTION}{k}z"}
+            masked.append(turn)
+        if not marks:
+            return list(self._apply(turns, add_generation_prompt=True, return_dict=False))
+        ids: list[int] = []
+        for part in re.split(f"({'|'.join(marks)})", self._write(masked, add_generation_prompt=True)):
+            ids += self._as_text(marks[part]) if part in marks else self._as_written(part)
+        return ids
+
+    def _holds_control(self, content: Any) -> bool:
+        return isinstance(content, str) and any(token in content for token in self._controls)
+
+    @cached_property
+    def _controls(self) -> list[str]:
+        """Special tokens that are no words: not those that come in pairs, as <think> and </think>, nor the unknown."""
+        added = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        known = {*map(str, self.tokenizer.all_special_tokens), *added} - {"", self.tokenizer.unk_token}
+        words = {*known, *map(str, self.tokenizer.added_tokens_decoder.values())}
+        paired = {token for token in known if {f"</{token[1:]}", f"<{token[2:]}"} & words}
+        return sorted(known - paired)
+
+    def _as_text(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids) if text else []
+
+    def _as_written(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
 
     def _check(self, ids: Sequence[int], prompt: Prompt) -> None:
         if not ids:
@@ -181,6 +222,31 @@ class Chat:
         own = text.removeprefix(mark).lstrip() if mark and text.startswith(mark) else text
         ids = self.tokenizer(own, add_special_tokens=False).input_ids
         return (*(token for token in ids if token not in self.ends), *self._answer_end)
+
+    def tool_turn(self, text: str, after: int) -> list[int]:
+        """The tokens between two turns of the model: the end of the first, which may have ended by its token `after`
+        already, the tool's answer, and what the template writes before the next one."""
+        before, behind = self._tool_frame
+        ids = self._as_written(before)
+        return [*(ids[1:] if ids[:1] == [after] else ids), *self._as_text(text), *self._as_written(behind)]
+
+    @cached_property
+    def _tool_frame(self) -> tuple[str, str]:
+        """What is written between an answer and the tool's, and behind that: in a turn of the tool, or, where the
+        template knows none, of the user. Without a template: a line break each."""
+        said = [*self.turns(Prompt(QUESTION)), {"role": "assistant", "content": ANSWER}]
+        if not self.writer.chat_template:
+            return "\n", "\n"
+        for role in ("tool", "user"):
+            try:
+                written = self._write([*said, {"role": role, "content": TOOL}], add_generation_prompt=True)
+            except UsageError:
+                continue
+            _, answer, rest = written.rpartition(ANSWER)
+            before, tool, behind = rest.partition(TOOL)
+            if answer and tool:
+                return before, behind
+        raise UsageError("the model's chat template writes no turn after an answer; remove policy.environment")
 
     @property
     def _answer_end(self) -> list[int]:

@@ -145,6 +145,17 @@ class Head:
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         return Scored(*columns)
 
+    @torch.no_grad()
+    def certainty(self, hidden: Tensor) -> Tensor:
+        """KL(uniform || p) in nats, over the tokens that may be written, given the hidden states (N,H) before them."""
+        found = []
+        for (part,) in self.chunks(hidden):
+            logp = self.masked(self.logits(part) / self.temperature).log_softmax(-1)
+            allowed = logp.isfinite()
+            count = allowed.sum(-1)
+            found.append(-torch.where(allowed, logp, 0.0).sum(-1) / count - count.log())
+        return torch.cat(found)
+
     @property
     def _is_frozen_product(self) -> bool:
         return type(self.layer) is nn.Linear and not any(p.requires_grad for p in self.layer.parameters())

@@ -10,6 +10,7 @@ import torch
 from genalign.files.untrusted import check_model
 from genalign.policy import sees_or_hears
 from genalign.policy.language.policy import LanguagePolicy
+from genalign.policy.language.turns import Environment
 from genalign.policy.merged import merged
 from genalign.policy.settings import PolicySettings
 from genalign.types import GenalignError, UsageError
@@ -17,7 +18,9 @@ from genalign.types import GenalignError, UsageError
 KERNELS = {"sdpa": "sdpa", "flash": "flash_attention_2"}
 
 
-def load_language(settings: PolicySettings, folder: Path, device: str = "cpu") -> LanguagePolicy:
+def load_language(
+    settings: PolicySettings, folder: Path, device: str = "cpu", environment: Environment | None = None
+) -> LanguagePolicy:
     """The language model of a folder and its tokenizer, or the vision-language model and its processor, with a fresh
     adapter.
 
@@ -39,7 +42,7 @@ def load_language(settings: PolicySettings, folder: Path, device: str = "cpu") -
         raise UsageError(f"{folder} does not load as a causal language model: {reason}") from error
     for adapter in settings.adapters_merged:
         model = merged(model, Path(adapter))
-    return LanguagePolicy(model.to(device), reader, settings)
+    return LanguagePolicy(model.to(device), reader, settings, environment)
 
 
 def _loaded(settings: PolicySettings, folder: Path) -> tuple[Any, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from genalign.policy.language.chat import Chat
 from genalign.policy.language.head import Head, Scored
 from genalign.policy.language.processor import Reader, with_encoded_media
 from genalign.policy.language.sampling import Sampler
+from genalign.policy.language.turns import Conversation, Environment, Written
 from genalign.policy.settings import PolicySettings
 from genalign.types import GenalignError, Media, Prompt, Steps, Track, Trajectory, UsageError, Weights, sample_seed
 
@@ -31,12 +33,21 @@ log = logging.getLogger(__name__)
 class Tokens:
     """The tape: token ids of every row, unpadded, and its prompt with its media as the model reads it.
 
-    A completion ends with its end-of-sequence token if it has one.
+    A completion ends with its end-of-sequence token if it has one. own: which of its tokens the model wrote; the others
+    are a tool's.
     """
 
     prompt: tuple[tuple[int, ...], ...]
     completion: tuple[tuple[int, ...], ...]
+    own: tuple[tuple[bool, ...], ...]
     read: tuple[Encoded, ...] = field(compare=False, repr=False)
+
+    def mask(self, rows: Sequence[int]) -> Tensor:
+        """(R,S) bool, S the longest completion of these rows: the tokens that the model wrote."""
+        found = torch.zeros(len(rows), max(len(self.own[row]) for row in rows), dtype=torch.bool)
+        for place, row in zip(found, rows, strict=True):
+            place[: len(self.own[row])] = torch.tensor(self.own[row])
+        return found
 
 
 class LanguagePolicy:
@@ -50,13 +61,16 @@ class LanguagePolicy:
     Log-probabilities are those of the sampling distribution: temperature included, and placeholders of media, which a
     completion must not hold, left out.
 
-    reader: a tokenizer, or the processor of a model that sees or hears.
+    reader: a tokenizer, or the processor of a model that sees or hears. environment: what answers its turns, such as a
+    tool; the answers are part of the completion, and no steps: nothing is learnt from them.
     """
 
     modalities = frozenset({"text"})
     guided = False
 
-    def __init__(self, model: Any, reader: Any, settings: PolicySettings) -> None:
+    def __init__(
+        self, model: Any, reader: Any, settings: PolicySettings, environment: Environment | None = None
+    ) -> None:
         from transformers import GenerationConfig
 
         own = Reader(reader, model) if _is_processor(reader) else None
@@ -76,6 +90,7 @@ class LanguagePolicy:
         self.placeholders = frozenset() if own is None else own.placeholders
         self.head = Head(model, sorted(self.placeholders), settings.temperature)
         self.sampler = Sampler(self.head, self.pad, settings.max_new_tokens, settings.batch_size, self._logits_alone)
+        self.environment = environment
         self._calls = 0
 
     # ---- sampling ---------------------------------------------------------------------------------------------------
@@ -92,11 +107,22 @@ class LanguagePolicy:
         longest = self.settings.max_new_tokens
         encoded = self._encode(rows, longest)
         self.sampler.way(encoded)
-        completions: list[tuple[int, ...]] = []
+        written: list[Written] = []
         for block in self._blocks(len(rows)):
             uniform = torch.stack([self._uniform(seeds[row]) for row in block])
-            completions += map(self._cut, self.sampler([encoded[row] for row in block], longest, uniform))
-        return self._trajectory(rows, encoded, completions, seeds)
+            written += self._converse([rows[row] for row in block], [encoded[row] for row in block], longest, uniform)
+        return self._trajectory(rows, encoded, written, seeds)
+
+    def _converse(
+        self, prompts: Sequence[Prompt], encoded: Sequence[Encoded], longest: int, uniform: Tensor | None
+    ) -> list[Written]:
+        """Completions of these rows, with what the environment answered."""
+
+        def draw(rows: Sequence[Encoded], longest: int, uniform: Tensor | None) -> list[list[int]]:
+            return [self._cut(ids) for ids in self.sampler(rows, longest, uniform)]
+
+        converse = Conversation(self.chat, draw, self.environment, longest, self.settings.turns)
+        return converse(prompts, encoded, uniform)
 
     @torch.no_grad()
     def read(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Trajectory:
@@ -106,22 +132,30 @@ class LanguagePolicy:
             UsageError: a prompt and its answer are longer than the model's context.
         """
         encoded = self._encode(prompts, 0)
-        completions = [self._answer(*given) for given in zip(prompts, encoded, answers, strict=True)]
-        return self._trajectory(tuple(prompts), encoded, completions, [0] * len(encoded))
+        written = []
+        for given in zip(prompts, encoded, answers, strict=True):
+            ids = list(self._answer(*given))
+            turns = [{"role": "assistant", "content": self.chat.text(given[1], ids)}]
+            written.append(Written(ids, [True] * len(ids), turns))
+        return self._trajectory(tuple(prompts), encoded, written, [0] * len(encoded))
 
     def _trajectory(
         self,
         rows: tuple[Prompt, ...],
         encoded: Sequence[Encoded],
-        completions: Sequence[tuple[int, ...]],
+        written: Sequence[Written],
         seeds: Sequence[int],
     ) -> Trajectory:
-        tape = Tokens(tuple(one.ids for one in encoded), tuple(completions), tuple(encoded))
-        lengths = torch.tensor([len(completion) for completion in completions])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B,S)
+        tape = Tokens(
+            prompt=tuple(one.ids for one in encoded),
+            completion=tuple(tuple(one.ids) for one in written),
+            own=tuple(tuple(one.own) for one in written),
+            read=tuple(encoded),
+        )
+        mask = tape.mask(range(len(rows)))  # (B,S)
         logp = torch.zeros(mask.shape)
         for block in self._blocks(len(rows)):
-            own = self._scored(tape, block).logp.cpu()
+            own = self._scored(tape, block)[0].logp.cpu()
             logp[block, : own.shape[1]] = own
         if not bool(logp.isfinite().all()):
             raise GenalignError(
@@ -130,7 +164,7 @@ class LanguagePolicy:
             )
         return Trajectory(
             prompts=rows,
-            media=Media(text=Track(list(map(self.chat.text, encoded, completions)), ids=completions)),
+            media=_media(written),
             group=torch.tensor([prompt.uid for prompt in rows]),
             logp=logp,
             mask=mask,
@@ -149,17 +183,38 @@ class LanguagePolicy:
             raise UsageError(f"a language model has no guidance; leave it out instead of {guidance}")
         longest = steps or self.settings.max_new_tokens
         encoded = self._encode(prompts, longest)
-        texts: list[str] = []
-        ids: list[tuple[int, ...]] = []
+        written: list[Written] = []
         for block in self._blocks(len(prompts)):
             own = [encoded[row] for row in block]
-            made = [self._cut(row) for row in self.sampler(own, longest, None)]
-            texts, ids = texts + list(map(self.chat.text, own, made)), ids + made
-        return Media(text=Track(texts, ids=ids))
+            written += self._converse([prompts[row] for row in block], own, longest, None)
+        return _media(written)
 
-    def _cut(self, ids: list[int]) -> tuple[int, ...]:
+    @torch.no_grad()
+    def stream(self, prompt: Prompt, seed: int | None, seen: Callable[[str], None], steps: int | None = None) -> Media:
+        """One completion, of one turn; `seen` is called with its text so far before each token.
+
+        seed: that of a row of `rollout`; None: greedy, as `generate`. steps: the most tokens (None: the recipe's).
+
+        Raises:
+            UsageError: more tokens than a rollout draws.
+        """
+        most = self.settings.max_new_tokens
+        longest = most if steps is None else steps
+        if not 1 <= longest <= most:
+            raise UsageError(f"{longest} tokens are wanted; ask for 1 to {most}, or set policy.max_new_tokens")
+        (encoded,) = self._encode([prompt], longest)
+        uniform = None if seed is None else self._uniform(seed)[None]
+
+        def show(ids: Tensor) -> None:
+            seen(self.chat.text(encoded, tuple(ids[0].tolist())))
+
+        (drawn,) = self.sampler([encoded], longest, uniform, show)
+        completion = self._cut(drawn)
+        return Media(text=Track([self.chat.text(encoded, completion)], ids=[completion]))
+
+    def _cut(self, ids: list[int]) -> list[int]:
         end = next((i for i, token in enumerate(ids) if token in self.ends), len(ids) - 1)
-        return tuple(ids[: end + 1])
+        return ids[: end + 1]
 
     def _uniform(self, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -222,17 +277,23 @@ class LanguagePolicy:
         tape: Tokens = trajectory.tape
         columns = list(range(trajectory.logp.shape[1])) if steps is None else list(steps)
         mask = trajectory.mask[list(rows)][:, columns].to(self.device)
-        scored = self._scored(tape, rows, versus)
+        scored, hidden = self._scored(tape, rows, versus)
 
         def spread(x: Tensor) -> Tensor:  # from these rows' own longest completion to the columns asked for
             return F.pad(x, (0, trajectory.logp.shape[1] - x.shape[1]))[:, columns]
 
         score, other, kl = (None if x is None else spread(x) for x in scored)
         assert score is not None
-        return Steps(score, 1, mask, versus_score=other, kl=kl)
+        # What a value head reads; with a graph it would be kept until the backward pass.
+        features = None
+        if not torch.is_grad_enabled() and self.head.layer is not None:
+            features = hidden.new_zeros(*mask.shape, hidden.shape[-1])
+            features[mask] = hidden
+        return Steps(score, 1, mask, versus_score=other, kl=kl, features=features)
 
-    def _scored(self, tape: Tokens, rows: Sequence[int], versus: Weights | None = None) -> Scored:
-        """Of the rows' tokens, (R,S') each: log-probabilities, 0 in padding; those versus other weights, and KL."""
+    def _scored(self, tape: Tokens, rows: Sequence[int], versus: Weights | None = None) -> tuple[Scored, Tensor]:
+        """Of the rows' tokens, (R,S') each: log-probabilities, 0 in padding; those versus other weights, and KL; and
+        the hidden states (N,H) before the tokens."""
         hidden, tokens, mask = self._before_tokens(tape, rows)
         other = None
         if versus is not None:
@@ -242,21 +303,39 @@ class LanguagePolicy:
         blank = torch.zeros(mask.shape, device=mask.device)
         logp, *others = (None if x is None else blank.masked_scatter(mask, x) for x in found)
         assert logp is not None
-        return Scored(logp, *others)
+        return Scored(logp, *others), hidden
 
     def _before_tokens(self, tape: Tokens, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the N tokens of all completions, row by row, what the head is given before each (N,H), and their ids (N,);
-        and where they are (R,S')."""
+        """Of the N tokens that the model wrote, row by row, what the head is given before each (N,H), and their ids
+        (N,); and where they are (R,S')."""
         completions = [tape.completion[row] for row in rows]
         hidden = self.head.hidden(batch([tape.read[row] for row in rows], completions, self.pad, self.device))
         self._calls += len(rows)
-        lengths = torch.tensor([len(completion) for completion in completions])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        mask = tape.mask(rows)
         row, column = mask.nonzero().unbind(1)
         starts = torch.tensor([len(tape.prompt[row]) for row in rows])
-        tokens = torch.tensor([token for completion in completions for token in completion])
+        own = [tape.own[row] for row in rows]
+        tokens = torch.tensor([t for ids, kept in zip(completions, own, strict=True) for t in compress(ids, kept)])
         before = hidden[row.to(self.device), (starts[row] + column - 1).to(self.device)]
         return before, tokens.to(self.device), mask.to(self.device)
+
+    # ---- searching --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def certainty(self, trajectory: Trajectory, rows: Sequence[int]) -> Tensor:
+        hidden, _, mask = self._before_tokens(trajectory.tape, rows)
+        found = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, self.head.certainty(hidden))
+        return (found.sum(1) / mask.sum(1)).cpu()
+
+    def embeddings(self) -> Tensor:
+        layer = self.model.get_output_embeddings()
+        if layer is None:
+            raise UsageError(f"{type(self.model).__name__} has no output layer to read tokens from; take best-of-n")
+        weight: Tensor = layer.weight.detach()
+        return weight
+
+    def tilted(self, tilt: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+        return self.sampler.tilted(tilt)
 
     @torch.no_grad()
     def _logits_alone(self, rows: Sequence[Encoded], completions: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -304,6 +383,8 @@ class LanguagePolicy:
         sampler: list[Any] = [s.max_new_tokens, s.temperature, s.system, s.dtype]
         if s.template:  # absent, so that pairs labelled before this setting existed keep their digest
             sampler.append(s.template)
+        if self.environment is not None:
+            sampler += [s.turns, self.environment.version]
         return {"model": self._model_digest, "sampler": settings_digest(*sampler)}
 
     @cached_property
@@ -314,6 +395,12 @@ class LanguagePolicy:
         names = sorted({name.rpartition(".lora_")[0] for name in self.adapter.named_trainable()})
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         log.info("%s: %d layers are adapted: %s", type(self.model).__name__, len(names), some)
+
+
+def _media(written: Sequence[Written]) -> Media:
+    """What rewards read: the model's own words, a line for each turn where there are several, and its own tokens."""
+    texts = ["\n".join(turn["content"] for turn in one.turns if turn["role"] == "assistant") for one in written]
+    return Media(text=Track(texts, ids=[tuple(compress(one.ids, one.own)) for one in written]))
 
 
 def _is_processor(reader: Any) -> bool:

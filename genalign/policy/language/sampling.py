@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from genalign.policy.language.apart import TOKENS, Way, cheapest_way
 from genalign.policy.language.batch import Encoded, beside_tokens, media_of
@@ -18,6 +19,8 @@ from genalign.types import GenalignError, UsageError
 BLOCK = 256  # tokens whose probabilities are added up before one of them is looked for
 
 Drawn = list[list[int]]
+Tilt = Callable[[Tensor], Tensor]
+Seen = Callable[[Tensor], None]
 Forward = Callable[[Sequence[Encoded], Sequence[Sequence[int]]], list[Tensor]]
 
 
@@ -34,21 +37,37 @@ class Sampler:
         self.head, self.model, self.forward = head, head.model, forward
         self.pad, self.longest, self.together = pad, longest, together
         self.calls = 0
+        self._tilt: Tilt | None = None
         self._ways: dict[bool, Way] = {}
 
     @torch.no_grad()
-    def __call__(self, rows: Sequence[Encoded], longest: int, uniform: Tensor | None) -> Drawn:
-        """At most `longest` tokens for each of R prompts: sampled with `uniform` (R,longest), or greedy without."""
+    def __call__(
+        self, rows: Sequence[Encoded], longest: int, uniform: Tensor | None, seen: Seen | None = None
+    ) -> Drawn:
+        """At most `longest` tokens for each of R prompts: sampled with `uniform` (R,longest), or greedy without.
+
+        seen: called before each token with those of all rows so far, (R,S); for rows that share a batch.
+        """
         way = self.way(rows)
         found: Drawn = [[]] * len(rows)
         for group in self._groups(rows, way):
-            pick = Pick(self.head, None if uniform is None else uniform[group])
-            out = self._generate([rows[i] for i in group], way, pick, longest)[0]
+            pick = Pick(self.head, None if uniform is None else uniform[group], self._tilt, seen)
+            with pick.watching():
+                out = self._generate([rows[i] for i in group], way, pick, longest)[0]
             pick.check()
             self.calls += out.numel()  # one forward a token
             for i, tokens in zip(group, out.tolist(), strict=True):
                 found[i] = tokens
         return found
+
+    @contextmanager
+    def tilted(self, tilt: Tilt) -> Iterator[None]:
+        """Within the context tilt(hidden states (R,H)) (R,V), in nats, is added to what tokens are drawn from."""
+        self._tilt = tilt
+        try:
+            yield
+        finally:
+            self._tilt = None
 
     def way(self, rows: Sequence[Encoded]) -> Way:
         """How rows like these are continued."""
@@ -142,23 +161,49 @@ def _with_zeros(along: Mapping[str, tuple[int, ...]], count: int) -> dict[str, t
 
 class Pick:
     """A logits processor that leaves one token, by inverse transform sampling with the row's own uniform numbers; or,
-    without `uniform` (R,S), all but the forbidden ones. width: of the prompts."""
+    without `uniform` (R,S), all but the forbidden ones. width: of the prompts. tilt: added to the logits, after the
+    temperature, of the hidden states that the output layer was given last. seen: see Sampler."""
 
-    def __init__(self, head: Head, uniform: Tensor | None) -> None:
+    def __init__(self, head: Head, uniform: Tensor | None, tilt: Tilt | None = None, seen: Seen | None = None) -> None:
         self.head, self.width = head, 0
-        self.uniform = uniform
+        self.uniform, self.tilt, self.seen = uniform, tilt, seen
+        self._last = torch.empty(0)  # hidden states
         self._finite: Tensor | None = None
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        if self.uniform is None:
+        if self.seen is not None:
+            self.seen(ids[:, self.width :])
+        if self.uniform is None and self.tilt is None:
             return self.head.masked(logits.clone())
-        z = self.head.masked(logits.div_(self.head.temperature))  # generate hands over a copy of its own, float32
+        z = logits.div_(self.head.temperature)  # generate hands over a copy of its own, float32
+        if self.tilt is not None:
+            z += self.tilt(self._last).to(z)
+        z = self.head.masked(z)
+        if self.uniform is None:
+            return z
         mass = z.sub_(z.amax(-1, keepdim=True)).exp()  # (R,V), unnormalised
         uniform = self.uniform[:, ids.shape[1] - self.width, None].to(mass.device)
         token, total = drawn(mass, uniform)
         fine = total.isfinite().all()
         self._finite = fine if self._finite is None else self._finite & fine
         return logits.scatter_(-1, token, torch.inf)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within the context the output layer's input at the last token is kept, where there is a tilt."""
+        layer = self.head.model.get_output_embeddings() if self.tilt is not None else None
+        if layer is None:
+            yield
+            return
+
+        def keep(_: nn.Module, given: tuple[Any, ...]) -> None:
+            self._last = given[0][:, -1]
+
+        hook = layer.register_forward_pre_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def check(self) -> None:
         """Raises GenalignError where logits were no numbers."""

@@ -1,4 +1,5 @@
-"""Rules about text that need no model: length, budget, format, repetition. Where there is no text they abstain."""
+"""Rules about text that need no model: length, budget, format, repetition, order. Where there is no text they
+abstain."""
 
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ from genalign.reward.combine.combination import choice, number
 from genalign.types import Media, Prompt, Scores, UsageError
 
 Unit = Literal["words", "characters", "tokens"]
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 
 
 class TextRule(Stateless):
@@ -194,3 +197,30 @@ class Repetition(TextRule):
         words = text.lower().split()
         grams = [tuple(words[i : i + self.n]) for i in range(len(words) - self.n + 1)]
         return len(set(grams)) / len(grams) - 1.0 if grams else 0.0
+
+
+class RankAgreement(TextRule):
+    """Kendall's tau-b, in [-1,1], between the scores that a text gives to several things and the right ones: how a
+    model that is asked to judge is rewarded (URPO's referee: "URPO: A Unified Reward & Policy Optimization Framework";
+    of two things it is 1 for the right order and -1 for the wrong one, as in SPARK's pairs).
+
+    The prompt's fact `scores` lists the right ones; the text's are the numbers of its last <answer>, or of all of it.
+    Another count of numbers is -1. Where the right ones are all equal the rule abstains.
+    """
+
+    needs = frozenset({"text", "facts.scores"})
+
+    def __init__(self, *, name: str = "rank-agreement") -> None:
+        super().__init__(name)
+
+    def rate(self, text: str, prompt: Prompt) -> float | None:
+        from scipy.stats import kendalltau
+
+        right = [float(score) for score in prompt.facts.get("scores") or []]
+        if len(set(right)) < 2:
+            return None
+        answers: list[str] = ANSWER.findall(text)
+        given = [float(number) for number in NUMBER.findall(answers[-1] if answers else text)]
+        if len(given) != len(right):
+            return -1.0
+        return float(kendalltau(given, right).statistic) if len(set(given)) > 1 else 0.0

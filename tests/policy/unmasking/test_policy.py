@@ -291,12 +291,15 @@ def test_an_adapter_loads_into_the_plain_model(kind, tmp_path):
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
+def test_a_mask_in_the_text_of_a_prompt_is_text():
+    own = policy(folder("masks"))
+    assert own.form.mask not in own._encode([Prompt("a <mask> star")])[0].ids
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 
 def test_one_sentence_for_what_cannot_be(tmp_path):
-    with pytest.raises(UsageError, match="holds the mask"):
-        policy(folder("masks")).check_prompt(Prompt("a <mask> star"))
     with pytest.raises(UsageError, match="no room"):
         policy(folder("masks"), max_new_tokens=70).check_prompt(Prompt("a star"))
     with pytest.raises(UsageError, match="a multiple of that"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import shutil
@@ -17,6 +18,7 @@ from genalign.reward import (
     Format,
     Length,
     Product,
+    RankAgreement,
     Repetition,
     Sharpness,
     StructuredMatch,
@@ -111,6 +113,28 @@ def test_repetition_agrees_with_trls_on_words() -> None:
         ids = [[hash(word) for word in line.lower().split()] for line in lines]
         theirs = rewards.get_repetition_penalty_reward(ngram_size=n, max_penalty=-1.0)(ids)
         assert told(Repetition(n), *lines) == pytest.approx(theirs)
+
+
+def test_a_judgement_is_worth_how_it_agrees_with_the_right_order() -> None:
+    """Kendall's tau by counting pairs, in a loop; ties halve nothing here, as the numbers differ."""
+
+    def tau(given: list[float], right: list[float]) -> float:
+        pairs = list(itertools.combinations(range(len(right)), 2))
+        signs = [(given[i] - given[j]) * (right[i] - right[j]) for i, j in pairs]
+        return sum(1 if s > 0 else -1 for s in signs) / len(pairs)
+
+    right = [3.0, 1.0, 7.0]
+    asked = Prompt("judge", facts={"scores": right})
+    rule = RankAgreement()
+    for given in itertools.permutations([2.5, 8.0, -1.0]):
+        text = f"I saw 3 things <answer>{given[0]}, {given[1]} and then {given[2]}.</answer>"
+        assert rule.rate(text, asked) == pytest.approx(tau(list(given), right))
+    assert rule.rate("1 2", asked) == -1.0
+    assert rule.rate("nothing", asked) == -1.0
+    assert rule.rate("5 5 5", asked) == 0.0
+    assert rule.rate("1 2", Prompt("judge", facts={"scores": [4, 4]})) is None
+    assert rule.rate("2 1", Prompt("judge", facts={"scores": [0.9, 0.1]})) == 1.0
+    assert rule.needs == {"text", "facts.scores"}
 
 
 @pytest.mark.parametrize("reward", [Length(hi=3), Budget(3), Format("x"), Repetition()])
