@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from genalign.files.shipped import shipped
-from genalign.lab import melody, moves
+from genalign.lab import melody, moves, sums
 from genalign.lab.world import caption, sample_facts
 from genalign.types import UsageError
 
 PROMPTS = {"train": 4096, "heldout": 1024}
-MOVES_PROMPTS = {"train": 2048, "heldout": 640}  # and of melodies
+MOVES_PROMPTS = {"train": 2048, "heldout": 640}  # and of melodies and sums
 BACKGROUND_STATED = 0.6  # share of prompts that state what may be left out; of melodies MELODY_STATED
 MELODY_STATED = 0.5
 
@@ -63,6 +63,17 @@ def _build_facts(folder: Path, seed: int, world: Any, omittable: Iterable[str], 
         write_rows(folder / f"{split}.jsonl", rows.values())
 
 
+def build_sums(folder: Path, seed: int = 25) -> None:
+    """train.jsonl and heldout.jsonl of SumWorld: questions and their facts, no text twice, split by the two numbers."""
+    for index, (split, count) in enumerate(MOVES_PROMPTS.items()):
+        rng = np.random.default_rng((seed, index))
+        rows: dict[str, dict[str, Any]] = {}
+        while len(rows) < count:
+            facts = sums.sample_facts(rng, split)
+            rows.setdefault(text := sums.question(facts, rng), {"prompt": text, "facts": facts})
+        write_rows(folder / f"{split}.jsonl", rows.values())
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -85,6 +96,22 @@ def _melodies(work: Path, out: Path) -> None:
 
     build_melodies(out)
     draw(out / "spectrograms.png")
+
+
+def _sums(work: Path, out: Path) -> None:
+    build_sums(out)
+
+
+def _lm(work: Path, out: Path) -> None:
+    from genalign.lab.lm import build_lm, save_lm
+
+    save_lm(*build_lm(work), out)
+
+
+def _mdlm(work: Path, out: Path) -> None:
+    from genalign.lab.mdlm import build_mdlm, save_mdlm
+
+    save_mdlm(*build_mdlm(work), out)
 
 
 def _autoencoder(work: Path) -> Any:
@@ -229,6 +256,7 @@ BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "world": ("emojiworld", _world),
     "moves": ("emojimoves", _moves),
     "melodies": ("melodyworld", _melodies),
+    "sums": ("sumworld", _sums),
     "captions": ("emojiworld", _captions),
     "subject": ("emojiworld/subject", _subject),
     "flow": ("tiny-flow", _flow),
@@ -243,6 +271,8 @@ BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "video-reward": ("tiny-video-reward", _video_reward),
     "text-head": ("tiny-text-head", _text_head),
     "expander": ("tiny-expander", _expander),
+    "lm": ("tiny-lm", _lm),
+    "mdlm": ("tiny-mdlm", _mdlm),
     "vlm-judge": ("tiny-vlm-judge", _vlm_judge),
     "questions": ("emojiworld/questions", _questions),
     "vlm": ("tiny-vlm", _vlm),

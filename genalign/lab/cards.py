@@ -263,6 +263,10 @@ expanded, {kept:.1%} keep every object, count and background that was asked; {na
 
 Made by `genalign lab build expander`."""
         card = _HEAD.format(tag="prompt-expansion", title=folder.name, text=text)
+    elif folder.name in ("tiny-lm", "tiny-mdlm"):
+        from genalign.lab.sums_card import sums_card
+
+        card = _HEAD.format(tag="text-generation", title=folder.name, text=sums_card(folder))
     elif folder.name == "tiny-vlm-judge":
         from genalign.lab.vlm import vlm_accuracy
 

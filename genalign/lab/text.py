@@ -33,13 +33,14 @@ def build_tokenizer(sentence: Callable[[np.random.Generator], str] = scene_capti
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
 
 
-def learn_merges(words: Counter[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges (Sennrich et al. 2016, arXiv 1508.07909, algorithm 1) until every word is one token.
+def learn_merges(words: Counter[str], end: str = END) -> list[tuple[str, str]]:
+    """Byte-pair merges (Sennrich et al. 2016, arXiv 1508.07909, algorithm 1) until every word is one token; `end` marks
+    the last letter of a word.
 
     Our own few lines, because the tokenizers library breaks ties by a hash that differs from process to process: two
     runs of a builder would not agree on what token 261 is.
     """
-    spelled = {word: (*word[:-1], word[-1] + END) for word in words}
+    spelled = {word: (*word[:-1], word[-1] + end) for word in words}
     merges: list[tuple[str, str]] = []
     while True:
         pairs: Counter[tuple[str, str]] = Counter()

@@ -154,22 +154,24 @@ class Dragon(ForwardPreference):
         for draw in range(self.sets.draws):
             sum_and_count = torch.zeros(2, dtype=torch.float64)
             for pack in experience.packs():
-                gained = self._gained(policy, experience, (pack, draw))[0]
+                gained = self._gained(policy, experience, pack, draw)[0]
                 sum_and_count += torch.tensor([gained.double().sum().item(), gained.numel()], dtype=torch.float64)
             total, count = all_sum(sum_and_count).tolist()
             means.append(max(0.0, total / max(count, 1.0)))
         return means
 
-    def _gained(self, policy: Policy, experience: PairExperience, unit: Unit) -> tuple[Tensor, Tensor]:
+    def _gained(self, policy: Policy, experience: PairExperience, pack: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """g (2,P) = e_ref - e of both sets, in the units that beta is per; and the positives' mean squared error."""
-        score, reference, count, _ = self._scores(policy, experience, unit)
+        score, reference, fitted, _ = self._scores(policy, experience, pack, draw)
+        count = int(fitted.count)
         return (score - reference) / (count if self.sets.reduction == "mean" else 1), -score[0] / count
 
     def _loss(self, policy: Policy, experience: PairExperience, total: float, unit: Unit) -> Loss:
         if self.sets.loss == "dpo":
             return super()._loss(policy, experience, total, unit)
-        s, shift = self.sets, self._shift[unit[1]]
-        gained, error = self._gained(policy, experience, unit)
+        pack, (draw,) = unit
+        s, shift = self.sets, self._shift[draw]
+        gained, error = self._gained(policy, experience, pack, draw)
         positive, negative = gained
         loss = (kto_loss(positive, shift, s.beta, True) + kto_loss(negative, shift, s.beta, False)) / 2
         loss = loss + s.sft_weight * error

@@ -1,4 +1,4 @@
-"""Preferences by the forward process: Diffusion-DPO and Flow-DPO, on pairs made by a reward or on given pictures."""
+"""Preferences by the forward process: Diffusion-DPO, Flow-DPO and VRPO, on pairs made by a reward or on given ones."""
 
 from __future__ import annotations
 
@@ -29,22 +29,27 @@ from genalign.method.losses import all_pairs, best_worst_pairs
 from genalign.method.preference_losses import dpo_loss
 from genalign.method.settings import PairSource
 from genalign.ranks import all_sum
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError, sample_seed
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, UsageError, sample_seed
 
-Unit = tuple[Tensor, int]  # pairs (P,2), draw
+Unit = tuple[Tensor, Sequence[int]]  # pairs (P,2), draws whose mean is one comparison
 
 
 class ForwardPreferenceSettings(ForwardSettings):
-    """Diffusion-DPO and Flow-DPO: how steep the preference is, and in what units."""
+    """Diffusion-DPO, Flow-DPO and VRPO: how steep the preference is, and in what units."""
 
-    learns_from: ClassVar = frozenset({"image", "video"})
+    learns_from: ClassVar = frozenset({"image", "video", "text"})
     presets: ClassVar = {
         "diffusion-dpo": {"group": 4, "beta": 5000.0, "reduction": "mean"},
         "flow-dpo": {"group": 4, "beta": 500.0, "reduction": "mean"},
+        "vrpo": {"group": 4, "beta": 0.2, "reduction": "sum", "draws": 8, "together": True},
     }
 
     beta: float = Field(500.0, gt=0)
-    """Inverse temperature, per half a squared error of `reduction`."""
+    """Inverse temperature, per half a squared error of `reduction`; of a diffusion language model, per nat of its
+    evidence bound."""
+    together: bool = False
+    """Whether the draws of a pair are averaged within its sigmoid, as one estimate of both likelihoods (VRPO), instead
+    of each being a comparison of its own."""
     reduction: Reduction = "mean"
     """What beta is per: the error summed over latent dims, or their mean."""
     beta_schedule: Literal["constant", "time"] = "constant"
@@ -110,6 +115,11 @@ class ForwardPreference:
     Departs from the papers: (1) A pair is compared at several times and noises in each update. (2) beta is constant
     unless by `beta_schedule`, as the second paper advises. (3) Errors are at least fp32 on both sides.
     (4) Ties count as half an accuracy. (5) No prompt is dropped.
+
+    VRPO (LLaDA 1.5, arXiv 2505.19223): beta [(B - B_ref)_w - (B - B_ref)_l] within the sigmoid, B the
+    masked evidence bound of an answer, estimated by `draws` shares of masks with one mask each, which policy and
+    reference share. Departs from the paper: (1) winner and loser share them too, as their answers have equally many
+    places. (2) The shares of masks are stratified, one from each of as many equal parts.
     """
 
     def __init__(self, settings: ForwardPreferenceSettings, pairs: PairSource | None = None) -> None:
@@ -170,17 +180,20 @@ class ForwardPreference:
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
         assert isinstance(experience, PairExperience)
         packs = experience.packs()
-        draws = range(self.settings.draws)
+        draws: list[Sequence[int]] = [[draw] for draw in range(self.settings.draws)]
+        if self.settings.together:
+            draws = [range(self.settings.draws)]
         counts = [float(len(pack) * len(draws)) for pack in packs]
         for mine, total in deal(packs, counts, self.settings.updates_per_rollout, experience.trajectory):
-            units = [(pack, draw) for pack in mine for draw in draws]
+            units = [(pack, drawn) for pack in mine for drawn in draws]
             yield from emit(policy, units, partial(self._loss, policy, experience, total))
 
     def _loss(self, policy: Policy, experience: PairExperience, total: float, unit: Unit) -> Loss:
         s = self.settings
-        score, reference, count, share = self._scores(policy, experience, unit)  # (2,P)
-        scale = 0.5 / (count if s.reduction == "mean" else 1) * (share if s.beta_schedule == "time" else 1.0)
-        chosen, rejected = scale * (score - reference)  # (P,)
+        pack, draws = unit
+        parts = [self._compared(policy, experience, pack, draw) for draw in draws]
+        chosen, rejected = _mean([lead for lead, _, _ in parts])  # (P,)
+        score, count = _mean([score for _, score, _ in parts]), parts[0][2]  # (2,P)
         loss = dpo_loss("sigmoid", chosen, rejected, s.beta)
         if s.sft_weight:
             loss = loss - s.sft_weight * score[0] / count
@@ -195,9 +208,22 @@ class ForwardPreference:
         }
         return Loss(loss.sum() / total, sums(log, torch.ones_like(loss, dtype=torch.bool)))
 
-    def _scores(self, policy: Policy, experience: PairExperience, unit: Unit) -> tuple[Tensor, Tensor, int, float]:
-        """Scores of winners and losers (2,P) under the policy and under the reference, their count, and eps's share."""
-        pack, draw = unit
+    def _compared(
+        self, policy: Policy, experience: PairExperience, pack: Tensor, draw: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """Of winners and losers (2,P): how much likelier they are than to the reference, and their scores; and how many
+        latent dims a score is the sum of."""
+        s = self.settings
+        score, reference, fitted, share = self._scores(policy, experience, pack, draw)
+        half, count = 1.0 if fitted.likelihood else 0.5, int(fitted.count)
+        scale = half / (count if s.reduction == "mean" else 1) * (share if s.beta_schedule == "time" else 1.0)
+        return scale * (score - reference), score, count
+
+    def _scores(
+        self, policy: Policy, experience: PairExperience, pack: Tensor, draw: int
+    ) -> tuple[Tensor, Tensor, Steps, float]:
+        """Scores of winners and losers (2,P) under the policy and under the reference, how they were found, and eps's
+        share."""
         distinct, place = experience.noised_rows(pack)
         rows, noises = distinct.T.tolist()
         prompts = [experience.trajectory.prompts[row] for row in rows]
@@ -218,7 +244,11 @@ class ForwardPreference:
             assert fitted.versus_score is not None
             reference = fitted.versus_score[:, 0][place].T
             self._reference.update(zip(keys, reference.T.tolist(), strict=False))
-        return score, reference, int(fitted.count), shares(fitted, at)[1]
+        return score, reference, fitted, shares(fitted, at)[1]
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).mean(0)
 
 
 def _global(pairs: Tensor) -> int:

@@ -27,7 +27,7 @@ from genalign.method.forward import (
 from genalign.method.losses import Std, advantages, nft_loss
 from genalign.method.route import Route, advantages_by_medium
 from genalign.method.surrogates import ppo_clip
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, Trajectory, Weights
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, Trajectory, UsageError, Weights
 
 
 class MatchingSettings(ForwardSettings):
@@ -110,6 +110,9 @@ def fit_unit(
     trajectory: Trajectory = experience.trajectory
     prompts, seeds = [trajectory.prompts[row] for row in rows], sibling_seeds(trajectory, rows, draw)
     fitted = fitting(policy, name).fit(prompts, experience.clean[rows], experience.times[draw], seeds, versus)
+    if versus is not None and fitted.gap is None:
+        cure = "take vrpo, grpo, or awm with kl_beta 0"
+        raise UsageError(f"method {name} needs squared errors, but this policy has likelihoods instead; {cure}")
     assert experience.advantage is not None
     fitted = fitted if experience.advantage.ndim == 2 else fitted.together()
     return fitted, experience.advantage_of(rows, range(fitted.score.shape[1])).to(fitted.score.device)

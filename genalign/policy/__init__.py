@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genalign.files.places import pipeline_class
+from genalign.files.shipped import CONFIG
 
 if TYPE_CHECKING:
     from genalign.media.form import ClipForm
@@ -40,6 +42,16 @@ def clip_form_of(settings: PolicySettings, model: Path | str) -> ClipForm | None
     return form_of(name, settings, model)
 
 
+def denoises_text(model: Path | str) -> bool:
+    """Whether a model that writes text does so by denoising, at several places at a time: a pipeline of diffusers, or
+    a model of transformers with a canvas; before any weight loads."""
+    if modalities_of(model) != {"text"}:
+        return False
+    if pipeline_class(model) is not None:
+        return True
+    return isinstance(model, Path) and "canvas_length" in json.loads((model / CONFIG).read_text(encoding="utf-8"))
+
+
 def sees_or_hears(model_type: str | None) -> bool:
     """Whether a language model of this kind, as its config.json names it, takes media through its processor."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -51,7 +63,7 @@ def load_policy(
     settings: PolicySettings, model_path: Path | str, device: str = "cpu", environment: Environment | None = None
 ) -> Policy:
     """The policy in a folder: a diffusion pipeline where it holds a model_index.json, else a language model, which may
-    see or hear.
+    see or hear; and either may write text by denoising.
 
     `settings.writer`, a folder, makes a pipeline the second part of a chain. environment: what `settings.environment`
     names, of a language model.
@@ -63,6 +75,10 @@ def load_policy(
         from genalign.policy.chain import load_chain
 
         return load_chain(settings, folder, device)
+    if denoises_text(folder):
+        from genalign.policy.unmasking import load_unmasking
+
+        return load_unmasking(settings, folder, device)
     if pipeline_class(folder) is None:
         from genalign.policy.language import load_language
 

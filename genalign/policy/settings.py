@@ -32,12 +32,13 @@ class Sampler(BaseModel):
     kernel: Kernel = "flow-sde"
     """How a rollout steps: flow-sde, dance (flow models only), cps, ddim, ode (any model)."""
     noise: float = Field(default=0.7, ge=0)
-    """Noise level of the kernel: a of flow-sde, eta of dance, cps and ddim."""
+    """Noise level of the kernel: a of flow-sde, eta of dance, cps and ddim. Of a diffusion language model, how freely
+    places are drawn; 0: the surest."""
     noise_block: int = Field(default=1, ge=1)
     """Side of the squares of latents that share exploration noise, in each frame of a video; 1: each latent has its
     own. A larger one makes policy gradients less noisy, and leaves detail unexplored."""
     steps: int = Field(default=10, ge=1)
-    """Denoising steps of a rollout."""
+    """Denoising steps of a rollout; of a diffusion language model, turns in which a whole block is written."""
     sigmas: list[float] | None = None
     """Noise levels of those steps, falling within (0, 1], before the scheduler shifts them: fewer steps can spend a
     large one where layout is decided. None: where the pipeline puts that many, as it does whenever steps are named."""
@@ -106,7 +107,7 @@ class PolicySettings(BaseModel):
     frame_rate: float | None = Field(default=None, gt=0)
     """Frames a second of what a video model draws, where its pipeline has no argument that says so."""
     max_new_tokens: int = Field(default=32, ge=1)
-    """Language models: the longest completion."""
+    """Language models: the longest completion; of one that denoises, the places of an answer."""
     temperature: float = Field(default=1.0, gt=0)
     """Language models: sampling temperature of a rollout."""
     system: str | None = None

@@ -25,8 +25,8 @@ from genalign.policy.hooks import attribute
 from genalign.types import Media, Prompt, Track, UsageError
 
 PLURAL = {"image": "images", "video": "videos", "audio": "sounds"}
-# How the fields of pipelines' outputs begin: images, image; frames, video(s); audios, audio, sound.
-FIELDS = {"image": "image", "frame": "video", "video": "video", "audio": "audio", "sound": "audio"}
+# How the fields of pipelines' outputs begin: images, image; frames, video(s); audios, audio, sound; texts.
+FIELDS = {"image": "image", "frame": "video", "video": "video", "audio": "audio", "sound": "audio", "texts": "text"}
 RATES = ("output_sampling_rate", "sampling_rate", "sample_rate")  # a vocoder may read one rate and write another
 FRAME_RATES = ("frame_rate", "fps")
 # What the rows that a prompt brings of a medium are given as, in this order, where the pipeline has the argument: of

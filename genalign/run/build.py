@@ -20,7 +20,7 @@ from genalign.files.places import adapter_path, data_path, fetch_adapter, fetch_
 from genalign.files.shipped import shipped
 from genalign.media.form import ClipForm
 from genalign.method import MethodSettings, build_method
-from genalign.policy import clip_form_of, load_policy, modalities_of
+from genalign.policy import clip_form_of, denoises_text, load_policy, modalities_of
 from genalign.policy.settings import PolicySettings
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit.noisy import NoisyReward
@@ -277,7 +277,11 @@ def _environment(recipe: Recipe, data: Prompts) -> FileEnvironment | None:
 
 def _check_weights(method: Method, recipe: Recipe, made: Set[str]) -> None:
     """Refuse a method that needs of the policy what its kind, or the recipe, does not give."""
-    if "forward" in method.needs and made == {"text"}:
+    if (
+        "forward" in method.needs
+        and made == {"text"}
+        and not denoises_text(model_path(recipe.policy.model, recipe.folder))
+    ):
         raise UsageError(
             f"method {method.name} needs the forward process of a diffusion model, but {recipe.policy.model} writes "
             f"text; take dpo, grpo or rloo"

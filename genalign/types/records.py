@@ -103,7 +103,8 @@ class Steps:
     kl (R,S) >= 0 with grad in closed form, and gap (R,S) = |out - out_versus|^2 (None for tokens), all only when
     replayed `versus` other weights. features: (R,S,H) for a value head, or None (of tokens: where nothing keeps a
     graph). shares: of a `fit`, the squared errors of x0_hat and of eps_hat in one squared error of the output; None:
-    not known.
+    not known. likelihood: of a `fit`, whether the score is a log-likelihood (or a bound of one) in nats, and not minus
+    a squared error.
     """
 
     score: Tensor
@@ -114,6 +115,7 @@ class Steps:
     gap: Tensor | None = None
     features: Tensor | None = None
     shares: tuple[float, float] | None = None
+    likelihood: bool = False
 
     def together(self) -> Steps:
         """Of a `fit`: one column for all modalities, their squared errors added up."""

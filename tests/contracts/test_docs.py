@@ -43,8 +43,10 @@ PARTS = ["Loss", "Run it", "What it logs", "Departs from the papers", "Measured"
 NOT_RUN = {
     "genalign train image-": "minutes of training; test_shipped_recipes.py trains every recipe for two steps",
     "genalign train sd35-": "needs a model from the hub; tests/run/test_memory.py asks for its plan",
-    "genalign train text-": "needs a language model from the hub",
+    "genalign train text-": "as image-",
     "genalign train vlm-": "minutes of training; test_shipped_recipes.py trains every recipe for two steps",
+    "genalign train mdlm-": "as image-",
+    "genalign train mine.yaml": "a recipe of one's own",
     "genalign train video-": "as image-, some with a model of the hub, for which a tiny one of its form stands there",
     "genalign train av-": "needs a model of video and sound from the hub; as above",
     "genalign sample image-": "a search with the recipe's whole budget; tests/cli/test_search.py runs small ones",

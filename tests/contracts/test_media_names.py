@@ -48,6 +48,7 @@ REASONS = {
     "policy/clip_form.py": "clips alone have a count and a rate of frames",
     "policy/language/chat.py": "the parts of a message that are text",
     "policy/language/policy.py": POLICY,
+    "policy/unmasking/policy.py": POLICY,
     "policy/language/processor.py": "which argument of a processor takes which medium, and how it is handed over",
     "policy/tracks.py": "where a pipeline's output becomes tracks, and a prompt's media its arguments",
     "reward/base.py": "what heads of images share",

@@ -43,10 +43,40 @@ def test_tiny_clip_prefers_the_true_caption():
     assert clip_accuracy(shipped("assets", "tiny-clip"), count=600) >= 0.85
 
 
+def test_tiny_lm_answers_half_of_the_held_out_sums_as_its_card_says():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from genalign.lab.lm import accuracy, greedy
+
+    folder = shipped("assets", "tiny-lm")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = accuracy(lambda asked: greedy(model, tokenizer, asked), count=200, seed=26)
+    stated = json.loads((folder / "stages.json").read_text())["half-hearted"]
+    for key in ("all", "number", "form"):  # of 200 questions a share has a standard error of 0.035 at most
+        assert abs(found[key] - stated[key]) < 0.11, key
+    assert 0.35 < found["all"] < 0.6
+
+
+def test_tiny_mdlm_loads_by_the_pipeline_of_diffusers_and_obeys_the_forms_that_its_card_says():
+    from diffusers import LLaDA2Pipeline
+    from transformers import AutoTokenizer
+
+    from genalign.lab.lm import accuracy
+    from genalign.lab.mdlm import unmasked
+
+    folder = shipped("assets", "tiny-mdlm")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    pipeline = LLaDA2Pipeline.from_pretrained(folder, tokenizer=tokenizer, torch_dtype=torch.float32)
+    found = accuracy(lambda asked: unmasked(pipeline.model, tokenizer, asked), count=200, seed=26)
+    stated = json.loads((folder / "stages.json").read_text())["half-hearted"]
+    assert abs(found["form"] - stated["form"]) < 0.11
+
+
 def test_shipped_weights_fit_their_budget_and_are_half_precision():
     files = list(shipped("assets").rglob("*.safetensors"))
     folders = {f.relative_to(shipped("assets")).parts[0] for f in files}
-    kinds = ("flow", "sd", "turbo", "clip", "judge", "video-judge", "vlm-judge", "text-head", "expander")
+    kinds = ("flow", "sd", "turbo", "clip", "judge", "video-judge", "vlm-judge", "text-head", "expander", "lm")
     assert {f"tiny-{kind}" for kind in kinds} <= folders
     assert sum(f.stat().st_size for f in files) <= 75e6
 

@@ -91,14 +91,16 @@ def test_a_shipped_search_is_measured_and_samples(name: str, tmp_path: Path) -> 
     assert (tmp_path / "s" / row["file"]).is_file()
 
 
-BUILT = [name for name in RECIPES if load_recipe(name).policy.model in MODELS and name not in SEARCHES]
-QUICK = ("video-draft", "video-flow-grpo")  # of each way of learning one: by gradients, and by what was recorded
+ON_TEXT = ("tiny-lm", "tiny-mdlm")
+BUILT = [name for name in RECIPES if load_recipe(name).policy.model in (*MODELS, *ON_TEXT) and name not in SEARCHES]
+# Of each way of learning one: by gradients, by what was recorded, and by evidence bounds.
+QUICK = ("video-draft", "video-flow-grpo", "text-grpo", "mdlm-grpo", "mdlm-dpo")
 
 
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BUILT]
 )
-def test_a_recipe_on_a_model_of_clips_or_sounds_goes_on_where_it_was_killed(name: str, tmp_path: Path) -> None:
+def test_a_recipe_on_a_shipped_model_goes_on_where_it_was_killed(name: str, tmp_path: Path) -> None:
     """1 + 1 steps are 2 steps, bit for bit: the adapter, and what was logged but for its times."""
     words = [*SMALL[:4], *stand_in(load_recipe(name).policy, tmp_path / "model"), "eval=null", "train.monitor=null"]
     words.append("train.checkpoint_every=1")

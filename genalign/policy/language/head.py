@@ -44,12 +44,16 @@ class Head:
 
     Where that is not what the model's own forward gives (its class does something else), the model's whole logits are
     taken as they are, at a cost in memory; the log says so.
+
+    trial: the model's arguments to compare on; by default a few tokens.
     """
 
-    def __init__(self, model: Any, forbidden: Sequence[int], temperature: float) -> None:
+    def __init__(
+        self, model: Any, forbidden: Sequence[int], temperature: float, trial: dict[str, Any] | None = None
+    ) -> None:
         self.factor = 1.0
         self.cap: float | None = None
-        self.model, self.temperature = model, temperature
+        self.model, self.temperature, self.trial = model, temperature, trial
         self.half = next(model.parameters()).dtype.itemsize < 4
         self.layer: nn.Module | None = model.get_output_embeddings()
         self.forbidden = torch.tensor(sorted(forbidden), dtype=torch.long)
@@ -86,7 +90,7 @@ class Head:
             return
         self._tried = True
         ids = torch.tensor([self.allowed(TRIAL)], device=device)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs = self.trial or {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         whole = self.model(**inputs, use_cache=False).logits[0].float()
         if not any(self._fits(inputs, whole, *tail) for tail in self._tails()):
             log.warning("%s does more than a product to make its logits, so they are all held in memory at once",
