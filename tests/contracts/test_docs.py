@@ -46,6 +46,7 @@ NOT_RUN = {
     "genalign train text-": "as image-",
     "genalign train vlm-": "minutes of training; test_shipped_recipes.py trains every recipe for two steps",
     "genalign train mdlm-": "as image-",
+    "genalign train music-": "as image-",
     "genalign train mine.yaml": "a recipe of one's own",
     "genalign train video-": "as image-, some with a model of the hub, for which a tiny one of its form stands there",
     "genalign train av-": "needs a model of video and sound from the hub; as above",
