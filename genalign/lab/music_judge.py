@@ -178,7 +178,7 @@ def save_judge(net: MusicNet, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"width": net.seen[0].out_channels}) + "\n")
 
 
-def build_judge(work: Path, steps: int = 1200, rows: int = 24, seed: int = 27) -> MusicNet:
+def build_judge(work: Path, steps: int = 2000, rows: int = 24, seed: int = 27) -> MusicNet:
     """Train on rendered pieces and true facts alone, all heads by cross-entropy; never on generated sounds, nor on the
     verifier's output."""
     torch.manual_seed(seed)
