@@ -9,7 +9,7 @@
 # Versions: diffusers 0.42.1, LLaDA2Pipeline with BlockRefinementScheduler; a small transformer of random weights.
 # Harm: Samples are not reproducible by prompt and seed, an evaluation changes with its batch size, and a group's
 #   texts are no independent draws of one policy.
-# genalign: Has no policy of masked text; its language models write token by token.
+# genalign: Its policy of masked text writes by itself; nothing that is written is written again.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
