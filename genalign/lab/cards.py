@@ -16,11 +16,15 @@ from genalign.types import Media, Prompt, Scores, Track
 
 GUIDANCE = (1.0, 2.0, 3.0, 5.0)
 TEACHER_STEPS = 9  # of the model that tiny-flow's three steps are distilled from
-_HEAD = "---\nlicense: apache-2.0\ntags: [genalign, emojiworld, {tag}]\n---\n\n# {title}\n\n{text}\n"
+_HEAD = "---\nlicense: apache-2.0\ntags: [genalign, {world}, {tag}]\n---\n\n# {title}\n\n{text}\n"
 _WORLD = (
     "EmojiWorld is a world of 64x64 scenes of 42 Noto Color Emoji (Apache-2.0 images); captions name objects, counts, "
     "one relation and a background, and every fact can be checked."
 )
+
+
+def _headed(folder: Path, tag: str, text: str, world: str = "emojiworld") -> str:
+    return _HEAD.format(world=world, tag=tag, title=folder.name, text=text)
 
 
 def heldout_prompts(count: int, world: str = "emojiworld") -> list[Prompt]:
@@ -123,7 +127,7 @@ pipe("three roses on a pink background", guidance_scale=2.0, num_inference_steps
 ```
 
 Made by `genalign lab build {folder.name.removeprefix("tiny-")}`."""
-    return _HEAD.format(tag=tag, title=folder.name, text=text)
+    return _headed(folder, tag, text)
 
 
 def _flow_card(folder: Path) -> str:
@@ -163,7 +167,7 @@ pipe("three roses on a pink background", **call).images[0]
 steps do all the work.
 
 Made by `genalign lab build flow`."""
-    return _HEAD.format(tag="text-to-image", title=folder.name, text=text)
+    return _headed(folder, "text-to-image", text)
 
 
 def _turbo_card(folder: Path) -> str:
@@ -196,7 +200,7 @@ pipe("three roses", guidance_scale=1.0, num_inference_steps=1, max_sequence_leng
 ```
 
 Made by `genalign lab build turbo`."""
-    return _HEAD.format(tag="text-to-image", title=folder.name, text=text)
+    return _headed(folder, "text-to-image", text)
 
 
 def _text_head_accuracy(folder: Path) -> float:
@@ -222,7 +226,7 @@ def write_card(folder: Path) -> None:
     elif folder.name == "tiny-video":
         from genalign.lab.video_card import video_card
 
-        card = _HEAD.format(tag="text-to-video", title=folder.name, text=video_card(folder))
+        card = _headed(folder, "text-to-video", video_card(folder))
     elif folder.name == "tiny-sd":
         card = _pipeline_card(
             folder,
@@ -240,7 +244,7 @@ fact changed. On 1,000 held-out scenes it prefers the true caption to one with a
 {clip_accuracy(folder):.1%}. Load it with `open_clip.create_model_and_transforms("local-dir:assets/tiny-clip")`.
 
 Made by `genalign lab build clip`."""
-        card = _HEAD.format(tag="clip", title=folder.name, text=text)
+        card = _headed(folder, "clip", text)
     elif folder.name == "tiny-text-head":
         text = f"""A DistilBERT encoder (2 layers, width 64) with a linear reward head: how much a text reads like an
 EmojiWorld caption, in [0, 1]. {_WORLD}
@@ -249,7 +253,7 @@ Trained on captions against the same with shuffled or replaced words: {_text_hea
 ones are told apart. A first learned head for text rewards, not a judge of meaning.
 
 Made by `genalign lab build text-head`."""
-        card = _HEAD.format(tag="reward-model", title=folder.name, text=text)
+        card = _headed(folder, "reward-model", text)
     elif folder.name == "tiny-expander":
         from genalign.lab.expander import LEFT_OUT, expander_accuracy
 
@@ -262,11 +266,11 @@ Trained on prompts that leave facts out ({shares}) and the same scene told in fu
 expanded, {kept:.1%} keep every object, count and background that was asked; {named:.1%} name a background.
 
 Made by `genalign lab build expander`."""
-        card = _HEAD.format(tag="prompt-expansion", title=folder.name, text=text)
+        card = _headed(folder, "prompt-expansion", text)
     elif folder.name in ("tiny-lm", "tiny-mdlm"):
         from genalign.lab.sums_card import sums_card
 
-        card = _HEAD.format(tag="text-generation", title=folder.name, text=sums_card(folder))
+        card = _headed(folder, "text-generation", sums_card(folder))
     elif folder.name == "tiny-vlm-judge":
         from genalign.lab.vlm import vlm_accuracy
 
@@ -285,27 +289,27 @@ reward: {{use: judge-yes-no, model: tiny-vlm-judge, question: "Does this picture
 ```
 
 Made by `genalign lab build vlm-judge`."""
-        card = _HEAD.format(tag="reward-model", title=folder.name, text=text)
+        card = _headed(folder, "reward-model", text)
     elif folder.name == "tiny-vlm":
         from genalign.lab.vlm_figures import vlm_card
 
-        card = _HEAD.format(tag="image-text-to-text", title=folder.name, text=vlm_card(folder))
+        card = _headed(folder, "image-text-to-text", vlm_card(folder))
     elif folder.name == "tiny-video-judge":
         from genalign.lab.video_card import judge_card
 
-        card = _HEAD.format(tag="judge", title=folder.name, text=judge_card(folder))
+        card = _headed(folder, "judge", judge_card(folder))
     elif folder.name == "tiny-music":
         from genalign.lab.music_card import music_card
 
-        card = _HEAD.format(tag="text-to-audio", title=folder.name, text=music_card(folder))
+        card = _headed(folder, "text-to-audio", music_card(folder), "melodyworld")
     elif folder.name == "tiny-music-judge":
         from genalign.lab.music_card import judge_card
 
-        card = _HEAD.format(tag="judge", title=folder.name, text=judge_card(folder))
+        card = _headed(folder, "judge", judge_card(folder), "melodyworld")
     elif folder.name == "tiny-video-reward":
         from genalign.lab.video_reward import reward_card
 
-        card = _HEAD.format(tag="reward-model", title=folder.name, text=reward_card(folder))
+        card = _headed(folder, "reward-model", reward_card(folder))
     else:
         right, rejected = judge_accuracy()
         text = f"""The held-out judge: a convolutional detector of object centres and background colour. **Never use it
@@ -317,5 +321,5 @@ gain, offset, blur and noise. On 1,000 clean held-out scenes {right:.1%} of whol
 in the card of each image model.
 
 Made by `genalign lab build judge`."""
-        card = _HEAD.format(tag="judge", title=folder.name, text=text)
+        card = _headed(folder, "judge", text)
     (folder / "README.md").write_text(card + "\n")

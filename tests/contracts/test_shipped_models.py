@@ -37,6 +37,14 @@ def test_held_out_judge_of_clips_reads_clean_ones_and_rejects_a_changed_fact():
     assert min(rejected.values()) >= 0.85, rejected
 
 
+def test_held_out_judge_of_melodies_hears_clean_ones_and_rejects_a_changed_fact():
+    from genalign.lab.music_judge import judge_accuracy
+
+    right, rejected = judge_accuracy(shipped("assets", "tiny-music-judge"), count=100, seed=29)
+    assert right >= 0.95
+    assert min(rejected.values()) >= 0.95, rejected
+
+
 def test_tiny_clip_prefers_the_true_caption():
     from genalign.lab.clip import clip_accuracy
 
