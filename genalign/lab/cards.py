@@ -1,6 +1,7 @@
 """Model cards of the shipped models: what each is, and its measured accuracies, written when it is built."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,6 @@ _WORLD = (
     "EmojiWorld is a world of 64x64 scenes of 42 Noto Color Emoji (Apache-2.0 images); captions name objects, counts, "
     "one relation and a background, and every fact can be checked."
 )
-
-
-def _headed(folder: Path, tag: str, text: str, world: str = "emojiworld") -> str:
-    return _HEAD.format(world=world, tag=tag, title=folder.name, text=text)
 
 
 def heldout_prompts(count: int, world: str = "emojiworld") -> list[Prompt]:
@@ -65,7 +62,7 @@ def shares_right(scores: Scores) -> dict[str, float]:
     return dict(zip(scores.names, shares.tolist(), strict=True))
 
 
-def base_sweep(folder: Path, count: int = 512, steps: int = 10, **call: Any) -> tuple[dict[float, float], float]:
+def base_sweep(folder: Path, count: int = 512, steps: int = 10) -> tuple[dict[float, float], float]:
     """Held-out judge's whole-prompt accuracy by guidance scale, and its agreement with the verifier on 500 samples."""
     from diffusers import DiffusionPipeline
 
@@ -73,7 +70,7 @@ def base_sweep(folder: Path, count: int = 512, steps: int = 10, **call: Any) -> 
     prompts, judge = heldout_prompts(count), Judge()
     sweep, agreement = {}, 0.0
     for guidance in GUIDANCE:
-        images = draw(pipeline, prompts, guidance, steps, **call)
+        images = draw(pipeline, prompts, guidance, steps)
         verdict = judge(prompts, Media(image=Track(images))).total.numpy()
         sweep[guidance] = float(verdict.mean())
         if sweep[guidance] == max(sweep.values()):
@@ -100,14 +97,14 @@ def shares_of(shares: Shares) -> str:
     )
 
 
-def _pipeline_card(folder: Path, what: str, tag: str, **call: Any) -> str:
-    sweep, agreement = base_sweep(folder, **call)
+def _sd_card(folder: Path) -> str:
+    sweep, agreement = base_sweep(folder)
     shares = ", ".join(
         f"{kind} omitted {WEB.omitted[kind]:.0%}, contradicted {WEB.contradicted[kind]:.0%}" for kind in WEB.omitted
     )
     row = " | ".join(f"{value:.1%}" for value in sweep.values())
-    argument = "".join(f", {key}={value}" for key, value in call.items())
-    text = f"""{what} {_WORLD}
+    text = f"""A v-prediction UNet with a DDIM scheduler, the autoencoder of tiny-flow and a small CLIP text tower.
+Distilled from tiny-flow, without guidance. {_WORLD}
 
 Pre-trained on *web-like captions* of training scenes: objects always named; of the facts a scene has, {shares}. So it
 draws well and follows half-heartedly, which is what alignment mends. Held-out combinations never occur in training.
@@ -123,11 +120,11 @@ The judge agrees with the rule verifier on {agreement:.1%} of 500 samples at the
 ```python
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("assets/{folder.name}")
-pipe("three roses on a pink background", guidance_scale=2.0, num_inference_steps=10{argument}).images[0]
+pipe("three roses on a pink background", guidance_scale=2.0, num_inference_steps=10).images[0]
 ```
 
 Made by `genalign lab build {folder.name.removeprefix("tiny-")}`."""
-    return _headed(folder, tag, text)
+    return text
 
 
 def _flow_card(folder: Path) -> str:
@@ -167,7 +164,7 @@ pipe("three roses on a pink background", **call).images[0]
 steps do all the work.
 
 Made by `genalign lab build flow`."""
-    return _headed(folder, "text-to-image", text)
+    return text
 
 
 def _turbo_card(folder: Path) -> str:
@@ -200,7 +197,7 @@ pipe("three roses", guidance_scale=1.0, num_inference_steps=1, max_sequence_leng
 ```
 
 Made by `genalign lab build turbo`."""
-    return _headed(folder, "text-to-image", text)
+    return text
 
 
 def _text_head_accuracy(folder: Path) -> float:
@@ -217,65 +214,47 @@ def _text_head_accuracy(folder: Path) -> float:
         return text_head_accuracy(lambda texts: head_logits(both, tokenizer, texts).sigmoid())
 
 
-def write_card(folder: Path) -> None:
-    """Measure the model in `folder` (its name says which it is) and write its README.md."""
-    if folder.name == "tiny-flow":
-        card = _flow_card(folder)
-    elif folder.name == "tiny-turbo":
-        card = _turbo_card(folder)
-    elif folder.name == "tiny-video":
-        from genalign.lab.video_card import video_card
+def _clip_card(folder: Path) -> str:
+    from genalign.lab.clip import clip_accuracy
 
-        card = _headed(folder, "text-to-video", video_card(folder))
-    elif folder.name == "tiny-sd":
-        card = _pipeline_card(
-            folder,
-            "A v-prediction UNet with a DDIM scheduler, the autoencoder of tiny-flow and a small CLIP text tower. "
-            "Distilled from tiny-flow, without guidance.",
-            "text-to-image",
-        )
-    elif folder.name == "tiny-clip":
-        from genalign.lab.clip import clip_accuracy
-
-        text = f"""An open_clip model (ViT, 64 patches, width 160, 5 layers), a possible training reward. {_WORLD}
+    return f"""An open_clip model (ViT, 64 patches, width 160, 5 layers), a possible training reward. {_WORLD}
 
 Trained contrastively on rendered training scenes with true captions, each image also against its caption with one
 fact changed. On 1,000 held-out scenes it prefers the true caption to one with a changed fact in
 {clip_accuracy(folder):.1%}. Load it with `open_clip.create_model_and_transforms("local-dir:assets/tiny-clip")`.
 
 Made by `genalign lab build clip`."""
-        card = _headed(folder, "clip", text)
-    elif folder.name == "tiny-text-head":
-        text = f"""A DistilBERT encoder (2 layers, width 64) with a linear reward head: how much a text reads like an
+
+
+def _text_head_card(folder: Path) -> str:
+    return f"""A DistilBERT encoder (2 layers, width 64) with a linear reward head: how much a text reads like an
 EmojiWorld caption, in [0, 1]. {_WORLD}
 
 Trained on captions against the same with shuffled or replaced words: {_text_head_accuracy(folder):.1%} of 2,000 new
 ones are told apart. A first learned head for text rewards, not a judge of meaning.
 
 Made by `genalign lab build text-head`."""
-        card = _headed(folder, "reward-model", text)
-    elif folder.name == "tiny-expander":
-        from genalign.lab.expander import LEFT_OUT, expander_accuracy
 
-        kept, named = expander_accuracy(folder)
-        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in LEFT_OUT.items())
-        text = f"""A causal language model (Llama class, 3 layers, width 96), the writer of recipe image-parrot: it says
+
+def _expander_card(folder: Path) -> str:
+    from genalign.lab.expander import LEFT_OUT, expander_accuracy
+
+    kept, named = expander_accuracy(folder)
+    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in LEFT_OUT.items())
+    return f"""A causal language model (Llama class, 3 layers, width 96), the writer of recipe image-parrot: it says
 a prompt in full. {_WORLD}
 
 Trained on prompts that leave facts out ({shares}) and the same scene told in full. Of 500 held-out prompts, greedily
 expanded, {kept:.1%} keep every object, count and background that was asked; {named:.1%} name a background.
 
 Made by `genalign lab build expander`."""
-        card = _headed(folder, "prompt-expansion", text)
-    elif folder.name in ("tiny-lm", "tiny-mdlm"):
-        from genalign.lab.sums_card import sums_card
 
-        card = _headed(folder, "text-generation", sums_card(folder))
-    elif folder.name == "tiny-vlm-judge":
-        from genalign.lab.vlm import vlm_accuracy
 
-        accuracy, gap = vlm_accuracy(folder)
-        text = f"""A vision-language model (Llava class: tiny-clip's picture tower, and a Llama of 4 layers, width 128)
+def _vlm_judge_card(folder: Path) -> str:
+    from genalign.lab.vlm import vlm_accuracy
+
+    accuracy, gap = vlm_accuracy(folder)
+    return f"""A vision-language model (Llava class: tiny-clip's picture tower, and a Llama of 4 layers, width 128)
 that answers "Does this picture show two red apples? Answer yes or no.", a possible training reward. {_WORLD}
 
 Trained by cross-entropy on rendered scenes of all combinations that never come twice, each asked about truly and
@@ -289,30 +268,11 @@ reward: {{use: judge-yes-no, model: tiny-vlm-judge, question: "Does this picture
 ```
 
 Made by `genalign lab build vlm-judge`."""
-        card = _headed(folder, "reward-model", text)
-    elif folder.name == "tiny-vlm":
-        from genalign.lab.vlm_figures import vlm_card
 
-        card = _headed(folder, "image-text-to-text", vlm_card(folder))
-    elif folder.name == "tiny-video-judge":
-        from genalign.lab.video_card import judge_card
 
-        card = _headed(folder, "judge", judge_card(folder))
-    elif folder.name == "tiny-music":
-        from genalign.lab.music_card import music_card
-
-        card = _headed(folder, "text-to-audio", music_card(folder), "melodyworld")
-    elif folder.name == "tiny-music-judge":
-        from genalign.lab.music_card import judge_card
-
-        card = _headed(folder, "judge", judge_card(folder), "melodyworld")
-    elif folder.name == "tiny-video-reward":
-        from genalign.lab.video_reward import reward_card
-
-        card = _headed(folder, "reward-model", reward_card(folder))
-    else:
-        right, rejected = judge_accuracy()
-        text = f"""The held-out judge: a convolutional detector of object centres and background colour. **Never use it
+def _judge_card(folder: Path) -> str:
+    right, rejected = judge_accuracy()
+    return f"""The held-out judge: a convolutional detector of object centres and background colour. **Never use it
 as a training reward.** {_WORLD}
 
 Trained on rendered scenes and true facts only, never on generated images or the rule verifier's output; augmented by
@@ -321,5 +281,38 @@ gain, offset, blur and noise. On 1,000 clean held-out scenes {right:.1%} of whol
 in the card of each image model.
 
 Made by `genalign lab build judge`."""
-        card = _headed(folder, "judge", text)
-    (folder / "README.md").write_text(card + "\n")
+
+
+TAGS = {  # of each model's card: what the model is, and the function `module:name` that writes the text
+    "tiny-flow": ("text-to-image", "cards:_flow_card"),
+    "tiny-turbo": ("text-to-image", "cards:_turbo_card"),
+    "tiny-sd": ("text-to-image", "cards:_sd_card"),
+    "tiny-clip": ("clip", "cards:_clip_card"),
+    "tiny-judge": ("judge", "cards:_judge_card"),
+    "tiny-text-head": ("reward-model", "cards:_text_head_card"),
+    "tiny-expander": ("prompt-expansion", "cards:_expander_card"),
+    "tiny-vlm-judge": ("reward-model", "cards:_vlm_judge_card"),
+    "tiny-vlm": ("image-text-to-text", "vlm_figures:vlm_card"),
+    "tiny-lm": ("text-generation", "sums_card:sums_card"),
+    "tiny-mdlm": ("text-generation", "sums_card:sums_card"),
+    "tiny-video": ("text-to-video", "video_card:video_card"),
+    "tiny-video-judge": ("judge", "video_card:judge_card"),
+    "tiny-video-reward": ("reward-model", "video_reward:reward_card"),
+    "tiny-music": ("text-to-audio", "music_card:music_card"),
+    "tiny-music-judge": ("judge", "music_card:judge_card"),
+}
+WORLDS = {
+    "tiny-lm": "sumworld",
+    "tiny-mdlm": "sumworld",
+    "tiny-music": "melodyworld",
+    "tiny-music-judge": "melodyworld",
+}
+
+
+def write_card(folder: Path) -> None:
+    """Measure the model in `folder` (its name says which it is) and write its README.md."""
+    tag, place = TAGS[folder.name]
+    module, name = place.split(":")
+    text = getattr(import_module(f"genalign.lab.{module}"), name)(folder)
+    world = WORLDS.get(folder.name, "emojiworld")
+    (folder / "README.md").write_text(_HEAD.format(world=world, tag=tag, title=folder.name, text=text) + "\n")
