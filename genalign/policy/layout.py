@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,7 +103,9 @@ class Encoder:
 
     def _rows(self, autoencoder: Any, layout: Layout, samples: Sequence[Tensor]) -> Tensor:
         values = self.pipe.tracks.values(samples, layout.size, layout.axes)
-        found = autoencoder.encode(values.to(next(autoencoder.parameters())))
+        draws = "sample_posterior" in inspect.signature(autoencoder.encode).parameters  # LongCat's, unless told not to
+        told = {"sample_posterior": False} if draws else {}
+        found = autoencoder.encode(values.to(next(autoencoder.parameters())), **told)
         if hasattr(found, "latent_dist"):
             v = found.latent_dist.mode()
         else:

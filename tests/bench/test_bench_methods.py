@@ -150,7 +150,7 @@ def within(rows: Rows, floor: tuple[int, int]) -> bool:
 
 def test_every_method_has_its_cost_here() -> None:
     elsewhere = {"gspo", "orpo", "tgdpo", "rto"}  # which read whole rows of tokens, or ask an adapter of another run
-    elsewhere |= {"majority-vote", "self-certainty", "vas"}  # of language models
+    elsewhere |= {"majority-vote", "self-certainty", "vas", "vrpo"}  # of language models
     assert set(TRAINING) | set(SEARCHES) | elsewhere == set(PRESETS)
 
 

@@ -164,7 +164,7 @@ class Haphazard(Remembering):
 def test_what_only_a_rollout_can_show(
     refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Any, sampler: Any, code: int, parts: Any
 ) -> None:
-    def load(settings: PolicySettings, folder: Path, device: str) -> DiffusionPolicy:
+    def load(settings: PolicySettings, folder: Path, device: str, *_: Any) -> DiffusionPolicy:
         components = stable_diffusion_3().components
         return DiffusionPolicy(family(**components), settings)
 

@@ -363,6 +363,7 @@ def test_a_method_page_names_what_is_logged(path):
 # ---- rewards and data -----------------------------------------------------------------------------------------------
 
 HERE = (
+    *("HARMO", "Vision-R1", "LaV-CoT"),
     *("G-RA", "Constrained RLHF", "Dynamic Reward Weighting", "Skywork-Reward-V2", "RewardAnything"),
     *("Reward Model Ensembles", "Reward-Robust RLHF", "STARC", "RewardBench 2", "PAR", "ToolRL", "Secrets of RLHF II"),
     *("DPA", "MODPO", "MiCRo", "VPL", "PAL", "Value Augmented Sampling"),

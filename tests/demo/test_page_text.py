@@ -3,7 +3,7 @@
 import pytest
 
 from genalign.demo.votes import Votes
-from tests.demo.test_page import Visit, browser, pytestmark, started  # noqa: F401
+from tests.helpers.browser import Visit, browser, pytestmark, started  # noqa: F401
 from tests.helpers.tiny_language import save_tiny_language
 
 

@@ -1,7 +1,6 @@
 """The page over HTTP: no file of this machine, bounded uploads, a password, a queue that ends, no telemetry."""
 
 import re
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,21 +12,13 @@ import pytest
 from genalign.cli.main import main
 from genalign.types import UsageError
 from tests.contracts.tree import ROOT
-from tests.demo.conftest import SMALL
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed")
 
 from genalign.demo import page as page_module  # noqa: E402
 from genalign.demo.passwords import add_user  # noqa: E402
 from genalign.demo.serve import WAITING, serve  # noqa: E402
-
-
-def served(folder, **settings):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    page = serve("image-d3po", SMALL, runs=folder / "runs", votes=folder / "votes", port=port, block=False, **settings)
-    return page, f"http://127.0.0.1:{port}"
+from tests.helpers.pages import number_of, served  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +109,6 @@ def test_telemetry_is_off_and_nothing_of_another_host_is_named(address):
     html = httpx.get(address).text
     hosts = {host for host in re.findall(r"(?:src|href)=\"https?://([^/\"]+)", html) if not host.startswith("127.")}
     assert hosts <= {"gradio.app"}, hosts  # a link in a notice for browsers without scripts
-
-
-def number_of(address, name):
-    """The number by which the page's own script asks for a function."""
-    (found,) = (one for one in httpx.get(f"{address}/config").json()["dependencies"] if one["api_name"] == name)
-    return found["id"]
 
 
 def test_draws_beyond_the_queue_are_refused_and_the_others_answered(address):

@@ -63,7 +63,7 @@ def test_a_short_lesson_makes_a_tower_that_a_wan_pipeline_reads(tmp_path, tokeni
 
     monkeypatch.setattr(moves_reading, "moves_tokenizer", lambda: tokenizer)
     monkeypatch.setattr(reading, "reading", partial(reading.reading, rows=32))
-    tower, _, share = build_text_tower(tmp_path, steps=2, rows=4, width=32)
+    tower, _, share = build_text_tower(tmp_path, steps=2, rows=4)
     assert 0 <= share <= 1
     texts, _ = captions(np.random.default_rng(1), 3, "train")
     pipeline = WanPipeline(tokenizer=tokenizer, text_encoder=tower, transformer=None, vae=None, scheduler=None)
@@ -71,7 +71,7 @@ def test_a_short_lesson_makes_a_tower_that_a_wan_pipeline_reads(tmp_path, tokeni
         theirs = pipeline._get_t5_prompt_embeds(texts, max_sequence_length=TOKENS)
         (ours,) = t5_states(tower, tokenizer, texts, TOKENS)
     assert torch.allclose(ours, theirs, atol=1e-6)
-    again, _, second = build_text_tower(tmp_path, steps=2, rows=4, width=32)  # nothing is taught twice
+    again, _, second = build_text_tower(tmp_path, steps=2, rows=4)  # nothing is taught twice
     assert second == share
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), tower.parameters(), strict=True))
     assert MOVES.answers == ANSWERS

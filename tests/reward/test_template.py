@@ -79,7 +79,7 @@ def test_facts_are_allowed_where_they_are_filled() -> None:
     [
         {"use": "judge-yes-no", "question": "Is it {promt}?"},
         {"use": "judge-yes-no", "criteria": {"a": "fine?", "b": "Is it {Prompt}?"}},
-        {"use": "judge-compare", "reference": "prompt", "tasks": {"t": {"a": "{sample}?"}}},
+        {"use": "judge-compare", "reference": "prompt", "tasks": {"t": {"a": "{smaple}?"}}},
         {"use": "judge-score", "question": "ok", "template": "{sample} {questoin}"},
         {"use": "judge-rank", "principle": "ok", "template": "{samples} {key}"},
     ],

@@ -210,7 +210,7 @@ class LanguagePolicy:
 
         (drawn,) = self.sampler([encoded], longest, uniform, show)
         completion = self._cut(drawn)
-        return Media(text=Track([self.chat.text(encoded, completion)], ids=[completion]))
+        return Media(text=Track([self.chat.text(encoded, completion)], ids=[tuple(completion)]))
 
     def _cut(self, ids: list[int]) -> list[int]:
         end = next((i for i, token in enumerate(ids) if token in self.ends), len(ids) - 1)

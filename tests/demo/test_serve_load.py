@@ -22,7 +22,7 @@ gradio = pytest.importorskip("gradio", reason="gradio is not installed")
 
 from genalign.demo import draw as draw_module  # noqa: E402
 from genalign.demo.serve import WAITING  # noqa: E402
-from tests.demo.test_serve import number_of, served  # noqa: E402
+from tests.helpers.pages import number_of, served  # noqa: E402
 
 PAGES, EACH = 50, 2  # pages, and samples that each of them asks for
 PATIENCE = 300
