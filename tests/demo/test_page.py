@@ -26,7 +26,7 @@ def address(place):
 
 
 @pytest.fixture
-def visit(browser, address):
+def visit(browser, address):  # noqa: F811
     found = Visit(browser, address)
     yield found
     outside = [url for url in found.asked if not url.startswith((address, "data:", "blob:"))]
