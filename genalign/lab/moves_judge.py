@@ -4,7 +4,6 @@ It differs from the rule verifier in everything but the meaning of the facts: a 
 in every frame, and reads from what stands there over time how it moves. Trained on rendered clips alone.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,17 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genalign.files.shipped import shipped
+from genalign.lab.facts_judge import FactsJudge
 from genalign.lab.judge import shake
 from genalign.lab.moves import DEPTHS, DIRECTIONS, KINDS, MOTIONS, SPEEDS, change_one_fact, is_stated, sample_facts
 from genalign.lab.moves_clips import FRAMES, RATE, SIDE, Clip, choreograph, render
 from genalign.lab.moves_facts import check
 from genalign.lab.sprites import sprites
-from genalign.lab.world import BACKGROUNDS
-from genalign.reward.base import Scope, Stateless
-from genalign.reward.scores import combine
+from genalign.lab.world import BACKGROUNDS, Facts
 from genalign.training.fit import fit
-from genalign.types import Media, Prompt, Scores, Track, UsageError
+from genalign.types import Media, Prompt, Track, UsageError
 
 STRIDE = 4
 GRID = SIDE // STRIDE
@@ -136,49 +133,33 @@ def _load(folder: Path) -> MovesNet:
     return net.eval().requires_grad_(False)
 
 
-class MovesJudge(Stateless):
-    """Held-out reward of EmojiWorld moves: all_facts, object, motion, speed, order, passing, background, each 1 or 0,
-    as `moves_facts.check` defines them. An aspect abstains where the prompt does not state it. total is all_facts.
+class MovesJudge(FactsJudge):
+    """Held-out reward of EmojiWorld moves: all_facts, object, motion, speed, order, passing and background, as
+    `moves_facts.check` defines them.
 
     Raises:
         UsageError: its weights are missing, a prompt without such facts, or clips that are not (B, 9, 3, 48, 48).
     """
 
     name = "moves-judge"
+    part = "video-judge"
     needs = frozenset({"video", "facts.moves"})
     aspects = ("all_facts", *KINDS)
     weights = (1.0, *[0.0] * len(KINDS))
-    looks_at: Scope = "sample"
 
-    def __init__(self, folder: str | Path | None = None) -> None:
-        self.folder = Path(folder) if folder else shipped("assets", "tiny-video-judge")
-        weights = self.folder / "model.safetensors"
-        if not weights.exists():
-            raise UsageError(f"the judge's weights {weights} are missing; make them: `genalign lab build video-judge`")
-        self._version = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-
-    @property
-    def version(self) -> str:
-        return self._version
-
-    @torch.no_grad()
-    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+    def seen(self, prompts: Sequence[Prompt], media: Media) -> list[dict[str, Any]]:
         clips = media["video"].data
         if not isinstance(clips, Tensor) or clips.shape[1:] != (FRAMES, 3, SIDE, SIDE):
             raise UsageError(f"this judge reads clips of shape (B, {FRAMES}, 3, {SIDE}, {SIDE}); give it EmojiWorld's")
         if any("moves" not in prompt.facts for prompt in prompts):
             raise UsageError("this judge needs prompts with facts of moves (facts.moves); use emojimoves/*.jsonl")
-        net, seen = _load(self.folder), []
+        net, found = _load(self.folder), []
         for start in range(0, len(prompts), 32):
-            seen += seen_facts(net, clips[start : start + 32].float().cpu().clamp(0, 1))
-        checked = [check(prompt.facts, facts) for prompt, facts in zip(prompts, seen, strict=True)]
-        columns = len(self.aspects)
-        rows = [[row[aspect] for aspect in self.aspects] for row in checked]
-        values = torch.tensor([[float(bool(value)) for value in row] for row in rows]).reshape(-1, columns)
-        valid = torch.tensor([[value is not None for value in row] for row in rows]).bool().reshape(-1, columns)
-        weights, failed = torch.tensor(self.weights), torch.zeros_like(valid)
-        total, readable = combine(values, valid, failed, weights, None, "renormalise")
-        return Scores(self.aspects, values, valid, failed, total, readable, weights)
+            found += seen_facts(net, clips[start : start + 32].float().cpu().clamp(0, 1))
+        return found
+
+    def checked(self, stated: Facts, seen: Facts) -> dict[str, bool | None]:
+        return check(stated, seen)
 
 
 def save_judge(net: MovesNet, folder: Path) -> None:

@@ -5,7 +5,6 @@ are thirds of semitones, so that a melody in another key is the same picture hig
 pieces alone.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -19,17 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genalign.files.shipped import shipped
+from genalign.lab.facts_judge import FactsJudge
 from genalign.lab.melody import KINDS, LOUDNESSES, REGISTERS, SECONDS, TEMPI, change_one_fact, is_stated, sample_facts
 from genalign.lab.melody_bank import INSTRUMENTS, RATE
 from genalign.lab.melody_facts import check
 from genalign.lab.melody_pieces import SAMPLES, arrange, render
 from genalign.lab.melody_songs import KEYS, songs
 from genalign.lab.world import Facts
-from genalign.reward.base import Scope, Stateless
-from genalign.reward.scores import combine
 from genalign.training.fit import fit
-from genalign.types import Media, Prompt, Scores, Track, UsageError
+from genalign.types import Media, Prompt, Track, UsageError
 
 WINDOW, HOP = 2048, 384  # samples
 LOWEST, ROWS, FINE = 38, 192, 3  # MIDI number of the first row, rows, and rows of a semitone
@@ -125,50 +122,34 @@ def _load(folder: Path) -> MusicNet:
     return net.eval().requires_grad_(False)
 
 
-class MusicJudge(Stateless):
-    """Held-out reward of MelodyWorld: all_facts, melody, instruments, order, key, tempo, register, loudness, drums,
-    each 1 or 0, as `melody_facts.check` defines them. An aspect abstains where the prompt does not state it. total is
-    all_facts.
+class MusicJudge(FactsJudge):
+    """Held-out reward of MelodyWorld: all_facts, melody, instruments, order, key, tempo, register, loudness and drums,
+    as `melody_facts.check` defines them.
 
     Raises:
         UsageError: its weights are missing, a prompt without such facts, or sounds of another length or rate.
     """
 
     name = "music-judge"
+    part = "music-judge"
     needs = frozenset({"audio", "facts.voices"})
     aspects = ("all_facts", *KINDS)
     weights = (1.0, *[0.0] * len(KINDS))
-    looks_at: Scope = "sample"
 
-    def __init__(self, folder: str | Path | None = None) -> None:
-        self.folder = Path(folder) if folder else shipped("assets", "tiny-music-judge")
-        weights = self.folder / "model.safetensors"
-        if not weights.exists():
-            raise UsageError(f"the judge's weights {weights} are missing; make them: `genalign lab build music-judge`")
-        self._version = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-
-    @property
-    def version(self) -> str:
-        return self._version
-
-    @torch.no_grad()
-    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
+    def seen(self, prompts: Sequence[Prompt], media: Media) -> list[dict[str, Any]]:
         track = media["audio"]
         waves = [torch.as_tensor(wave).float().cpu().mean(dim=0) for wave in track.data]
         if any(len(wave) != SAMPLES or track.rate_of(row) != RATE for row, wave in enumerate(waves)):
             raise UsageError(f"this judge hears {SAMPLES} samples at {RATE} Hz; give it MelodyWorld's sounds")
         if any("voices" not in prompt.facts for prompt in prompts):
             raise UsageError("this judge needs prompts with facts of voices (facts.voices); use melodyworld/*.jsonl")
-        net, heard = _load(self.folder), []
+        net, found = _load(self.folder), []
         for start in range(0, len(prompts), 32):
-            heard += heard_facts(net, torch.stack(waves[start : start + 32]))
-        checked = [check(prompt.facts, facts) for prompt, facts in zip(prompts, heard, strict=True)]
-        rows = [[row[aspect] for aspect in self.aspects] for row in checked]
-        values = torch.tensor([[float(bool(value)) for value in row] for row in rows]).reshape(-1, len(self.aspects))
-        valid = torch.tensor([[value is not None for value in row] for row in rows]).bool().reshape(values.shape)
-        weights, failed = torch.tensor(self.weights), torch.zeros_like(valid)
-        total, readable = combine(values, valid, failed, weights, None, "renormalise")
-        return Scores(self.aspects, values, valid, failed, total, readable, weights)
+            found += heard_facts(net, torch.stack(waves[start : start + 32]))
+        return found
+
+    def checked(self, stated: Facts, seen: Facts) -> dict[str, bool | None]:
+        return check(stated, seen)
 
 
 def save_judge(net: MusicNet, folder: Path) -> None:

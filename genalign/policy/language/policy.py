@@ -6,9 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import compress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genalign.policy.adapter import Adapter
-from genalign.policy.archive import settings_digest, weights_digest
+from genalign.policy.archive import settings_digest
+from genalign.policy.language.adapted import Adapted
 from genalign.policy.language.batch import Encoded, batch
 from genalign.policy.language.chat import Chat
 from genalign.policy.language.head import Head, Scored
@@ -50,7 +49,7 @@ class Tokens:
         return found
 
 
-class LanguagePolicy:
+class LanguagePolicy(Adapted):
     """Samples completions token by token and replays them: text out, and in what the model's processor takes.
 
     A row's randomness is one uniform number a token from a generator of its own, so that neither batch size nor world
@@ -352,28 +351,6 @@ class LanguagePolicy:
 
     # ---- weights ----------------------------------------------------------------------------------------------------
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    def weights(self, which: Weights) -> AbstractContextManager[None]:
-        return self.adapter.weights(which)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.adapter.named_trainable().values())}]
-
-    def named_trainable(self) -> dict[str, nn.Parameter]:
-        return self.adapter.named_trainable()
-
-    def step_ema(self, decay: float) -> None:
-        self.adapter.step_ema(decay)
-
-    def save_adapter(self, folder: Any) -> None:
-        self.adapter.save(Path(folder))
-
-    def load_adapter(self, folder: Any) -> None:
-        self.adapter.load(Path(folder))
-
     def calls(self) -> int:
         return self._calls + self.sampler.calls
 
@@ -386,10 +363,6 @@ class LanguagePolicy:
         if self.environment is not None:
             sampler += [s.turns, self.environment.version]
         return {"model": self._model_digest, "sampler": settings_digest(*sampler)}
-
-    @cached_property
-    def _model_digest(self) -> str:
-        return weights_digest([self.model], self.adapter.named_trainable().values())
 
     def _log_layers(self) -> None:
         names = sorted({name.rpartition(".lora_")[0] for name in self.adapter.named_trainable()})

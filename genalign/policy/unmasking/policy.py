@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genalign.policy.adapter import Adapter
-from genalign.policy.archive import settings_digest, weights_digest
+from genalign.policy.archive import settings_digest
+from genalign.policy.language.adapted import Adapted
 from genalign.policy.language.batch import Encoded
 from genalign.policy.language.chat import Chat
 from genalign.policy.language.head import Head
@@ -25,7 +23,7 @@ from genalign.policy.unmasking.writing import Writer
 from genalign.types import GenalignError, Media, Prompt, Steps, Track, Trajectory, UsageError, Weights, sample_seed
 
 
-class UnmaskingPolicy:
+class UnmaskingPolicy(Adapted):
     """Writes an answer of G places block by block, in each turn a few tokens at places that it is confident of.
 
     In a turn, the free places of the block are drawn one after the other without replacement, in proportion to
@@ -227,28 +225,6 @@ class UnmaskingPolicy:
 
     # ---- weights ----------------------------------------------------------------------------------------------------
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    def weights(self, which: Weights) -> AbstractContextManager[None]:
-        return self.adapter.weights(which)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.adapter.named_trainable().values())}]
-
-    def named_trainable(self) -> dict[str, nn.Parameter]:
-        return self.adapter.named_trainable()
-
-    def step_ema(self, decay: float) -> None:
-        self.adapter.step_ema(decay)
-
-    def save_adapter(self, folder: Any) -> None:
-        self.adapter.save(Path(folder))
-
-    def load_adapter(self, folder: Any) -> None:
-        self.adapter.load(Path(folder))
-
     def calls(self) -> int:
         return self.turns.calls
 
@@ -259,7 +235,3 @@ class UnmaskingPolicy:
             s.max_new_tokens, s.temperature, s.system, s.dtype, s.template, s.sampler.steps, s.sampler.noise, s.call
         )
         return {"model": self._model_digest, "sampler": how}
-
-    @cached_property
-    def _model_digest(self) -> str:
-        return weights_digest([self.model], self.adapter.named_trainable().values())

@@ -1,0 +1,48 @@
+"""What every policy of one network and one adapter does with its weights."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genalign.policy.adapter import Adapter
+from genalign.policy.archive import weights_digest
+from genalign.types import Weights
+
+
+class Adapted:
+    """The part of a Policy that its adapter answers; `model` is the network that holds it."""
+
+    model: Any
+    adapter: Adapter
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def weights(self, which: Weights) -> AbstractContextManager[None]:
+        return self.adapter.weights(which)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.adapter.named_trainable().values())}]
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        return self.adapter.named_trainable()
+
+    def step_ema(self, decay: float) -> None:
+        self.adapter.step_ema(decay)
+
+    def save_adapter(self, folder: Any) -> None:
+        self.adapter.save(Path(folder))
+
+    def load_adapter(self, folder: Any) -> None:
+        self.adapter.load(Path(folder))
+
+    @cached_property
+    def _model_digest(self) -> str:
+        return weights_digest([self.model], self.adapter.named_trainable().values())
