@@ -37,7 +37,7 @@ def autoencoder() -> Any:
     torch.manual_seed(21)
     vae = LongCatAudioDiTVae(
         channels=8,
-        c_mults=[8, 16, 16],
+        c_mults=[8, 16, 8],
         strides=list(STRIDES),
         latent_dim=CHANNELS,
         encoder_latent_dim=2 * CHANNELS,
@@ -54,7 +54,7 @@ def autoencoder() -> Any:
     return vae
 
 
-def transformer(text_width: int, width: int = 192, heads: int = 4, layers: int = 5) -> Any:
+def transformer(text_width: int, width: int = 168, heads: int = 4, layers: int = 5) -> Any:
     """48 tokens. No convolution over the text: it would see how far the batch is padded."""
     from diffusers import LongCatAudioDiTTransformer
 
