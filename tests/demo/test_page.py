@@ -76,7 +76,7 @@ def test_a_search_shows_its_curve_and_ends_when_it_is_cancelled(visit):
 def test_objectives_guide_the_samples(visit):
     visit.page.wait_for_selector("#drawn .scores.judge")
     visit.page.click("#guide button")
-    assert visit.page.locator("#guide .objective").count() == 4
+    visit.page.wait_for_function("document.querySelectorAll('#guide .objective').length === 4")
     visit.page.click("#guide-go")
     visit.page.wait_for_function("document.querySelectorAll('#drawn .scores.judge').length === 8")
     assert visit.page.locator("#drawn figcaption", has_text="guided | plain").count() == 4
