@@ -13,6 +13,8 @@ from tests.demo.conftest import SMALL
 from tests.helpers.browser import PATIENCE, SCREENSHOTS, STEPS, Visit, browser, pytestmark, started  # noqa: F401
 
 VOTES = 20
+KEYS = {"ArrowLeft": "left", "ArrowRight": "right", "ArrowDown": "tie", "s": "skip"}
+PRESSED = [key for key in ("ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowDown", "s") for _ in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,19 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(place):
     yield from started(place, ["image-d3po", *SMALL])
+
+
+@pytest.fixture(scope="module")
+def voted(browser, address):  # noqa: F811
+    """Twenty pairs voted on by keyboard, which every test of votes begins with."""
+    found = Visit(browser, address)
+    found.open("Vote")
+    found.page.wait_for_selector(".ballot img")
+    for number, key in enumerate(PRESSED):
+        found.press(key)
+        if number < 4:
+            found.frame()
+    found.page.close()
 
 
 @pytest.fixture
@@ -89,17 +104,11 @@ def test_objectives_guide_the_samples(visit):
     visit.page.wait_for_function("before => document.querySelector('#drawn .card')?.innerHTML !== before", arg=before)
 
 
-def test_twenty_pairs_are_voted_on_by_keyboard_and_found_after_a_reload(visit, place):
+def test_twenty_pairs_are_voted_on_by_keyboard_and_found_after_a_reload(visit, place, voted):
+    votes = Votes(place / "votes")
+    assert [vote.choice for vote in votes.all()] == [KEYS[key] for key in PRESSED]
     visit.open("Vote")
     visit.page.wait_for_selector(".ballot img")
-    keys = {"ArrowLeft": "left", "ArrowRight": "right", "ArrowDown": "tie", "s": "skip"}
-    pressed = [key for key in ("ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowDown", "s") for _ in range(4)]
-    for number, key in enumerate(pressed):
-        visit.press(key)
-        if number < 4:
-            visit.frame()
-    votes = Votes(place / "votes")
-    assert [vote.choice for vote in votes.all()] == [keys[key] for key in pressed]
     visit.press("u")
     assert "taken back: skip" in visit.page.inner_text(".ballot .note")
     visit.press("ArrowRight")
@@ -112,7 +121,7 @@ def test_twenty_pairs_are_voted_on_by_keyboard_and_found_after_a_reload(visit, p
     visit.shoot("vote")
 
 
-def test_groups_of_four_are_ranked_by_keyboard(visit, place):
+def test_groups_of_four_are_ranked_by_keyboard(visit, place, voted):
     visit.open("Vote")
     visit.page.wait_for_selector(".ballot img")
     visit.choose("#pairs", "four of the base")
@@ -142,7 +151,7 @@ def test_groups_of_four_are_ranked_by_keyboard(visit, place):
     assert votes.count() == VOTES
 
 
-def test_a_name_is_remembered(visit, place):
+def test_a_name_is_remembered(visit, place, voted):
     visit.open("Vote")
     visit.page.wait_for_selector(".ballot img")
     visit.page.fill("#annotator textarea, #annotator input", "ada")
@@ -169,7 +178,7 @@ def test_a_key_in_a_field_is_no_vote(visit, place):
     assert Votes(place / "votes").count() == before
 
 
-def test_pairs_are_exported_and_imported_by_another_page(visit, place, tmp_path):
+def test_pairs_are_exported_and_imported_by_another_page(visit, place, voted, tmp_path):
     visit.open("Vote")
     visit.page.click("#votes-say button")
     visit.page.click("#export")
@@ -188,7 +197,7 @@ def test_pairs_are_exported_and_imported_by_another_page(visit, place, tmp_path)
     assert sum(map(len, read_pairs(tmp_path / "seeds.jsonl").values())) == len(decided) > 10
 
 
-def test_votes_train_an_adapter_which_is_compared_and_inspected(visit, place):
+def test_votes_train_an_adapter_which_is_compared_and_inspected(visit, place, voted):
     visit.open("Align")
     visit.page.fill("#align-steps input[type=number]", str(STEPS))
     visit.page.keyboard.press("Tab")

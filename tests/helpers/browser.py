@@ -38,11 +38,13 @@ def started(place, recipe):
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    line = next((line for line in process.stdout if line.startswith("genalign demo at ")), "")
-    assert line, "the page did not start"
-    yield line.split()[3]
-    process.terminate()
-    process.wait()
+    try:
+        line = next((line for line in process.stdout if line.startswith("genalign demo at ")), "")
+        assert line, "the page did not start"
+        yield line.split()[3]
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
