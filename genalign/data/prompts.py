@@ -21,6 +21,7 @@ from genalign.data.conversations import is_messages, prompt_text, turns_of
 from genalign.data.judged import Comparisons, Kind
 from genalign.data.preferences import Pairs, find_pairs
 from genalign.data.samples import Samples
+from genalign.data.tables import is_captions, read_table
 from genalign.files.text import Line, decode_text, lines_of, parse_row
 from genalign.files.untrusted import neighbour
 from genalign.media import MEDIA
@@ -43,7 +44,7 @@ class DataSettings(BaseModel):
     learn from stands under `target`. Or pairs of which one is preferred, for methods that learn from them without a
     reward: a file, one `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the
     answers themselves, texts or lists of messages; `image` is then what both begin with, or what both are about), a
-    folder with one, or a dataset's id."""
+    folder with one, or a dataset's id. Or the captions of MusicCaps: its .csv, or its id."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts of one training step, over all ranks together."""
     order: Literal["shuffled", "written"] = "shuffled"
@@ -122,7 +123,8 @@ def read_prompts(path: Path | str, kind: Kind | None = None, learnt: bool = Fals
     pairs = find_pairs(path, kind)
     if pairs is not None:
         return Prompts(path, pairs.prompts(), pairs.digest, pairs, samples=pairs.preferred if learnt else None)
-    assert isinstance(path, Path)
+    if isinstance(path, str) or path.suffix in (".csv", ".parquet", ".json"):
+        return _captions(path)
     try:
         blob = path.read_bytes()
     except OSError as error:
@@ -142,6 +144,16 @@ def read_prompts(path: Path | str, kind: Kind | None = None, learnt: bool = Fals
     samples = None if taken is None else _taken(parsed, path, digest, taken)
     rows = tuple(_prompt(row, path, uid) for uid, row in enumerate(parsed))
     return Prompts(path, rows, digest, numbers=numbers, samples=samples)
+
+
+def _captions(path: Path | str) -> Prompts:
+    """The captions of MusicCaps as prompts; find_pairs read all other tables."""
+    table = read_table(path)
+    texts = [row.get("caption") for row in table.rows]
+    for place, text in zip(table.places, texts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise UsageError(f"{place} has no text under 'caption'; drop it")
+    return Prompts(path, tuple(Prompt(str(text).strip(), uid=uid) for uid, text in enumerate(texts)), table.digest)
 
 
 def _of_folder(path: Path, found: FolderRows, taken: Kind | None) -> Prompts:
@@ -172,6 +184,8 @@ def _json_row(line: Line, path: Path) -> Row:
     where, row = f"line {line.number} of {path}", parse_row(line, path, WANTED)
     if "file_name" in row:
         row = _of_file_name(row)
+    if is_captions([row]):
+        row = {**row, "prompt": row["caption"]}
     if is_messages(row.get("prompt")):
         row = _conversation(row, where)
     if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
