@@ -24,7 +24,7 @@ from genalign.method.common import (
     sums,
 )
 from genalign.method.guide import Guide
-from genalign.method.losses import all_pairs, best_worst_pairs
+from genalign.method.losses import PAIR_RULES, PairRule
 from genalign.method.pairs import LabelledPair, Recalling, check_digest, read_given, read_pairs
 from genalign.method.preference_losses import AVERAGED, WITH_DOUBT, WITHOUT_REFERENCE, PreferenceLoss, dpo_loss
 from genalign.method.settings import MethodSettings, PairSource
@@ -71,8 +71,9 @@ class PreferenceSettings(MethodSettings):
     guidance: float = Field(0.0, ge=0)
     """How much more a step of the winner counts, and less one of the loser, for each unit of beta times that log-ratio
     (TGDPO)."""
-    pair_rule: Literal["best_worst", "all"] = "best_worst"
-    """Pairs made of a scored group: its best and worst sample, or every two."""
+    pair_rule: PairRule = "best_worst"
+    """Pairs made of a scored group: its best and worst sample, every two, or every two of which one is at least as good
+    by every weighted aspect of the reward."""
     min_gap: float = Field(0.0, ge=0)
     """Least difference of reward between winner and loser."""
     objective: str | None = None
@@ -194,9 +195,8 @@ class Preference:
         s = self.settings
         trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
         check_noise(trajectory, self.name)
-        find = best_worst_pairs if s.pair_rule == "best_worst" else all_pairs
         compared, others, share = (scores, None, 1.0) if s.objective is None else by_objective(scores, s.objective)
-        pairs = find(compared, trajectory.group.cpu(), s.min_gap)
+        pairs = PAIR_RULES[s.pair_rule](compared, trajectory.group.cpu(), s.min_gap)
         log = reward_log(over_ranks(scores, trajectory.group)[0])
         count = _global(len(pairs))
         return Objectives(trajectory, scores, pairs=pairs, global_rows=count, log=log, others=others, share=share)

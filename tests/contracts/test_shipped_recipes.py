@@ -14,7 +14,7 @@ from genalign.policy import clip_form_of
 from genalign.run.recipe import load_recipe
 from genalign.types import UsageError
 from tests.helpers.clips import bouncing, gliding
-from tests.helpers.hub_models import PICTURES, PIPELINES, stand_in
+from tests.helpers.hub_models import PICTURES, PIPELINES, reward_stand_in, stand_in
 from tests.helpers.tiny_videos import RATE
 from tests.helpers.untrained import MODELS
 
@@ -43,7 +43,7 @@ def test_a_shipped_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
     elif recipe.policy.model in PICTURES:
         words += ["eval.steps=4", "reward=image-crisp.yaml"]
     elif not name.startswith(("text", "vlm")):
-        words += ["eval.steps=4", "eval.guidance=[1.0]"]
+        words += ["eval.steps=4", "eval.guidance=[1.0]", *reward_stand_in(recipe.reward, tmp_path / "reward")]
     assert main(["train", name, *words, "--out", str(tmp_path / "out")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
@@ -67,7 +67,7 @@ def test_a_shipped_search_is_measured_and_samples(name: str, tmp_path: Path) -> 
     """Whatever it searches with: here the shipped model in few steps, and a reward fitted in two."""
     model = (
         stand_in(load_recipe(name).policy, tmp_path / "model")
-        if name.startswith("video")
+        if name.startswith(("video", "music"))
         else ["policy.model=tiny-flow"]
     )
     small = [*model, "policy.sampler.steps=3", "policy.sampler.sigmas=null", "policy.batch_size=8"]
@@ -102,8 +102,9 @@ QUICK = ("video-draft", "video-flow-grpo", "text-grpo", "mdlm-grpo", "mdlm-dpo")
 )
 def test_a_recipe_on_a_shipped_model_goes_on_where_it_was_killed(name: str, tmp_path: Path) -> None:
     """1 + 1 steps are 2 steps, bit for bit: the adapter, and what was logged but for its times."""
-    words = [*SMALL[:4], *stand_in(load_recipe(name).policy, tmp_path / "model"), "eval=null", "train.monitor=null"]
-    words.append("train.checkpoint_every=1")
+    recipe = load_recipe(name)
+    words = [*SMALL[:4], *stand_in(recipe.policy, tmp_path / "model"), "eval=null", "train.monitor=null"]
+    words += ["train.checkpoint_every=1", *reward_stand_in(recipe.reward, tmp_path / "reward")]
     assert main(["train", name, *words, "--out", str(tmp_path / "whole")]) == 0
     assert main(["train", name, *words, "train.steps=1", "--out", str(tmp_path / "parts")]) == 0
     assert main(["train", name, *words, "--resume", str(tmp_path / "parts")]) == 0

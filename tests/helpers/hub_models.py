@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from genalign.files.shipped import holds_model, shipped
 from genalign.policy.settings import PolicySettings
+from genalign.reward.heads.audio import AudioboxHeads
+from tests.helpers.tiny_heads import AUDIOBOX, WAVLM, randomise, save_state, tiny_clap, write_json
 from tests.helpers.tiny_language import save_tiny_language
 from tests.helpers.tiny_pipelines import FAMILIES
 from tests.helpers.tiny_videos import CLIPS
@@ -42,3 +47,33 @@ def stand_in(policy: PolicySettings, folder: Path) -> list[str]:
     family.build().save_pretrained(folder)
     sizes = {**family.call, "max_sequence_length": LETTERS}
     return [f"policy.model={folder}", *(f"policy.call.{name}={value}" for name, value in sizes.items())]
+
+
+def _tiny_audiobox(folder: Path) -> dict[str, Any]:
+    save_state(randomise(AudioboxHeads(AUDIOBOX, WAVLM), 0.1).state_dict(), folder / "model.safetensors")
+    write_json(AUDIOBOX, folder / "config.json")
+    return {"encoder": WAVLM}
+
+
+def _tiny_clap(folder: Path) -> dict[str, Any]:
+    tiny_clap(folder)
+    return {"components": 8}  # of the 12 that its features have
+
+
+HEARING = {"laion/larger_clap_general": _tiny_clap, "facebook/audiobox-aesthetics": _tiny_audiobox}
+
+
+def reward_stand_in(reward: Any, folder: Path) -> list[str]:
+    """Saves a copy of a shipped reward file whose model of sounds is on the hub, with a tiny one of its class and few
+    exemplars; what a recipe must then be told. Nothing of other rewards."""
+    file = shipped("rewards", Path(str(reward)).name)
+    spec = yaml.safe_load(file.read_text()) if file.suffix == ".yaml" and file.is_file() else {}
+    if spec.get("model") not in HEARING:
+        return []
+    folder.mkdir(parents=True)
+    sizes = HEARING[spec["model"]](folder / "model")
+    few = shipped("rewards", "melody_exemplars.py").read_text().replace("count=256", "count=40")
+    (folder / "melody_exemplars.py").write_text(few)
+    own = {**spec, "model": "model", **sizes}
+    (folder / file.name).write_text(yaml.safe_dump({key: own[key] for key in own if key in spec or key == "encoder"}))
+    return [f"reward={folder / file.name}"]
