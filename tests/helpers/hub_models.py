@@ -13,6 +13,7 @@ from genalign.reward.heads.audio import AudioboxHeads
 from tests.helpers.tiny_heads import AUDIOBOX, WAVLM, randomise, save_state, tiny_clap, write_json
 from tests.helpers.tiny_language import save_tiny_language
 from tests.helpers.tiny_pipelines import FAMILIES
+from tests.helpers.tiny_sounds import SOUNDS
 from tests.helpers.tiny_videos import CLIPS
 from tests.helpers.untrained import MODELS, built_model
 
@@ -22,6 +23,8 @@ PIPELINES = {  # hub id -> the pipeline of the sweep that has its class and its 
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": "wan-2-2",
     "diffusers/LTX-2.3-Diffusers": "ltx-2-3",
     "Lightricks/LTX-2": "ltx-2",
+    "ACE-Step/acestep-v15-xl-turbo-diffusers": "ace-step",
+    "stabilityai/stable-audio-3-medium": "stable-audio-3",
 }
 PICTURES = {"stabilityai/stable-diffusion-3.5-medium": "stable-diffusion-3"}
 LETTERS = 96  # tokens of the longest prompt that is shipped for them, each a letter
@@ -43,8 +46,10 @@ def stand_in(policy: PolicySettings, folder: Path) -> list[str]:
     if policy.model not in PIPELINES:
         save_tiny_language(folder)
         return [f"policy.model={folder}", "policy.max_new_tokens=6"]
-    family = CLIPS[PIPELINES[policy.model]]
+    family = {**CLIPS, **SOUNDS}[PIPELINES[policy.model]]
     family.build().save_pretrained(folder)
+    if PIPELINES[policy.model] in SOUNDS:
+        return [f"policy.model={folder}", *(f"policy.call.{name}={value}" for name, value in family.call.items())]
     sizes = {**family.call, "max_sequence_length": LETTERS}
     return [f"policy.model={folder}", *(f"policy.call.{name}={value}" for name, value in sizes.items())]
 
