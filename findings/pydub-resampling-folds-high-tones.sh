@@ -8,7 +8,8 @@
 # Versions: pydub 0.25.1 (with Python's own audioop, or audioop-lts), numpy 2.4.6, scipy 1.17.1.
 # Harm: pydub is what many scripts cut and resample data sets of speech and music with. Cymbals and sibilants become
 #   wrong notes; an audio model learns them, a Frechet distance to such exemplars rewards them; cuts lose samples.
-# genalign: Resamples by soxr, once; exemplars that were resampled elsewhere come as they are.
+# genalign: Resamples once, by a windowed sinc that equals torchaudio's (media/resample.py); exemplars that were resampled
+#   elsewhere come as they are.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
