@@ -3,13 +3,13 @@
 Understood by their columns: Pick-a-Pic (caption, jpg_0, jpg_1, label_0, label_1), HPDv2 (train: file_path or
 image_path, human_preference; test: image_path, rank), ImageRewardDB (generations, ranking; or a row a picture:
 prompt_id, rank), VideoGen-RewardBench (path_A, path_B, VQ, MQ, TA, Overall), VideoFeedback (text prompt, images: the
-frames, and five marks), VideoDPO (frame_caption, video1, video2: the numbers of a better and a worse clip), Music
-Arena (audio_a, audio_b, preference), RewardBench 2 (chosen and rejected lists, subset), VL-RewardBench (query,
-response, image, human_ranking), conversations (chosen and rejected lists of messages, with a prompt or without, as
-UltraFeedback and Skywork have them, or transcripts as HH-RLHF has them), and plain rows: {"prompt", "chosen",
-"rejected"}, {"prompt", "a", "b", "p"} with p in [0,1] that a is better, {"prompt", "text" or "image" or "video" or
-"audio", "rating"}. A plain row may name its "user", and of texts a "rejected_prompt", which its "rejected" (it may be
-equal to "chosen") answers in the place of "prompt".
+frames, and five marks), VideoDPO (frame_caption, video1, video2: the numbers of a better and a worse clip), Music Arena
+(audio_a, audio_b, preference), RewardBench 2 (chosen and rejected lists, subset), RLAIF-V (question, chosen, rejected,
+image), VL-RewardBench (query, response, image, human_ranking), conversations (chosen and rejected lists of messages,
+with a prompt or without, as UltraFeedback and Skywork have them, or transcripts as HH-RLHF has them), and plain rows:
+{"prompt", "chosen", "rejected"}, {"prompt", "a", "b", "p"} with p in [0,1] that a is better, {"prompt", "text" or
+"image" or "video" or "audio", "rating"}. A plain row may name its "user", and of texts a "rejected_prompt", which its
+"rejected" (it may be equal to "chosen") answers in the place of "prompt".
 In half of the sets the best has rank 1, in the others label 1: here p is the same for all.
 """
 
@@ -251,6 +251,9 @@ def _conversation(found: Comparisons, row: Mapping[str, Any]) -> None:
         found.undecided += 1
         return
     begins = _begins(row)
+    shown = len(begins) if isinstance(begins, tuple) else int(begins is not None)
+    if answers.pictures and answers.pictures != shown:
+        raise ValueError(f"writes {answers.pictures} pictures into its messages and brings {shown} under 'images'")
     a, b = (found.answer(answers.turns, text, begins) for text in (answers.chosen, answers.rejected))
     user = str(row.get("user", ""))
     found.compare(a, b, 1.0, found.group(_about(found.items[a].prompt, begins)), user=user)
@@ -262,6 +265,10 @@ def _chosen(found: Comparisons, row: Mapping[str, Any]) -> None:
             kind = "text" if found.plain_kind == "text" else "path of a picture"
             raise ValueError(f"has no {kind} under {side!r}")
     _plain(found, {**row, "a": row["chosen"], "b": row["rejected"], "p": 1.0})
+
+
+def _asked_about(found: Comparisons, row: Mapping[str, Any]) -> None:
+    _chosen(found, {**row, "prompt": row["question"]})
 
 
 def _plain(found: Comparisons, row: Mapping[str, Any]) -> None:
@@ -333,6 +340,7 @@ FORMS = (
     Form("RewardBench 2", ("prompt", "subset", "chosen", "rejected"), _reward_bench_2, listed=True),
     Form("conversations", ("chosen", "rejected"), _conversation),
     Form("chosen and rejected", ("prompt", "chosen", "rejected"), _chosen, samples=("chosen", "rejected")),
+    Form("RLAIF-V", ("question", "chosen", "rejected"), _asked_about, samples=("chosen", "rejected")),
     Form("a, b and p", ("prompt", "a", "b", "p"), _plain, samples=("a", "b")),
     Form("ratings", ("prompt", "rating"), _rated),
 )

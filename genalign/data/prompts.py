@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from genalign.data.clips import FolderRows, clip_track, folder_rows, prompt_list
-from genalign.data.conversations import is_messages, prompt_text, turns_of
+from genalign.data.conversations import is_messages, pictures_in, prompt_text, turns_of
 from genalign.data.judged import Comparisons, Kind
 from genalign.data.preferences import Pairs, find_pairs
 from genalign.data.samples import Samples
@@ -186,6 +186,8 @@ def _json_row(line: Line, path: Path) -> Row:
         row = _of_file_name(row)
     if is_captions([row]):
         row = {**row, "prompt": row["caption"]}
+    if row.get("images") and row.get("image") is None:  # as TRL calls the column
+        row = {**row, "image": row["images"]}
     if is_messages(row.get("prompt")):
         row = _conversation(row, where)
     if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
@@ -253,9 +255,16 @@ def _of_file_name(row: dict[str, Any]) -> dict[str, Any]:
 def _conversation(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """TRL's conversational prompt: one user turn is its text; of a longer one the messages become a fact."""
     try:
-        turns = turns_of(row["prompt"])
+        turns, pictures = turns_of(row["prompt"]), pictures_in(row["prompt"])
     except (KeyError, ValueError) as error:
         raise UsageError(f"the prompt in {where} is not a list of messages of text ({error})") from error
+    named = row.get("image")
+    shown = len(named) if isinstance(named, list) else int(named is not None)
+    if pictures and pictures != shown:
+        raise UsageError(
+            f"the prompt in {where} writes {pictures} pictures into its messages, and the row brings {shown} under "
+            f"'image' or 'images'; name a file for each"
+        )
     alone = len(turns) == 1 and turns[0]["role"] == "user"
     facts = row.get("facts") or {}
     if not alone and isinstance(facts, dict):

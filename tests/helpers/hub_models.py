@@ -13,6 +13,7 @@ from genalign.reward.heads.audio import AudioboxHeads
 from tests.helpers.tiny_heads import AUDIOBOX, WAVLM, randomise, save_state, tiny_clap, write_json
 from tests.helpers.tiny_language import save_tiny_language
 from tests.helpers.tiny_pipelines import FAMILIES
+from tests.helpers.tiny_readers import READERS
 from tests.helpers.tiny_sounds import SOUNDS
 from tests.helpers.tiny_videos import CLIPS
 from tests.helpers.untrained import MODELS, built_model
@@ -27,6 +28,7 @@ PIPELINES = {  # hub id -> the pipeline of the sweep that has its class and its 
     "stabilityai/stable-audio-3-medium": "stable-audio-3",
 }
 PICTURES = {"stabilityai/stable-diffusion-3.5-medium": "stable-diffusion-3"}
+SEEING = {"Qwen/Qwen3-VL-4B-Instruct": "qwen3-vl"}  # hub id -> the model and its processor of that class
 LETTERS = 96  # tokens of the longest prompt that is shipped for them, each a letter
 
 
@@ -43,9 +45,14 @@ def stand_in(policy: PolicySettings, folder: Path) -> list[str]:
     if policy.model in PICTURES:
         FAMILIES[PICTURES[policy.model]].build().save_pretrained(folder)
         return [f"policy.model={folder}", "policy.call={height: 16, width: 16}", "policy.dtype=float32"]
+    if policy.model in SEEING:
+        for part in READERS[SEEING[policy.model]].build():
+            part.save_pretrained(folder)
+        return [f"policy.model={folder}", "policy.max_new_tokens=6", "policy.dtype=float32"]
     if policy.model not in PIPELINES:
         save_tiny_language(folder)
-        return [f"policy.model={folder}", "policy.max_new_tokens=6"]
+        plain = ["policy.template={}"] if policy.template else []  # its tokenizer has no chat template
+        return [f"policy.model={folder}", "policy.max_new_tokens=6", "policy.dtype=float32", *plain]
     family = {**CLIPS, **SOUNDS}[PIPELINES[policy.model]]
     family.build().save_pretrained(folder)
     if PIPELINES[policy.model] in SOUNDS:
