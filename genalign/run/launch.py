@@ -36,6 +36,7 @@ RECIPE = "recipe.yaml"
 MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step
     "train.steps",
     "train.resume",
+    "train.backend",
     "train.report_to",
     "train.checkpoint_every",
     "train.keep_checkpoints",

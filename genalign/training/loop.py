@@ -20,11 +20,12 @@ from torch import Tensor
 from genalign.clock import PARTS, spent, taken
 from genalign.ranks import all_sum, gather, gather_scores, rank, world
 from genalign.training import checkpoint as ck
-from genalign.training.backend import Backend, Replicated
+from genalign.training.backend import Backend
 from genalign.training.metrics import METRICS, append_metrics, mean_over_ranks, truncate_metrics
 from genalign.training.optimizers import share_of_rate
 from genalign.training.selfcheck import check_gradients, check_replay
 from genalign.training.settings import TrainSettings
+from genalign.training.sharded import BACKENDS
 from genalign.types import Experience, GenalignError, Method, Policy, Prompt, Reward, UsageError
 
 notes = logging.getLogger("genalign")
@@ -68,7 +69,7 @@ def start(
     policy: Policy, reward: Reward | None, settings: TrainSettings, digests: Mapping[str, str] | None = None
 ) -> Progress:
     """Progress at step 0. `digests`: name -> hash of what may not change under a resumed run (data, reward)."""
-    backend = Replicated()
+    backend = BACKENDS[settings.backend]()
     backend.prepare(policy, settings)
     return Progress(policy, reward, backend, settings, digests=dict(digests or {}))
 

@@ -20,6 +20,8 @@ class TrainSettings(BaseModel):
     """Seed of everything drawn: adapter, prompts, samples."""
     optimizer: Literal["adamw", "adamw-8bit", "muon", "prodigy"] = "adamw"
     """By name; prodigy needs `pip install 'genalign[optimizers]'`, adamw-8bit `genalign[eight-bit]`."""
+    backend: Literal["replicated", "fsdp2"] = "replicated"
+    """What each of several processes holds of the frozen weights: all of them, or (fsdp2) its part."""
     learning_rate: float = Field(default=3e-4, gt=0)
     """Of the optimizer, at its highest; of prodigy, which finds its own, a factor of that: 1."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

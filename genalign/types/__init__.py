@@ -17,6 +17,7 @@ from genalign.types.protocols import (
     Policy,
     Reward,
     SavesMemory,
+    Shardable,
     Weights,
     Writing,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "Reward",
     "SavesMemory",
     "Scores",
+    "Shardable",
     "Steps",
     "Track",
     "Trajectory",
