@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -41,7 +41,7 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._voters = dist.new_group(backend="gloo")  # on CPUs: a vote does not wait for what a device computes
+        self._voters: Any = dist.new_group(backend="gloo")  # on CPUs: a vote does not wait for what a device computes
         self._parts: list[Callable[[], None]] = []
 
     def add(self, take_part: Callable[[], None]) -> int:

@@ -34,6 +34,8 @@ class TrainSettings(BaseModel):
     """Decoupled."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient's global norm is clipped to this."""
+    skip_not_finite: int = Field(default=3, ge=0)
+    """Updates in a row that are left out because their gradient is NaN or infinite; one more ends the run."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of the averaged weights, which are then what is evaluated and saved; null: the last weights are."""
     checkpoint_every: int = Field(default=20, ge=1)

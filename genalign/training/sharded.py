@@ -1,4 +1,4 @@
-"""The frozen base split over ranks by torch's fully_shard (FSDP2, arXiv 2304.11277); every rank holds the whole adapter.
+"""The frozen base split over ranks by torch's fully_shard (FSDP2, arXiv 2304.11277); each rank has the whole adapter.
 
 Each block of a network is one group of weights, and what is in no block another: a rank holds its part of them, and all
 ranks together gather a group before it computes and let go of it afterwards, in forward and in backward passes. Ranks
@@ -14,6 +14,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,10 +37,22 @@ class Sharded(Replicated):
             raise UsageError(f"{type(policy).__name__} cannot be split over ranks; set train.backend=replicated")
         if world() > 1:
             turns = take_turns()
-            policy.shard(lambda network: shard(network, turns))
+
+            def split(network: nn.Module) -> None:
+                self.networks.append(network)
+                shard(network, turns)
+
+            self.networks: list[Any] = []
+            policy.shard(split)
         else:
             log.warning("train.backend is fsdp2, but there is one process, which holds the whole model")
         super().prepare(policy, settings)
+
+    def forget(self) -> None:
+        super().forget()
+        for network in self.networks:  # a pass that ended by an error left it in the middle
+            if hasattr(network, "reset_iter_state"):
+                network.reset_iter_state()
 
 
 BACKENDS: dict[str, type[Replicated]] = {"replicated": Replicated, "fsdp2": Sharded}
@@ -63,7 +76,7 @@ def shard(network: nn.Module, turns: Turns) -> None:
     mesh = init_device_mesh(next(network.parameters()).device.type, (world(),))
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()
-    split = []
+    split: list[Any] = []
     for module in groups:
         if all(parameter in whole for parameter in module.parameters()):
             continue
@@ -102,7 +115,7 @@ class InTurn:
         return _all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
 
     def _look(self, given: Tensor) -> None:
-        """Frozen weights are what they were, so what FSDP sends once is what a rank that takes part must always send."""
+        """Frozen weights are what they were, so what FSDP sends once is what a rank that takes part must send."""
         mine = self._mine()
         if mine.dtype != given.dtype or not torch.equal(mine, given):
             raise GenalignError(
@@ -139,13 +152,14 @@ def _whole(groups: Sequence[nn.Module]) -> set[nn.Parameter]:
 
 
 def _parts(module: nn.Module, inner: set[int], whole: set[nn.Parameter]) -> list[tuple[Tensor, int]]:
-    """This rank's part of each weight of a group, in FSDP's order (children first), and the size of the largest part."""
+    """This rank's part of each weight of a group, in FSDP's order (children first), and the size of the largest."""
     found = {}
     for part in _children_first(module, inner):
         for parameter in part.parameters(recurse=False):
             if parameter not in whole:
                 rows = -(-parameter.shape[0] // world())
-                found[parameter] = parameter.to_local(), rows * math.prod(parameter.shape[1:])  # type: ignore[operator]
+                local = parameter.to_local()  # type: ignore[attr-defined]
+                found[parameter] = local, rows * math.prod(parameter.shape[1:])
     return list(found.values())
 
 

@@ -128,7 +128,9 @@ def ten_steps(tmp_path_factory) -> Path:
 def check(case: str, out: Path, tmp_path: Path, steps: int) -> None:
     kind = case.partition("-")[0]
     one = trained(begun(made(kind), kind, "replicated", steps), kind, CASES[case], tmp_path)
-    each = {name: [load_file(out / f"{case}-{name}-{r}.safetensors") for r in (0, 1)] for name in ("replicated", "fsdp2")}
+    each = {
+        name: [load_file(out / f"{case}-{name}-{r}.safetensors") for r in (0, 1)] for name in ("replicated", "fsdp2")
+    }
     for rank in (0, 1):
         held, of, all_split = each["fsdp2"][rank].pop("split").tolist()
         assert all_split  # nothing stays gathered, the group of what is in no block neither
@@ -177,5 +179,3 @@ def test_one_process_holds_everything_and_says_so(caplog: pytest.LogCaptureFixtu
     begun(policy, "text", "fsdp2")
     assert "one process, which holds the whole model" in caplog.text
     assert type(network(policy)) is type(network(made("text")))
-
-

@@ -18,7 +18,7 @@ from genalign.types import Weights
 
 
 class Adapted:
-    """The part of a Policy that its adapter answers; `model` is the network that holds it, and `head` its last layer."""
+    """The part of a Policy that its adapter answers; `model` is the network that holds it, `head` its last layer."""
 
     model: Any
     adapter: Adapter

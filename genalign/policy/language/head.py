@@ -73,8 +73,8 @@ class Head:
         self._try_once(next(self.model.parameters()).device)
         if self.layer is not None and not self._is_frozen_product:
             raise UsageError(
-                f"the output layer of {type(self.model).__name__} is no plain linear layer, so the model cannot be split "
-                f"over ranks; set train.backend=replicated"
+                f"the output layer of {type(self.model).__name__} is no plain linear layer, so the model cannot be "
+                f"split over ranks; set train.backend=replicated"
             )
 
     @contextmanager
@@ -114,6 +114,9 @@ class Head:
             self.model(**inputs, use_cache=False)
         finally:
             hook.remove()
+        gather = getattr(self.model, "unshard", None)
+        if gather is not None and seen[0].requires_grad:  # a backward pass that begins inside of the model's forward
+            seen[0].register_hook(lambda _: gather())
         return seen[0]
 
     @torch.no_grad()
