@@ -9,7 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from genalign.types import Scores
+from genalign.types import GenalignError, Scores
 
 
 def _running() -> bool:
@@ -30,6 +31,23 @@ def rank() -> int:
 
 def world() -> int:
     return dist.get_world_size() if _running() else 1
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """A collective within.
+
+    Raises:
+        GenalignError: another rank is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistBackendError | dist.DistNetworkError) and "Connection" not in str(error):
+            raise
+        raise GenalignError(
+            "another rank has ended, so this one cannot go on; look for what that one said, and resume the run"
+        ) from error
 
 
 class Turns:
@@ -56,7 +74,8 @@ class Turns:
 
     def _vote(self, number: int) -> int:
         largest = torch.tensor([number])
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._voters)
+        with _together():
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._voters)
         return int(largest)
 
 
@@ -76,6 +95,7 @@ def _meet() -> None:
         _turns.wait(0)
 
 
+@_together()
 def gather(tensor: Tensor) -> Tensor:
     """The rows of all ranks, in rank order; ranks may hold unequal numbers of rows, none included.
 
@@ -117,6 +137,7 @@ def gather_scores(scores: Scores) -> Scores:
     )
 
 
+@_together()
 def all_sum(tensor: Tensor) -> Tensor:
     """The elementwise sum over ranks, on every rank; the argument is left as it was."""
     if world() == 1:

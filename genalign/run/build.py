@@ -110,6 +110,7 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
     method = _on_given(recipe, data, made, form) if recipe.reward is None else method_of(recipe.method, folder)
     _check_policy(recipe, made)
+    _check_split(recipe)
     environment = _environment(recipe, data)
     _check_weights(method, recipe, made)
     _check_noise(method, recipe, made)
@@ -255,6 +256,16 @@ def _check_policy(recipe: Recipe, made: Set[str]) -> None:
             f"policy.environment answers language models, but {recipe.policy.model} makes {kind_of(made)}s; "
             f"leave it out"
         )
+
+
+def _check_split(recipe: Recipe) -> None:
+    """Refuse to split weights over ranks that are moved, or held in another form than torch's own."""
+    for key in ("offload", "quantization"):
+        if recipe.train.backend == "fsdp2" and getattr(recipe.policy, key) is not None:
+            raise UsageError(
+                f"train.backend fsdp2 splits the frozen weights over ranks, which policy.{key} does not bear; leave "
+                f"one of them out"
+            )
 
 
 def _environment(recipe: Recipe, data: Prompts) -> FileEnvironment | None:

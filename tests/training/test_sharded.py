@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from genalign import ranks
 from genalign.method import MethodSettings, build_method
+from genalign.policy.diffusion import DiffusionPolicy
 from genalign.reward import FunctionReward
 from genalign.training.checkpoint import load_checkpoint
 from genalign.training.loop import Progress, restore, start, train
 from genalign.training.settings import TrainSettings
 from genalign.types import Policy, UsageError
-from tests.helpers import diffusion, language_policies
+from tests.helpers import diffusion, language_policies, video_policies
+from tests.helpers.tiny_pipelines import FAMILIES
 from tests.helpers.toy_policy import ToyPolicy
 
 CASES: dict[str, dict[str, Any]] = {
@@ -32,15 +34,25 @@ CASES: dict[str, dict[str, Any]] = {
     "image-preference": {"name": "d3po", "group": 2},
     "image-weighted": {"name": "flow-rwr", "group": 2},
     "image-pathwise": {"name": "draft", "grad_steps": 2, "renoised": 0, "micro_batch": 2},
+    "recomputed-policy-gradient": {"name": "flow-grpo", "group": 2},
+    "experts-nft": {"name": "nft", "group": 2},
+    "seen-grpo": {"name": "grpo", "group": 2},
     "text-grpo": {"name": "grpo", "group": 2, "kl_beta": 0.1, "updates_per_rollout": 1},
     "text-dpo": {"name": "dpo", "group": 2},
 }
 QUICK = ["image-policy-gradient", "image-nft", "text-grpo"]
-PROMPTS = {"image": diffusion.PROMPTS, "text": language_policies.TEXTS}
+PROMPTS = {
+    "image": diffusion.PROMPTS, "recomputed": diffusion.PROMPTS, "experts": diffusion.PROMPTS,
+    "text": language_policies.TEXTS, "seen": language_policies.PICTURES,
+}  # fmt: skip
 
 
 def brightness(image: Tensor) -> Tensor:
     return image.mean((1, 2, 3))
+
+
+def motion(video: Tensor) -> Tensor:
+    return video.flatten(1).std(1)
 
 
 def letters(text: list[str]) -> list[float]:
@@ -50,11 +62,19 @@ def letters(text: list[str]) -> list[float]:
 def made(kind: str) -> Policy:
     if kind == "text":
         return language_policies.policy("qwen3", batch_size=4)  # its embeddings are its head, too
+    if kind == "seen":
+        return language_policies.policy("qwen2-vl", batch_size=4)
+    if kind == "experts":
+        return video_policies.made("wan-2-2")  # two denoisers
+    if kind == "recomputed":
+        settings = diffusion.settings("stable-diffusion-3").model_copy(update={"gradient_checkpointing": True})
+        return DiffusionPolicy(FAMILIES["stable-diffusion-3"].build(), settings)
     return diffusion.policy("stable-diffusion-3")
 
 
 def begun(policy: Policy, kind: str, backend: str, steps: int = 3) -> Progress:
-    reward = FunctionReward(letters if kind == "text" else brightness, differentiable=kind == "image")
+    score = {"text": letters, "seen": letters, "experts": motion}.get(kind, brightness)
+    reward = FunctionReward(score, differentiable=kind == "image")
     settings = TrainSettings(steps=steps, learning_rate=1e-3, checkpoint_every=2, ema=0.9, backend=backend)
     return start(policy, reward, settings)
 
