@@ -63,7 +63,7 @@ def made(kind: str) -> Policy:
     if kind == "text":
         return language_policies.policy("qwen3", batch_size=4)  # its embeddings are its head, too
     if kind == "seen":
-        return language_policies.policy("qwen2-vl", batch_size=4)
+        return language_policies.policy("qwen2.5-vl", batch_size=4)
     if kind == "experts":
         return video_policies.made("wan-2-2")  # two denoisers
     if kind == "recomputed":
