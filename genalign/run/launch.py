@@ -242,7 +242,7 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
                 sys.stdout.flush()
                 if tracker is not None:
                     log_step(tracker, log)
-            if ended() and step < settings.steps:
+            if ended():
                 save_unsaved(progress, run)
                 raise EndedError(
                     f"SIGTERM ended the run after step {step} of {settings.steps}; go on with it by --resume {run}"
@@ -261,7 +261,8 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
 @contextmanager
 def until_sigterm() -> Iterator[Callable[[], bool]]:
     """Within the context SIGTERM does not end this process; the function that is given says whether one came, to any
-    rank: all ranks ask at once. In a thread, where signals cannot be met, it never does."""
+    rank: all ranks ask at once. One that came after the last question ends the process at the end of the context. In a
+    thread, where signals cannot be met, nothing changes."""
     came: list[int] = []
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number)) if main else None
@@ -269,7 +270,9 @@ def until_sigterm() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(all_sum(torch.tensor([float(len(came))])).item())
     finally:
         if main:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _say_where_it_ended(built: Built, step: int, last: Mapping[str, float]) -> None:

@@ -10,6 +10,7 @@ pass as well.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections import Counter
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from genalign.ranks import Turns, take_turns, world
 from genalign.training.backend import Replicated
@@ -80,6 +82,8 @@ def shard(network: nn.Module, turns: Turns) -> None:
     for module in groups:
         if all(parameter in whole for parameter in module.parameters()):
             continue
+        if module is not network:
+            module.register_forward_hook(lambda _, given, out: _owned(out))
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
         split.append(module)
     for number, module in enumerate(split):
@@ -89,6 +93,8 @@ def shard(network: nn.Module, turns: Turns) -> None:
         module.unshard()  # the first time, where the layout is looked at
         module.reshard()
     # Whoever asks for the forward of a network without calling it (as a recorded pipeline does) gets its weights, too.
+    forward = network.forward
+    network.forward = functools.wraps(forward)(lambda *args, **kwargs: _owned(forward(*args, **kwargs)))
     register_fsdp_forward_method(network, "forward")
 
 
@@ -134,6 +140,12 @@ class InTurn:
         if len({part.dtype for part in padded}) > 1:
             padded = [part.view(torch.uint8) for part in padded]
         return torch.cat(padded)
+
+
+def _owned(out: Any) -> Any:
+    """What a group returns, none of it a view: where a view is written into later, FSDP never hears that the backward
+    pass begins, and the weights would be missing there."""
+    return tree_map_only(Tensor, lambda x: x.clone() if x.requires_grad and x._is_view() else x, out)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
