@@ -60,7 +60,7 @@ class Sharded(Replicated):
 BACKENDS: dict[str, type[Replicated]] = {"replicated": Replicated, "fsdp2": Sharded}
 
 
-def shard(network: nn.Module, turns: Turns) -> None:
+def shard(network: Any, turns: Turns) -> None:
     """Split the frozen weights of a network over all ranks, in place, once; what is trained stays whole on each.
 
     Raises:
@@ -96,6 +96,9 @@ def shard(network: nn.Module, turns: Turns) -> None:
     forward = network.forward
     network.forward = functools.wraps(forward)(lambda *args, **kwargs: _owned(forward(*args, **kwargs)))
     register_fsdp_forward_method(network, "forward")
+    network.gathered = lambda computed: computed()  # what is computed with the network beside its forward
+    register_fsdp_forward_method(network, "gathered")
+    network.gathered(lambda: None)  # the first that FSDP hears of is the whole it belongs to
 
 
 class InTurn:

@@ -199,7 +199,8 @@ class Shardable(Protocol):
 
     def shard(self, shard: Callable[[nn.Module], None]) -> None:
         """Call `shard` once with each network that carries an adapter; it changes the network in place, which from then
-        on has the weights of a part of itself only while that part's forward is called.
+        on has the weights of a part of itself only while that part's forward is called. What is computed beside its
+        forward, network.gathered(function) computes.
 
         Raises:
             UsageError: a network is asked in a way in which its weights would be missing.

@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "image-preference": {"name": "d3po", "group": 2},
     "image-weighted": {"name": "flow-rwr", "group": 2},
     "image-pathwise": {"name": "draft", "grad_steps": 2, "renoised": 0, "micro_batch": 2},
+    "image-dragon": {"name": "dragon", "group": 2},
     "recomputed-policy-gradient": {"name": "flow-grpo", "group": 2},
     "experts-nft": {"name": "nft", "group": 2},
     "seen-grpo": {"name": "grpo", "group": 2},
@@ -60,16 +61,16 @@ def letters(text: list[str]) -> list[float]:
 
 
 def made(kind: str) -> Policy:
+    """Its micro-batches are the two samples of a prompt, whatever the number of ranks."""
     if kind == "text":
-        return language_policies.policy("qwen3", batch_size=4)  # its embeddings are its head, too
+        return language_policies.policy("qwen3", batch_size=2)  # its embeddings are its head, too
     if kind == "seen":
-        return language_policies.policy("qwen2.5-vl", batch_size=4)
+        return language_policies.policy("qwen2.5-vl", batch_size=2)
     if kind == "experts":
         return video_policies.made("wan-2-2")  # two denoisers
-    if kind == "recomputed":
-        settings = diffusion.settings("stable-diffusion-3").model_copy(update={"gradient_checkpointing": True})
-        return DiffusionPolicy(FAMILIES["stable-diffusion-3"].build(), settings)
-    return diffusion.policy("stable-diffusion-3")
+    more = {"batch_size": 2, "gradient_checkpointing": kind == "recomputed"}
+    settings = diffusion.settings("stable-diffusion-3").model_copy(update=more)
+    return DiffusionPolicy(FAMILIES["stable-diffusion-3"].build(), settings)
 
 
 def begun(policy: Policy, kind: str, backend: str, steps: int = 3) -> Progress:
