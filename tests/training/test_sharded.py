@@ -76,7 +76,7 @@ def made(kind: str) -> Policy:
 def begun(policy: Policy, kind: str, backend: str, steps: int = 3) -> Progress:
     score = {"text": letters, "seen": letters, "experts": motion}.get(kind, brightness)
     reward = FunctionReward(score, differentiable=kind == "image")
-    settings = TrainSettings(steps=steps, learning_rate=1e-3, checkpoint_every=2, ema=0.9, backend=backend)
+    settings = TrainSettings(steps=steps, checkpoint_every=2, ema=0.9, backend=backend)
     return start(policy, reward, settings)
 
 
