@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from genalign import ranks
 from genalign.method import MethodSettings, build_method
-from genalign.types import Prompt
+from genalign.types import GenalignError, Prompt
 from tests.helpers.toy_policy import ToyPolicy, ToyReward
 
 PROMPTS = [Prompt(f"scene {i}", uid=i) for i in range(6)]
@@ -41,14 +42,18 @@ def _worker(rank: int, port: int, out: Path) -> None:
     ranks.leave(0)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> Path:
     """Runs all cases in one pair of processes: starting them is what takes time."""
     out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, (port, out), nprocs=2)
+    torch.multiprocessing.spawn(_worker, (free_port(), out), nprocs=2)
     return out
 
 
@@ -82,6 +87,24 @@ def train(settings: dict[str, Any], share: list[int], reward: ToyReward, rows_to
                 optimizer.step()
                 optimizer.zero_grad()
     return policy.delta.detach()
+
+
+def _dies(rank: int, port: int, out: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    ranks.gather(torch.ones(1))
+    if rank == 1:
+        os._exit(0)
+    try:
+        for _ in range(3):  # of which the first may still have been answered
+            ranks.all_sum(torch.ones(1))
+    except GenalignError as error:
+        (out / "said").write_text(str(error))
+    os._exit(0)
+
+
+def test_where_a_rank_has_died_the_others_end_with_a_sentence(tmp_path):
+    torch.multiprocessing.spawn(_dies, (free_port(), tmp_path), nprocs=2)
+    assert (tmp_path / "said").read_text().startswith("another rank has ended, so this one cannot go on")
 
 
 SHARES = {

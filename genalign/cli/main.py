@@ -32,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns 0, 1 (run error, or nothing was scored), 2 (usage error) or 130 (Ctrl-C)."""
+    """Run one verb. Returns 0, 1 (run error, or nothing was scored), 2 (usage error), 130 (Ctrl-C) or 143 (SIGTERM)."""
     words = list(sys.argv[1:] if argv is None else argv)
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):  # the bars of libraries; ours are asked for by name
         os.environ.setdefault(name, "1")
@@ -58,12 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """One sentence about an error, and the exit code: 2 usage, 1 run."""
+    """One sentence about an error, and the exit code: 2 usage, 1 run, 143 a run that was ended by SIGTERM."""
     if isinstance(error, _ArgumentError):
         return str(error), 2
     types = sys.modules.get("genalign.types")  # an error of ours can only come from code that imported it
     if types is not None and isinstance(error, types.GenalignError):
-        return " ".join(str(error).split()), 2 if isinstance(error, types.UsageError) else 1
+        return " ".join(str(error).split()), error.code
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the device's memory is not enough; lower policy.batch_size, or see what would fit by --plan --card", 1
     first = next(iter(str(error).splitlines()), "").strip().rstrip(".")
     return f"{type(error).__name__}{f': {first}' if first else ''}; run again with --debug for the traceback", 1
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, Protocol, TypeVar, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from genalign.method.surrogates import k3
 from genalign.ranks import all_sum, gather, gather_scores, rank
 from genalign.types import (
     Experience,
+    GenalignError,
     Loss,
     Media,
     Policy,
@@ -28,6 +32,7 @@ from genalign.types import (
 )
 
 Block = TypeVar("Block")
+log = logging.getLogger("genalign")
 
 
 @runtime_checkable
@@ -196,12 +201,66 @@ def row_units(
 
 
 def emit(policy: Policy, units: Sequence[Block], loss: Callable[[Block], Loss]) -> Iterator[Loss]:
-    """The losses of one optimizer update; the last has step=True, which a rank without rows owes as well."""
-    for i, unit in enumerate(units):
-        yield replace(loss(unit), step=i == len(units) - 1)
+    """The losses of one optimizer update; the last has step=True, which a rank without rows owes as well.
+
+    A unit is rows (or pairs), alone or as the first of a tuple. Where memory is not enough for a unit, forward here or
+    backward in the loop (which throws the error in), the update begins anew with units half as large, and later ones
+    have that size from the start. Ranks do so each for itself.
+
+    Raises:
+        GenalignError: memory is not enough for a unit of one row.
+    """
+    cut, done, anew = _of_size(units, _ENOUGH.get(policy)), 0, False
+    while done < len(cut):
+        enough = True
+        try:
+            yield replace(loss(cut[done]), step=done == len(cut) - 1, anew=anew)
+        except torch.OutOfMemoryError:
+            enough = False  # and on, outside of the handler, which holds on to what was computed
+        if enough:
+            done, anew = done + 1, False
+        else:
+            _ENOUGH[policy] = _half(cut)
+            cut, done, anew = _of_size(units, _ENOUGH[policy]), 0, True
     if not units:
         parameters = [p for group in policy.parameter_groups() for p in group["params"]]
         yield Loss(torch.stack([(p * 0.0).sum() for p in parameters]).sum(), step=True)
+
+
+_ENOUGH: WeakKeyDictionary[Policy, int] = WeakKeyDictionary()  # rows for which memory was enough, where it once was not
+
+
+def _half(units: Sequence[Any]) -> int:
+    most = max(len(_rows(unit)) for unit in units)
+    if most == 1:
+        raise GenalignError(
+            "memory is not enough for the update of a single row; what saves some is named by genalign train RECIPE "
+            "--plan --card"
+        )
+    half = -(-most // 2)
+    log.warning("memory is not enough for updates of %d rows at a time, so they go on with %d", most, half)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return half
+
+
+def _of_size(units: Sequence[Block], most: int | None) -> list[Block]:
+    """Units of at most `most` rows each; those that follow each other on the same rows still do."""
+    if most is None:
+        return list(units)
+    cut: list[Any] = []
+    for _, same in groupby(units, key=lambda unit: torch.as_tensor(_rows(unit)).tolist()):
+        alike = list(same)
+        for i in range(0, len(_rows(alike[0])), most):
+            parts = [_rows(unit)[i : i + most] for unit in alike]
+            cut += [
+                (part, *unit[1:]) if isinstance(unit, tuple) else part for part, unit in zip(parts, alike, strict=True)
+            ]
+    return cut
+
+
+def _rows(unit: Any) -> Any:
+    return unit[0] if isinstance(unit, tuple) else unit
 
 
 def sums(quantities: dict[str, Tensor], counts: Tensor) -> dict[str, tuple[float, float]]:

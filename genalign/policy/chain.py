@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,6 +149,10 @@ class ChainPolicy:
     def load_adapter(self, folder: Path | str) -> None:
         self.painter.load_adapter(folder)
         self.writer.load_adapter(Path(folder) / "writer")
+
+    def shard(self, shard: Callable[[nn.Module], None]) -> None:
+        self.writer.shard(shard)
+        self.painter.shard(shard)
 
     def calls(self) -> int:
         return sum(part.calls() for part in self._parts.values())

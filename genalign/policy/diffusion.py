@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -219,6 +219,11 @@ class DiffusionPolicy:
             finally:
                 for network in networks:
                     recompute_blocks(network)
+
+    def shard(self, shard: Callable[[nn.Module], None]) -> None:
+        """Its denoisers; text encoders and autoencoders stay whole."""
+        self._model_digest  # noqa: B018 (cached, while the weights are here)
+        self._stage.shard(shard)
 
     def calls(self) -> int:
         return self._stage.calls

@@ -143,6 +143,12 @@ class Stage:
                 for module, processor in attention:
                     module.processor = processor
 
+    def shard(self, shard: Callable[[torch.nn.Module], None]) -> None:
+        """Split each denoiser in place; its forward is another one afterwards, which gathers what it computes with."""
+        for name, module in self.denoisers.items():
+            shard(module)
+            self._forwards[name] = module.forward
+
     def _device(self) -> torch.device:
         """Where the pipeline computes: a property of it that walks all modules of all its components whenever it is
         asked, a few times a run. Here it is asked again where the denoiser has moved."""

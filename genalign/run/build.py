@@ -24,7 +24,7 @@ from genalign.policy import clip_form_of, load_policy, modalities_of
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit.noisy import NoisyReward
 from genalign.reward.runtime.environment import FileEnvironment
-from genalign.run.fits import check_fit, check_noise, check_policy, check_weights, kind_of
+from genalign.run.fits import check_fit, check_noise, check_policy, check_split, check_weights, kind_of
 from genalign.run.recipe import Recipe
 from genalign.training.monitor import Monitor
 from genalign.types import ChecksPrompts, Method, Policy, Prompt, Reward, UsageError, Weights
@@ -110,6 +110,7 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
     method = _on_given(recipe, data, made, form) if recipe.reward is None else method_of(recipe.method, folder)
     check_policy(recipe, made)
+    check_split(recipe)
     environment = _environment(recipe, data)
     check_weights(method, recipe, made)
     check_noise(method, recipe, made)

@@ -91,3 +91,13 @@ def check_fit(method: Method, reward: Reward | None) -> None:
             f"method {method.name} learns from labelled pairs and would never call reward {reward.name}; "
             f"drop the key 'reward' or method.pairs"
         )
+
+
+def check_split(recipe: Recipe) -> None:
+    """Refuse to split weights over ranks that are moved, or held in another form than torch's own."""
+    for key in ("offload", "quantization"):
+        if recipe.train.backend == "fsdp2" and getattr(recipe.policy, key) is not None:
+            raise UsageError(
+                f"train.backend fsdp2 splits the frozen weights over ranks, which policy.{key} does not bear; leave "
+                f"one of them out"
+            )

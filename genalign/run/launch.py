@@ -6,9 +6,11 @@ import fcntl
 import itertools
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,24 +20,25 @@ from genalign.files.atomic import replace_file
 from genalign.files.settings import changed_key, write_yaml
 from genalign.method.search.base import Searching
 from genalign.method.search.nrg import Guidance
-from genalign.ranks import gather, rank, world
+from genalign.ranks import all_sum, gather, rank, world
 from genalign.run.build import Built, build, check_prompts
 from genalign.run.finish import finish, measure_search, tuned
 from genalign.run.launcher import check_launcher, join_ranks
 from genalign.run.recipe import Recipe, load_recipe
 from genalign.run.trackers import log_samples, log_step, start_trackers
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
-from genalign.training.loop import Progress, restore, start, train
+from genalign.training.loop import Progress, restore, save_unsaved, start, train
 from genalign.training.metrics import METRICS, read_rows
 from genalign.training.monitor import ALARM
 from genalign.training.signal import warn_without_signal
 from genalign.training.stopping import until_no_better, watched
-from genalign.types import GenalignError, UsageError
+from genalign.types import EndedError, GenalignError, UsageError
 
 RECIPE = "recipe.yaml"
 MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step
     "train.steps",
     "train.resume",
+    "train.backend",
     "train.report_to",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -222,7 +225,10 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
     first, begun = progress.step, time.perf_counter()
     smoothed = Smoothed(row["reward"] for row in read_rows(run / METRICS) if "reward" in row and row["step"] <= first)
     held_out = [reward.name for reward in built.monitor.held_out] if built.monitor is not None else []
-    with tqdm(total=settings.steps, initial=first, unit="step", disable=rank() != 0 or None) as bar:
+    with (
+        until_sigterm() as ended,
+        tqdm(total=settings.steps, initial=first, unit="step", disable=rank() != 0 or None) as bar,
+    ):
         logs = train(progress, built.method, lambda step: built.data.draw(step, count, seed), run)
         log: dict[str, float] = {}
         logs = until_no_better(progress, warn_without_signal(logs, run), run)
@@ -236,6 +242,11 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
                 sys.stdout.flush()
                 if tracker is not None:
                     log_step(tracker, log)
+            if ended():
+                save_unsaved(progress, run)
+                raise EndedError(
+                    f"SIGTERM ended the run after step {step} of {settings.steps}; go on with it by --resume {run}"
+                )
             if step % settings.sample_every == 0 or step == settings.steps:
                 sheet = _draw_grid(built, run, step)
                 if tracker is not None and rank() == 0:
@@ -245,6 +256,23 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
         _redraw(built, run, progress.step)
     if tracker is not None:
         tracker.end_training()
+
+
+@contextmanager
+def until_sigterm() -> Iterator[Callable[[], bool]]:
+    """Within the context SIGTERM does not end this process; the function that is given says whether one came, to any
+    rank: all ranks ask at once. One that came after the last question ends the process at the end of the context. In a
+    thread, where signals cannot be met, nothing changes."""
+    came: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number)) if main else None
+    try:
+        yield lambda: bool(all_sum(torch.tensor([float(len(came))])).item())
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _say_where_it_ended(built: Built, step: int, last: Mapping[str, float]) -> None:

@@ -27,8 +27,8 @@ Parts = Mapping[str, Mapping[str, Tensor]]  # part of a checkpoint -> name -> te
 class Backend(Protocol):
     """What the loop does with a policy's trainable parameters.
 
-    Every member is called by all ranks, in the same order, so that each may hold collectives. Nothing here promises
-    that ranks hold the same tensors: a back end may keep a shard on each.
+    Every member but `forget` is called by all ranks, in the same order, so that each may hold collectives. Nothing here
+    promises that ranks hold the same tensors: a back end may keep a shard on each.
     """
 
     def prepare(self, policy: Policy, settings: TrainSettings) -> None:
@@ -44,6 +44,10 @@ class Backend(Protocol):
 
     def reduce_and_clip(self, max_norm: float) -> float:
         """Sum the gradients over ranks and scale them to a global norm of at most `max_norm`; the norm before."""
+        ...
+
+    def forget(self) -> None:
+        """Drop the gradients of an update that begins anew, or that is left out. Not every rank calls this at once."""
         ...
 
     def step(self, share: float = 1.0) -> None:
@@ -104,6 +108,9 @@ class Replicated:
         total = all_sum(torch.cat([grad.reshape(-1) for grad in grads]))
         for parameter, grad in zip(self.parameters, total.split([p.numel() for p in self.parameters]), strict=True):
             parameter.grad = grad.view_as(parameter).clone()
+
+    def forget(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, share: float = 1.0) -> None:
         set_rate(self.optimizer, self.rates, share)

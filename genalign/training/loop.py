@@ -8,9 +8,10 @@ gradient, reduce and clip, step    training/backend.py
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -20,15 +21,16 @@ from torch import Tensor
 from genalign.clock import PARTS, spent, taken
 from genalign.ranks import all_sum, gather, gather_scores, rank, world
 from genalign.training import checkpoint as ck
-from genalign.training.backend import Backend, Replicated
+from genalign.training.backend import Backend
 from genalign.training.metrics import METRICS, append_metrics, mean_over_ranks, truncate_metrics
 from genalign.training.optimizers import share_of_rate
 from genalign.training.selfcheck import check_gradients, check_replay
 from genalign.training.settings import TrainSettings
-from genalign.types import Experience, GenalignError, Method, Policy, Prompt, Reward, UsageError
+from genalign.training.sharded import BACKENDS
+from genalign.types import Experience, GenalignError, Loss, Method, Policy, Prompt, Reward, UsageError
 
 notes = logging.getLogger("genalign")
-__all__ = ["Progress", "TrainSettings", "restore", "save", "start", "train", "update"]
+__all__ = ["Progress", "TrainSettings", "restore", "save", "save_unsaved", "start", "train", "update"]
 
 
 @runtime_checkable
@@ -52,6 +54,7 @@ class Progress:
     """What a run carries from step to step, and all that a checkpoint must hold.
 
     method: the one that trains, where it is Stateful. method_state: what a checkpoint held of it, until there is one.
+    skipped: updates in a row that were left out, up to now. saved: the step of the last checkpoint that was written.
     """
 
     policy: Policy
@@ -62,13 +65,15 @@ class Progress:
     digests: Mapping[str, str] = field(default_factory=dict)
     method: Stateful | None = None
     method_state: Mapping[str, Tensor] = field(default_factory=dict)
+    skipped: int = 0
+    saved: int = -1
 
 
 def start(
     policy: Policy, reward: Reward | None, settings: TrainSettings, digests: Mapping[str, str] | None = None
 ) -> Progress:
     """Progress at step 0. `digests`: name -> hash of what may not change under a resumed run (data, reward)."""
-    backend = Replicated()
+    backend = BACKENDS[settings.backend]()
     backend.prepare(policy, settings)
     return Progress(policy, reward, backend, settings, digests=dict(digests or {}))
 
@@ -82,7 +87,7 @@ def train(
     written every `checkpoint_every` steps and at the end.
 
     Raises:
-        GenalignError: the self-check of the first step fails, or a loss or gradient is not finite.
+        GenalignError: the self-check of the first step fails, or gradients are not finite time after time.
     """
     policy, settings, reward = progress.policy, progress.settings, progress.reward
     first = progress.step
@@ -124,6 +129,7 @@ def train(
             append_metrics(run / METRICS, log)
         if progress.step % settings.checkpoint_every == 0 or progress.step == settings.steps:
             save(progress, run)
+            progress.saved = progress.step
         yield log
 
 
@@ -164,30 +170,82 @@ def update(progress: Progress, method: Method, experience: Experience, check: bo
     """
     policy, settings, backend = progress.policy, progress.settings, progress.backend
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for loss in method.losses(policy, experience):
-        # The gradient of each micro-batch at once, so that only one graph is held.
-        backend.backward(loss.total, last=loss.step)
-        _add(sums, loss.log)
+    own: list[Mapping[str, tuple[float, float]]] = []  # of the update that is computed
+    skipped = 0
+    for loss in _backwards(backend, method.losses(policy, experience)):
+        if loss.anew:
+            own = []
+        own.append(loss.log)
         if not loss.step:
             continue
 
-        # The gradient of the whole update: summed over ranks, and refused before it spoils the weights.
+        # The gradient of the whole update: summed over ranks, and left out where it would spoil the weights.
         norm = backend.reduce_and_clip(settings.max_grad_norm)
         if check:
             backend.check("gradients")
             check = False
-        if norm != norm or norm == float("inf"):
-            raise GenalignError(
-                f"the gradient of step {progress.step} is not finite ({norm}); lower train.learning_rate, "
-                f"or set policy.dtype to float32"
-            )
+        if not math.isfinite(norm):
+            _skip(progress, norm)
+            own = []
+            skipped += 1
+            continue
+        progress.skipped = 0
 
         # Move the weights, and their average after them.
         backend.step(share_of_rate(settings, progress.step))
         if settings.ema is not None:
             policy.step_ema(settings.ema)
-        _add(sums, {"grad_norm": (norm, 1)})
-    return {**experience.log, **mean_over_ranks(sums)}
+        for log in (*own, {"grad_norm": (norm, 1.0)}):
+            _add(sums, log)
+        own = []
+    counted = {"skipped_updates": float(skipped)} if skipped else {}
+    return {**experience.log, **mean_over_ranks(sums), **counted}
+
+
+def _backwards(backend: Backend, losses: Iterable[Loss]) -> Iterator[Loss]:
+    """The losses, each with its gradient added at once, so that only one graph is held.
+
+    Where memory is not enough for a backward pass, the method hears of it, and may begin the update anew (`Loss.anew`).
+    """
+    each = iter(losses)
+    loss = next(each, None)
+    while loss is not None:
+        if loss.anew:
+            backend.forget()
+        enough = True
+        try:
+            backend.backward(loss.total, last=loss.step)
+        except torch.OutOfMemoryError:
+            if not isinstance(each, Generator):  # which cannot be told
+                raise
+            enough = False  # told outside of the handler, which holds on to what was computed
+        if enough:
+            yield replace(loss, total=loss.total.detach())
+            loss = next(each, None)
+        else:
+            backend.forget()
+            loss = None
+            assert isinstance(each, Generator)
+            loss = each.throw(torch.OutOfMemoryError("backward"))
+
+
+def _skip(progress: Progress, norm: float) -> None:
+    """Leave an update out. All ranks do so alike, since they have one norm.
+
+    Raises:
+        GenalignError: it is one too many in a row.
+    """
+    progress.backend.forget()
+    progress.skipped += 1
+    most = progress.settings.skip_not_finite
+    what = f"the gradient of step {progress.step} is not finite ({norm})"
+    if progress.skipped > most:
+        raise GenalignError(
+            f"{what}{f', and {most} updates before it were left out for that' if most else ''}; lower "
+            f"train.learning_rate, or set policy.dtype to float32"
+        )
+    if rank() == 0:
+        notes.warning("%s: its update is left out (%d of %d in a row)", what, progress.skipped, most)
 
 
 def _add(sums: dict[str, list[float]], log: Mapping[str, tuple[float, float]]) -> None:
@@ -210,6 +268,12 @@ def save(progress: Progress, run: Path) -> None:
     if progress.method is not None:
         parts["method"] = progress.method.state_dict()
     ck.save_checkpoint(run, progress.step, parts, {"digests": progress.digests}, progress.settings.keep_checkpoints)
+
+
+def save_unsaved(progress: Progress, run: Path) -> None:
+    """The same, where the last step has no checkpoint yet."""
+    if progress.saved != progress.step:
+        save(progress, run)
 
 
 def restore(progress: Progress, saved: ck.Checkpoint) -> None:

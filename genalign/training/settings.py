@@ -20,6 +20,8 @@ class TrainSettings(BaseModel):
     """Seed of everything drawn: adapter, prompts, samples."""
     optimizer: Literal["adamw", "adamw-8bit", "muon", "prodigy"] = "adamw"
     """By name; prodigy needs `pip install 'genalign[optimizers]'`, adamw-8bit `genalign[eight-bit]`."""
+    backend: Literal["replicated", "fsdp2"] = "replicated"
+    """What each of several processes holds of the frozen weights: all of them, or (fsdp2) its part."""
     learning_rate: float = Field(default=3e-4, gt=0)
     """Of the optimizer, at its highest; of prodigy, which finds its own, a factor of that: 1."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -32,6 +34,8 @@ class TrainSettings(BaseModel):
     """Decoupled."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient's global norm is clipped to this."""
+    skip_not_finite: int = Field(default=3, ge=0)
+    """Updates in a row that are left out because their gradient is NaN or infinite; one more ends the run."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of the averaged weights, which are then what is evaluated and saved; null: the last weights are."""
     checkpoint_every: int = Field(default=20, ge=1)

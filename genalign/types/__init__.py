@@ -6,7 +6,7 @@ A *step* is a denoising step or a token: whatever one row of log-probabilities i
 S steps, K aspects of a reward, R rows of a micro-batch.
 """
 
-from genalign.types.errors import GenalignError, UsageError, nearest
+from genalign.types.errors import EndedError, GenalignError, UsageError, nearest
 from genalign.types.protocols import (
     ChecksPrompts,
     CoreReward,
@@ -17,6 +17,7 @@ from genalign.types.protocols import (
     Policy,
     Reward,
     SavesMemory,
+    Shardable,
     Weights,
     Writing,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "ChecksPrompts",
     "CoreReward",
     "Differentiable",
+    "EndedError",
     "Experience",
     "ForwardProcess",
     "GenalignError",
@@ -52,6 +54,7 @@ __all__ = [
     "Reward",
     "SavesMemory",
     "Scores",
+    "Shardable",
     "Steps",
     "Track",
     "Trajectory",

@@ -8,11 +8,21 @@ from collections.abc import Iterable, Set
 
 
 class GenalignError(Exception):
-    """A run error: one sentence that names the culprit and the cure. The CLI prints it and exits with 1."""
+    """A run error: one sentence that names the culprit and the cure. The CLI prints it and exits with `code`."""
+
+    code = 1
 
 
 class UsageError(GenalignError):
     """A wrong recipe, argument or file: one sentence. The CLI prints it and exits with 2."""
+
+    code = 2
+
+
+class EndedError(GenalignError):
+    """A run that was asked to end (SIGTERM), after its checkpoint is written. The CLI prints it and exits with 143."""
+
+    code = 143
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

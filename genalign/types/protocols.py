@@ -194,6 +194,21 @@ class SavesMemory(Protocol):
 
 
 @runtime_checkable
+class Shardable(Protocol):
+    """A policy whose frozen weights may be held in parts by several ranks."""
+
+    def shard(self, shard: Callable[[nn.Module], None]) -> None:
+        """Call `shard` once with each network that carries an adapter; it changes the network in place, which from then
+        on has the weights of a part of itself only while that part's forward is called. What is computed beside its
+        forward, network.gathered(function) computes.
+
+        Raises:
+            UsageError: a network is asked in a way in which its weights would be missing.
+        """
+        ...
+
+
+@runtime_checkable
 class ForwardProcess(Protocol):
     """A policy that can be trained on given samples by its forward process (Diffusion-DPO, RWR, NFT and their kin)."""
 

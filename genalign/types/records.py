@@ -139,12 +139,14 @@ class Steps:
 class Loss:
     """One micro-batch: `total` is a scalar already divided by the GLOBAL row count; backward() it at once.
 
-    log: sums and counts to be averaged over the step, name -> (sum, count). step: True ends an optimizer update.
+    log: sums and counts to be averaged over the step, name -> (sum, count). step: True ends an optimizer update. anew:
+    True begins the update anew, and what earlier micro-batches of it added is to be forgotten.
     """
 
     total: Tensor
     log: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     step: bool = False
+    anew: bool = False
 
 
 @dataclass(frozen=True)

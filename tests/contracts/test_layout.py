@@ -5,7 +5,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "genalign"
-OF_NO_ONE_FILE = ("contracts", "families", "bench")  # what holds everywhere, pipelines of diffusers, costs
+OF_NO_ONE_FILE = ("contracts", "families", "bench", "faults")  # what holds everywhere, ...
 
 
 def is_of_a_file(path):

@@ -1,5 +1,6 @@
 """Two ranks, one rank and gradient accumulation are the same training, through the real launcher."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from genalign.cli.main import main
+from genalign.files.shipped import shipped
 from genalign.run.launcher import TWO_RANKS, check_launcher
 from genalign.types import UsageError
 from tests.helpers.tiny_recipe import write_recipe
@@ -69,6 +71,22 @@ def test_two_ranks_one_rank_and_accumulation_train_alike(tmp_path: Path) -> None
     assert max(tensor.abs().max().item() for name, tensor in one.items() if "lora_B" in name) > 1e-3  # it moved
 
 
+def test_split_weights_through_the_launcher(tmp_path: Path) -> None:
+    """As pipelines/accelerate/ has it; with an evaluation, and three prompts a step, for two ranks."""
+    more = {"train": {**SECTIONS["train"], "backend": "fsdp2"}, "data": {"prompts_per_step": 3}}
+    evaluated = {"prompts": "exam.txt", "count": 3, "guidance": [1.0, 2.0], "steps": 2}
+    recipe = write_recipe(tmp_path, **{**SECTIONS, **more, "eval": evaluated})
+    words = ("--config_file", str(shipped("pipelines", "accelerate", "ranks.yaml")))
+    done = launch(recipe, tmp_path / "two", *words, environ={"ACCELERATE_USE_CPU": "true"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "one process" not in done.stderr
+    assert main(["train", str(recipe), "--out", str(tmp_path / "one")]) == 0
+    assert furthest(trained(tmp_path / "two"), trained(tmp_path / "one")) < 1e-6
+    both = [json.loads((tmp_path / name / "eval.json").read_text())["metrics"] for name in ("one", "two")]
+    for name, one in both[0].items():
+        assert both[1][name]["after"] == pytest.approx(one["after"], abs=1e-5)
+
+
 def test_a_launcher_that_starts_one_process_is_caught(tmp_path: Path) -> None:
     done = launch(write_recipe(tmp_path, **SECTIONS), tmp_path / "out", "--num_processes", "2", "--cpu")
     assert done.returncode != 0
@@ -106,7 +124,12 @@ def test_what_the_launcher_says_must_be_what_runs(environ: dict[str, str], proce
     ],
 )
 def test_what_accelerate_was_asked_for_and_is_not_done_is_refused(environ: dict[str, str], name: str) -> None:
-    with pytest.raises(UsageError, match=f"asked for {name} .*, which has no effect"):
+    cure = (
+        "train.backend=fsdp2"
+        if name in ("FSDP", "DeepSpeed")
+        else "launch without it|set |policy.batch_size|launch with"
+    )
+    with pytest.raises(UsageError, match=f"asked for {name} .*, which has no effect: .*({cure})"):
         check_launcher({"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "RANK": "0", **environ})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +13,16 @@ from torch import nn
 
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import weights_digest
+from genalign.policy.language.head import Head
 from genalign.types import UsageError, Weights
 
 
 class Adapted:
-    """The part of a Policy that its adapter answers; `model` is the network that holds it."""
+    """The part of a Policy that its adapter answers; `model` is the network that holds it, `head` its last layer."""
 
     model: Any
     adapter: Adapter
+    head: Head
 
     @property
     def device(self) -> torch.device:
@@ -42,6 +45,11 @@ class Adapted:
 
     def load_adapter(self, folder: Any) -> None:
         self.adapter.load(Path(folder))
+
+    def shard(self, shard: Callable[[nn.Module], None]) -> None:
+        self._model_digest  # noqa: B018 (cached, while the weights are here)
+        self.head.check_split()
+        shard(self.model)
 
     @cached_property
     def _model_digest(self) -> str:

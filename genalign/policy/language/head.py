@@ -8,7 +8,8 @@ is kept for the backward pass is one vector of the hidden width a token, whateve
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from genalign.policy.language.apart import agree
+from genalign.types import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,37 @@ class Head:
         self.layer: nn.Module | None = model.get_output_embeddings()
         self.forbidden = torch.tensor(sorted(forbidden), dtype=torch.long)
         self._tried = False
+        self._open = False
+
+    # ---- a model that is split over ranks ---------------------------------------------------------------------------
+
+    def check_split(self) -> None:
+        """Refuse to be split where the layer's weights would be asked for once more in the backward pass.
+
+        Raises:
+            UsageError: saying so.
+        """
+        self._try_once(next(self.model.parameters()).device)
+        if self.layer is not None and not self._is_frozen_product:
+            raise UsageError(
+                f"the output layer of {type(self.model).__name__} is no plain linear layer, so the model cannot be "
+                f"split over ranks; set train.backend=replicated"
+            )
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        """Within the context the layer's weights can be used outside the model's forward, which alone gathers them."""
+        gather = getattr(self.model, "unshard", None)
+        if gather is None or self._open or self.layer is None:
+            yield
+            return
+        gather()
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+            self.model.reshard()
 
     # ---- hidden states ----------------------------------------------------------------------------------------------
 
@@ -81,6 +114,9 @@ class Head:
             self.model(**inputs, use_cache=False)
         finally:
             hook.remove()
+        gather = getattr(self.model, "unshard", None)
+        if gather is not None and seen[0].requires_grad:  # a backward pass that begins inside of the model's forward
+            seen[0].register_hook(lambda _: gather())
         return seen[0]
 
     @torch.no_grad()
@@ -125,7 +161,8 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The model's own logits (N,V), float32, before temperature, and of forbidden tokens too."""
-        z = (hidden if self.layer is None else self.layer(hidden)).float()
+        with self.here():
+            z = (hidden if self.layer is None else self.layer(hidden)).float()
         z = z if self.factor == 1 else z * self.factor
         return z if self.cap is None else self.cap * (z / self.cap).tanh()
 
@@ -136,7 +173,8 @@ class Head:
         Gradients reach the hidden states, and the head where it is trainable.
         """
         if self.layer is not None and self._is_frozen_product:
-            found = _Fused.apply(hidden, other, tokens, self)
+            with self.here():
+                found = _Fused.apply(hidden, other, tokens, self)
             return Scored(*found) if other is not None else Scored(found)
         parts = [
             checkpoint(self._plainly, *part, use_reentrant=False, preserve_rng_state=False)

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -181,6 +182,8 @@ def with_encoded_media(model: Any, row: Encoded) -> Encoded:
         encode = getattr(model.base_model, f"get_{medium}_features", None)
         if takes_encoded and pixels in media and encode is not None:
             own = {name: media[name] for name in inspect.signature(encode).parameters if name in media}
-            seen[medium] = encode(**own, return_dict=True)
+            computed = partial(encode, **own, return_dict=True)
+            gathered = getattr(model, "gathered", None)  # of a model that is split over ranks
+            seen[medium] = computed() if gathered is None else gathered(computed)
             del media[pixels]
     return replace(row, media=media, seen=seen)

@@ -23,6 +23,9 @@ Tilt = Callable[[Tensor], Tensor]
 Seen = Callable[[Tensor], None]
 Forward = Callable[[Sequence[Encoded], Sequence[Sequence[int]]], list[Tensor]]
 
+# Of generate(). A model that is split over ranks is not waited for by it: ranks write as long as their own rows are.
+GREEDY: dict[str, Any] = {"do_sample": False, "synced_gpus": False}
+
 
 class Sampler:
     """Continues prompts, in the cheapest way that writes by the logits that are scored (see apart.py).
@@ -130,7 +133,7 @@ class Sampler:
         width = pick.width = given["input_ids"].shape[1]
         given |= self._prefilled(rows) if way == "shared" and width > 1 else media_of(rows, device)
         # Greedy, so that no top_k or top_p applies; `pick` leaves what is drawn.
-        out = self.model.generate(**given, max_new_tokens=longest, do_sample=False, logits_processor=[pick], **options)
+        out = self.model.generate(**given, max_new_tokens=longest, logits_processor=[pick], **GREEDY, **options)
         if not options:
             return out[:, width:], None
         return out.sequences[:, width:], torch.stack(out.logits, 1).float()
@@ -143,7 +146,7 @@ class Sampler:
         index = torch.tensor([place[id(row)] for row in rows], device=device)
         prefix = {name: value[:, :-1] for name, value in beside_tokens(owners, self.pad, device).items()}
         # What is written here is no part of the cache, which by then holds what it was written from.
-        options = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True}
+        options = {**GREEDY, "max_new_tokens": 1, "return_dict_in_generate": True}
         out = self.model.generate(**prefix, **media_of(owners, device), **options)
         name = "cache" if "cache" in out else "past_key_values"
         cache = out[name]

@@ -60,7 +60,7 @@ class UnmaskingPolicy(Adapted):
         self.chat = Chat(tokenizer, settings, self.ends, vocabulary)
         self.length = settings.max_new_tokens
         trial = form.inputs([[0] * 4], [[1] * form.ends(4, self.length)[0]], self.pad, self.device)
-        head = Head(model, form.forbidden, settings.temperature, trial)
+        head = self.head = Head(model, form.forbidden, settings.temperature, trial)
         self.turns = Turns(head, form, self.pad, self.length, settings.sampler.noise)
         self.writer = Writer(self.turns, self.ends, self.end, settings.batch_size)
 
