@@ -9,6 +9,7 @@ from typing import Any
 
 from genalign.files.places import file_path, model_path
 from genalign.files.settings import read_yaml
+from genalign.method import build_method
 from genalign.policy.bases import bases
 from genalign.policy.footprint import Footprint
 from genalign.policy.settings import PolicySettings, Vae
@@ -55,6 +56,7 @@ class Memory:
         self.recipe, self.settings = recipe, recipe.policy
         self.footprint = Footprint(recipe.policy, model_path(recipe.policy.model, recipe.folder))
         named = list(_named(recipe))
+        self.climbs = "reward_grad" in build_method(recipe.method, recipe.folder).needs
         self.rewards = round(sum(1e9 * PRESETS[name].gigabytes for name in named if name in PRESETS))
 
     def phases(self, settings: PolicySettings) -> list[Phase]:
@@ -66,16 +68,26 @@ class Memory:
         together = texts + sum(denoisers) + autoencoder
         away = settings.offload is not None
         moving = round(4 * f.trained * self._copies())
-        learning = f.learning(settings)  # in which gradients are counted, as they are with the adapter
-        update = None if learning is None else max(0, learning - 4 * f.trained)
         denoiser = max(denoisers) if away else together
+        learning, there = f.learning(settings), denoiser
+        if self.climbs:  # through what was decoded, so that a graph holds both networks
+            learning, there = self._climbing(settings), denoiser + (autoencoder if away else 0)
+        # In which gradients are counted, as they are with the adapter.
+        update = None if learning is None else max(0, learning - 4 * f.trained)
         return [
             Phase("encode", rewards + (self._largest_text(networks) if away else together), moving, 0),
             Phase("sample", rewards + denoiser, moving, f.sampling(settings)),
             Phase("decode", rewards + (autoencoder if away else together), moving, f.decoding(settings)),
             Phase("score", rewards + (0 if away else together), moving, None),
-            Phase("update", rewards + denoiser, moving, update),
+            Phase("update", rewards + there, moving, update),
         ]
+
+    def _climbing(self, settings: PolicySettings) -> int | None:
+        """Of a method that follows the reward's gradient: steps that are computed again keep no graph."""
+        method: Any = self.recipe.method
+        rows = min(settings.batch_size, getattr(method, "micro_batch", settings.batch_size))
+        steps = 1 if getattr(method, "checkpoint", True) else settings.sampler.steps
+        return self.footprint.climbing(settings, rows, steps)
 
     def _largest_text(self, networks: Mapping[str, int]) -> int:
         known = [*self.footprint.denoisers, self.footprint.autoencoder]

@@ -22,15 +22,19 @@ from tests.helpers.tiny_videos import CLIPS
 from tests.helpers.video_policies import RATE
 
 KNOWN = {**FAMILIES, **MORE, **CLIPS}
-CHOSEN = ["stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "flux", "flux2-klein", "pixart-sigma", "wan"]
+CHOSEN = [
+    *("stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "flux", "flux2-klein", "pixart-sigma", "wan"),
+    *("qwen-image", "z-image"),
+]
 NEAR = 0.15
+UNPADDED = {"qwen-image": {"max_sequence_length": len(PROMPTS[0].text) + 1}}  # a token a letter, and the end
 
 
 def settings_of(name: str, **more: Any) -> PolicySettings:
     family = KNOWN[name]
     return PolicySettings(
         model=name,
-        call=family.call,
+        call={**family.call, **UNPADDED.get(name, {})},
         lora=Lora(rank=2, alpha=4),
         sampler=Sampler(steps=3, kernel="flow-sde" if family.flow else "cps", guidance=1.0),
         batch_size=3,
@@ -67,6 +71,25 @@ def test_an_update_takes_what_was_predicted(name: str, again: bool, tmp_path: Pa
     predicted = footprint.learning(of.settings)
     assert predicted is not None
     assert abs(predicted / live(update)[0] - 1) < NEAR
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("name", ["stable-diffusion-3", "stable-diffusion-xl"])
+def test_following_a_rewards_gradient_takes_what_was_predicted(name: str, steps: int, tmp_path: Path) -> None:
+    """From pixels through the autoencoder and the last steps, whose graphs are all kept."""
+    of = policy(name)
+    footprint = Footprint(of.settings, saved(name, tmp_path))
+
+    def climb() -> None:
+        media = of.generate_with_grad(PROMPTS, [1, 2, 3], grad_steps=steps, checkpoint=False)
+        sum(track.data.square().mean() for track in media.values()).backward()
+        for parameter in of.named_trainable().values():
+            parameter.grad = None
+
+    climb()
+    predicted = footprint.climbing(of.settings, 3, steps)
+    assert predicted is not None
+    assert abs(predicted / live(climb)[0] - 1) < NEAR
 
 
 @pytest.mark.parametrize("name", CHOSEN)
