@@ -163,7 +163,8 @@ class Footprint:
     def climbing(self, settings: PolicySettings, rows: int, steps: int) -> int | None:
         """Peak bytes where a reward's gradient goes through the autoencoder and the last steps, whose graphs are kept:
         those of the reward itself left out, and the adapter's gradients among them."""
-        one, decoded = self._row(settings, graph=True), self.decoding(settings.model_copy(update={"batch_size": 1}), graph=True)
+        alone = settings.model_copy(update={"batch_size": 1})
+        one, decoded = self._row(settings, graph=True), self.decoding(alone, graph=True)
         if one is None or decoded is None:
             return None
         once = 4 * self.trained

@@ -25,6 +25,7 @@ from genalign.policy.settings import PolicySettings
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit.noisy import NoisyReward
 from genalign.reward.runtime.environment import FileEnvironment
+from genalign.reward.runtime.resting import Resting
 from genalign.run.recipe import Recipe
 from genalign.training.monitor import Monitor
 from genalign.types import MODALITIES, ChecksPrompts, Method, Modality, Policy, Prompt, Reward, UsageError, Weights
@@ -113,7 +114,8 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     environment = _environment(recipe, data)
     _check_weights(method, recipe, made)
     _check_noise(method, recipe, made)
-    reward = None if recipe.reward is None else _reward(recipe.reward, folder, made, data)
+    rest = recipe.policy.offload is not None
+    reward = None if recipe.reward is None else _reward(recipe.reward, folder, made, data, rest)
     check_fit(method, reward)
     built = Built(recipe, device, data, reward, method, environment=environment)
     if settings is not None:
@@ -124,10 +126,10 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
         if shared := sum(_asked(prompt) in training for prompt in prompts.rows):
             what = "%d of %d prompts in %s are also training prompts, so this evaluation is not held out"
             log.warning(what, shared, len(prompts), settings.prompts)
-        built.eval_rewards = [_reward(spec, folder, made, prompts) for spec in settings.rewards]
+        built.eval_rewards = [_reward(spec, folder, made, prompts, rest) for spec in settings.rewards]
         if reward is not None:
             built.eval_rewards.insert(0, reward)
-        built.held_out = [_reward(spec, folder, made, prompts) for spec in settings.judges]
+        built.held_out = [_reward(spec, folder, made, prompts, rest) for spec in settings.judges]
     built.monitor = _monitor(built, made)
     return built
 
@@ -207,7 +209,8 @@ def _monitor(built: Built, made: Set[str]) -> Monitor | None:
     prompts = built.eval_prompts or built.prompts_to_sample
     if settings.prompts is not None:
         prompts = read_prompts(data_path(settings.prompts, folder), kind_of(made), built.recipe.takes_samples)
-    held_out = [_reward(spec, folder, made, prompts) for spec in settings.held_out]
+    rest = built.recipe.policy.offload is not None
+    held_out = [_reward(spec, folder, made, prompts, rest) for spec in settings.held_out]
     if not held_out and settings.prompts is None:
         held_out = built.held_out
     if not held_out:
@@ -235,10 +238,15 @@ def _watched_prompts(built: Built, prompts: Prompts) -> list[Prompt]:
     return apart or rows
 
 
-def _reward(spec: str | dict[str, Any], folder: Path, made: Set[str], prompts: Prompts) -> Reward:
+def _reward(
+    spec: str | dict[str, Any], folder: Path, made: Set[str], prompts: Prompts, resting: bool = False
+) -> Reward:
+    """resting: its networks are on the device while it scores, and on the CPU else."""
     reward = build_reward(spec, folder)
     check_needs(reward, {"prompt", *made, *(f"facts.{name}" for name in prompts.facts())})
-    return reward if isinstance(reward, Runner) else Runner(reward)
+    if isinstance(reward, Runner):
+        return reward
+    return Runner(Resting(reward) if resting else reward)
 
 
 def _check_policy(recipe: Recipe, made: Set[str]) -> None:

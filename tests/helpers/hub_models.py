@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from genalign.files.shipped import holds_model, shipped
 from genalign.policy.settings import PolicySettings
 from tests.helpers.tiny_language import save_tiny_language
-from tests.helpers.tiny_pipelines import FAMILIES
+from tests.helpers.tiny_pipelines import FAMILIES, MORE
 from tests.helpers.tiny_videos import CLIPS
 from tests.helpers.untrained import MODELS, built_model
 
@@ -18,7 +19,14 @@ PIPELINES = {  # hub id -> the pipeline of the sweep that has its class and its 
     "diffusers/LTX-2.3-Diffusers": "ltx-2-3",
     "Lightricks/LTX-2": "ltx-2",
 }
-PICTURES = {"stabilityai/stable-diffusion-3.5-medium": "stable-diffusion-3"}
+PICTURES = {
+    "stabilityai/stable-diffusion-3.5-medium": "stable-diffusion-3",
+    "stabilityai/stable-diffusion-xl-base-1.0": "stable-diffusion-xl",
+    "stabilityai/sdxl-turbo": "stable-diffusion-xl",
+    "Tongyi-MAI/Z-Image": "z-image",
+    "Qwen/Qwen-Image": "qwen-image",
+    "black-forest-labs/FLUX.2-klein-base-4B": "flux2-klein",
+}
 LETTERS = 96  # tokens of the longest prompt that is shipped for them, each a letter
 
 
@@ -33,8 +41,11 @@ def stand_in(policy: PolicySettings, folder: Path) -> list[str]:
     if "/" not in policy.model:
         return []
     if policy.model in PICTURES:
-        FAMILIES[PICTURES[policy.model]].build().save_pretrained(folder)
-        return [f"policy.model={folder}", "policy.call={height: 16, width: 16}", "policy.dtype=float32"]
+        family = {**FAMILIES, **MORE}[PICTURES[policy.model]]
+        family.build().save_pretrained(folder)
+        known = {name: value for name, value in policy.call.items() if name == "negative_prompt"}
+        call = {**known, "height": 16, "width": 16, **family.call}
+        return [f"policy.model={folder}", f"policy.call={json.dumps(call)}", "policy.dtype=float32"]
     if policy.model not in PIPELINES:
         save_tiny_language(folder)
         return [f"policy.model={folder}", "policy.max_new_tokens=6"]
