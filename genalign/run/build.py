@@ -94,6 +94,9 @@ class Built:
         if settings.quantization is not None and settings.quantization.endswith(".gguf"):
             file = find(settings.quantization, self.recipe.folder) or Path(settings.quantization)
             settings = settings.model_copy(update={"quantization": str(file)})
+        if settings.cache is not None:
+            at = self.recipe.folder / Path(settings.cache.folder).expanduser()
+            settings = settings.model_copy(update={"cache": settings.cache.model_copy(update={"folder": str(at)})})
         return load_policy(settings, folder, self.device, self.environment)
 
 
@@ -252,7 +255,7 @@ def _reward(
 def _check_policy(recipe: Recipe, made: Set[str]) -> None:
     """Refuse a setting of denoisers that a language model would not read."""
     plain = PolicySettings(model=recipe.policy.model)
-    for key in ("gradient_checkpointing", "quantization", "offload", "vae"):
+    for key in ("gradient_checkpointing", "quantization", "offload", "vae", "cache"):
         if made == {"text"} and getattr(recipe.policy, key) != getattr(plain, key):
             raise UsageError(
                 f"policy.{key} is of denoisers, but {recipe.policy.model} writes text; leave it out, and"
