@@ -91,7 +91,7 @@ def batch(
 
 def match(
     pipeline: Any, bank: Bank, captioner: Captioner, state: Path, *, steps: int, learning_rate: float, seed: int,
-    rows: int = 48, ema_decay: float = 0.999, world: World = SCENES,
+    rows: int = 48, ema_decay: float = 0.999, muon: float = 0.0, world: World = SCENES,
 ) -> None:  # fmt: skip
     """Velocity matching of the pipeline's transformer on a bank's latents, captioned anew each time they are drawn."""
     student = compiled(pipeline.transformer)
@@ -104,5 +104,8 @@ def match(
         return (velocity(student, noisy, sigma, text, world.times) - (noise - clean)).square().mean()
 
     pipeline.transformer.requires_grad_(True)
-    fit(pipeline.transformer, loss_of, steps=steps, learning_rate=learning_rate, state=state, ema_decay=ema_decay)
+    fit(
+        pipeline.transformer, loss_of, steps=steps, learning_rate=learning_rate, muon=muon, state=state,
+        ema_decay=ema_decay,
+    )  # fmt: skip
     pipeline.transformer.requires_grad_(False)

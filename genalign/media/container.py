@@ -17,6 +17,7 @@ from genalign.types import UsageError
 log = logging.getLogger(__name__)
 
 FILMS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi"  # a playlist would name files and addresses of its own
+GIF = "gif"  # its frames are not those that were written: equal ones became one that lasts longer
 ALIGNED = 0.02  # seconds
 
 
@@ -39,7 +40,8 @@ def load_video(path: Path | str, fps: float | None = 2.0, most: int | None = Non
     most: how many of them; what follows is not read, nor missed where the file is cut short behind them.
 
     Frame k is the one nearest to the time k / rate, by the file's own time stamps: a video of a variable frame rate
-    is given at its average one, where long frames repeat. Frames are turned and mirrored as the file says.
+    is given at its average one, where long frames repeat; a GIF, whose writers make one long frame of equal ones, at
+    the rate of which each frame lasts whole steps. Frames are turned and mirrored as the file says.
 
     Raises:
         UsageError: the file is missing, cut short, or not a video, or PyAV is not installed.
@@ -57,10 +59,11 @@ def header(path: Path | str) -> Header:
     try:
         with _opened(path) as file, av.open(file, options={"format_whitelist": FILMS}) as container:
             stream = container.streams.video[0]
-            rate = float(stream.average_rate or stream.guessed_rate or 1.0)
+            rate = _rate(container, stream, 1.0)
             _check_end(container, stream, Path(path))
             seconds = _stated_end(container, stream) or (container.duration or 0) / 1e6 or None
-            return Header(stream.frames or None, rate, stream.height, stream.width, seconds)
+            frames = None if container.format.name == GIF else stream.frames or None
+            return Header(frames, rate, stream.height, stream.width, seconds)
     except (av.FFmpegError, OSError, IndexError) as error:
         raise UsageError(_unreadable(str(path), error)) from error
 
@@ -84,7 +87,7 @@ def decoded(file: IO[bytes], name: str, fps: float | None, most: int | None = No
     try:
         with file, av.open(file, options={"format_whitelist": FILMS}) as container:
             stream = container.streams.video[0]
-            native = float(stream.average_rate or stream.guessed_rate or fps or 1.0)
+            native = _rate(container, stream, fps or 1.0)
             rate = native if fps is None else min(fps, native)
             frames = list(islice(_at_rate(_whole(container, stream, native, name), native, rate), most))
     except (av.FFmpegError, OSError, IndexError) as error:
@@ -94,6 +97,12 @@ def decoded(file: IO[bytes], name: str, fps: float | None, most: int | None = No
     if len({frame.shape for frame in frames}) > 1:
         raise UsageError(f"{name} changes its picture size midway; cut it there")
     return torch.stack(frames).permute(0, 3, 1, 2).contiguous(), rate
+
+
+def _rate(container: Any, stream: Any, otherwise: float) -> float:
+    """Frames a second, as `load_video` gives them."""
+    steps = stream.base_rate if container.format.name == GIF and stream.frames > 1 else None
+    return float(steps or stream.average_rate or stream.guessed_rate or otherwise)
 
 
 def _opened(path: Path | str) -> IO[bytes]:
@@ -163,7 +172,9 @@ def _at_rate(frames: Iterator[Any], native: float, rate: float) -> Iterator[Tens
             yield shown
             due += 1
         held = frame
-    while held is not None and due / rate + half < time + length - 1e-9:  # the last is as long as the one before
+    if held is not None and held.duration:  # else the last is as long as the one before
+        length = float(held.duration * held.time_base)
+    while held is not None and due / rate + half < time + length - 1e-9:
         yield _pixels(held)
         due += 1
 

@@ -8,11 +8,12 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import signal
 from transformers.video_utils import load_video as load_frames
 
 from genalign.media import video
-from genalign.media.container import header, load_sound
+from genalign.media.container import header, load_sound, load_video
 from genalign.media.files import read_media
 from genalign.media.film import write_video
 from genalign.types import Media, Track, UsageError
@@ -200,6 +201,20 @@ def test_frames_are_turned_and_mirrored_as_the_file_says(tmp_path, name: str) ->
     frames, _ = video.read(path)
     assert frames.shape[1:] == wanted.shape
     assert (frames[0].float() - wanted).abs().mean() < 5
+
+
+def test_a_gif_is_given_with_the_frames_that_its_writer_merged(tmp_path) -> None:
+    levels, path = (10, 100, 100, 100, 200, 200, 250), tmp_path / "pause.gif"
+    frames = [Image.new("RGB", (16, 16), (level,) * 3) for level in levels]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=120)
+    with Image.open(path) as merged:
+        assert merged.n_frames == 4
+    clip, rate = load_video(path, None)
+    assert clip[:, 0, 8, 8].tolist() == list(levels)
+    assert rate == pytest.approx(1 / 0.12)
+    assert header(path)[:2] == (None, rate)
+    frames[0].save(path, save_all=True, append_images=frames[:1] * 8, duration=120)  # one that lasts 1.08 s
+    assert len(load_video(path, None)[0]) == 1
 
 
 def test_a_header_tells_of_the_video_without_a_frame(tmp_path) -> None:

@@ -17,7 +17,16 @@ COUNTED = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 ]  # fmt: skip
-NUMBER = re.compile(rf"(?<![\w.])[-−+]?\d[\d,]*(?:\.\d+)?%?(?![\w])|\b(?:{'|'.join(COUNTED)})\b", re.I)
+NUMBER = re.compile(
+    rf"""
+    (?<![\w.])([-−+]?(?>(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?|\.\d+))  # 1,000.5, -2, .5; never a part of one
+    (?:e([-−+]?\d+)  # 6.6e-34
+    | \s*(?:[x×·*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*{{?([-−+]?\d+)}}?)?  # 6.6 x 10^-34, 6.6 \times 10^{{-34}}
+    %?(?!\w)
+    | \b({"|".join(COUNTED)})\b
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
 BOX = re.compile(r"[\[(]\s*" + r"\s*,\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*[\])]")
 
 
@@ -26,8 +35,9 @@ class Answer(TextRule):
 
     key: the prompt's fact with the right answer; a row where it is null abstains. tag: the answer stands between <tag>
     and </tag>, once; null: it is the whole text. A right answer that is a number, in digits or as an English word up to
-    twenty, is compared as a number, to `tolerance`; any other as words: in lower case, without articles and punctuation
-    (SQuAD's normalisation, arXiv 1606.05250).
+    twenty, is compared as a number, whole numbers exactly and others to `tolerance` of its own size, so that 6.6e-34 is
+    not 1.6e-19; any other as words: in lower case, without articles and punctuation (SQuAD's normalisation, arXiv
+    1606.05250).
 
     unsure: the confidence where an answer cannot be read with certainty: in words, the right ones stand among others;
     as a number, there is none or several differ. Its score is then 0, and in a hybrid the model has the other share
@@ -74,8 +84,10 @@ class Answer(TextRule):
         found = set(numbers_of(given))
         if len(found) != 1:
             return Rated((0.0,), self.unsure)
-        off = abs(found.pop() - wanted)
-        if off <= self.tolerance:
+        answer = found.pop()
+        off = abs(answer - wanted)
+        whole = answer.is_integer() and wanted.is_integer()
+        if off <= (0.0 if whole else self.tolerance * abs(wanted)):
             return Rated((1.0,))
         return Rated((max(0.0, 1.0 - off / max(abs(wanted), 1.0)) if self.near else 0.0,))
 
@@ -154,12 +166,15 @@ def boxes_of(text: str) -> Any:
 
 
 def numbers_of(text: str) -> list[float]:
-    """The numbers of a text, in digits ("1,000", "-2.5", "40%") or as English words up to twenty."""
+    """The numbers of a text, in digits ("1,000", "-2.5", "40%", "6.6e-34", "6.6 x 10^-34") or as English words up to
+    twenty."""
     found = []
-    for written in NUMBER.findall(text):
-        word = written.lower()
-        plain = word.replace(",", "").replace("−", "-").rstrip("%")
-        found.append(float(COUNTED.index(word)) if word in COUNTED else float(plain))
+    for digits, *powers, word in NUMBER.findall(text):
+        if word:
+            found.append(float(COUNTED.index(word.lower())))
+        else:
+            power = "".join(powers) or "0"
+            found.append(float(f"{digits}e{power}".replace(",", "").replace("−", "-")))
     return found
 
 
