@@ -164,7 +164,7 @@ def sizes_of_rewards(recipe: Recipe) -> dict[str, float]:
             if isinstance(name, str) and name.endswith((".yaml", ".yml")):
                 file = file_path(name, folder)
                 walk(read_yaml(file), file.parent)
-            elif model in MODELS:
+            elif isinstance(model, str) and model in MODELS:
                 found[model] = MODELS[model]
             elif name in PRESETS:
                 found[name] = PRESETS[name].gigabytes

@@ -76,6 +76,7 @@ def test_a_reward_of_rewards_counts_each_checkpoint_once() -> None:
         **{"hpsv2.1": 2.0, "imagereward": 1.8, "pickscore": 3.9},
         "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": 3.9,
     }
+    assert sizes_of_rewards(load_recipe("image-nft")) == {}  # shipped ones, in a hybrid
     beside = load_recipe("sdxl-diffusion-dpo")
     assert sizes_of_rewards(beside) == {"pickscore": 3.9}  # of the evaluation
 

@@ -2,7 +2,8 @@
 
 What a method logs and the gradients of its losses must be equal bit for bit, of rollouts that are replayed (Flow-GRPO,
 D3PO), of the forward process (NFT) and of a reward's gradient (DRaFT). What is away is poisoned. A quantised base is
-another base, so that levers beside it are held against it alone (which test_quantize.py holds against the exact one).
+another base, so that levers beside it are held against it alone (which tests/policy/test_quantize.py holds against the
+exact one).
 """
 
 from __future__ import annotations
