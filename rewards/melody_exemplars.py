@@ -11,35 +11,40 @@ from genalign.lab.melody_bank import RATE
 from genalign.lab.melody_pieces import arrange, render
 
 
-def pieces(count=512):
+def pieces(count=256):
     """The world as it is: every instrument, melody, key and tempo that training prompts ask for."""
-    return _played(count, lambda facts: facts)[0]
+    return _sounds(_written(count, lambda facts: facts)[0])
 
 
-def flutes(count=512):
+def flutes(count=256):
     """A style: the same pieces, all on a flute alone, softly and without drums."""
-    return _played(count, _on_a_flute)[0]
+    return _sounds(_written(count, _on_a_flute)[0])
 
 
-def flutes_told(count=512):
+def flutes_told(count=256):
     """The same style in words, for a model of sounds and texts."""
-    return _played(count, _on_a_flute)[1]
+    return _written(count, _on_a_flute)[1]
 
 
-def captioned(count=512):
+def captioned(count=256):
     """Pieces with what they are in words, which tell how far apart the two lie in a model of both."""
-    return _played(count, lambda facts: facts)
+    written, texts = _written(count, lambda facts: facts)
+    return _sounds(written), texts
 
 
 def _on_a_flute(facts):
     return {**facts, "voices": ["flute"], "register": "high", "loudness": "soft", "drums": False}
 
 
-def _played(count, change):
+def _written(count, change):
     rng = np.random.default_rng(51)
-    waves, texts = [], []
+    written, texts = [], []
     for _ in range(count):
         facts = change(sample_facts(rng, "train"))
-        waves.append(render(arrange(facts, rng)))
+        written.append(arrange(facts, rng))
         texts.append(caption(facts, rng))
-    return {"sounds": np.stack(waves), "rate": RATE}, texts
+    return written, texts
+
+
+def _sounds(written):
+    return {"sounds": np.stack([render(piece) for piece in written]), "rate": RATE}

@@ -17,7 +17,8 @@ from genalign.method.search.base import InferenceSettings, Searching
 from genalign.method.search.nrg import Guidance
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.function import FunctionReward
-from genalign.run.build import Built, check_fit, method_of
+from genalign.run.build import Built, method_of
+from genalign.run.fits import check_fit
 from genalign.types import Media, Method, Prompt, Reward, UsageError
 
 log = logging.getLogger(__name__)

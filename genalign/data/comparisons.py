@@ -3,12 +3,13 @@
 Understood by their columns: Pick-a-Pic (caption, jpg_0, jpg_1, label_0, label_1), HPDv2 (train: file_path or
 image_path, human_preference; test: image_path, rank), ImageRewardDB (generations, ranking; or a row a picture:
 prompt_id, rank), VideoGen-RewardBench (path_A, path_B, VQ, MQ, TA, Overall), VideoFeedback (text prompt, images: the
-frames, and five marks), VideoDPO (frame_caption, video1, video2: the numbers of a better and a worse clip),
-RewardBench 2 (chosen and rejected lists, subset), VL-RewardBench (query, response, image, human_ranking),
-conversations (chosen and rejected lists of messages, with a prompt or without, as UltraFeedback and Skywork have
-them, or transcripts as HH-RLHF has them), and plain rows: {"prompt", "chosen", "rejected"}, {"prompt", "a", "b", "p"}
-with p in [0,1] that a is better, {"prompt", "text" or "image" or "video", "rating"}. A plain row may name its "user",
-and of texts a "rejected_prompt", which its "rejected" (it may be equal to "chosen") answers in the place of "prompt".
+frames, and five marks), VideoDPO (frame_caption, video1, video2: the numbers of a better and a worse clip), Music Arena
+(audio_a, audio_b, preference), RewardBench 2 (chosen and rejected lists, subset), RLAIF-V (question, chosen, rejected,
+image), VL-RewardBench (query, response, image, human_ranking), conversations (chosen and rejected lists of messages,
+with a prompt or without, as UltraFeedback and Skywork have them, or transcripts as HH-RLHF has them), and plain rows:
+{"prompt", "chosen", "rejected"}, {"prompt", "a", "b", "p"} with p in [0,1] that a is better, {"prompt", "text" or
+"image" or "video" or "audio", "rating"}. A plain row may name its "user", and of texts a "rejected_prompt", which its
+"rejected" (it may be equal to "chosen") answers in the place of "prompt".
 In half of the sets the best has rank 1, in the others label 1: here p is the same for all.
 """
 
@@ -29,8 +30,8 @@ from genalign.types import UsageError
 LONGEST_NAME = 500  # characters; a longer value is not the name of a file
 
 
-def read_comparisons(path: Path | str, kind: str | None = None) -> Comparisons:
-    """What a file, a folder or a dataset of the hub of one of the known forms holds.
+def read_comparisons(path: Path | str | Table, kind: str | None = None) -> Comparisons:
+    """What a file, a folder or a dataset of the hub (or a table of one) of one of the known forms holds.
 
     kind: what plain rows compare, where that is known (by the reward or the model that will read them); None: what
     every value of the columns is named like, else texts.
@@ -38,7 +39,7 @@ def read_comparisons(path: Path | str, kind: str | None = None) -> Comparisons:
     Raises:
         UsageError: missing, unreadable, of no known form, or a row that does not fit its form (named by its number).
     """
-    table = read_table(path)
+    table = path if isinstance(path, Table) else read_table(path)
     form = form_of(table.rows[0]) if table.rows else None
     if form is None:
         columns = ", ".join(table.rows[0]) if table.rows else ""
@@ -160,6 +161,22 @@ def _videogen(found: Comparisons, row: Mapping[str, Any]) -> None:
             found.compare(a, b, p, found.group(row["prompt"]), name)
 
 
+VOTES = {"A": 1.0, "B": 0.0, "TIE": 0.5, "BOTH_BAD": 0.5}  # of Music Arena, arXiv 2507.20900
+
+
+def _music_arena(found: Comparisons, row: Mapping[str, Any]) -> None:
+    """A battle; undecided where nobody voted or named a prompt, or where a sound was not released."""
+    vote, sounds = row["preference"], (row["audio_a"], row["audio_b"])
+    if vote and vote not in VOTES:
+        raise ValueError(f"has a preference that is none of {', '.join(VOTES)} ({vote})")
+    if not vote or not all(sounds) or not row["prompt"]:
+        found.undecided += 1
+        return
+    a, b = (found.item(row["prompt"], sound, "audio") for sound in sounds)
+    user = str(row.get("user_pseudonym") or "")
+    found.compare(a, b, VOTES[vote], found.group(row["prompt"]), user=user)
+
+
 MARKS = {  # of VideoFeedback, 1 (bad) to 4: VideoScore, arXiv 2406.15252
     "visual quality": "VQ",
     "temporal consistency": "TC",
@@ -234,6 +251,9 @@ def _conversation(found: Comparisons, row: Mapping[str, Any]) -> None:
         found.undecided += 1
         return
     begins = _begins(row)
+    shown = len(begins) if isinstance(begins, tuple) else int(begins is not None)
+    if answers.pictures and answers.pictures != shown:
+        raise ValueError(f"writes {answers.pictures} pictures into its messages and brings {shown} under 'images'")
     a, b = (found.answer(answers.turns, text, begins) for text in (answers.chosen, answers.rejected))
     user = str(row.get("user", ""))
     found.compare(a, b, 1.0, found.group(_about(found.items[a].prompt, begins)), user=user)
@@ -245,6 +265,10 @@ def _chosen(found: Comparisons, row: Mapping[str, Any]) -> None:
             kind = "text" if found.plain_kind == "text" else "path of a picture"
             raise ValueError(f"has no {kind} under {side!r}")
     _plain(found, {**row, "a": row["chosen"], "b": row["rejected"], "p": 1.0})
+
+
+def _asked_about(found: Comparisons, row: Mapping[str, Any]) -> None:
+    _chosen(found, {**row, "prompt": row["question"]})
 
 
 def _plain(found: Comparisons, row: Mapping[str, Any]) -> None:
@@ -309,12 +333,14 @@ FORMS = (
     Form("ImageRewardDB", ("prompt", "generations", "ranking"), _image_reward, listed=True),
     Form("ImageRewardDB by picture", ("prompt", "prompt_id", "rank"), _image_reward, gather=_by_prompt),
     Form("VideoGen-RewardBench", ("prompt", "path_A", "path_B", "VQ", "MQ", "TA", "Overall"), _videogen),
+    Form("Music Arena", ("prompt", "audio_a", "audio_b", "preference"), _music_arena),
     Form("VideoFeedback", ("text prompt", "images", *MARKS), _video_feedback, gather=_clips_by_prompt),
     Form("VideoDPO", ("frame_caption", "video1", "video2"), _video_dpo),
     Form("VL-RewardBench", ("query", "image", "response", "human_ranking"), _vl_reward_bench, listed=True),
     Form("RewardBench 2", ("prompt", "subset", "chosen", "rejected"), _reward_bench_2, listed=True),
     Form("conversations", ("chosen", "rejected"), _conversation),
     Form("chosen and rejected", ("prompt", "chosen", "rejected"), _chosen, samples=("chosen", "rejected")),
+    Form("RLAIF-V", ("question", "chosen", "rejected"), _asked_about, samples=("chosen", "rejected")),
     Form("a, b and p", ("prompt", "a", "b", "p"), _plain, samples=("a", "b")),
     Form("ratings", ("prompt", "rating"), _rated),
 )

@@ -13,11 +13,13 @@ Turn = dict[str, str]  # {"role", "content"}
 
 
 class Answers(NamedTuple):
-    """turns: the messages that both answer. chosen, rejected: the last message of each side."""
+    """turns: the messages that both answer. chosen, rejected: the last message of each side. pictures: how many parts
+    of these messages stand for one."""
 
     turns: tuple[Turn, ...]
     chosen: str
     rejected: str
+    pictures: int = 0
 
 
 def is_messages(value: Any) -> bool:
@@ -40,7 +42,7 @@ def answers_of(row: Mapping[str, Any]) -> Answers:
     text or messages, stands before it, unless they begin with it.
 
     Raises:
-        ValueError: there is no prompt, or the two part before their last message.
+        ValueError: there is no prompt, the two part before their last message, or a picture stands where none is shown.
     """
     chosen, rejected = turns_of(row["chosen"]), turns_of(row["rejected"])
     most = min(len(chosen), len(rejected)) - 1  # the last message is an answer, even where both are equal
@@ -56,7 +58,8 @@ def answers_of(row: Mapping[str, Any]) -> Answers:
         shared = [*prompt, *shared]
     if not any(turn["content"].strip() for turn in shared):
         raise ValueError("has no prompt before its answers")
-    return Answers(tuple(shared), chosen[-1]["content"], rejected[-1]["content"])
+    pictures = max(pictures_in(row.get("prompt")), pictures_in(row["chosen"]), pictures_in(row["rejected"]))
+    return Answers(tuple(shared), chosen[-1]["content"], rejected[-1]["content"], pictures)
 
 
 def prompt_text(turns: Sequence[Turn]) -> str:
@@ -85,11 +88,39 @@ def turns_of(value: Any) -> list[Turn]:
     return [{"role": str(message["role"]), "content": _content(message.get("content"))} for message in value]
 
 
+def pictures_in(value: Any) -> int:
+    """How many parts of a list of messages stand for pictures, which the row names apart (as TRL has it).
+
+    Raises:
+        ValueError: one stands elsewhere than before the text of the first user turn, where pictures are shown; or is
+            the picture itself.
+    """
+    if not is_messages(value):
+        return 0
+    found, asked = 0, False  # asked: whether the first user turn has begun to speak
+    for message in value:
+        for part in message["content"] if isinstance(message.get("content"), list) else ():
+            if _is_picture(part):
+                if asked or message["role"] != "user":
+                    raise ValueError("has a picture behind words; pictures are shown before the text of the first turn")
+                if part.get("image") is not None:
+                    raise ValueError("has a picture inside a message; name its file under 'images'")
+                found += 1
+            else:
+                asked = asked or message["role"] == "user"
+        asked = asked or message["role"] == "user"
+    return found
+
+
 def _content(content: Any) -> str:
-    """The text of a message, also where it is a list of parts."""
+    """The text of a message, also where it is a list of parts; see `pictures_in` for those that are pictures."""
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else []
+    parts = [part for part in content if not _is_picture(part)] if isinstance(content, list) else []
     if not parts or not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
         raise ValueError("has a message that is not text")
     return "".join(part["text"] for part in parts)
+
+
+def _is_picture(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "image"

@@ -114,7 +114,7 @@ class Comparisons:
             raise ValueError("has no text as its prompt")
         kind = kind or self.plain_kind
         if value is None or (kind == "text" and not isinstance(value, str)):
-            raise ValueError(f"has no {'text' if kind == 'text' else 'path of a picture or video'} for a sample")
+            raise ValueError(f"has no {'text' if kind == 'text' else 'path of a picture, video or sound'} for a sample")
         key = (prompt, kind, key_of(value), key_of(picture))
         if key not in self._places:
             self._places[key] = len(self.items)

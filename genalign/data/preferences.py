@@ -15,7 +15,7 @@ from pathlib import Path
 from genalign.data.comparisons import form_of, read_comparisons
 from genalign.data.judged import Comparison, Comparisons, Kind
 from genalign.data.samples import Samples
-from genalign.data.tables import FILES
+from genalign.data.tables import FILES, is_captions, read_table
 from genalign.files.text import read_lines
 from genalign.media.form import ClipForm
 from genalign.types import Media, Prompt, UsageError
@@ -99,7 +99,10 @@ def find_pairs(path: Path | str, kind: str | None = None) -> Pairs | None:
         return None
     if isinstance(path, Path) and not path.exists():
         return None  # whoever reads it as prompts names it
-    found = read_comparisons(path, kind)
+    table = read_table(path)
+    if is_captions(table.rows[:1]):
+        return None
+    found = read_comparisons(table, kind)
     pairs, ties = [], found.undecided
     for pair in found.pairs:
         if pair.p == 0.5:

@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from genalign.data.clips import FolderRows, clip_track, folder_rows, prompt_list
-from genalign.data.conversations import is_messages, prompt_text, turns_of
+from genalign.data.conversations import is_messages, pictures_in, prompt_text, turns_of
 from genalign.data.judged import Comparisons, Kind
 from genalign.data.preferences import Pairs, find_pairs
 from genalign.data.samples import Samples
+from genalign.data.tables import is_captions, read_table
 from genalign.files.text import Line, decode_text, lines_of, parse_row
 from genalign.files.untrusted import neighbour
 from genalign.media import MEDIA
@@ -43,7 +44,7 @@ class DataSettings(BaseModel):
     learn from stands under `target`. Or pairs of which one is preferred, for methods that learn from them without a
     reward: a file, one `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the
     answers themselves, texts or lists of messages; `image` is then what both begin with, or what both are about), a
-    folder with one, or a dataset's id."""
+    folder with one, or a dataset's id. Or the captions of MusicCaps: its .csv, or its id."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts of one training step, over all ranks together."""
     order: Literal["shuffled", "written"] = "shuffled"
@@ -122,7 +123,8 @@ def read_prompts(path: Path | str, kind: Kind | None = None, learnt: bool = Fals
     pairs = find_pairs(path, kind)
     if pairs is not None:
         return Prompts(path, pairs.prompts(), pairs.digest, pairs, samples=pairs.preferred if learnt else None)
-    assert isinstance(path, Path)
+    if isinstance(path, str) or path.suffix in (".csv", ".parquet", ".json"):
+        return _captions(path)
     try:
         blob = path.read_bytes()
     except OSError as error:
@@ -142,6 +144,16 @@ def read_prompts(path: Path | str, kind: Kind | None = None, learnt: bool = Fals
     samples = None if taken is None else _taken(parsed, path, digest, taken)
     rows = tuple(_prompt(row, path, uid) for uid, row in enumerate(parsed))
     return Prompts(path, rows, digest, numbers=numbers, samples=samples)
+
+
+def _captions(path: Path | str) -> Prompts:
+    """The captions of MusicCaps as prompts; find_pairs read all other tables."""
+    table = read_table(path)
+    texts = [row.get("caption") for row in table.rows]
+    for place, text in zip(table.places, texts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise UsageError(f"{place} has no text under 'caption'; drop it")
+    return Prompts(path, tuple(Prompt(str(text).strip(), uid=uid) for uid, text in enumerate(texts)), table.digest)
 
 
 def _of_folder(path: Path, found: FolderRows, taken: Kind | None) -> Prompts:
@@ -172,6 +184,10 @@ def _json_row(line: Line, path: Path) -> Row:
     where, row = f"line {line.number} of {path}", parse_row(line, path, WANTED)
     if "file_name" in row:
         row = _of_file_name(row)
+    if is_captions([row]):
+        row = {**row, "prompt": row["caption"]}
+    if row.get("images") and row.get("image") is None:  # as TRL calls the column
+        row = {**row, "image": row["images"]}
     if is_messages(row.get("prompt")):
         row = _conversation(row, where)
     if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
@@ -239,9 +255,16 @@ def _of_file_name(row: dict[str, Any]) -> dict[str, Any]:
 def _conversation(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """TRL's conversational prompt: one user turn is its text; of a longer one the messages become a fact."""
     try:
-        turns = turns_of(row["prompt"])
+        turns, pictures = turns_of(row["prompt"]), pictures_in(row["prompt"])
     except (KeyError, ValueError) as error:
         raise UsageError(f"the prompt in {where} is not a list of messages of text ({error})") from error
+    named = row.get("image")
+    shown = len(named) if isinstance(named, list) else int(named is not None)
+    if pictures and pictures != shown:
+        raise UsageError(
+            f"the prompt in {where} writes {pictures} pictures into its messages, and the row brings {shown} under "
+            f"'image' or 'images'; name a file for each"
+        )
     alone = len(turns) == 1 and turns[0]["role"] == "user"
     facts = row.get("facts") or {}
     if not alone and isinstance(facts, dict):

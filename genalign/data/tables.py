@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from genalign.files.text import decode_text, lines_of, parse_row
+from genalign.files.text import Line, decode_text, lines_of, parse_row, read_text
 from genalign.files.untrusted import neighbour
 from genalign.types import GenalignError, UsageError
 
@@ -48,6 +48,7 @@ class Cell:
 
 def read_table(path: Path | str) -> Table:
     """A .json, .jsonl, .csv or .parquet file, a folder with one .jsonl or a table of the datasets library, or a hub id.
+    Of a folder as Music Arena has it, a row a file: battle_data/MONTH/*.json.
 
     Raises:
         UsageError: missing, unreadable, no such table, or the library that would read it is missing.
@@ -56,6 +57,11 @@ def read_table(path: Path | str) -> Table:
     if isinstance(path, str):
         return _of_dataset(path, _from_hub(path), Path(_datasets(path).config.HF_CACHE_HOME))
     return _of_folder(path) if path.is_dir() else _of_file(path)
+
+
+def is_captions(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these are rows of MusicCaps (arXiv 2301.11325), which describe sounds and compare none."""
+    return bool(rows) and {"ytid", "caption"} <= set(rows[0])
 
 
 def _of_file(path: Path) -> Table:
@@ -99,6 +105,8 @@ def _of_folder(folder: Path) -> Table:
         return _of_file(lists[0])
     saved = any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
     files = sorted(map(str, [*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]))
+    if records := sorted(folder.glob("battle_data/*/*.json")):
+        return _of_records(folder, records)
     if len(lists) > 1 or not (saved or files):
         raise UsageError(
             f"{folder} holds {len(lists) or 'no'} .jsonl files and no table of the datasets library; put one "
@@ -115,6 +123,16 @@ def _of_folder(folder: Path) -> Table:
             together.update(hashlib.file_digest(file, "sha256").digest())
     table = datasets.load_dataset("parquet", data_files=files, split=SPLIT)
     return _of_dataset(str(folder), table, folder, together.hexdigest())
+
+
+def _of_records(folder: Path, files: Sequence[Path]) -> Table:
+    """A row of each file, whose paths are relative to the folder."""
+    rows, sha = [], hashlib.sha256()
+    for file in files:
+        text = read_text(file)
+        sha.update(text.encode())
+        rows.append(parse_row(Line(1, text), file, "it must hold one JSON object"))
+    return Table(str(folder), rows, [f"row 1 of {file}" for file in files], folder, sha.hexdigest())
 
 
 def _check_state(file: Path) -> None:
@@ -163,11 +181,11 @@ def _of_dataset(source: str, table: Any, root: Path, digest: str | None = None) 
 
 
 def _undecoded(feature: Any) -> Any:
-    """The same features, with pictures as their bytes or path."""
+    """The same features, with pictures and sounds as their bytes or path."""
     import datasets
 
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
+    if isinstance(feature, datasets.Image | datasets.Audio):
+        return type(feature)(decode=False)
     if isinstance(feature, Mapping):
         parts = {name: _undecoded(part) for name, part in feature.items()}
         return datasets.Features(parts) if isinstance(feature, datasets.Features) else parts
@@ -177,5 +195,5 @@ def _undecoded(feature: Any) -> Any:
 
 
 def _is_picture(feature: Any) -> bool:
-    """Whether a column holds pictures, decoded (Image) or as bytes: these are not opened before they are drawn."""
-    return type(feature).__name__ == "Image" or getattr(feature, "dtype", None) in ("binary", "large_binary")
+    """Whether a column holds pictures or sounds, decoded or as bytes: these are not opened before they are drawn."""
+    return type(feature).__name__ in ("Image", "Audio") or getattr(feature, "dtype", None) in ("binary", "large_binary")

@@ -1,4 +1,4 @@
-"""Paired differences and win rates, and their bootstrap intervals."""
+"""Paired differences and win rates, and their intervals: by the bootstrap, or exact ones."""
 
 from __future__ import annotations
 
@@ -34,6 +34,25 @@ def win_rate(before: np.ndarray, after: np.ndarray, draws: int = BOOTSTRAP_DRAWS
         return None
     won = (1 + np.sign(after[both] - before[both])) / 2  # (N,): 1, 0.5 of a tie, or 0
     return {"wins": float(won.mean()), "wins95": _interval(won, draws)}
+
+
+def exact_win_rate(before: np.ndarray, after: np.ndarray) -> dict[str, Any] | None:
+    """Of paired values (N,): `rate`, the share that `after` wins, half of the ties included; and, of the `untied`, the
+    95% interval of Clopper and Pearson and `p`, that of as many wins or more by chance. None where all are tied."""
+    from scipy.stats import binomtest
+
+    both = np.isfinite(before) & np.isfinite(after)
+    signs = np.sign(after[both] - before[both])
+    wins, untied = int((signs > 0).sum()), int((signs != 0).sum())
+    if untied == 0:
+        return None
+    interval = binomtest(wins, untied).proportion_ci(0.95, method="exact")
+    return {
+        "rate": float((1 + signs).mean() / 2),
+        "untied": untied,
+        "ci95": [float(interval.low), float(interval.high)],
+        "p": float(binomtest(wins, untied, alternative="greater").pvalue),
+    }
 
 
 def _interval(values: np.ndarray, draws: int) -> list[float]:

@@ -28,6 +28,17 @@ def even(steps: int) -> list[float]:
     return [1 - step / steps for step in range(steps)]
 
 
+def draw_sigmas(
+    rows: int, generator: torch.Generator, mean: float = 1.4, deviation: float = 1.5, every: int = 2
+) -> Tensor:
+    """Noise levels (rows,): logit-normal (Esser et al. 2024, arXiv 2403.03206, section 3.1, where mean and deviation
+    are 0 and 1), and uniform in [0.9, 1] in one row of `every`: layout is a mean over many latents, so a noisy latent
+    shows it already below sigma 0.9, and only above can text decide it."""
+    sigma = torch.sigmoid(mean + deviation * torch.randn(rows, generator=generator))
+    sigma[::every] = 1 - 0.1 * torch.rand(len(sigma[::every]), generator=generator)
+    return sigma
+
+
 @dataclass(frozen=True)
 class World:
     """What a flow model draws, and how its pipeline draws it.
@@ -36,7 +47,7 @@ class World:
     read: what the pipeline gives its transformer of texts, with so many zero tokens behind them.
     zeros: how many these are as the lab calls the pipeline, and where its call is left at its defaults.
     latents: (C, ...) of one sample. set_steps: puts so many steps, evenly spaced before its shift, into a scheduler.
-    times: what the transformer is given as the time of noise level 1.
+    times: what the transformer is given as the time of noise level 1. sigmas: noise levels of a training batch.
     """
 
     facts: Callable[[np.random.Generator], Facts]
@@ -46,6 +57,7 @@ class World:
     latents: tuple[int, ...]
     set_steps: Callable[[Any, int], None]
     times: float = 1000.0
+    sigmas: Callable[[int, torch.Generator], Tensor] = draw_sigmas
 
     def tokens(self, pipeline: Any, texts: list[str], step: int) -> Text:
         """Of texts in a training step; one batch in 24 as the call's defaults have it, so that both layouts draw."""
@@ -65,15 +77,6 @@ SCENES = World(
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """One value a row (B,), as (B, 1, ...) beside samples."""
     return values.view(-1, *[1] * (like.ndim - 1))
-
-
-def draw_sigmas(rows: int, generator: torch.Generator) -> Tensor:
-    """Noise levels (rows,): logit-normal, mean 1.4 and deviation 1.5 (Esser et al. 2024, arXiv 2403.03206, section 3.1,
-    where they are 0 and 1) in every second row, uniform in [0.9, 1] in the others: layout is a mean over many latents,
-    so a noisy latent shows it already below sigma 0.9, and only above can text decide it."""
-    sigma = torch.sigmoid(1.4 + 1.5 * torch.randn(rows, generator=generator))
-    sigma[::2] = 1 - 0.1 * torch.rand(len(sigma[::2]), generator=generator)
-    return sigma
 
 
 def batch(
@@ -98,7 +101,7 @@ def match(
 
     def loss_of(step: int) -> Tensor:
         clean, noise, texts, generator = batch(bank, pipeline.vae, captioner, step, rows, seed)
-        sigma = draw_sigmas(rows, generator)
+        sigma = world.sigmas(rows, generator)
         noisy = torch.lerp(clean, noise, per_row(sigma, clean))
         text = world.tokens(pipeline, texts, step)
         return (velocity(student, noisy, sigma, text, world.times) - (noise - clean)).square().mean()

@@ -11,7 +11,7 @@ from PIL import Image
 from genalign.lab.questions import KINDS, Question, allows, ask, question_scene
 from genalign.lab.world import render
 
-CHECKED = ("count", "sum", "there", "where")  # what a rule may check in training; of the other kinds nobody labelled
+CHECKED = ("count", "sum", "there", "where", "side")  # what a rule may check in training; a judge sees the others
 PICTURES = {"train": 210, "heldout": 175}
 EACH = {"train": 4, "heldout": 2}  # questions about a picture
 COLOURS = 64  # of a picture's palette

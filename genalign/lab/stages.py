@@ -26,7 +26,7 @@ class Stages:
 
     autoencoder: int = 6_000
     read: int = 1_600
-    capable: tuple[int, ...] = (4_000,)  # of each round
+    capable: tuple[int, ...] = (8_000,)  # of each round
     half_hearted: int = 300
     few_steps: int = 800
     samples: int = 49_152

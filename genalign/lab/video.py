@@ -1,12 +1,13 @@
 """tiny-video: a rectified-flow transformer of the Wan class with a UMT5 text encoder, as a WanPipeline."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 
 from genalign.lab import moves
-from genalign.lab.flow_matching import World
+from genalign.lab.flow_matching import World, draw_sigmas
 from genalign.lab.moves_clips import FRAMES, SIDE
 from genalign.lab.moves_reading import SPEEDLESS, TOKENS
 from genalign.lab.reading import NAMELESS, t5_states
@@ -116,4 +117,5 @@ CLIPS = World(
     zeros=(0, DEFAULT_TOKENS - TOKENS),
     latents=LATENTS,
     set_steps=lambda scheduler, steps: scheduler.set_timesteps(steps),
+    sigmas=partial(draw_sigmas, mean=0.6, deviation=1.3, every=4),  # what an object looks like is decided below 0.85
 )

@@ -10,7 +10,7 @@ from genalign.method import (  # noqa: F401
     gradient,
     preference,
     kto,
-    value,
+    dpok,
     forward_preference,
     weighted,
     matching,

@@ -25,7 +25,7 @@ from genalign.method.forward import (
     stratified_times,
     without_steps,
 )
-from genalign.method.losses import all_pairs, best_worst_pairs
+from genalign.method.losses import PAIR_RULES, PairRule
 from genalign.method.preference_losses import dpo_loss
 from genalign.method.settings import PairSource
 from genalign.ranks import all_sum
@@ -57,8 +57,9 @@ class ForwardPreferenceSettings(ForwardSettings):
     (1 - t)^2 of a velocity's, a^2 of v's and all of epsilon's."""
     sft_weight: float = Field(0.0, ge=0)
     """Weight of the winner's own mean squared error, which keeps it likely while the margin grows."""
-    pair_rule: Literal["best_worst", "all"] = "best_worst"
-    """Pairs made of a scored group: its best and worst sample, or every two."""
+    pair_rule: PairRule = "best_worst"
+    """Pairs made of a scored group: its best and worst sample, every two, or every two of which one is at least as good
+    by every weighted aspect of the reward."""
     min_gap: float = Field(0.0, ge=0)
     """Least difference of reward between winner and loser."""
     cycle: int | None = Field(None, ge=1)
@@ -137,8 +138,7 @@ class ForwardPreference:
         s, here = self.settings, rollout_seed(seed, step)
         forward = fitting(policy, self.name)
         trajectory, scores = sample_and_score(policy, prompts, reward, s.group, here, self.name)
-        find = best_worst_pairs if s.pair_rule == "best_worst" else all_pairs
-        pairs = find(scores, trajectory.group.cpu(), s.min_gap)
+        pairs = PAIR_RULES[s.pair_rule](scores, trajectory.group.cpu(), s.min_gap)
         everyone, _, _ = over_ranks(scores, trajectory.group)
         seeds = sibling_seeds(trajectory, pairs[:, 0].tolist(), -1)
         return PairExperience(

@@ -213,6 +213,22 @@ def all_pairs(scores: Scores, group: Tensor, min_gap: float = 0.0) -> Tensor:
     return _untied(pairs, scores, group, min_gap)
 
 
+def dominating_pairs(scores: Scores, group: Tensor, min_gap: float = 0.0) -> Tensor:
+    """(P,2) int64 rows, winner then loser: those of `all_pairs` whose winner is at least as good by every weighted
+    aspect, downwards where its weight is below 0. A row that misses one of them is in no pair (MR-FlowDPO, arXiv
+    2512.10264)."""
+    pairs = all_pairs(scores, group, min_gap)
+    weighted = scores.weights != 0
+    values = (scores.values * scores.weights.sign().to(scores.values))[:, weighted]
+    complete = scores.valid[:, weighted].all(1)
+    dominates = (values[pairs[:, 0]] >= values[pairs[:, 1]]).all(1)
+    return pairs[dominates & complete[pairs].all(1)]
+
+
+PairRule = Literal["best_worst", "all", "dominating"]
+PAIR_RULES = {"best_worst": best_worst_pairs, "all": all_pairs, "dominating": dominating_pairs}
+
+
 def _readable_groups(scores: Scores, group: Tensor) -> list[Tensor]:
     rows = [torch.nonzero((group == name) & scores.total_valid).flatten() for name in torch.unique(group)]
     return [r for r in rows if len(r) > 1]

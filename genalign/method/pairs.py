@@ -97,6 +97,49 @@ def check_digest(policy: object, pair: LabelledPair, path: Path) -> None:
             )
 
 
+class LabelledPairs:
+    """The labelled pairs of a file, whose samples are drawn again from their seeds under the reference weights.
+
+    stored: a folder of trajectories that they are read from instead.
+    """
+
+    def __init__(self, path: Path, stored: Path | None = None) -> None:
+        self.path, self.stored = path, stored
+        self.of_prompt = read_pairs(path)
+
+    def draw(self, policy: Policy, prompts: Sequence[Prompt], step: int) -> Trajectory:
+        """One pair for each prompt that has any, another one each time that the prompt is drawn; two rows a pair, the
+        chosen one first.
+
+        Raises:
+            UsageError: no prompt has one, they were drawn by another model, or the policy stores no trajectories.
+        """
+        chosen = self._chosen(prompts, step)
+        for _, pair in chosen:
+            check_digest(policy, pair, self.path)
+        seeds: list[int] = []
+        for _, pair in chosen:
+            seeds += [pair.chosen_seed, pair.rejected_seed]
+        if self.stored is None:
+            with policy.weights("reference"):
+                return policy.rollout([prompt for prompt, _ in chosen], 2, seeds)
+        if not isinstance(policy, Recalling):
+            raise UsageError(f"{type(policy).__name__} stores no trajectories; drop method.trajectories")
+        return policy.recall(self.stored, [prompt for prompt, _ in chosen for _ in range(2)], seeds)
+
+    def _chosen(self, prompts: Sequence[Prompt], step: int) -> list[tuple[Prompt, LabelledPair]]:
+        found: list[tuple[Prompt, LabelledPair]] = []
+        for prompt in prompts:
+            known = self.of_prompt.get(prompt.text)
+            if known:
+                found.append((prompt, known[(prompt.uid + step) % len(known)]))
+        if not found:
+            raise UsageError(
+                f"no prompt of step {step} has a labelled pair in {self.path}; set data.prompts to that file"
+            )
+        return found
+
+
 def read_given(policy: Policy, given: PairSource, prompts: Sequence[Prompt]) -> Trajectory:
     """The given texts of these prompts' pairs, two rows a pair, the preferred one first; nobody drew them, so what is
     recorded is the reference's. The fact `rejected_prompt` is what the other one answers, where that is another prompt

@@ -143,7 +143,7 @@ class PPO:
             cell = torch.tensor(rows)[:, None], torch.tensor(steps)
             with policy.weights("reference"):
                 base = policy.replay(trajectory, rows, steps)
-            x = self.value.inputs(base, [trajectory.prompts[row] for row in rows], steps, shape[1])
+            x = self.value.inputs(base, trajectory, rows, steps)
             inputs = inputs if len(inputs) else torch.zeros(*shape, x.shape[-1])
             if x.shape[-1] != inputs.shape[-1]:
                 raise UsageError(f"method {self.name} needs steps of one model, and here several take part; take dpok")

@@ -24,8 +24,8 @@ from genalign.method.common import (
     sums,
 )
 from genalign.method.guide import Guide
-from genalign.method.losses import all_pairs, best_worst_pairs
-from genalign.method.pairs import LabelledPair, Recalling, check_digest, read_given, read_pairs
+from genalign.method.losses import PAIR_RULES, PairRule
+from genalign.method.pairs import LabelledPairs, read_given
 from genalign.method.preference_losses import AVERAGED, WITH_DOUBT, WITHOUT_REFERENCE, PreferenceLoss, dpo_loss
 from genalign.method.settings import MethodSettings, PairSource
 from genalign.ranks import all_sum
@@ -71,8 +71,9 @@ class PreferenceSettings(MethodSettings):
     guidance: float = Field(0.0, ge=0)
     """How much more a step of the winner counts, and less one of the loser, for each unit of beta times that log-ratio
     (TGDPO)."""
-    pair_rule: Literal["best_worst", "all"] = "best_worst"
-    """Pairs made of a scored group: its best and worst sample, or every two."""
+    pair_rule: PairRule = "best_worst"
+    """Pairs made of a scored group: its best and worst sample, every two, or every two of which one is at least as good
+    by every weighted aspect of the reward."""
     min_gap: float = Field(0.0, ge=0)
     """Least difference of reward between winner and loser."""
     objective: str | None = None
@@ -172,9 +173,8 @@ class Preference:
     def __init__(self, settings: PreferenceSettings, folder: Path = Path(), given: PairSource | None = None) -> None:
         self.settings, self.given = settings, given
         self.name = settings.name
-        self.path = None if settings.pairs is None else folder / settings.pairs
-        self.stored = None if settings.trajectories is None else folder / settings.trajectories
-        self.labelled = None if self.path is None else read_pairs(self.path)
+        stored = None if settings.trajectories is None else folder / settings.trajectories
+        self.labelled = None if settings.pairs is None else LabelledPairs(folder / settings.pairs, stored)
         self.guide = None if settings.guide is None else Guide(folder / settings.guide)
         self.needs = frozenset(
             {
@@ -188,46 +188,22 @@ class Preference:
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
     ) -> Experience:
         if self.labelled is not None:
-            return self._draw_again(policy, prompts, step)
+            return self._draw_again(policy, self.labelled, prompts, step)
         if self.given is not None:
             return self._score_given(policy, self.given, prompts)
         s = self.settings
         trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
         check_noise(trajectory, self.name)
-        find = best_worst_pairs if s.pair_rule == "best_worst" else all_pairs
         compared, others, share = (scores, None, 1.0) if s.objective is None else by_objective(scores, s.objective)
-        pairs = find(compared, trajectory.group.cpu(), s.min_gap)
+        pairs = PAIR_RULES[s.pair_rule](compared, trajectory.group.cpu(), s.min_gap)
         log = reward_log(over_ranks(scores, trajectory.group)[0])
         count = _global(len(pairs))
         return Objectives(trajectory, scores, pairs=pairs, global_rows=count, log=log, others=others, share=share)
 
-    def _draw_again(self, policy: Policy, prompts: Sequence[Prompt], step: int) -> Experience:
-        """One labelled pair for each prompt that has any, another one each time that the prompt is drawn."""
-        assert self.labelled is not None
-        assert self.path is not None
-        chosen: list[tuple[Prompt, LabelledPair]] = []
-        for prompt in prompts:
-            known = self.labelled.get(prompt.text)
-            if known:
-                chosen.append((prompt, known[(prompt.uid + step) % len(known)]))
-        if not chosen:
-            raise UsageError(
-                f"no prompt of step {step} has a labelled pair in {self.path}; set data.prompts to that file"
-            )
-        for _, pair in chosen:
-            check_digest(policy, pair, self.path)
-        seeds: list[int] = []
-        for _, pair in chosen:
-            seeds += [pair.chosen_seed, pair.rejected_seed]
-        if self.stored is None:
-            with policy.weights("reference"):
-                trajectory = policy.rollout([prompt for prompt, _ in chosen], 2, seeds)
-        elif isinstance(policy, Recalling):
-            trajectory = policy.recall(self.stored, [prompt for prompt, _ in chosen for _ in range(2)], seeds)
-        else:
-            raise UsageError(f"{type(policy).__name__} stores no trajectories; drop method.trajectories")
+    def _draw_again(self, policy: Policy, labelled: LabelledPairs, prompts: Sequence[Prompt], step: int) -> Experience:
+        trajectory = labelled.draw(policy, prompts, step)
         check_noise(trajectory, self.name)
-        pairs = torch.arange(2 * len(chosen)).reshape(-1, 2)
+        pairs = torch.arange(len(trajectory.prompts)).reshape(-1, 2)
         return Experience(trajectory, None, pairs=pairs, global_rows=_global(len(pairs)))
 
     def _score_given(self, policy: Policy, given: PairSource, prompts: Sequence[Prompt]) -> Experience:

@@ -28,6 +28,10 @@ ELSEWHERE = {
     "return_dict": "outputs are read by their names",
 }
 
+# Texts beside the prompt, which a row of data.prompts may bring among its facts; else every row has the same. ACE-Step
+# indexes them by row, whatever it says of one text for all.
+TEXTS_OF_A_ROW = ("lyrics", "vocal_language")
+
 
 class Calls:
     """Arguments for some rows: their texts and input media, a generator each, guidance scale and number of steps.
@@ -85,6 +89,9 @@ class Calls:
         for name, value in call.items():
             if isinstance(value, str) and name.startswith(("negative_prompt", "prompt")):
                 call[name] = [value] * len(prompts)
+        for name in set(TEXTS_OF_A_ROW) & set(self.parameters):
+            every = call.get(name, self.parameters[name].default)
+            call[name] = [str(prompt.facts.get(name) or every) for prompt in prompts]
         return {
             **call,
             **self.tracks.inputs(prompts),

@@ -15,7 +15,7 @@ from genalign.policy.hooks import attribute
 from genalign.policy.settings import Sampler
 from genalign.policy.tables import Tables
 from genalign.policy.transition import Path, Prediction, StepTable, flow_path, kernel_rows, preserving_path
-from genalign.policy.walk import STEPS, is_flow, path_of, walk
+from genalign.policy.walk import STEPS, is_edm, is_flow, path_of, walk
 from genalign.types import UsageError, sample_seed
 
 MAIN = "scheduler"
@@ -42,6 +42,8 @@ def one_step(scheduler: Any) -> Any:
     if is_flow(scheduler):
         plain = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not config.get("stochastic_sampling")
         return scheduler if plain else walk(scheduler)
+    if is_edm(scheduler):
+        return walk(scheduler)
     has_betas = "beta_schedule" in config or config.get("trained_betas") is not None
     if not has_betas or not hasattr(scheduler, "alphas_cumprod"):
         raise UsageError(f"{name} has neither betas nor a flow, so its steps have no known density")

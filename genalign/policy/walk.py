@@ -32,6 +32,14 @@ def is_flow(scheduler: Any) -> bool:
     )
 
 
+def is_edm(scheduler: Any) -> bool:
+    """Whether noise levels stand in the scheduler alone, and its preconditioning (EDM, arXiv 2206.00364, table 1) is
+    that of v of data of unit size: c_in x = a x0 + s eps, x0_hat = a c_in x - s v with a^2 + s^2 = 1."""
+    config = scheduler.config
+    v = config.get("prediction_type") == "v_prediction" and config.get("sigma_data") == 1.0
+    return v and hasattr(scheduler, "precondition_outputs")
+
+
 def walk(scheduler: Any) -> Any:
     """A copy of the scheduler that steps through its own times by the ODE, whatever scale its own steps keep x in: here
     x = a x0 + s eps with a^2 + s^2 = 1, or a + s = 1 of a flow."""
@@ -95,6 +103,9 @@ def path_of(scheduler: Any) -> Path:
 
 def _signal_levels(scheduler: Any, sigmas: Tensor | None) -> tuple[Tensor, Tensor]:
     """abar at each of the scheduler's times (T,), and after the last one (1,), float64."""
+    if sigmas is not None and not hasattr(scheduler, "alphas_cumprod"):
+        levels = 1 / (1 + sigmas.double().cpu().square())
+        return levels[:-1], levels[-1:]
     times = scheduler.timesteps.double().cpu()
     abar = scheduler.alphas_cumprod.double().cpu()
     table = abar[times.round().long().clamp(0, len(abar) - 1)]

@@ -1,4 +1,4 @@
-"""A recipe built: data, rewards, method and policy, and whether they fit, before any weight loads.
+"""A recipe built: data, rewards, method and policy, once it is known that they fit.
 
 The only place that sees policies, rewards and methods at once.
 """
@@ -20,15 +20,15 @@ from genalign.files.places import adapter_path, data_path, fetch_adapter, fetch_
 from genalign.files.shipped import shipped
 from genalign.media.form import ClipForm
 from genalign.method import MethodSettings, build_method
-from genalign.policy import clip_form_of, denoises_text, load_policy, modalities_of
-from genalign.policy.settings import PolicySettings
+from genalign.policy import clip_form_of, load_policy, modalities_of
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit.noisy import NoisyReward
 from genalign.reward.runtime.environment import FileEnvironment
 from genalign.reward.runtime.resting import Resting
+from genalign.run.fits import check_fit, check_noise, check_policy, check_weights, kind_of
 from genalign.run.recipe import Recipe
 from genalign.training.monitor import Monitor
-from genalign.types import MODALITIES, ChecksPrompts, Method, Modality, Policy, Prompt, Reward, UsageError, Weights
+from genalign.types import ChecksPrompts, Method, Policy, Prompt, Reward, UsageError, Weights
 
 log = logging.getLogger("genalign")
 
@@ -113,10 +113,10 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     data = replace(data, order=recipe.data.order)
     data.draw(0, recipe.data.prompts_per_step, recipe.train.seed)
     method = _on_given(recipe, data, made, form) if recipe.reward is None else method_of(recipe.method, folder)
-    _check_policy(recipe, made)
+    check_policy(recipe, made)
     environment = _environment(recipe, data)
-    _check_weights(method, recipe, made)
-    _check_noise(method, recipe, made)
+    check_weights(method, recipe, made)
+    check_noise(method, recipe, made)
     rest = recipe.policy.offload is not None
     reward = None if recipe.reward is None else _reward(recipe.reward, folder, made, data, rest)
     check_fit(method, reward)
@@ -160,11 +160,6 @@ def _on_given(recipe: Recipe, data: Prompts, made: Set[str], form: ClipForm | No
     if isinstance(source, Samples):
         return recipe.method.build_on_samples(source)
     return recipe.method.build_on(source, recipe.folder)
-
-
-def kind_of(made: Set[str]) -> Modality:
-    """Which of the media that a model makes its plain pairs of samples hold: what is seen before what is heard."""
-    return next(medium for medium in MODALITIES if medium in made)
 
 
 def check_prompts(built: Built) -> None:
@@ -252,22 +247,6 @@ def _reward(
     return Runner(Resting(reward) if resting else reward)
 
 
-def _check_policy(recipe: Recipe, made: Set[str]) -> None:
-    """Refuse a setting of denoisers that a language model would not read."""
-    plain = PolicySettings(model=recipe.policy.model)
-    for key in ("gradient_checkpointing", "quantization", "offload", "vae", "cache"):
-        if made == {"text"} and getattr(recipe.policy, key) != getattr(plain, key):
-            raise UsageError(
-                f"policy.{key} is of denoisers, but {recipe.policy.model} writes text; leave it out, and"
-                " lower policy.batch_size to save memory"
-            )
-    if recipe.policy.environment is not None and made != {"text"}:
-        raise UsageError(
-            f"policy.environment answers language models, but {recipe.policy.model} makes {kind_of(made)}s; "
-            f"leave it out"
-        )
-
-
 def _environment(recipe: Recipe, data: Prompts) -> FileEnvironment | None:
     """What answers the model's turns.
 
@@ -284,42 +263,6 @@ def _environment(recipe: Recipe, data: Prompts) -> FileEnvironment | None:
             f"have; add it, or give the parameter a default"
         )
     return found
-
-
-def _check_weights(method: Method, recipe: Recipe, made: Set[str]) -> None:
-    """Refuse a method that needs of the policy what its kind, or the recipe, does not give."""
-    if (
-        "forward" in method.needs
-        and made == {"text"}
-        and not denoises_text(model_path(recipe.policy.model, recipe.folder))
-    ):
-        raise UsageError(
-            f"method {method.name} needs the forward process of a diffusion model, but {recipe.policy.model} writes "
-            f"text; take dpo, grpo or rloo"
-        )
-    if "ema" in method.needs and recipe.train.ema is None:
-        raise UsageError(
-            f"method {method.name} draws its samples with averaged weights, but train.ema is null; set train.ema=0.9"
-        )
-
-
-def _check_noise(method: Method, recipe: Recipe, made: Set[str]) -> None:
-    """Refuse a method that learns from the density of recorded steps where no step of the sampler has one."""
-    sampler = recipe.policy.sampler
-    reads_steps = "rollout" in method.needs and "forward" not in method.needs
-    if not reads_steps or made == {"text"} or recipe.policy.writer is not None:
-        return
-    faults = {
-        "steps is 1, and a last step adds none; take more steps": sampler.steps == 1,
-        "kernel is ode; take flow-sde, cps or ddim": sampler.kernel == "ode",
-        "noise is 0; raise it": sampler.noise == 0,
-    }
-    for fault, present in faults.items():
-        if present:
-            raise UsageError(
-                f"method {method.name} learns from the noise that sampling steps add, but policy.sampler.{fault}, or a "
-                f"method that reads no steps, such as nft or draft"
-            )
 
 
 def method_of(settings: MethodSettings, folder: Path) -> Method:
@@ -343,28 +286,3 @@ def method_of(settings: MethodSettings, folder: Path) -> Method:
         return NoisyReward(found)
 
     return settings.build_guided(latent)
-
-
-def check_fit(method: Method, reward: Reward | None) -> None:
-    """Refuse a method that needs what the reward cannot give.
-
-    Raises:
-        UsageError: naming both, and what to do.
-    """
-    if reward is None and method.needs & {"reward", "reward_grad"}:
-        raise UsageError(f"method {method.name} needs a reward, but the recipe has none; add the key 'reward'")
-    if reward is not None and "reward_grad" in method.needs and not reward.differentiable:
-        raise UsageError(
-            f"method {method.name} needs gradients of the reward, but reward {reward.name} is not differentiable; "
-            f"take a differentiable reward such as clip, or a method that only needs scores"
-        )
-    if reward is not None and "constraints" in method.needs and not any(a.endswith("/excess") for a in reward.aspects):
-        raise UsageError(
-            f"method.advantage is lagrangian, but reward {reward.name} has no constraint; put one beside the task in a "
-            f"sum (key 'constraint'), or take another advantage"
-        )
-    if reward is not None and "pairs" in method.needs and "reward" not in method.needs:
-        raise UsageError(
-            f"method {method.name} learns from labelled pairs and would never call reward {reward.name}; "
-            f"drop the key 'reward' or method.pairs"
-        )

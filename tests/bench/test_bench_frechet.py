@@ -1,6 +1,6 @@
 """Leave-one-out and swap credit of the Frechet distance against one full computation a row.
 
-tests/reward/sets/test_frechet.py counts the operations at n = 256, d = 512 and compares the values; `python -m
+tests/reward/sets/test_frechet.py counts the operations at n = d = 512 and compares the values; `python -m
 tests.bench.test_bench_frechet` prints both counts and CPU seconds.
 """
 
@@ -51,8 +51,8 @@ def test_the_share_falls_with_the_number_of_rows() -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print("credit of n = 256 rows in d = 512 by the Frechet distance, as a share of 256 full computations")
-    for name, shares in compared(256, 512, rounds=3).items():
+    print("credit of n = 512 rows in d = 512 by the Frechet distance, as a share of 512 full computations")
+    for name, shares in compared(512, 512, rounds=3).items():
         print(f"{name:<14} operations 1/{1 / shares['operations']:.0f}   CPU seconds 1/{1 / shares['seconds']:.0f}")
 
 

@@ -17,6 +17,7 @@ from genalign.cli import table_pages
 from genalign.cli.main import _parser, main, parse
 from genalign.data.comparisons import FORMS
 from genalign.data.prompts import read_prompts
+from genalign.evaluation.trial import metrics_of
 from genalign.files.shipped import shipped
 from genalign.media.film import write_video
 from genalign.method import FAMILIES, MethodSettings
@@ -423,3 +424,22 @@ def test_every_form_of_judged_samples_is_on_the_page():
 def test_method_pages_are_all_in_the_index():
     links = text_of("docs/methods/README.md")
     assert all(f"]({path.name})" in links for path in METHODS)
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "recipes"),
+    [
+        ("docs/vlm.md", "| | before | rule alone", ["vlm-grpo", "vlm-grpo-hybrid"]),
+        ("docs/vlm.md", "| | before | after |", ["vlm-vision-r1"]),
+        ("docs/text.md", "| command | `right_answer` before", ["text-grpo", "text-dpo", "text-simpo", "text-kto"]),
+        ("docs/text.md", "| command | `asked_form` before", ["mdlm-grpo", "mdlm-dpo"]),
+    ],
+)
+def test_measured_tables_have_the_metrics_that_their_recipes_print(page, heading, recipes):
+    table = (heading + text_of(page).split(heading)[1]).split("\n\n")[0]
+    named = {name for name in re.findall(r"`([^`]+)`", table) if not name.startswith("genalign ")}
+    assert len(named) > 1
+    for recipe in recipes:
+        built = build(load_recipe(recipe))
+        printed = {name for reward in [*built.eval_rewards, *built.held_out] for name in metrics_of(reward)}
+        assert named <= printed, (recipe, named - printed)

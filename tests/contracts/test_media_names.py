@@ -22,7 +22,7 @@ REASONS = {
     "cli/table_cells.py": "which recipes stand in which table, by how their names begin",
     "data/clips.py": "clips of prompts are decoded when they are read",
     "data/comparisons.py": COLUMN,
-    "data/conversations.py": "the key `text` of a message's parts",
+    "data/conversations.py": "the keys of a message's parts",
     "data/judged.py": "a value that is not a file is text, and bytes are an image",
     "data/preferences.py": "texts stand in the row itself, other samples in files",
     "data/prompts.py": "the columns `image`, `video` and `audio` of a prompts file",
@@ -88,7 +88,8 @@ REASONS = {
     "reward/runtime/serving.py": "the key `text` of a prompt in a JSON request",
     "reward/runtime/wire.py": "the key `text` of a prompt in a frame",
     "reward/sets/reward.py": HEAD,
-    "run/build.py": "a language model has no forward process and no noise; one question about two pictures is two",
+    "run/build.py": "given answers are checked with their prompts; one question about two pictures is two",
+    "run/fits.py": "a language model has no forward process and no noise",
 }
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from genalign.data.comparisons import read_comparisons
+from genalign.data.preferences import find_pairs
 from genalign.media.video import load_video
 from genalign.types import UsageError
 from tests.helpers.preference_files import FORMS, LIGHT, films, pictures
@@ -39,6 +40,7 @@ def test_the_better_one_is_the_lighter_or_longer(tmp_path, form: str):
         ("ImageRewardDB", [(0.9, 0.1, 1.0), (0.9, 0.3, 1.0), (0.1, 0.3, 0.0), (0.6, 0.3, 0.5)]),
         ("ImageRewardDB by picture", [(0.3, 0.9, 0.0), (0.3, 0.1, 1.0), (0.9, 0.1, 1.0)]),
         ("VL-RewardBench", [(9, 1, 1.0), (3, 6, 0.0)]),
+        ("Music Arena", [(0.9, 0.1, 1.0), (0.3, 0.6, 0.5), (0.3, 0.6, 0.0), (0.3, 0.1, 0.5)]),
     ],
 )
 def test_pairs_by_hand(tmp_path, form: str, expected):
@@ -56,6 +58,25 @@ def test_videos_have_four_verdicts_a_pair(tmp_path):
     assert [tuple(film.shape) for film in media["video"].data] == [(12, 3, 32, 32)] * 2  # whole, as they were made
     assert media["video"].rate == 6.0
     assert prompts[0].text == "a ball"
+
+
+def test_battles_of_sounds_are_pairs_to_train_on(tmp_path):
+    """Of six battles two decide; sounds have their rate, and a verdict its user."""
+    folder = FORMS["Music Arena"](tmp_path)
+    found = read_comparisons(folder)
+    assert [pair.user for pair in found.pairs] == ["u0", "u2", "u1", "u3"]
+    assert found.undecided == 2
+    pairs = find_pairs(folder)
+    assert pairs.kind == "audio"
+    assert (len(pairs.pairs), pairs.ties) == (2, 4)
+    assert [prompt.text for prompt in pairs.prompts()] == ["a song 0", "a song 0"]
+    heard = pairs.load([0, 1])["audio"]
+    assert heard.rate_of(0) == 8000
+    assert [round(float(row.mean()), 1) for row in heard.data] == [0.9, 0.1, 0.6, 0.3]
+    battle = folder / "battle_data/02-2025SEP/1.json"
+    battle.write_text(battle.read_text().replace('"B"', '"C"'))
+    with pytest.raises(UsageError, match=r"1\.json has a preference that is none of A, B, TIE, BOTH_BAD \(C\)"):
+        read_comparisons(folder)
 
 
 def test_a_question_keeps_its_picture_and_users_are_facts(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from genalign.data.comparisons import read_comparisons
 from genalign.data.preferences import Pairs, find_pairs
@@ -53,6 +54,7 @@ FORMS = {
         "chosen": [{"role": "user", "content": [{"type": "text", "text": "Sum 1 and 2"}]}, bot("3")],
         "rejected": [user("Sum 1 and 2"), bot("4")],
     },
+    "RLAIF-V": {"question": "Sum 1 and 2", "chosen": "3", "rejected": "4", "ds_name": "x", "idx": 1},
     "plain": {"prompt": "Sum 1 and 2", "chosen": "3", "rejected": "4"},
     "HH": {"chosen": "\n\nHuman: Sum 1 and 2\n\nAssistant: 3", "rejected": "\n\nHuman: Sum 1 and 2\n\nAssistant: 4"},
 }
@@ -142,6 +144,55 @@ def test_conversations_that_cannot_be_read(tmp_path: Path, row: dict[str, Any], 
     with pytest.raises(UsageError, match=message) as refused:
         pairs_of(tmp_path, row)
     assert "\n" not in str(refused.value)
+
+
+def parts(*given: str) -> list[dict[str, Any]]:
+    """The parts of a message: words, and "image" for a picture."""
+    return [{"type": "image", "text": None} if one == "image" else {"type": "text", "text": one} for one in given]
+
+
+def user_parts(content: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def seen(question: list[dict[str, Any]], *more: dict[str, Any], **row: Any) -> dict[str, Any]:
+    """A row of TRL's form with pictures (rlaif-v_formatted and others)."""
+    chosen, rejected = ([{"role": "assistant", "content": parts(text)}] for text in ("1", "2"))
+    return {"prompt": [user_parts(question), *more], "chosen": chosen, "rejected": rejected, **row}
+
+
+def test_messages_with_parts_for_pictures_bring_these(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    pairs = pairs_of(tmp_path, seen(parts("image", "image", "how many?"), images=["a.png", "b.png"]))
+    (prompt,) = pairs.prompts()
+    assert prompt.text == "how many?"
+    assert prompt.media is not None
+    assert len(prompt.media["image"]) == 2
+    assert pairs.load([0])["text"].data == ["1", "2"]
+    row = {"prompt": [user_parts(parts("image", "how many?"))], "images": ["a.png"]}
+    asked = read_prompts(write(tmp_path, row, name="asked.jsonl"))
+    assert asked.rows[0].text == "how many?"
+    assert asked.rows[0].media is not None
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (seen(parts("image", "how many?")), r"writes 1 pictures into .* brings 0 under 'image"),
+        (seen(parts("image", "image", "a?"), images=["a.png"]), r"writes 2 pictures into .* brings 1 under 'image"),
+        (seen(parts("how many?", "image"), images=["a.png"]), "has a picture behind words"),
+        (seen(parts("how many?"), bot("two"), user_parts(parts("image", "now?")), images=["a.png"]),
+         "has a picture behind words"),
+        (seen([{"type": "image", "image": "a.png"}, *parts("how many?")], images=["a.png"]), "inside a message"),
+    ],
+)  # fmt: skip
+def test_pictures_that_would_move_or_go_missing_are_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match=message):
+        pairs_of(tmp_path, row)
+    with pytest.raises(UsageError, match=message):
+        read_prompts(write(tmp_path, {key: row[key] for key in ("prompt", "images") if key in row}, name="asked.jsonl"))
 
 
 # ---- what the samples are -------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -230,6 +232,50 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
     with pytest.raises(GenalignError, match=r"'nobody/nothing' is not a file or folder here .* \(no network\)"):
         read_prompts("nobody/nothing")
     assert asked == [("somebody/pairs", "train"), ("nobody/nothing", "train")]
+
+
+@pytest.mark.parametrize("name", ["musiccaps.csv", "musiccaps.jsonl", "google/MusicCaps"])
+def test_musiccaps_are_prompts(tmp_path, name, monkeypatch):
+    """Its public columns, from its file, as lines, and by its id."""
+    captions = ["A flute, softly.", 'A "band", loud']
+    row = {"ytid": "-0Gj8-vB1q4", "start_s": 30, "end_s": 40, "audioset_positive_labels": "/m/0140xf"}
+    row |= {"aspect_list": "['soft']", "author_id": 4, "is_balanced_subset": False, "is_audioset_eval": True}
+    rows = [{**row, "caption": caption} for caption in captions]
+    path = tmp_path / name
+    if name.endswith(".csv"):
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+    elif name.endswith(".jsonl"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows))
+    prompts = read_prompts(name if "/" in name else path)
+    assert [prompt.text for prompt in prompts] == captions
+    assert prompts.pairs is None
+    if name.endswith(".csv"):
+        path.write_text("ytid,caption\nx, \n")
+        with pytest.raises(UsageError, match=r"row 1 of .*musiccaps.csv has no text under 'caption'"):
+            read_prompts(path)
+
+
+def test_pairs_of_sounds_in_a_table_of_the_datasets_library(tmp_path, monkeypatch):
+    """A column of sounds is not decoded by the library, whose decoder may be missing, and keeps its rate."""
+    datasets, soundfile = pytest.importorskip("datasets"), pytest.importorskip("soundfile")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    held = {}
+    for name, level in (("chosen", 0.5), ("rejected", 0.25)):
+        soundfile.write(tmp_path / f"{name}.wav", np.full(400, level, np.float32), 8000)
+        held[name] = [{"bytes": (tmp_path / f"{name}.wav").read_bytes(), "path": None}]
+    table = datasets.Dataset.from_dict({"prompt": ["x"], **held})
+    for name in held:
+        table = table.cast_column(name, datasets.Audio())
+    table.save_to_disk(str(tmp_path / "table"))
+    heard = read_prompts(tmp_path / "table", "audio").pairs.load([0])["audio"]
+    assert heard.rate == 8000
+    assert [round(float(row.mean()), 2) for row in heard.data] == [0.5, 0.25]
 
 
 def test_the_library_is_asked_for_only_where_it_is_needed(pictures, monkeypatch):

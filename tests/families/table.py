@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from genalign.policy.diffusion import DiffusionPolicy
 from tests.helpers import edits, families, sound_policies, video_policies
 from tests.helpers.tiny_pipelines import EDIT, REFUSED
-from tests.helpers.tiny_sounds import RESOUNDING, SOUNDS
+from tests.helpers.tiny_sounds import RESOUNDING, SILENT, SOUNDS
 from tests.helpers.tiny_videos import ANIMATING, CLIPS, REDRAWING, REFUSED_CLIPS
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -47,10 +47,14 @@ def rows() -> list[tuple[str, str, str, str]]:
             draws = " and ".join(sorted(policy.modalities, reverse=True))
             works.add((type(policy.pipeline).__name__, draws, source, loaders(policy)))
     refused = []
-    for names, refusal in ((REFUSED, families.refusal), (REFUSED_CLIPS, video_policies.refusal)):
+    for names, refusal in (
+        (REFUSED, families.refusal),
+        (REFUSED_CLIPS, video_policies.refusal),
+        (SILENT, sound_policies.refusal),
+    ):
         for name in names:
             pipeline, sentence = refusal(name)
-            because = sentence.split(" and policy.call")[0].removeprefix(f"{pipeline} ")
+            because = re.sub(r" and policy\.call \{.*?\}", "", sentence).removeprefix(f"{pipeline} ")
             refused.append((pipeline, "", "", f"refused: {because}"))
     return sorted(works) + sorted(refused)
 

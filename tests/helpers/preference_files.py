@@ -166,6 +166,36 @@ def reward_bench_2(folder: Path) -> Path:
     return written(folder, "rb2.json", rows)
 
 
+def music_arena(folder: Path) -> Path:
+    """A folder as the dataset's repository has it: a file a battle, of which two count and two are ties. The last two
+    have no vote, and a sound that its maker keeps."""
+    import numpy as np
+    import soundfile
+
+    (folder / "audio_files/01-2025JULAUG").mkdir(parents=True)
+    for name, level in LIGHT.items():
+        wave = np.full(800, level, np.float32)
+        soundfile.write(folder / f"audio_files/01-2025JULAUG/{name}.wav", wave, 8000, subtype="PCM_16")
+    battles = [
+        ("light", "dark", "A"),
+        ("dim", "fair", "B"),
+        ("dim", "fair", "TIE"),
+        ("dim", "dark", "BOTH_BAD"),
+        ("dim", "fair", None),
+        ("dim", "", "A"),
+    ]
+    for number, (a, b, preference) in enumerate(battles):
+        sounds = {
+            f"audio_{side}": name and f"audio_files/01-2025JULAUG/{name}.wav" for side, name in (("a", a), ("b", b))
+        }
+        row = {"battle_uuid": str(number), "prompt": f"a song {number // 2}", "is_instrumental": True, **sounds}
+        row |= {"preference": preference, "user_pseudonym": f"u{number}", "system_a": "x", "lyrics": "", "feedback": ""}
+        month = folder / "battle_data" / ("01-2025JULAUG", "02-2025SEP")[number % 2]
+        month.mkdir(parents=True, exist_ok=True)
+        (month / f"{number}.json").write_text(json.dumps(row))
+    return folder
+
+
 FORMS = {
     "Pick-a-Pic": pick_a_pic,
     "HPDv2 train": hpd_train,
@@ -177,4 +207,5 @@ FORMS = {
     "VideoDPO": video_dpo,
     "VL-RewardBench": vl_reward_bench,
     "RewardBench 2": reward_bench_2,
+    "Music Arena": music_arena,
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.helpers.tiny_pipelines import (
     BETAS,
+    CHAT,
     LETTERS,
     T5,
     TOKENS,
@@ -119,10 +120,76 @@ LONGCAT = {
     )),
     "scheduler": flow(invert_sigmas=True),
 }
+CONTRASTIVE = {  # AudioLDM and MusicLDM: the text's one embedding stands beside the time's
+    "vae": AUDIO_LDM_2["vae"],
+    "text_encoder": text_model(
+        "ClapTextModelWithProjection", "ClapTextConfig", vocab_size=32, hidden_size=WIDTH, intermediate_size=WIDTH,
+        num_hidden_layers=1, num_attention_heads=2, projection_dim=WIDTH, pad_token_id=0, max_position_embeddings=64,
+    ),
+    "tokenizer": roberta_tokenizer,
+    "unet": part(
+        "UNet2DConditionModel", block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=8, sample_size=8,
+        in_channels=4, out_channels=4, cross_attention_dim=(8, 16), class_embed_type="simple_projection",
+        projection_class_embeddings_input_dim=WIDTH, class_embeddings_concat=True,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    ),
+    "scheduler": AUDIO_LDM_2["scheduler"],
+    "vocoder": AUDIO_LDM_2["vocoder"],
+}
+MUSIC_LDM = {**CONTRASTIVE, "text_encoder": contrastive_text, "feature_extractor": features}
+OOBLECK = {"encoder_hidden_size": 6, "decoder_channels": 4, "decoder_input_channels": 4, "sampling_rate": SOUND_RATE}
+STABLE_AUDIO = {
+    "vae": part(
+        "AutoencoderOobleck", downsampling_ratios=[2, 4], channel_multiples=[1, 1], audio_channels=1, **OOBLECK,
+    ),
+    **text(t5_text, letter_tokenizer),
+    "projection_model": of_class(
+        "pipelines.stable_audio", "StableAudioProjectionModel", text_encoder_dim=WIDTH, conditioning_dim=WIDTH,
+        min_value=0, max_value=32,
+    ),
+    "transformer": trained(part(
+        "StableAudioDiTModel", sample_size=20, in_channels=4, num_layers=1, attention_head_dim=8,
+        num_attention_heads=2, num_key_value_attention_heads=2, out_channels=4, cross_attention_dim=WIDTH,
+        time_proj_dim=8, global_states_input_dim=2 * WIDTH, cross_attention_input_dim=WIDTH,
+    )),
+    "scheduler": part(
+        "EDMDPMSolverMultistepScheduler", solver_order=1, prediction_type="v_prediction", sigma_data=1.0,
+        sigma_schedule="exponential",
+    ),
+}
+ACE = {
+    "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+    "sliding_window": 8,
+}
+ACE_STEP = {  # stereo; a latent is 800 samples, of which 30 seconds are read as the timbre of silence
+    "vae": part(
+        "AutoencoderOobleck", downsampling_ratios=[8, 10, 10], channel_multiples=[1, 1, 1], audio_channels=2, **OOBLECK,
+    ),
+    "text_encoder": text_model("Qwen3Model", "Qwen3Config", **CHAT),
+    "tokenizer": letter_tokenizer,
+    "transformer": trained(part(
+        "AceStepTransformer1DModel", num_hidden_layers=2, in_channels=12, audio_acoustic_hidden_dim=4,
+        encoder_hidden_size=16, **ACE,
+    )),
+    "condition_encoder": trained(of_class(
+        "pipelines.ace_step", "AceStepConditionEncoder", text_hidden_dim=WIDTH, timbre_hidden_dim=4,
+        num_lyric_encoder_hidden_layers=1, num_timbre_encoder_hidden_layers=1, **ACE,
+    )),
+    "scheduler": flow(num_train_timesteps=1),
+}
 SOUNDS = {
     "audioldm2": Family("AudioLDM2Pipeline", AUDIO_LDM_2, call={"audio_length_in_s": 0.01, "max_new_tokens": 8}),
     "longcat-audio": Family("LongCatAudioDiTPipeline", LONGCAT, flow=True, call={"audio_duration_s": 0.01}),
+    "ace-step": Family("AceStepPipeline", ACE_STEP, flow=True, call={"audio_duration": 0.2}),
+    "audioldm": Family("AudioLDMPipeline", CONTRASTIVE, call={"audio_length_in_s": 0.01}),
+    "stable-audio": Family("StableAudioPipeline", STABLE_AUDIO, call={"audio_end_in_s": 0.01}),
     "stable-audio-3": Family("StableAudio3Pipeline", STABLE_AUDIO_3, flow=True, call={"duration": 0.01}),
+}
+# These cannot be aligned, for the reason that each gives.
+SILENT = {
+    "musicldm": (  # diffusers 0.42 takes transformers' output for a tensor
+        Family("MusicLDMPipeline", MUSIC_LDM, call={"audio_length_in_s": 0.01}), "does not run with DDIMScheduler"
+    ),
 }
 # This one begins with a sound.
 RESOUNDING = {

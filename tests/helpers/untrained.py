@@ -8,6 +8,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from genalign.files.shipped import holds_model, shipped
+from tests.helpers.tiny_videos import trained
 
 
 def _video(room: Path) -> Any:
@@ -23,7 +24,9 @@ def _music(room: Path) -> Any:
     from genalign.lab.music_reading import build_text_tower
 
     tower, tokenizer, _ = build_text_tower(room, steps=0)
-    return assemble(autoencoder(), tower, tokenizer)
+    pipeline = assemble(autoencoder(), tower, tokenizer)
+    trained(lambda: pipeline.transformer)()
+    return pipeline
 
 
 MODELS = {"tiny-video": _video, "tiny-music": _music}

@@ -132,6 +132,16 @@ def test_files_hold_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert media["image"].row(0).shape == (3, 64, 64)
 
 
+def test_the_shipped_training_questions_are_labelled_where_a_rule_may_check() -> None:
+    rows = read_prompts(shipped("assets", "emojiworld", "questions", "train.jsonl")).rows
+    of_kind = {kind: [row for row in rows if row.facts["kind"] == kind] for kind in KINDS}
+    for kind, asked in of_kind.items():
+        labelled = [row.facts["answer"] is not None or row.facts["boxes"] is not None for row in asked]
+        assert set(labelled) == {kind in ("count", "sum", "there", "where", "side")}
+    answers = {row.facts["answer"] for row in of_kind["side"]}
+    assert answers == {"left of", "right of", "above", "below"}
+
+
 def test_the_shipped_files_are_small_and_right_answers_are_right() -> None:
     folder = shipped("assets", "emojiworld", "questions")
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1e6

@@ -16,7 +16,7 @@ from genalign.method import MethodSettings, build_method
 from genalign.method.groups import budget_lead, consistency_blend, difficulty_scale
 from genalign.method.losses import advantages
 from genalign.reward import Budget, Constraint, Sharpness, Sum
-from genalign.run.build import check_fit
+from genalign.run.fits import check_fit
 from genalign.types import Media, Prompt, Scores, Track, UsageError
 from tests.helpers.toy_policy import ToyPolicy, ToyReward, make_scores
 

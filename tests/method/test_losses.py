@@ -14,6 +14,7 @@ from genalign.method.losses import (
     advantages,
     all_pairs,
     best_worst_pairs,
+    dominating_pairs,
     nft_loss,
     regression_weights,
 )
@@ -226,6 +227,23 @@ def test_all_pairs_are_every_untied_two():
     pairs = all_pairs(scored(column(totals)), GROUP, min_gap=0.06)
     assert {tuple(pair) for pair in pairs.tolist()} == expected
     assert len(pairs) == len(expected) == 3
+
+
+def test_dominating_pairs_are_those_whose_winner_is_no_worse_in_anything():
+    """Three weighted aspects, the last one counted downwards, and one without weight that nobody looks at."""
+    table = torch.randint(0, 4, (24, 4), generator=torch.Generator().manual_seed(3)).float()
+    table[5, 1] = math.nan
+    weights, group = [1.0, 0.5, -2.0, 0.0], torch.arange(24) % 3
+    scores = scored(table, weights)
+    expected = set()
+    for i in range(24):
+        for j in range(24):
+            no_worse = table[i, 0] >= table[j, 0] and table[i, 1] >= table[j, 1] and table[i, 2] <= table[j, 2]
+            same = torch.equal(table[i, :3], table[j, :3])
+            if group[i] == group[j] and 5 not in (i, j) and no_worse and not same:
+                expected.add((i, j))
+    assert {tuple(pair) for pair in dominating_pairs(scores, group).tolist()} == expected
+    assert 10 < len(expected) < len(all_pairs(scores, group))
 
 
 # ---- weights and the forward process --------------------------------------------------------------------------------

@@ -86,6 +86,11 @@ def _same(value: float, wanted: float) -> bool:
 
 
 def _coefficients(x: Tensor, out: Tensor, x0: Tensor) -> tuple[float, float]:
+    if not out.any():
+        raise UsageError(
+            "the model's output is 0 everywhere, as of weights that nobody trained, so its noise levels are not known; "
+            "take a trained model"
+        )
     columns = torch.stack([x0.double().flatten(), out.double().flatten()], 1).cpu()
     target = x.double().flatten().cpu()
     found = torch.linalg.lstsq(columns, target[:, None]).solution[:, 0]

@@ -12,7 +12,7 @@ from torch import nn
 
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import weights_digest
-from genalign.types import Weights
+from genalign.types import UsageError, Weights
 
 
 class Adapted:
@@ -46,3 +46,18 @@ class Adapted:
     @cached_property
     def _model_digest(self) -> str:
         return weights_digest([self.model], self.adapter.named_trainable().values())
+
+
+def language_part(model: Any) -> str:
+    """The name of the part of a vision-language model that writes: what adapters are anchored at.
+
+    Raises:
+        UsageError: none is known.
+    """
+    decoder = model.get_decoder()
+    names = [name for name, module in model.named_modules() if module is decoder and name]
+    names += [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ("language_model", "text_model")]
+    names += ["model"] if isinstance(getattr(model, "model", None), nn.Module) else []
+    if not names:
+        raise UsageError(f"{type(model).__name__} has no part that is known to write, to be adapted")
+    return names[0]

@@ -25,7 +25,7 @@ def load_language(
     adapter.
 
     Raises:
-        UsageError: no such model, no tokenizer, or an attention kernel that cannot serve it.
+        UsageError: no such model, no tokenizer or processor, or an attention kernel that cannot serve it.
         GenalignError: a corrupt weight file.
     """
     from safetensors import SafetensorError
@@ -50,7 +50,7 @@ def _loaded(settings: PolicySettings, folder: Path) -> tuple[Any, Any]:
 
     config = hf.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     sees = sees_or_hears(config.model_type)
-    reader = (hf.AutoProcessor if sees else hf.AutoTokenizer).from_pretrained(folder, trust_remote_code=False)
+    reader = _reader(hf.AutoProcessor if sees else hf.AutoTokenizer, folder)
     model = (hf.AutoModelForImageTextToText if sees else hf.AutoModelForCausalLM).from_pretrained(
         folder,
         dtype=getattr(torch, settings.dtype),
@@ -59,3 +59,20 @@ def _loaded(settings: PolicySettings, folder: Path) -> tuple[Any, Any]:
         trust_remote_code=False,
     )
     return model, reader
+
+
+def _reader(kind: Any, folder: Path) -> Any:
+    """The processor or the tokenizer of a folder.
+
+    Raises:
+        UsageError: it has none, or a processor without the files of its tokenizer.
+    """
+    try:
+        return kind.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, TypeError) as error:
+        what = kind.__name__.removeprefix("Auto").lower()
+        reason = str(error).strip().splitlines()[0].rstrip(" :")
+        raise UsageError(
+            f"{folder} does not load as a language model: its {what} is missing or has no tokenizer ({reason}); put "
+            f"the {what}'s files and tokenizer.json, as they were published, beside the weights"
+        ) from error

@@ -5,48 +5,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import settings_digest
-from genalign.policy.language.adapted import Adapted
-from genalign.policy.language.batch import Encoded, batch
+from genalign.policy.language.adapted import Adapted, language_part
+from genalign.policy.language.batch import Encoded
 from genalign.policy.language.chat import Chat
-from genalign.policy.language.head import Head, Scored
-from genalign.policy.language.processor import Reader, with_encoded_media
+from genalign.policy.language.head import Head
+from genalign.policy.language.processor import Reader, is_processor, with_encoded_media
+from genalign.policy.language.rows import check_finite, check_guidance, check_room, encoded_once, rows_of, up_to_end
 from genalign.policy.language.sampling import Sampler
+from genalign.policy.language.scoring import Scorer, Tokens
 from genalign.policy.language.turns import Conversation, Environment, Written
 from genalign.policy.settings import PolicySettings
-from genalign.types import GenalignError, Media, Prompt, Steps, Track, Trajectory, UsageError, Weights, sample_seed
+from genalign.types import Media, Prompt, Steps, Track, Trajectory, UsageError, Weights
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The tape: token ids of every row, unpadded, and its prompt with its media as the model reads it.
-
-    A completion ends with its end-of-sequence token if it has one. own: which of its tokens the model wrote; the others
-    are a tool's.
-    """
-
-    prompt: tuple[tuple[int, ...], ...]
-    completion: tuple[tuple[int, ...], ...]
-    own: tuple[tuple[bool, ...], ...]
-    read: tuple[Encoded, ...] = field(compare=False, repr=False)
-
-    def mask(self, rows: Sequence[int]) -> Tensor:
-        """(R,S) bool, S the longest completion of these rows: the tokens that the model wrote."""
-        found = torch.zeros(len(rows), max(len(self.own[row]) for row in rows), dtype=torch.bool)
-        for place, row in zip(found, rows, strict=True):
-            place[: len(self.own[row])] = torch.tensor(self.own[row])
-        return found
 
 
 class LanguagePolicy(Adapted):
@@ -72,10 +52,10 @@ class LanguagePolicy(Adapted):
     ) -> None:
         from transformers import GenerationConfig
 
-        own = Reader(reader, model) if _is_processor(reader) else None
+        own = Reader(reader, model) if is_processor(reader) else None
         tokenizer = reader if own is None else reader.tokenizer
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self.adapter = Adapter(model, settings.lora, _language_part(model) if own is not None else "")
+        self.adapter = Adapter(model, settings.lora, language_part(model) if own is not None else "")
         self._log_layers()
         named = getattr(model.generation_config, "eos_token_id", None)
         self.ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
@@ -88,21 +68,17 @@ class LanguagePolicy(Adapted):
         self.chat = Chat(tokenizer, settings, self.ends, vocabulary, own)
         self.placeholders = frozenset() if own is None else own.placeholders
         self.head = Head(model, sorted(self.placeholders), settings.temperature)
-        self.sampler = Sampler(self.head, self.pad, settings.max_new_tokens, settings.batch_size, self._logits_alone)
+        self.scorer = Scorer(self.head, self.adapter, self.pad)
+        self.sampler = Sampler(
+            self.head, self.pad, settings.max_new_tokens, settings.batch_size, self.scorer.logits_alone
+        )
         self.environment = environment
-        self._calls = 0
 
     # ---- sampling ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def rollout(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> Trajectory:
-        rows = tuple(prompt for prompt in prompts for _ in range(per_prompt))
-        if isinstance(seed, int):
-            seeds = [sample_seed(seed, prompt.uid, k) for prompt in prompts for k in range(per_prompt)]
-        else:
-            seeds = list(seed)
-        if not rows or len(seeds) != len(rows):
-            raise UsageError(f"a rollout needs prompts and one seed a row, not {len(seeds)} seeds for {len(rows)} rows")
+        rows, seeds = rows_of(prompts, per_prompt, seed)
         longest = self.settings.max_new_tokens
         encoded = self._encode(rows, longest)
         self.sampler.way(encoded)
@@ -118,7 +94,7 @@ class LanguagePolicy(Adapted):
         """Completions of these rows, with what the environment answered."""
 
         def draw(rows: Sequence[Encoded], longest: int, uniform: Tensor | None) -> list[list[int]]:
-            return [self._cut(ids) for ids in self.sampler(rows, longest, uniform)]
+            return [up_to_end(ids, self.ends) for ids in self.sampler(rows, longest, uniform)]
 
         converse = Conversation(self.chat, draw, self.environment, longest, self.settings.turns)
         return converse(prompts, encoded, uniform)
@@ -154,13 +130,9 @@ class LanguagePolicy(Adapted):
         mask = tape.mask(range(len(rows)))  # (B,S)
         logp = torch.zeros(mask.shape)
         for block in self._blocks(len(rows)):
-            own = self._scored(tape, block)[0].logp.cpu()
+            own = self.scorer(tape, block)[0].logp.cpu()
             logp[block, : own.shape[1]] = own
-        if not bool(logp.isfinite().all()):
-            raise GenalignError(
-                "the model gives log-probabilities that are NaN or infinite; set policy.dtype=float32, or check the "
-                "weights"
-            )
+        check_finite(logp)
         return Trajectory(
             prompts=rows,
             media=_media(written),
@@ -178,8 +150,7 @@ class LanguagePolicy(Adapted):
         self, prompts: Sequence[Prompt], seeds: Sequence[int], guidance: float | None = None, steps: int | None = None
     ) -> Media:
         """Greedy completions; `steps` bounds their length in tokens, and `seeds` change nothing."""
-        if guidance not in (None, 1.0):
-            raise UsageError(f"a language model has no guidance; leave it out instead of {guidance}")
+        check_guidance(guidance)
         longest = steps or self.settings.max_new_tokens
         encoded = self._encode(prompts, longest)
         written: list[Written] = []
@@ -208,26 +179,15 @@ class LanguagePolicy(Adapted):
             seen(self.chat.text(encoded, tuple(ids[0].tolist())))
 
         (drawn,) = self.sampler([encoded], longest, uniform, show)
-        completion = self._cut(drawn)
+        completion = up_to_end(drawn, self.ends)
         return Media(text=Track([self.chat.text(encoded, completion)], ids=[tuple(completion)]))
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        end = next((i for i, token in enumerate(ids) if token in self.ends), len(ids) - 1)
-        return ids[: end + 1]
 
     def _uniform(self, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(self.settings.max_new_tokens, dtype=torch.float64, generator=generator)
 
     def _encode(self, prompts: Sequence[Prompt], longest: int) -> list[Encoded]:
-        known: dict[Any, Encoded] = {}
-        keys = [
-            (prompt.text, id(prompt.media), prompt.uid if "messages" in prompt.facts else None) for prompt in prompts
-        ]
-        for key, prompt in zip(keys, prompts, strict=True):
-            if key not in known:
-                known[key] = with_encoded_media(self.model, self._encode_one(prompt, longest))
-        return [known[key] for key in keys]
+        return encoded_once(prompts, lambda prompt: with_encoded_media(self.model, self._encode_one(prompt, longest)))
 
     def check_prompt(self, prompt: Prompt, answer: str | None = None) -> None:
         """Refuse a prompt that cannot be completed, or, with a given answer, be scored.
@@ -246,23 +206,15 @@ class LanguagePolicy(Adapted):
             raise UsageError(f"an answer to {prompt.text[:40]!r} has no tokens in this model's vocabulary; drop it")
         if self.placeholders & {*ids}:
             raise UsageError(f"an answer to {prompt.text[:40]!r} holds a placeholder of media, as none can; drop it")
-        self._check_room(prompt, encoded, len(ids))
+        check_room(self.model, prompt, encoded, len(ids))
         return ids
 
     def _encode_one(self, prompt: Prompt, longest: int) -> Encoded:
         if prompt.media is not None and self.chat.reader is None:
             raise UsageError(f"prompt {prompt.text!r} brings media along, but this language model reads text only")
         encoded = self.chat.encode(prompt)
-        self._check_room(prompt, encoded, longest)
+        check_room(self.model, prompt, encoded, longest)
         return encoded
-
-    def _check_room(self, prompt: Prompt, encoded: Encoded, longest: int) -> None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and len(encoded.ids) + longest > limit:
-            raise UsageError(
-                f"prompt {prompt.text[:40]!r} has {len(encoded.ids)} tokens, which leaves no room for {longest} more "
-                f"in the model's {limit}; shorten it or lower policy.max_new_tokens"
-            )
 
     # ---- replay -----------------------------------------------------------------------------------------------------
 
@@ -276,7 +228,7 @@ class LanguagePolicy(Adapted):
         tape: Tokens = trajectory.tape
         columns = list(range(trajectory.logp.shape[1])) if steps is None else list(steps)
         mask = trajectory.mask[list(rows)][:, columns].to(self.device)
-        scored, hidden = self._scored(tape, rows, versus)
+        scored, hidden = self.scorer(tape, rows, versus)
 
         def spread(x: Tensor) -> Tensor:  # from these rows' own longest completion to the columns asked for
             return F.pad(x, (0, trajectory.logp.shape[1] - x.shape[1]))[:, columns]
@@ -290,41 +242,10 @@ class LanguagePolicy(Adapted):
             features[mask] = hidden
         return Steps(score, 1, mask, versus_score=other, kl=kl, features=features)
 
-    def _scored(self, tape: Tokens, rows: Sequence[int], versus: Weights | None = None) -> tuple[Scored, Tensor]:
-        """Of the rows' tokens, (R,S') each: log-probabilities, 0 in padding; those versus other weights, and KL; and
-        the hidden states (N,H) before the tokens."""
-        hidden, tokens, mask = self._before_tokens(tape, rows)
-        other = None
-        if versus is not None:
-            with torch.no_grad(), self.weights(versus):
-                other = self._before_tokens(tape, rows)[0]
-        found = self.head.scores(hidden, tokens, other)
-        blank = torch.zeros(mask.shape, device=mask.device)
-        logp, *others = (None if x is None else blank.masked_scatter(mask, x) for x in found)
-        assert logp is not None
-        return Scored(logp, *others), hidden
-
-    def _before_tokens(self, tape: Tokens, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the N tokens that the model wrote, row by row, what the head is given before each (N,H), and their ids
-        (N,); and where they are (R,S')."""
-        completions = [tape.completion[row] for row in rows]
-        hidden = self.head.hidden(batch([tape.read[row] for row in rows], completions, self.pad, self.device))
-        self._calls += len(rows)
-        mask = tape.mask(rows)
-        row, column = mask.nonzero().unbind(1)
-        starts = torch.tensor([len(tape.prompt[row]) for row in rows])
-        own = [tape.own[row] for row in rows]
-        tokens = torch.tensor([t for ids, kept in zip(completions, own, strict=True) for t in compress(ids, kept)])
-        before = hidden[row.to(self.device), (starts[row] + column - 1).to(self.device)]
-        return before, tokens.to(self.device), mask.to(self.device)
-
     # ---- searching --------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def certainty(self, trajectory: Trajectory, rows: Sequence[int]) -> Tensor:
-        hidden, _, mask = self._before_tokens(trajectory.tape, rows)
-        found = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, self.head.certainty(hidden))
-        return (found.sum(1) / mask.sum(1)).cpu()
+        return self.scorer.certainty(trajectory.tape, rows)
 
     def embeddings(self) -> Tensor:
         layer = self.model.get_output_embeddings()
@@ -336,15 +257,6 @@ class LanguagePolicy(Adapted):
     def tilted(self, tilt: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
         return self.sampler.tilted(tilt)
 
-    @torch.no_grad()
-    def _logits_alone(self, rows: Sequence[Encoded], completions: Sequence[Sequence[int]]) -> list[Tensor]:
-        """The logits (S,V) at a completion of each of R prompts, by a forward of its own."""
-        found = []
-        for row, completion in zip(rows, completions, strict=True):
-            hidden = self.head.hidden(batch([row], [completion], self.pad, self.device))[0]
-            found.append(self.head.logits(hidden[len(row.ids) - 1 : -1]))
-        return found
-
     def _blocks(self, total: int) -> Iterator[list[int]]:
         size = self.settings.batch_size
         return (list(range(i, min(i + size, total))) for i in range(0, total, size))
@@ -352,7 +264,7 @@ class LanguagePolicy(Adapted):
     # ---- weights ----------------------------------------------------------------------------------------------------
 
     def calls(self) -> int:
-        return self._calls + self.sampler.calls
+        return self.scorer.calls + self.sampler.calls
 
     def digest(self) -> Mapping[str, str]:
         """What must be unchanged for a seed to give the same completion: the reference weights, and how they sample."""
@@ -374,24 +286,3 @@ def _media(written: Sequence[Written]) -> Media:
     """What rewards read: the model's own words, a line for each turn where there are several, and its own tokens."""
     texts = ["\n".join(turn["content"] for turn in one.turns if turn["role"] == "assistant") for one in written]
     return Media(text=Track(texts, ids=[tuple(compress(one.ids, one.own)) for one in written]))
-
-
-def _is_processor(reader: Any) -> bool:
-    from transformers import ProcessorMixin
-
-    return isinstance(reader, ProcessorMixin)
-
-
-def _language_part(model: Any) -> str:
-    """The name of the part of a vision-language model that writes: what adapters are anchored at.
-
-    Raises:
-        UsageError: none is known.
-    """
-    decoder = model.get_decoder()
-    names = [name for name, module in model.named_modules() if module is decoder and name]
-    names += [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ("language_model", "text_model")]
-    names += ["model"] if isinstance(getattr(model, "model", None), nn.Module) else []
-    if not names:
-        raise UsageError(f"{type(model).__name__} has no part that is known to write, to be adapted")
-    return names[0]

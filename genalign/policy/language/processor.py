@@ -162,6 +162,12 @@ class Reader:
         return resampled(row.mean(0).float(), round(rate), self._sound_rate).numpy()
 
 
+def is_processor(reader: Any) -> bool:
+    from transformers import ProcessorMixin
+
+    return isinstance(reader, ProcessorMixin)
+
+
 @torch.no_grad()
 def with_encoded_media(model: Any, row: Encoded) -> Encoded:
     """The prompt with its media on the model's device, and pixels encoded by its vision towers where its forward takes

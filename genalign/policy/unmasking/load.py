@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from genalign.files.shipped import PIPELINE
+from genalign.files.shipped import CONFIG, PIPELINE
 from genalign.files.untrusted import check_model
 from genalign.policy.settings import PolicySettings
 from genalign.policy.unmasking.form import Form, MasksInText, NoiseOnCanvas
@@ -47,6 +48,12 @@ def _of_pipeline(settings: PolicySettings, folder: Path) -> tuple[Any, Any, Form
     from diffusers import DiffusionPipeline
     from transformers import AutoTokenizer
 
+    inner = folder / "model"
+    if _has_canvas(inner):
+        raise UsageError(
+            f"{folder} is a pipeline around a model that writes on a canvas, which is read without it; copy {inner} to "
+            f"a folder of its own, the tokenizer's files beside its weights, and set policy.model to that"
+        )
     # diffusers 0.42 neither saves this pipeline's tokenizer nor loads one, but takes its name for it.
     own = folder / "tokenizer"
     if not own.is_dir():
@@ -77,6 +84,11 @@ def _of_canvas(settings: PolicySettings, folder: Path) -> tuple[Any, Any, Form]:
     media = [value for name, value in vars(config).items() if name.endswith("_token_id") and name not in OF_TEXT]
     known = sorted(token for token in media if isinstance(token, int) and token < vocabulary)
     return model, tokenizer, NoiseOnCanvas(config.canvas_length, vocabulary, tuple(known))
+
+
+def _has_canvas(folder: Path) -> bool:
+    path = folder / CONFIG
+    return path.is_file() and "canvas_length" in json.loads(path.read_text(encoding="utf-8"))
 
 
 def _name_of(model: Any, part: Any) -> str:

@@ -14,13 +14,14 @@ from genalign.policy.language.adapted import Adapted
 from genalign.policy.language.batch import Encoded
 from genalign.policy.language.chat import Chat
 from genalign.policy.language.head import Head
+from genalign.policy.language.rows import check_finite, check_guidance, check_room, encoded_once, rows_of, up_to_end
 from genalign.policy.settings import PolicySettings
 from genalign.policy.unmasking.form import Form
 from genalign.policy.unmasking.likelihood import bound
 from genalign.policy.unmasking.order import NOWHERE
 from genalign.policy.unmasking.turns import Turns, Written
 from genalign.policy.unmasking.writing import Writer
-from genalign.types import GenalignError, Media, Prompt, Steps, Track, Trajectory, UsageError, Weights, sample_seed
+from genalign.types import Media, Prompt, Steps, Track, Trajectory, UsageError, Weights
 
 
 class UnmaskingPolicy(Adapted):
@@ -67,20 +68,10 @@ class UnmaskingPolicy(Adapted):
 
     @torch.no_grad()
     def rollout(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> Trajectory:
-        rows = tuple(prompt for prompt in prompts for _ in range(per_prompt))
-        if isinstance(seed, int):
-            seeds = [sample_seed(seed, prompt.uid, k) for prompt in prompts for k in range(per_prompt)]
-        else:
-            seeds = list(seed)
-        if not rows or len(seeds) != len(rows):
-            raise UsageError(f"a rollout needs prompts and one seed a row, not {len(seeds)} seeds for {len(rows)} rows")
+        rows, seeds = rows_of(prompts, per_prompt, seed)
         each = self.turns.each(self.settings.sampler.steps)
         tape, logp = self.writer(self._encode(rows), seeds, each)
-        if not bool(logp.isfinite().all()):
-            raise GenalignError(
-                "the model gives log-probabilities that are NaN or infinite; set policy.dtype=float32, or check the "
-                "weights"
-            )
+        check_finite(logp)
         return Trajectory(
             prompts=rows,
             media=self._media(tape),
@@ -98,8 +89,7 @@ class UnmaskingPolicy(Adapted):
         self, prompts: Sequence[Prompt], seeds: Sequence[int], guidance: float | None = None, steps: int | None = None
     ) -> Media:
         """The likeliest tokens at the surest places; `steps`: turns of a whole block. `seeds` change noise alone."""
-        if guidance not in (None, 1.0):
-            raise UsageError(f"a language model has no guidance; leave it out instead of {guidance}")
+        check_guidance(guidance)
         each = self.turns.each(steps or self.settings.sampler.steps)
         return self._media(self.writer(self._encode(prompts), seeds, each, greedy=True)[0])
 
@@ -194,12 +184,7 @@ class UnmaskingPolicy(Adapted):
             self.encode(Media(text=Track([answer])))
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[Encoded]:
-        known: dict[Any, Encoded] = {}
-        keys = [(prompt.text, prompt.uid if "messages" in prompt.facts else None) for prompt in prompts]
-        for key, prompt in zip(keys, prompts, strict=True):
-            if key not in known:
-                known[key] = self._encode_one(prompt)
-        return [known[key] for key in keys]
+        return encoded_once(prompts, self._encode_one)
 
     def _encode_one(self, prompt: Prompt) -> Encoded:
         if prompt.media is not None:
@@ -207,21 +192,12 @@ class UnmaskingPolicy(Adapted):
         encoded = self.chat.encode(prompt)
         if set(self.form.forbidden) & {*encoded.ids}:
             raise UsageError(f"prompt {prompt.text[:40]!r} holds the mask, which the model would take for its to write")
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and len(encoded.ids) + self.length > limit:
-            raise UsageError(
-                f"prompt {prompt.text[:40]!r} has {len(encoded.ids)} tokens, which leaves no room for {self.length} "
-                f"more in the model's {limit}; shorten it or lower policy.max_new_tokens"
-            )
+        check_room(self.model, prompt, encoded, self.length)
         return encoded
 
     def _media(self, tape: Written) -> Media:
-        ids = [self._cut(row) for row in tape.tokens.tolist()]
+        ids = [tuple(up_to_end(row, self.ends)) for row in tape.tokens.tolist()]
         return Media(text=Track(list(map(self.chat.text, tape.read, ids)), ids=ids))
-
-    def _cut(self, ids: list[int]) -> tuple[int, ...]:
-        end = next((i for i, token in enumerate(ids) if token in self.ends), len(ids) - 1)
-        return tuple(ids[: end + 1])
 
     # ---- weights ----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,7 +128,8 @@ def read_exemplars(address: str) -> Exemplars:
     """
     path, _, function = address.rpartition(":")
     if path.endswith(".py"):
-        exemplars = _from_function(Path(path), function)
+        content = Path(path).read_bytes() if Path(path).is_file() else b""
+        exemplars = _from_function(Path(path), function, hashlib.sha256(content).hexdigest())
     elif Path(address).is_dir():
         exemplars = _from_folder(Path(address))
     elif Path(address).suffix in (".txt", ".jsonl"):
@@ -148,7 +149,9 @@ def _from_folder(folder: Path) -> Exemplars:
     return Exemplars(pictures=pictures, sounds=sounds)
 
 
-def _from_function(path: Path, name: str) -> Exemplars:
+@lru_cache(maxsize=4)
+def _from_function(path: Path, name: str, content: str) -> Exemplars:
+    """content: the file's hash. Rewards of a run that compare with the same exemplars share them; some take long."""
     try:
         made = ask({"ask": "exemplars", "path": str(path), "function": name})
     except ScoringError as error:

@@ -94,14 +94,15 @@ class ClapFeatures:
 SoundFeatures = MelFeatures | ClapFeatures
 
 
-def sound_features(model: str | Path, batch_size: int) -> SoundFeatures | None:
-    """By MEL, or by a CLAP model; None of another model, which then is one of pictures."""
+def sound_features(model: str | Path, batch_size: int, to_sounds: bool = False) -> SoundFeatures | None:
+    """By MEL, or by a CLAP model; None of another model, which then is one of pictures. What a hub id names that is not
+    on this machine yet is known by what it is compared with (to_sounds)."""
     if str(model) == MEL:
         return MelFeatures(batch_size)
     try:
         config = json.loads(weights_file(model, "config.json").read_text(encoding="utf-8"))
     except (UsageError, OSError, ValueError):
-        return None
+        return ClapFeatures(model, batch_size) if to_sounds and not Path(model).exists() else None
     return ClapFeatures(model, batch_size) if config.get("model_type") == "clap" else None
 
 

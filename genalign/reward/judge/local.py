@@ -179,7 +179,11 @@ class LocalModel:
         answers: list[str | ScoringError] = []
         for part in self._parts(len(questions)):
             inputs = self._inputs(questions[part.start : part.stop], "left", graph=False)
-            choice = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+            # Where a folder names no top_k, generate would keep the 50 likeliest tokens alone.
+            choice: dict[str, Any] = {"do_sample": False}
+            if temperature:
+                top_k = self._loaded[0].generation_config.top_k or 0
+                choice = {"do_sample": True, "temperature": temperature, "top_k": top_k}
             with torch.random.fork_rng(enabled=bool(temperature)):
                 if temperature:
                     torch.manual_seed(sum(seeds[i] for i in part) % 2**63)

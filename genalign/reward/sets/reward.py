@@ -99,7 +99,10 @@ class SetReward(Stateless):
             raise UsageError(f"the measure {measure} {cure}")
         if level == "sample" and measure not in ("frechet", "kernel"):
             raise UsageError(f"the measure {measure} has no value for one sample; take frechet, kernel or level: set")
-        sounds = sound_features(model, batch_size)
+        self.exemplars = None if exemplars is None else read_exemplars(exemplars)
+        self.pairs = None if pairs is None else read_exemplars(pairs)
+        compared = [each for each in (self.exemplars, self.pairs) if each is not None]
+        sounds = sound_features(model, batch_size, to_sounds=any(each.sounds for each in compared))
         self.encoder: ClipReward | SoundFeatures = (
             ClipReward(model, batch_size=batch_size) if sounds is None else sounds
         )
@@ -109,8 +112,6 @@ class SetReward(Stateless):
             self.windows = float(windows)
         self.measure_name, self.level, self.credit = measure, level, credit
         self.components, self.order = components, order
-        self.exemplars = None if exemplars is None else read_exemplars(exemplars)
-        self.pairs = None if pairs is None else read_exemplars(pairs)
         self.name = name or measure
         self._check(exemplars, pairs)
         self.aspects = (self.name,)

@@ -49,3 +49,9 @@ def test_a_sampler_that_clips_is_refused():
     policy.generate_with_grad = clipped  # type: ignore[method-assign]
     with pytest.raises(UsageError, match="clips or thresholds"):
         search("fk").find(policy, PROMPTS, SEEDS, PixelReward(redness))
+
+
+def test_an_output_of_zeros_tells_no_level():
+    x = torch.ones(1, 3, 4)
+    with pytest.raises(UsageError, match="output is 0 everywhere, as of weights that nobody trained"):
+        Reader()(x, torch.zeros_like(x), x)

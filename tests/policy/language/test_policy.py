@@ -321,8 +321,16 @@ def models_of_other_positions():
 
 
 def models_that_mix_rows():
-    """Of transformers 5.24, while they decode with a cache: the first attends to padding, the second to other rows."""
-    from transformers import MiniMaxConfig, MiniMaxForCausalLM, RwkvConfig, RwkvForCausalLM
+    """Of transformers 5.24, while they decode with a cache: the first attends to padding, the second to other rows, the
+    third takes padding on the left for text."""
+    from transformers import (
+        MiniMaxConfig,
+        MiniMaxForCausalLM,
+        RwkvConfig,
+        RwkvForCausalLM,
+        xLSTMConfig,
+        xLSTMForCausalLM,
+    )
 
     common = {
         "vocab_size": len(tiny_language()[1]),
@@ -336,10 +344,11 @@ def models_that_mix_rows():
         num_experts_per_tok=1, block_size=4, initializer_range=0.2, layer_types=["linear_attention", "full_attention"],
     )  # fmt: skip
     recurrent = RwkvForCausalLM(RwkvConfig(**common, attention_hidden_size=32))
+    unmasked = xLSTMForCausalLM(xLSTMConfig(**{**common, "hidden_size": 128}, num_heads=2))
     with torch.no_grad():
-        for parameter in recurrent.parameters():
-            parameter *= 4 if parameter.dim() > 1 else 1  # it starts with nearly equal logits
-    return {"linear": MiniMaxForCausalLM(linear), "recurrent": recurrent}
+        for parameter in [*recurrent.parameters(), *unmasked.parameters()]:
+            parameter *= 4 if parameter.dim() > 1 else 1  # they start with nearly equal logits
+    return {"linear": MiniMaxForCausalLM(linear), "recurrent": recurrent, "unmasked": unmasked}
 
 
 @pytest.mark.parametrize("kind", ["learned", "alibi", "window"])
@@ -348,7 +357,7 @@ def test_models_of_other_positions_are_asked_in_batches(kind):
     assert policy.sampler.way([]) == "shared"
 
 
-@pytest.mark.parametrize("kind", ["linear", "recurrent"])
+@pytest.mark.parametrize("kind", ["linear", "recurrent", "unmasked"])
 def test_what_is_written_in_a_batch_is_what_forwards_of_the_row_alone_give(kind):
     """Greedy completions in a batch are those of a loop of forwards over the row alone, without a cache."""
     torch.manual_seed(0)
@@ -363,7 +372,7 @@ def test_what_is_written_in_a_batch_is_what_forwards_of_the_row_alone_give(kind)
             ids.append(token)
 
 
-@pytest.mark.parametrize("kind", ["learned", "alibi", "window", "linear", "recurrent"])
+@pytest.mark.parametrize("kind", ["learned", "alibi", "window", "linear", "recurrent", "unmasked"])
 def test_padding_changes_nothing_whatever_the_positions_are(kind):
     made = []
     for batch_size in (15, 1, 4):

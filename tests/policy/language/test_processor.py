@@ -76,6 +76,17 @@ def test_a_processor_without_a_tokenizer() -> None:
         Reader(SimpleNamespace(image_processor=processor.image_processor), model)
 
 
+@pytest.mark.parametrize("missing", [["tokenizer.json", "tokenizer_config.json"], ["processor_config.json"]])
+def test_a_folder_without_its_tokenizer_or_its_processor(missing: list[str], tmp_path: Any) -> None:
+    for part in READERS["llava"].build():
+        part.save_pretrained(tmp_path)
+    for name in missing:
+        (tmp_path / name).unlink()
+    said = r"its processor is missing or has no tokenizer \(.*put the processor's files and tokenizer.json"
+    with pytest.raises(UsageError, match=said):
+        load_policy(PolicySettings(model="tiny"), tmp_path)
+
+
 def test_an_answer_with_a_placeholder_is_refused() -> None:
     with pytest.raises(UsageError, match="holds a placeholder of media"):
         policy().read([PICTURES[0]], ["a <|image_pad|> star"])

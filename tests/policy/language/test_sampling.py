@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from genalign.policy.language import LanguagePolicy
+from genalign.policy.language import LanguagePolicy, sampling
 from genalign.policy.language.apart import WAYS, agree, cheapest_way
 from genalign.policy.language.sampling import BLOCK, drawn
 from genalign.policy.settings import Lora, PolicySettings
 from genalign.types import GenalignError, Prompt
+from tests.helpers.language_policies import PICTURES
+from tests.helpers.language_policies import policy as seeing
 from tests.helpers.tiny_language import tiny_language
 
 PROMPTS = [Prompt("draw me a star", uid=0), Prompt("hello", uid=1), Prompt("is the red car left of a blue sun", uid=2)]
@@ -99,3 +101,25 @@ def test_a_model_in_bfloat16_is_taken_in_the_cheapest_way():
     assert of.sampler.way([]) == "shared"
     trajectory = of.rollout(PROMPTS, 2, 0)
     assert torch.equal(of.replay(trajectory, range(6)).score, trajectory.logp)
+
+
+def test_no_token_is_left_out_by_its_rank():
+    """Of 400 nearly equally likely tokens 640 draws find 400 (1 - (1 - 1/400)^640) = 319; not transformers' 50."""
+    model, tokenizer = tiny_language()
+    model.resize_token_embeddings(400)
+    torch.nn.init.normal_(model.lm_head.weight, std=1e-3)  # equal ones would all be among the likeliest 50
+    of = LanguagePolicy(model, tokenizer, PolicySettings(model="tiny", lora=Lora(rank=2), max_new_tokens=1))
+    trajectory = of.rollout(PROMPTS[:1], 640, 0)
+    assert 280 < len({completion[0] for completion in trajectory.tape.completion}) < 360
+    torch.testing.assert_close(trajectory.logp, torch.full((640, 1), -np.log(400)).float(), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl", "qwen3.5"])
+def test_a_sampler_that_lost_which_tokens_are_of_pictures_is_caught_at_the_first_rollout(name, monkeypatch):
+    """generate takes prompts without mm_token_type_ids, and tells positions by the text alone: nothing else shows."""
+    real = sampling.beside_tokens
+    monkeypatch.setattr(
+        sampling, "beside_tokens", lambda *given: {key: x for key, x in real(*given).items() if "type_ids" not in key}
+    )
+    with pytest.raises(GenalignError, match="writes by other logits than its forward gives"):
+        seeing(name).rollout(PICTURES, 1, 0)

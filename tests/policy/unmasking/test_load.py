@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from genalign.policy import load_policy
 from genalign.policy.settings import Lora, PolicySettings
 from genalign.policy.unmasking import load_unmasking
 from genalign.policy.unmasking.form import MasksInText
+from genalign.policy.unmasking.policy import UnmaskingPolicy
 from genalign.types import GenalignError, UsageError
 from tests.helpers.unmasking_policies import folder
 
@@ -32,6 +34,17 @@ def test_a_model_of_code_of_its_own_is_not_run(own):
     (own / "model_index.json").write_text(json.dumps({**index, "model": ["modeling_llada2", "LLaDA2MoeModelLM"]}))
     with pytest.raises(UsageError, match="loads components of diffusers and transformers only"):
         load_unmasking(settings(), own)
+
+
+def test_a_pipeline_around_a_canvas_is_read_by_its_model(tmp_path):
+    """DiffusionGemmaPipeline of diffusers 0.42.1 does not run with transformers 5.24."""
+    shutil.copytree(folder("canvas"), tmp_path / "model")
+    index = {"_class_name": "DiffusionGemmaPipeline", "model": ["transformers", "DiffusionGemmaForBlockDiffusion"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UsageError, match=r"a pipeline around a model that writes on a canvas.*copy .*model to"):
+        load_policy(settings(), tmp_path)
+    copied = shutil.copytree(tmp_path / "model", tmp_path / "copied" / "gemma")
+    assert isinstance(load_policy(settings(), copied), UnmaskingPolicy)
 
 
 def test_a_pipeline_that_was_saved_without_its_tokenizer(own):

@@ -169,6 +169,37 @@ def test_bands_that_tighten_never_raise_a_reward() -> None:
     assert bool((late <= early).all())
 
 
+def test_right_is_all_or_nothing_by_kind_and_silent_where_nobody_labelled() -> None:
+    """rewards/vlm_rules.py, against a table that is written out."""
+    from genalign.files.shipped import shipped
+
+    boxes = [[0, 0, 10, 10], [20, 20, 30, 30]]
+    table: list[tuple[str, str | None, Any, str, float | None]] = [
+        ("count", "two", None, "<think>two roses</think><answer>2</answer>", 1.0),
+        ("count", "two", None, "<answer>three</answer>", 0.0),
+        ("count", "two", None, "two", 0.0),
+        ("side", "left of", None, "<answer>left of</answer>", 1.0),
+        ("side", None, None, "<answer>left of</answer>", None),
+        ("where", None, boxes, "<answer>[0, 0, 9, 10], [21, 20, 30, 30]</answer>", 1.0),
+        ("where", None, boxes, "<answer>[0, 0, 10, 10]</answer>", 0.0),
+        ("where", None, boxes, "<answer>[0, 0, 4, 10], [20, 20, 30, 30]</answer>", 0.0),
+    ]
+    kinds, answers, given, written, wanted = map(list, zip(*table, strict=True))
+    asked = prompts(len(table), kind=kinds, answer=answers, boxes=given)
+    found = build_reward("vlm_rules.py:right", shipped("rewards"))(asked, texts(*written))
+    columns = {name: found.values[:, k].tolist() for k, name in enumerate(found.names)}
+    valid = {name: found.valid[:, k].tolist() for k, name in enumerate(found.names)}
+    assert valid["right"] == [value is not None for value in wanted]
+    assert [columns["right"][k] for k, value in enumerate(wanted) if value is not None] == [
+        value for value in wanted if value is not None
+    ]
+    for kind in ("count", "side", "where", "sum"):
+        assert valid[kind] == [own == kind and value is not None for own, value in zip(kinds, wanted, strict=True)]
+    assert columns["count"][:3] == [1, 0, 0]
+    assert columns["words"] == [len(text.split(" ")) for text in written]
+    assert found.total[0] == 1
+
+
 def test_the_hybrid_takes_the_rule_where_it_is_sure_and_the_model_where_it_is_not() -> None:
     from genalign.reward import Hybrid
     from tests.helpers.toy_rewards import says

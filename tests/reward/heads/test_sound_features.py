@@ -259,3 +259,26 @@ def test_the_shipped_files_prefer_their_style(file: str, tmp_path: Path) -> None
         media = Media(audio=Track(torch.from_numpy(waves), RATE))
         means.append(float(build_reward({"use": str(tmp_path / file)}, tmp_path)(prompts(24), media).total.mean()))
     assert means[0] > means[1]
+
+
+def test_a_model_that_is_not_here_yet_is_one_of_sounds_where_it_is_compared_with_sounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe is built, and its plan read, before its reward's weights are fetched."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "made.py").write_text(
+        "import numpy as np\n\ndef some():\n    return {'sounds': np.zeros((3, 1, 400)), 'rate': 8000}\n"
+    )
+    spec = {"use": "set", "model": "nobody/no-such-clap", "measure": "frechet", "exemplars": "made.py:some"}
+    one = build_reward(spec, tmp_path)
+    assert one.needs == {"audio"}
+    with pytest.raises(UsageError, match="nobody/no-such-clap cannot be loaded"):
+        one(prompts(4), sounds(4))
+
+
+def test_rewards_share_the_exemplars_that_a_function_makes(tmp_path: Path) -> None:
+    """Drawn at random here: made twice, they would differ."""
+    text = "import numpy as np\n\ndef some():\n    return {'sounds': np.random.rand(3, 1, 400), 'rate': 8000}\n"
+    (tmp_path / "made.py").write_text(text)
+    first, again = (read_exemplars(f"{tmp_path / 'made.py'}:some") for _ in range(2))
+    assert first.digest == again.digest

@@ -13,8 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from genalign.reward import CompareJudge, Runner, YesNoJudge
 from genalign.reward.base import ScoringError
-from genalign.reward.judge.asking import p_yes
+from genalign.reward.judge.asking import Question, p_yes
 from genalign.types import Media, Prompt, Track, UsageError
+from tests.helpers.tiny_language import tiny_language
 from tests.helpers.toy_judges import CHAT, tiny_vlm
 from tests.helpers.toy_rewards import images, prompts
 
@@ -174,6 +175,27 @@ def test_thoughts_are_no_answer_whether_their_end_is_a_special_token_or_not(tmp_
     tokens = ["no", "cat", "</think>", "dog", "star", "<eos>"]
     ids = torch.tensor(answerer._tokenizer.convert_tokens_to_ids(tokens))
     assert answerer._read(ids, 20).split() == ["dog", "star"]
+
+
+@pytest.mark.parametrize(("own", "most"), [(None, 400), (20, 20)])
+def test_an_answer_is_drawn_from_all_tokens_unless_the_folder_says_otherwise(
+    tmp_path: Path, own: int | None, most: int
+) -> None:
+    """Of 400 nearly equally likely tokens 640 draws find 400 (1 - (1 - 1/400)^640) = 319; not transformers' 50."""
+    model, tokenizer = tiny_language(chat=True)
+    model.resize_token_embeddings(400)
+    torch.nn.init.normal_(model.lm_head.weight, std=1e-3)  # equal ones would all be among the likeliest 50
+    model.generation_config.update(top_k=own, eos_token_id=None, do_sample=own is not None)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    answerer: Any = YesNoJudge(model=tmp_path, question="x", batch_size=64).answerer
+    drawn: list[int] = []
+    answerer._read = lambda ids, tokens: drawn.extend(ids.tolist()) or "read"
+    assert answerer.write([Question(("hello",))] * 640, list(range(640)), 1, 1.0) == ["read"] * 640
+    assert len(drawn) == 640
+    found = len(set(drawn))
+    assert found <= most
+    assert found > 0.7 * most
 
 
 # ---- answers about the prompt's own picture -----------------------------------------------------------------------
