@@ -13,8 +13,10 @@ TEXT = (
     "joint_attention_dim",
     "caption_channels",
     "text_dim",
+    "cap_feat_dim",
     "cross_attention_dim",
 )  # how configurations name its width
+LATENTS, TIME = {"hidden_states", "sample", "x"}, {"timestep", "t"}  # how denoisers name what they take
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def denoiser_inputs(denoiser: nn.Module, drawn: Drawn, dtype: torch.dtype) -> di
     parameters = inspect.signature(denoiser.forward).parameters
     config: Any = denoiser.config
     text = next((config[name] for name in TEXT if config.get(name)), None)
-    if not isinstance(text, int) or not {"hidden_states", "sample"} & set(parameters) or "timestep" not in parameters:
+    if not isinstance(text, int) or not LATENTS & set(parameters) or not TIME & set(parameters):
         return None
 
     def empty(*shape: int, kind: torch.dtype = dtype) -> Tensor:
@@ -53,6 +55,10 @@ def denoiser_inputs(denoiser: nn.Module, drawn: Drawn, dtype: torch.dtype) -> di
         "txt_ids": empty(tokens, axes),
         "guidance": empty(rows, kind=torch.float32) if config.get("guidance_embeds") else None,
         "added_cond_kwargs": _conditions(config, rows, dtype),
+        "img_shapes": [[(1, drawn.height // 2, drawn.width // 2)]] * rows,
+        "x": [empty(drawn.channels, 1, drawn.height, drawn.width) for _ in range(rows)],  # a list of pictures
+        "t": empty(rows, kind=torch.float32),
+        "cap_feats": [empty(tokens, text) for _ in range(rows)],
     }
     needed = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
     if any(name not in known for name in needed if name != "return_dict"):
@@ -61,8 +67,8 @@ def denoiser_inputs(denoiser: nn.Module, drawn: Drawn, dtype: torch.dtype) -> di
 
 
 def takes_packed(parameters: Any) -> bool:
-    """Whether two by two latents are one token, with a place of its own."""
-    return "img_ids" in parameters
+    """Whether two by two latents are one token, whose place is given beside it."""
+    return "img_ids" in parameters or "img_shapes" in parameters
 
 
 def _latents(parameters: Any, config: Any, d: Drawn) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from genalign.policy.recompute import recompute_blocks
 from genalign.policy.record import Tape
 from genalign.policy.rollout import Rollouts
 from genalign.policy.settings import PolicySettings
+from genalign.policy.stored import Stored, media_key
 from genalign.policy.twin import twin
 from genalign.types import Guide, Media, Prompt, Steps, Trajectory, UsageError, Weights
 
@@ -49,6 +50,11 @@ class DiffusionPolicy:
         self.device = self._pipe.device
         self._adapters = Adapters(self._stage.denoisers, settings.lora, self.device)
         self._encoder = Encoder(self._pipe)
+        self._stored: Stored | None = None
+        if settings.cache is not None:
+            size = round(settings.cache.gigabytes * 1e9)
+            self._stored = Stored(Path(settings.cache.folder), size, self._answering)
+            self._stage.store_texts(self._stored)
         self._rollouts = Rollouts(self._pipe, self.weights)
 
     def rollout(self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]) -> Trajectory:
@@ -119,7 +125,15 @@ class DiffusionPolicy:
 
     def encode(self, media: Media) -> Tensor:
         """Images of another size are resized to the one that is drawn."""
-        return self._encoder(media)
+        if self._stored is None:
+            return self._encoder(media)
+        s, latents = self.settings, []
+        form = settings_digest(s.call, s.vae.model_dump(), s.frame_rate)
+        for row in range(media.rows):  # each alone, so that it depends on no neighbour
+            one = media.select([row])
+            question = ("clean", form, media_key(one))
+            latents.append(self._stored.answer(question, lambda one=one: self._encoder(one).cpu()))  # type: ignore[misc]
+        return torch.cat(latents).to(self.device)
 
     def clean(self, trajectory: Trajectory) -> Tensor:
         """Raises UsageError where the trajectory was stored without its last latents."""
@@ -237,6 +251,16 @@ class DiffusionPolicy:
     def _model_digest(self) -> str:
         modules = [module for module in self.pipeline.components.values() if isinstance(module, nn.Module)]
         return weights_digest(modules, self.named_trainable().values())
+
+    def _answering(self) -> Any:
+        """What decides an embedding or clean latents beside what is asked: frozen weights, dtype, device, libraries."""
+        import diffusers
+        import transformers
+
+        parts = {name: part for name, part in self.pipeline.components.items() if name not in self._stage.denoisers}
+        frozen = [part for part in parts.values() if isinstance(part, nn.Module)]
+        versions = (torch.__version__, diffusers.__version__, transformers.__version__)
+        return weights_digest(frozen, ()), self.settings.dtype, self.settings.attention, self.device.type, versions
 
     def save_trajectory(self, trajectory: Trajectory, path: Path) -> None:
         """Write what replay needs of a rollout, so that `recall` brings its rows back without sampling."""

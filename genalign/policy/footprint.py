@@ -10,13 +10,13 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from genalign.files.places import model_file, pipeline_class
@@ -43,6 +43,14 @@ PER_WEIGHT = {
 }
 PER_ROW = 4  # bytes of a row's scale
 TOKENS = 256  # of a text, where the recipe does not say
+
+
+@dataclass(frozen=True)
+class Row:
+    """Bytes of one row in a denoiser: at the peak of a pass, and those that its graph holds after the forward pass."""
+
+    peak: int
+    held: int
 
 
 class Footprint:
@@ -125,7 +133,7 @@ class Footprint:
         parameters = inspect.signature(denoiser.forward).parameters
         if "sample" in parameters:
             return self._padded
-        long = takes_packed(parameters) or denoiser.config.get("text_dim")
+        long = takes_packed(parameters) or any(denoiser.config.get(name) for name in ("text_dim", "cap_feat_dim"))
         longest = int(call.get("max_sequence_length", 512 if long else TOKENS))
         both = "pooled_projections" in parameters and not takes_packed(parameters)  # one text behind the other
         return self._padded + longest if both else longest
@@ -149,16 +157,29 @@ class Footprint:
         """Peak bytes of a forward and a backward pass, gradients of the adapter among them."""
         return self._denoising(settings, graph=True)
 
+    def climbing(self, settings: PolicySettings, rows: int, steps: int) -> int | None:
+        """Peak bytes where a reward's gradient goes through the autoencoder and the last steps, whose graphs are kept:
+        those of the reward itself left out, and the adapter's gradients among them."""
+        alone = settings.model_copy(update={"batch_size": 1})
+        one, decoded = self._row(settings, graph=True), self.decoding(alone, graph=True)
+        if one is None or decoded is None:
+            return None
+        once = 4 * self.trained
+        return once + rows * max((steps - 1) * one.held + one.peak - once, steps * one.held + decoded)
+
     def _denoising(self, settings: PolicySettings, graph: bool) -> int | None:
         """Of one row, as many times as there are rows; the gradients of the adapter are there once."""
+        one, once = self._row(settings, graph), 4 * self.trained if graph else 0
+        return None if one is None else once + settings.batch_size * (one.peak - once)
+
+    def _row(self, settings: PolicySettings, graph: bool) -> Row | None:
         drawn = replace(self.drawn(settings), rows=1)
         again = settings.gradient_checkpointing and graph
-        one = self._once(("denoise", graph, again, drawn), lambda: self._denoise(drawn, graph, again))
-        once = 4 * self.trained if graph else 0
-        return None if one is None else once + settings.batch_size * (one - once)
+        found: Row | None = self._once(("row", graph, again, drawn), lambda: self._denoise(drawn, graph, again))
+        return found
 
-    def _denoise(self, drawn: Drawn, graph: bool, again: bool) -> int | None:
-        peaks = []
+    def _denoise(self, drawn: Drawn, graph: bool, again: bool) -> Row | None:
+        peaks, held = [], []
         for name in self.denoisers:
             network = self.adapted(name)
             given = denoiser_inputs(network, drawn, self.dtype)
@@ -168,23 +189,25 @@ class Footprint:
                 network.enable_gradient_checkpointing(_recomputed)
             with torch.set_grad_enabled(graph), fused_attention(), Live() as live:
                 out = network(**given, return_dict=False)[0]
+                held.append(live.now)
                 if graph:
-                    out.float().square().sum().backward()
+                    _stacked(out).float().square().sum().backward()
                 del out
             peaks.append(live.peak)
             network.zero_grad(set_to_none=True)
             if again:
                 network.disable_gradient_checkpointing()
-        return max(peaks)
+        return Row(max(peaks), max(held))
 
-    def decoding(self, settings: PolicySettings) -> int | None:
-        """Peak bytes of the autoencoder on a micro-batch, without a graph; None where it cannot be tried."""
+    def decoding(self, settings: PolicySettings, graph: bool = False) -> int | None:
+        """Peak bytes of the autoencoder on a micro-batch; None where it cannot be tried. graph: and back to latents."""
         drawn, vae = self.drawn(settings), settings.vae
         if vae.slicing:
             drawn = replace(drawn, rows=1)
-        return self._once(("decode", drawn, vae.model_dump_json()), lambda: self._decode(drawn, settings))
+        key = ("decode", graph, drawn, vae.model_dump_json())
+        return self._once(key, lambda: self._decode(drawn, settings, graph))
 
-    def _decode(self, drawn: Drawn, settings: PolicySettings) -> int | None:
+    def _decode(self, drawn: Drawn, settings: PolicySettings, graph: bool) -> int | None:
         assert self.autoencoder is not None
         network = _on_meta(self.parts[self.autoencoder], self.dtype)
         if settings.vae.tiling:
@@ -194,8 +217,10 @@ class Footprint:
         video = [drawn.frames] if _is_video(network) else []
         z = torch.empty(drawn.rows, drawn.channels, *video, drawn.height, drawn.width, dtype=self.dtype, device="meta")
         try:
-            with torch.no_grad(), fused_attention(), Live() as live:
-                made = network.decode(z, return_dict=False)[0]
+            with torch.set_grad_enabled(graph), fused_attention(), Live() as live:
+                made = network.decode(z.requires_grad_(graph), return_dict=False)[0]
+                if graph:
+                    made.float().square().sum().backward()
                 del made
         except (RuntimeError, ValueError, NotImplementedError, TypeError):  # what has no kernel of shapes alone
             return None
@@ -313,6 +338,11 @@ def _latent_frames(vae: Any, frames: int) -> int:
     if not ratio and config.get("temperal_downsample") is not None:
         ratio = 2 ** sum(config.temperal_downsample)
     return (frames - 1) // int(ratio) + 1 if ratio else frames
+
+
+def _stacked(out: Tensor | list[Tensor]) -> Tensor:
+    """What a denoiser makes, which of some is a list of rows."""
+    return out if isinstance(out, Tensor) else torch.stack(out)
 
 
 def _recomputed(block: Any, *args: Any) -> Any:

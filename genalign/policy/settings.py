@@ -72,6 +72,15 @@ class Vae(BaseModel):
     """How many frames (of latents, where the autoencoder counts those) are decoded at a time. None: its own number."""
 
 
+class Cache(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    folder: str
+    """Where files of embeddings and latents lie; runs may share it."""
+    gigabytes: float = Field(default=20.0, gt=0)
+    """How much of the disk they may take; those that were asked for longest ago make room."""
+
+
 class PolicySettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -100,6 +109,8 @@ class PolicySettings(BaseModel):
     (blocks, which needs gradient_checkpointing). The same numbers, and time for the copies. None: nothing."""
     vae: Vae = Vae()
     """How the autoencoder decodes; each of it changes rounding, and tiling the edges of tiles."""
+    cache: Cache | None = None
+    """Keep embeddings of prompts, and clean latents of given samples, on the disk from run to run. None: in memory."""
     attention: Literal["sdpa", "xformers", "flash"] = "sdpa"
     """Attention kernel."""
     call: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from genalign.policy.hooks import advance, attribute, lasting_weights, named, pl
 from genalign.policy.memo import EncoderMemo
 from genalign.policy.residence import Residence
 from genalign.policy.schedule import MAIN, scheduler_names
+from genalign.policy.stored import Stored
 from genalign.policy.text import TextMemo
 from genalign.types import UsageError
 
@@ -158,6 +159,10 @@ class Stage:
         if self._computes is None or self._computes[0] != at:
             self._computes = at, self.pipeline._execution_device
         return self._computes[1]
+
+    def store_texts(self, stored: Stored) -> None:
+        """Keep embeddings of prompts on the disk."""
+        self._text.stored = stored
 
     def bring(self, network: torch.nn.Module) -> None:
         """See that a network is on the device, where networks wait elsewhere until they are asked."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genalign.policy.memo import Kept
+from genalign.policy.stored import Stored
 
 REMEMBERED = 2048  # prompts whose embeddings stay in (CPU) memory
 
@@ -24,8 +25,10 @@ class TextMemo:
     Where single embeddings do not stack (padding to the longest of a batch) the unique prompts of a batch are encoded
     together, and where a prompt has several rows (a negative one of each in front of all) the batch as it is; then
     batches are remembered. Embeddings live on the CPU, the last batch also on the device: replay asks for it step by
-    step.
+    step. stored: where they are kept from run to run; None: nowhere.
     """
+
+    stored: Stored | None = None
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -98,7 +101,7 @@ class TextMemo:
             if (kind, key) not in self._single:
                 while len(self._single) >= REMEMBERED:
                     self._single.pop(next(iter(self._single)))
-                single = self._single[kind, key] = _map(encode(key), lambda x: x.cpu())
+                single = self._single[kind, key] = self._encoded(kind, (key,), encode)
                 if kind not in self._axes:
                     # One row of everything: the first axis. Else a second row shows which axis doubles.
                     obvious = all(map(_is_one_row, _leaves(single)))
@@ -114,9 +117,15 @@ class TextMemo:
         chosen = tuple(rows) if one_row_each else keys
         together = self._together.get((kind, chosen))
         if together is None:
-            together = _map(encode(*chosen), lambda x: x.cpu())
+            together = self._encoded(kind, chosen, encode)
             self._together.keep((kind, chosen), together)
         return _map(_take(axes, together, where) if one_row_each else together, lambda x: x.to(device))
+
+    def _encoded(self, kind: str, chosen: Sequence[Any], encode: Callable[..., Any]) -> Any:
+        def make() -> Any:
+            return _map(encode(*chosen), lambda x: x.cpu())
+
+        return make() if self.stored is None else self.stored.answer(("text", kind, tuple(chosen)), make)
 
 
 def _counting(real: Callable[..., Any]) -> Callable[..., Any]:

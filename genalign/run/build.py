@@ -24,6 +24,7 @@ from genalign.policy import clip_form_of, load_policy, modalities_of
 from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit.noisy import NoisyReward
 from genalign.reward.runtime.environment import FileEnvironment
+from genalign.reward.runtime.resting import Resting
 from genalign.run.fits import check_fit, check_noise, check_policy, check_split, check_weights, kind_of
 from genalign.run.recipe import Recipe
 from genalign.training.monitor import Monitor
@@ -93,6 +94,9 @@ class Built:
         if settings.quantization is not None and settings.quantization.endswith(".gguf"):
             file = find(settings.quantization, self.recipe.folder) or Path(settings.quantization)
             settings = settings.model_copy(update={"quantization": str(file)})
+        if settings.cache is not None:
+            at = self.recipe.folder / Path(settings.cache.folder).expanduser()
+            settings = settings.model_copy(update={"cache": settings.cache.model_copy(update={"folder": str(at)})})
         return load_policy(settings, folder, self.device, self.environment)
 
 
@@ -114,7 +118,8 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     environment = _environment(recipe, data)
     check_weights(method, recipe, made)
     check_noise(method, recipe, made)
-    reward = None if recipe.reward is None else _reward(recipe.reward, folder, made, data)
+    rest = recipe.policy.offload is not None
+    reward = None if recipe.reward is None else _reward(recipe.reward, folder, made, data, rest)
     check_fit(method, reward)
     built = Built(recipe, device, data, reward, method, environment=environment)
     if settings is not None:
@@ -125,10 +130,10 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
         if shared := sum(_asked(prompt) in training for prompt in prompts.rows):
             what = "%d of %d prompts in %s are also training prompts, so this evaluation is not held out"
             log.warning(what, shared, len(prompts), settings.prompts)
-        built.eval_rewards = [_reward(spec, folder, made, prompts) for spec in settings.rewards]
+        built.eval_rewards = [_reward(spec, folder, made, prompts, rest) for spec in settings.rewards]
         if reward is not None:
             built.eval_rewards.insert(0, reward)
-        built.held_out = [_reward(spec, folder, made, prompts) for spec in settings.judges]
+        built.held_out = [_reward(spec, folder, made, prompts, rest) for spec in settings.judges]
     built.monitor = _monitor(built, made)
     return built
 
@@ -203,7 +208,8 @@ def _monitor(built: Built, made: Set[str]) -> Monitor | None:
     prompts = built.eval_prompts or built.prompts_to_sample
     if settings.prompts is not None:
         prompts = read_prompts(data_path(settings.prompts, folder), kind_of(made), built.recipe.takes_samples)
-    held_out = [_reward(spec, folder, made, prompts) for spec in settings.held_out]
+    rest = built.recipe.policy.offload is not None
+    held_out = [_reward(spec, folder, made, prompts, rest) for spec in settings.held_out]
     if not held_out and settings.prompts is None:
         held_out = built.held_out
     if not held_out:
@@ -231,10 +237,15 @@ def _watched_prompts(built: Built, prompts: Prompts) -> list[Prompt]:
     return apart or rows
 
 
-def _reward(spec: str | dict[str, Any], folder: Path, made: Set[str], prompts: Prompts) -> Reward:
+def _reward(
+    spec: str | dict[str, Any], folder: Path, made: Set[str], prompts: Prompts, resting: bool = False
+) -> Reward:
+    """resting: its networks are on the device while it scores, and on the CPU else."""
     reward = build_reward(spec, folder)
     check_needs(reward, {"prompt", *made, *(f"facts.{name}" for name in prompts.facts())})
-    return reward if isinstance(reward, Runner) else Runner(reward)
+    if isinstance(reward, Runner):
+        return reward
+    return Runner(Resting(reward) if resting else reward)
 
 
 def _environment(recipe: Recipe, data: Prompts) -> FileEnvironment | None:

@@ -19,7 +19,7 @@ def kind_of(made: Set[str]) -> Modality:
 def check_policy(recipe: Recipe, made: Set[str]) -> None:
     """Refuse a setting of denoisers that a language model would not read."""
     plain = PolicySettings(model=recipe.policy.model)
-    for key in ("gradient_checkpointing", "quantization", "offload", "vae"):
+    for key in ("gradient_checkpointing", "quantization", "offload", "vae", "cache"):
         if made == {"text"} and getattr(recipe.policy, key) != getattr(plain, key):
             raise UsageError(
                 f"policy.{key} is of denoisers, but {recipe.policy.model} writes text; leave it out, and"

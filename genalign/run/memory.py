@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from genalign.files.places import file_path, model_path
 from genalign.files.settings import read_yaml
+from genalign.method import build_method
 from genalign.policy.bases import bases
 from genalign.policy.footprint import Footprint
 from genalign.policy.settings import PolicySettings, Vae
-from genalign.reward.heads.published import PRESETS
+from genalign.reward.heads.published import CLIP_H, CLIP_L, PRESETS
 from genalign.run.recipe import Recipe
 from genalign.types import UsageError
 
 GB = 2**30  # a card of 24 GB has so many times this
+MODELS = {CLIP_L: 1.7, CLIP_H: 3.9}  # gigabytes of networks that rewards name by themselves
 RESERVED = 0.06  # part of a card that its driver, its context and fragments of freed memory take
 LADDER: tuple[tuple[str, dict[str, Any]], ...] = (  # of levers, cheap ones first, and those that round last
     ("policy.gradient_checkpointing=true", {"gradient_checkpointing": True}),
@@ -54,8 +57,8 @@ class Memory:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.settings = recipe, recipe.policy
         self.footprint = Footprint(recipe.policy, model_path(recipe.policy.model, recipe.folder))
-        named = list(_named(recipe))
-        self.rewards = round(sum(1e9 * PRESETS[name].gigabytes for name in named if name in PRESETS))
+        self.climbs = "reward_grad" in build_method(recipe.method, recipe.folder).needs
+        self.rewards = round(1e9 * sum(sizes_of_rewards(recipe).values()))
 
     def phases(self, settings: PolicySettings) -> list[Phase]:
         f, rewards = self.footprint, self.rewards
@@ -65,17 +68,29 @@ class Memory:
         autoencoder = networks[f.autoencoder] if f.autoencoder else 0
         together = texts + sum(denoisers) + autoencoder
         away = settings.offload is not None
+        beside = 0 if away else rewards  # else they come to score, and with them whatever a gradient goes through
+        here = rewards if self.climbs else beside
         moving = round(4 * f.trained * self._copies())
-        learning = f.learning(settings)  # in which gradients are counted, as they are with the adapter
-        update = None if learning is None else max(0, learning - 4 * f.trained)
         denoiser = max(denoisers) if away else together
+        learning, there = f.learning(settings), denoiser
+        if self.climbs:  # through what was decoded, so that a graph holds both networks
+            learning, there = self._climbing(settings), denoiser + (autoencoder if away else 0)
+        # In which gradients are counted, as they are with the adapter.
+        update = None if learning is None else max(0, learning - 4 * f.trained)
         return [
-            Phase("encode", rewards + (self._largest_text(networks) if away else together), moving, 0),
-            Phase("sample", rewards + denoiser, moving, f.sampling(settings)),
-            Phase("decode", rewards + (autoencoder if away else together), moving, f.decoding(settings)),
+            Phase("encode", beside + (self._largest_text(networks) if away else together), moving, 0),
+            Phase("sample", beside + denoiser, moving, f.sampling(settings)),
+            Phase("decode", beside + (autoencoder if away else together), moving, f.decoding(settings)),
             Phase("score", rewards + (0 if away else together), moving, None),
-            Phase("update", rewards + denoiser, moving, update),
+            Phase("update", here + there, moving, update),
         ]
+
+    def _climbing(self, settings: PolicySettings) -> int | None:
+        """Of a method that follows the reward's gradient: steps that are computed again keep no graph."""
+        method: Any = self.recipe.method
+        rows = min(settings.batch_size, getattr(method, "micro_batch", settings.batch_size))
+        steps = 1 if getattr(method, "checkpoint", True) else settings.sampler.steps
+        return self.footprint.climbing(settings, rows, steps)
 
     def _largest_text(self, networks: Mapping[str, int]) -> int:
         known = [*self.footprint.denoisers, self.footprint.autoencoder]
@@ -134,25 +149,33 @@ def _needed(changed: Mapping[str, Any]) -> dict[str, Any]:
     return {"gradient_checkpointing": True} if changed.get("offload") == "blocks" else {}
 
 
-def _named(recipe: Recipe) -> Iterator[str]:
-    """The rewards that the recipe's reward is made of, by what `use` says."""
+def sizes_of_rewards(recipe: Recipe) -> dict[str, float]:
+    """Gigabytes of the published checkpoints that rewards of the training and of its evaluation name, each once."""
+    found: dict[str, float] = {}
 
-    def walk(value: Any) -> Iterator[str]:
-        if isinstance(value, Mapping):
-            if isinstance(value.get("use"), str):
-                yield value["use"]
-            for item in value.values():
-                yield from walk(item)
-        elif isinstance(value, list):
+    def walk(value: Any, folder: Path) -> None:
+        if isinstance(value, list):
             for item in value:
-                yield from walk(item)
+                walk(item, folder)
+        elif isinstance(value, str):
+            walk({"use": value}, folder)
+        elif isinstance(value, Mapping):
+            name, model = value.get("use"), value.get("model")
+            if isinstance(name, str) and name.endswith((".yaml", ".yml")):
+                file = file_path(name, folder)
+                walk(read_yaml(file), file.parent)
+            elif isinstance(model, str) and model in MODELS:
+                found[model] = MODELS[model]
+            elif name in PRESETS:
+                found[name] = PRESETS[name].gigabytes
+            for item in value.values():
+                if isinstance(item, Mapping | list):
+                    walk(item, folder)
 
-    reward: Any = recipe.reward
-    if isinstance(reward, str) and reward.endswith((".yaml", ".yml")):
-        reward = read_yaml(file_path(reward, recipe.folder))
-    elif isinstance(reward, str):
-        reward = {"use": reward}
-    yield from walk(reward)
+    for spec in (recipe.reward, *(recipe.eval.rewards if recipe.eval else ())):
+        if spec is not None:
+            walk(spec, recipe.folder)
+    return found
 
 
 def card_bytes(text: str) -> int:

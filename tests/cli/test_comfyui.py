@@ -14,7 +14,7 @@ from genalign.cli.export import export
 from genalign.policy.adapter import ATTENTION
 from genalign.types import GenalignError, UsageError
 from tests.helpers.finished_run import finished_run
-from tests.helpers.tiny_pipelines import FAMILIES, MORE
+from tests.helpers.tiny_pipelines import FAMILIES, MORE, part
 
 QKV, OUT = ("to_q", "to_k", "to_v"), ("to_out.0",)
 ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
@@ -26,8 +26,36 @@ UNET = [
     for attention in ("attn1", "attn2")
     for projection in ("to_q", "to_k", "to_v", "to_out_0")
 ]  # fmt: skip
+# Of SDXL by its own depths: no attention at the first level, 2 blocks of it at the second, 10 at the third and between.
+SDXL = [
+    f"lora_unet_{place}_attentions_{number}_transformer_blocks_{block}_{attention}_{projection}"
+    for place, numbers, depth in (
+        ("down_blocks_1", 2, 2), ("down_blocks_2", 2, 10), ("mid_block", 1, 10),
+        ("up_blocks_0", 3, 10), ("up_blocks_1", 3, 2),
+    )
+    for number in range(numbers)
+    for block in range(depth)
+    for attention in ("attn1", "attn2")
+    for projection in ("to_q", "to_k", "to_v", "to_out_0")
+]  # fmt: skip
+sdxl_unet = part(
+    "UNet2DConditionModel",
+    sample_size=8,
+    block_out_channels=(8, 8, 8),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    transformer_layers_per_block=[1, 2, 10],
+    attention_head_dim=2,
+    norm_num_groups=4,
+    cross_attention_dim=8,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=4,
+    projection_class_embeddings_input_dim=6 * 4 + 8,
+)
+UNETS = ("stable-diffusion", "stable-diffusion-xl")
 KNOWN = {
     "stable-diffusion": UNET,
+    "stable-diffusion-xl": SDXL,
     "stable-diffusion-3": [
         *(f"transformer.transformer_blocks.0.attn.{layer}" for layer in BOTH),
         *(f"transformer.transformer_blocks.1.attn.{layer}" for layer in (*QKV, *ADDED, *OUT)),  # the last has no more
@@ -70,6 +98,9 @@ KNOWN = {
 
 
 def denoiser(name):
+    if name == "stable-diffusion-xl":
+        torch.manual_seed(0)
+        return sdxl_unet().float()
     parts = {**FAMILIES, **MORE}[name].parts
     torch.manual_seed(0)
     return (parts.get("transformer") or parts["unet"])().float()
@@ -92,11 +123,11 @@ def exported(name, place):
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_layer_has_a_name_that_comfyui_knows(name, tmp_path):
     tensors, _ = exported(name, tmp_path)
-    kinds = ("lora_down.weight", "lora_up.weight") if name == "stable-diffusion" else ("lora_A.weight", "lora_B.weight")
+    kinds = ("lora_down.weight", "lora_up.weight") if name in UNETS else ("lora_A.weight", "lora_B.weight")
     assert set(tensors) == {f"{known}.{kind}" for known in KNOWN[name] for kind in (*kinds, "alpha")}
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion", "stable-diffusion-3", "lumina2"])
+@pytest.mark.parametrize("name", ["stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "lumina2"])
 def test_comfyui_makes_the_weights_that_peft_merges(name, tmp_path):
     """W + alpha / rank * up @ down, as ComfyUI and A1111 compute it."""
     tensors, merged = exported(name, tmp_path)

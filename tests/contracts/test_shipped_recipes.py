@@ -19,7 +19,8 @@ from tests.helpers.tiny_sounds import SOUNDS
 from tests.helpers.tiny_videos import RATE
 from tests.helpers.untrained import MODELS
 
-RECIPES = sorted(path.stem for path in shipped("pipelines").glob("*.yaml"))
+ALL = sorted(path.stem for path in shipped("pipelines").glob("*.yaml"))
+RECIPES = [name for name in ALL if load_recipe(name).policy.model not in PICTURES]  # see test_recipes_of_bases.py
 SMALL = [
     "train.steps=2",
     "data.prompts_per_step=2",
@@ -43,8 +44,6 @@ def test_a_shipped_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
         words += ["eval.steps=4", "reward={sum: [{use: silence}, {use: clipping}]}"]
     elif recipe.policy.model in PIPELINES:  # of the hub, as the weights of its reward are
         words += ["eval.steps=4", f"reward={str(recipe.reward).replace('general', 'rules')}"]
-    elif recipe.policy.model in PICTURES:
-        words += ["eval.steps=4", "reward=image-crisp.yaml"]
     elif not name.startswith(("text", "vlm")):
         words += ["eval.steps=4", "eval.guidance=[1.0]", *reward_stand_in(recipe.reward, tmp_path / "reward")]
     assert main(["train", name, *words, "--out", str(tmp_path / "out")]) == 0
@@ -120,24 +119,6 @@ def test_a_recipe_on_a_shipped_model_goes_on_where_it_was_killed(name: str, tmp_
         for key in [key for key in row if "time" in key or key.startswith("perf/") or key.endswith("_rate")]:
             del row[key]  # rates of failing and abstaining are those of the last rows of this process
     assert logs[0] == logs[1]
-
-
-@pytest.mark.parametrize("name", [name for name in RECIPES if load_recipe(name).policy.model in PICTURES])
-def test_a_recipe_of_a_picture_model_of_the_hub_goes_on_where_it_was_killed(name: str, tmp_path: Path) -> None:
-    """With a tiny random pipeline of its class, and under a lever that its head names for small cards."""
-    words = [
-        *SMALL[:4],
-        *stand_in(load_recipe(name).policy, tmp_path / "model"),
-        "reward=image-crisp.yaml",
-        "eval=null",
-    ]
-    words += ["eval=null", "train.checkpoint_every=1", "policy.offload=phases"]
-    assert main(["train", name, *words, "--out", str(tmp_path / "whole")]) == 0
-    assert main(["train", name, *words, "train.steps=1", "--out", str(tmp_path / "parts")]) == 0
-    assert main(["train", name, *words, "--resume", str(tmp_path / "parts")]) == 0
-    runs = [tmp_path / run for run in ("whole", "parts")]
-    adapters = [(run / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs]
-    assert adapters[0] == adapters[1]
 
 
 # ---- models of the hub ----------------------------------------------------------------------------------------------

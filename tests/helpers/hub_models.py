@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from genalign.policy.settings import PolicySettings
 from genalign.reward.heads.audio import AudioboxHeads
 from tests.helpers.tiny_heads import AUDIOBOX, WAVLM, randomise, save_state, tiny_clap, write_json
 from tests.helpers.tiny_language import save_tiny_language
-from tests.helpers.tiny_pipelines import FAMILIES
+from tests.helpers.tiny_pipelines import FAMILIES, MORE
 from tests.helpers.tiny_readers import READERS
 from tests.helpers.tiny_sounds import SOUNDS
 from tests.helpers.tiny_videos import CLIPS
@@ -27,7 +28,14 @@ PIPELINES = {  # hub id -> the pipeline of the sweep that has its class and its 
     "ACE-Step/acestep-v15-xl-turbo-diffusers": "ace-step",
     "stabilityai/stable-audio-3-medium": "stable-audio-3",
 }
-PICTURES = {"stabilityai/stable-diffusion-3.5-medium": "stable-diffusion-3"}
+PICTURES = {
+    "stabilityai/stable-diffusion-3.5-medium": "stable-diffusion-3",
+    "stabilityai/stable-diffusion-xl-base-1.0": "stable-diffusion-xl",
+    "stabilityai/sdxl-turbo": "stable-diffusion-xl",
+    "Tongyi-MAI/Z-Image": "z-image",
+    "Qwen/Qwen-Image": "qwen-image",
+    "black-forest-labs/FLUX.2-klein-base-4B": "flux2-klein",
+}
 SEEING = {"Qwen/Qwen3-VL-4B-Instruct": "qwen3-vl"}  # hub id -> the model and its processor of that class
 LETTERS = 96  # tokens of the longest prompt that is shipped for them, each a letter
 
@@ -43,8 +51,11 @@ def stand_in(policy: PolicySettings, folder: Path) -> list[str]:
     if "/" not in policy.model:
         return []
     if policy.model in PICTURES:
-        FAMILIES[PICTURES[policy.model]].build().save_pretrained(folder)
-        return [f"policy.model={folder}", "policy.call={height: 16, width: 16}", "policy.dtype=float32"]
+        family = {**FAMILIES, **MORE}[PICTURES[policy.model]]
+        family.build().save_pretrained(folder)
+        known = {name: value for name, value in policy.call.items() if name == "negative_prompt"}
+        call = {**known, "height": 16, "width": 16, **family.call}
+        return [f"policy.model={folder}", f"policy.call={json.dumps(call)}", "policy.dtype=float32"]
     if policy.model in SEEING:
         for part in READERS[SEEING[policy.model]].build():
             part.save_pretrained(folder)
