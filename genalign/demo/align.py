@@ -57,6 +57,7 @@ class Alignment:
     def __init__(self, models: Models, votes: Votes, evaluated: int = EVALUATED) -> None:
         self.models, self.votes, self.evaluated = models, votes, evaluated
         self._processes: dict[Path, subprocess.Popen[bytes]] = {}
+        self._begun: set[Path] = set()  # runs whose process was seen to hold its folder: it trains while it does
 
     def methods(self) -> list[str]:
         """Those that the page's recipe can be trained by on votes."""
@@ -194,6 +195,7 @@ class Alignment:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
         self._processes[run] = process
+        self._begun.discard(run)
         replace_file(run / PROCESS, json.dumps({"pid": process.pid}))
 
     # ---- what they are at --------------------------------------------------------------------------------------------
@@ -214,7 +216,11 @@ class Alignment:
         rows = read_rows(run / METRICS)
         step = int(rows[-1]["step"]) if rows else 0
         process = self._processes.get(run)
-        alive = (process is not None and process.poll() is None) or _locked(run)
+        locked = _locked(run)
+        if locked:
+            self._begun.add(run)
+        starting = process is not None and process.poll() is None and run not in self._begun
+        alive = locked or starting
         finished = not alive and (run / "README.md").is_file()  # the model card: the last thing that a run writes
         lines = (run / LOG).read_text(encoding="utf-8", errors="replace").splitlines() if (run / LOG).is_file() else []
         said = next((line for line in reversed(lines) if line.startswith("genalign: ")), "")

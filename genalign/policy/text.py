@@ -125,7 +125,7 @@ class TextMemo:
         def make() -> Any:
             return _map(encode(*chosen), lambda x: x.cpu())
 
-        return make() if self.stored is None else self.stored.answer(("text", kind, tuple(chosen)), make)
+        return make() if self.stored is None else self.stored.answer(("encoder", kind, tuple(chosen)), make)
 
 
 def _counting(real: Callable[..., Any]) -> Callable[..., Any]:

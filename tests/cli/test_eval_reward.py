@@ -44,6 +44,11 @@ def film(video):
 
 
 @reward
+def loud(audio):
+    return [float(x.mean()) for x in audio]
+
+
+@reward
 def words(text):
     return [float(len(t.split())) for t in text]
 
@@ -70,7 +75,7 @@ def bright(video):
 
 
 def likes(form: str):
-    readers = {"VideoGen-RewardBench": film, "VideoFeedback": bright, "VideoDPO": bright}
+    readers = {"VideoGen-RewardBench": film, "VideoFeedback": bright, "VideoDPO": bright, "Music Arena": loud}
     return {**readers, "VL-RewardBench": words, "RewardBench 2": words}.get(form, lightness)
 
 

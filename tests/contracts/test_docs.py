@@ -44,6 +44,10 @@ PARTS = ["Loss", "Run it", "What it logs", "Departs from the papers", "Measured"
 NOT_RUN = {
     "genalign train image-": "minutes of training; test_shipped_recipes.py trains every recipe for two steps",
     "genalign train sd35-": "needs a model from the hub; tests/run/test_memory.py asks for its plan",
+    "genalign train sdxl-": "needs a model from the hub; test_recipes_of_bases.py runs a tiny one",
+    "genalign train flux2-": "as sdxl-",
+    "genalign train z-image-": "as sdxl-",
+    "genalign sample sdxl-": "as sdxl-",
     "genalign train text-": "as image-",
     "genalign train vlm-": "minutes of training; test_shipped_recipes.py trains every recipe for two steps",
     "genalign train mdlm-": "as image-",

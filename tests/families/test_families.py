@@ -17,6 +17,7 @@ from tests.helpers.diffusion import PROMPTS, draw, log_ratio, moved, settings
 from tests.helpers.families import ALL, made, refusal, rolled
 from tests.helpers.sound_policies import HEARD
 from tests.helpers.tiny_pipelines import EDIT, FAMILIES, MORE, OMNIGEN, REFUSED, SMALL, Family
+from tests.helpers.tiny_sounds import SILENT
 from tests.helpers.tiny_videos import ANIMATING, CLIPS, REDRAWING, REFUSED_CLIPS
 from tests.helpers.toy_policy import ToyReward
 
@@ -228,4 +229,4 @@ def test_the_table_in_the_docs_is_the_sweeps() -> None:
     assert committed() == table(), "write it anew: python -m tests.families.table"
     moving = {family.pipeline for family in {**CLIPS, **ANIMATING, **REDRAWING}.values()}
     works = len(FAMILIES) + len(MORE) + len(EDIT) + len(moving) + len(HEARD)
-    assert len(committed().splitlines()) == 2 + works + len(REFUSED) + len(REFUSED_CLIPS)
+    assert len(committed().splitlines()) == 2 + works + len(REFUSED) + len(REFUSED_CLIPS) + len(SILENT)

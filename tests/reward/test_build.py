@@ -83,10 +83,15 @@ def test_python_form_and_file_form_build_equal_rewards(room: Path) -> None:
     assert build_reward(yaml.safe_load(text.replace("0.02", "0.03")), room).version != written.version
 
 
+DOWNLOADED = ("image-reno-four", "image-parrot-three", "image-variety", "image-exemplars")  # weights of the hub
+
+
 def test_every_shipped_reward_builds_and_scores(room: Path) -> None:
     assert {"image-hybrid", "image-rule", "image-clip", "text-hybrid"} <= set(shipped_rewards())
     asked, media = scenes(4)
     for file in room.glob("image-*.yaml"):
+        if file.stem in DOWNLOADED:
+            continue
         reward = build_reward(file.name, room)
         check_needs(reward, {"image", "prompt", "facts.objects"})
         scores = Runner(reward, max_failure=0.0)(asked, media)

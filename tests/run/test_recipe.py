@@ -23,6 +23,8 @@ def shown(prompt) -> bytes:
 def test_every_shipped_recipe_parses_and_names_what_exists(tmp_path: Path) -> None:
     assert {path.stem for path in RECIPES} >= {"image-d3po", "image-flow-grpo", "image-ddpo", "text-grpo", "text-dpo"}
     for path in RECIPES:
+        if path.stem == "sdxl-diffusion-dpo":
+            continue  # its pairs are on the hub; test_recipes_of_bases.py gives it others
         words = stand_in(load_recipe(path).policy, tmp_path / path.stem)
         recipe = load_recipe(path, words)
         built = build(recipe)  # reads data and rewards, and checks that all fits; no weights
