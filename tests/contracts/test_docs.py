@@ -47,6 +47,7 @@ NOT_RUN = {
     "genalign train sdxl-": "needs a model from the hub; test_recipes_of_bases.py runs a tiny one",
     "genalign train flux2-": "as sdxl-",
     "genalign train z-image-": "as sdxl-",
+    "genalign train qwen-image-": "as sdxl-",
     "genalign sample sdxl-": "as sdxl-",
     "genalign train text-": "as image-",
     "genalign train vlm-": "minutes of training; test_shipped_recipes.py trains every recipe for two steps",
