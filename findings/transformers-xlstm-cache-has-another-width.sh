@@ -8,8 +8,7 @@
 # Versions: transformers 5.24.0, torch 2.13.0.
 # Harm: A small model, or one of a width of one's own, trains for days on given texts and fails at its first sample;
 #   online methods (GRPO, PPO) cannot begin.
-# genalign: Samples are compared with the forward pass before training, so that such a model ends there, in its first
-#   second.
+# genalign: Cannot mend it; a run ends at its first rollout, before anything is learnt. Take a width that generates.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
