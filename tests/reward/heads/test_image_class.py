@@ -37,7 +37,7 @@ def test_it_is_the_probability_that_the_pipeline_gives(classifier: Path) -> None
     for picture in drawn:
         by_label = {one["label"]: one["score"] for one in official(picture)}
         expected.append(by_label["normal"])
-    assert torch.tensor(expected).std() > 0.01
+    assert torch.tensor(expected).std() > 1e-3
     reward = build_reward({"use": "safe", "model": str(classifier), "batch_size": 2}, Path())
     assert reward(prompts(5), media).total.tolist() == pytest.approx(expected, abs=1e-5)
     assert reward.aspects == ("safe",)
