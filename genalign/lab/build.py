@@ -120,6 +120,12 @@ def _clip(work: Path, out: Path) -> None:
     save_clip(*build_clip(work), out)
 
 
+def _clap(work: Path, out: Path) -> None:
+    from genalign.lab.music_clap import build_clap, save_clap
+
+    save_clap(*build_clap(work), out)
+
+
 def _judge(work: Path, out: Path) -> None:
     from genalign.lab.judge import build_judge, save_judge
 
@@ -194,6 +200,7 @@ BUILDERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "music-judge": ("tiny-music-judge", _music_judge),
     "sd": ("tiny-sd", _sd),
     "clip": ("tiny-clip", _clip),
+    "clap": ("tiny-clap", _clap),
     "judge": ("tiny-judge", _judge),
     "video-judge": ("tiny-video-judge", _video_judge),
     "video-reward": ("tiny-video-reward", _video_reward),

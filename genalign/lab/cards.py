@@ -233,12 +233,14 @@ TAGS = {  # of each model's card: what the model is, and the function `module:na
     "tiny-video-reward": ("reward-model", "video_reward:reward_card"),
     "tiny-music": ("text-to-audio", "music_card:music_card"),
     "tiny-music-judge": ("judge", "music_card:judge_card"),
+    "tiny-clap": ("clap", "music_clap:clap_card"),
 }
 WORLDS = {
     "tiny-lm": "sumworld",
     "tiny-mdlm": "sumworld",
     "tiny-music": "melodyworld",
     "tiny-music-judge": "melodyworld",
+    "tiny-clap": "melodyworld",
 }
 
 
