@@ -125,6 +125,8 @@ def save_clap(model: Any, tokenizer: Any, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
     extractor().save_pretrained(folder)
+    tokenizer.backend_tokenizer.no_truncation()  # else ClapProcessor would cut sounds to as many samples
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
 
 

@@ -21,17 +21,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_transformers_and_the_reward_load_the_folder_and_agree(folder: Path) -> None:
-    from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
+    from transformers import ClapModel, ClapProcessor
 
     rng = np.random.default_rng(0)
     facts = [melody.sample_facts(rng) for _ in range(3)]
     waves, texts = np.stack([render(arrange(each, rng)) for each in facts]), [melody.caption(f, rng) for f in facts]
     model = ClapModel.from_pretrained(folder, dtype=torch.float32).eval()
     middle = [wave[0, 576 : 576 + 48_000] for wave in waves]  # 3 s of 3.072
-    heard = ClapFeatureExtractor.from_pretrained(folder)(middle, sampling_rate=RATE, return_tensors="pt")
-    read = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    read = ClapProcessor.from_pretrained(folder)(
+        text=texts, audio=middle, sampling_rate=RATE, padding=True, return_tensors="pt"
+    )
+    assert read.input_features.shape == (3, 1, 121, 128)
     with torch.no_grad():
-        made = model(**read, input_features=heard.input_features, is_longer=torch.zeros(3, 1, dtype=torch.bool))
+        made = model(**{**read, "is_longer": torch.zeros(3, 1, dtype=torch.bool)})
     wanted = torch.nn.functional.cosine_similarity(made.audio_embeds, made.text_embeds)
     reward = build_reward({"use": "clap", "model": str(folder)}, folder)
     scores = reward([Prompt(text) for text in texts], Media(audio=Track(torch.from_numpy(waves), RATE)))
