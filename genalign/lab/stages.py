@@ -26,7 +26,7 @@ class Stages:
 
     autoencoder: int = 6_000
     read: int = 4_600
-    capable: tuple[int, ...] = (12_000,)  # of each round
+    capable: tuple[int, ...] = (18_000,)  # of each round
     half_hearted: int = 300
     few_steps: int = 800
     samples: int = 49_152
