@@ -54,7 +54,7 @@ def autoencoder() -> Any:
     return vae
 
 
-def transformer(text_width: int, width: int = 168, heads: int = 4, layers: int = 5) -> Any:
+def transformer(text_width: int, width: int = 160, heads: int = 4, layers: int = 5) -> Any:
     """48 tokens. No convolution over the text: it would see how far the batch is padded."""
     from diffusers import LongCatAudioDiTTransformer
 
