@@ -73,6 +73,11 @@ def check_launcher(environ: Mapping[str, str], processes: int | None = None) -> 
         raise UsageError(f"WORLD_SIZE is {promised} but the number of processes is {processes}; {cure}")
 
 
+def ranks_promised(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Which of how many ranks this process is to be; asked after `check_launcher`."""
+    return int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1))
+
+
 def join_ranks() -> str:
     """Join the launcher's process group, if there is one; returns this rank's device."""
     from accelerate import PartialState
