@@ -27,9 +27,10 @@ class Setting(NamedTuple):
 
 WITHOUT = "launch without it"
 SPLIT = "to split the frozen weights over ranks set train.backend=fsdp2, and launch without it"
+UNEVEN = f"ZeRO needs ranks that make equal numbers of passes, which those of genalign do not; {SPLIT}"
 WITHOUT_EFFECT = (
     Setting("ACCELERATE_USE_FSDP", ("false",), "FSDP", SPLIT),
-    Setting("ACCELERATE_USE_DEEPSPEED", ("false",), "DeepSpeed", SPLIT),
+    Setting("ACCELERATE_USE_DEEPSPEED", ("false",), "DeepSpeed", UNEVEN),
     Setting("ACCELERATE_USE_MEGATRON_LM", ("false",), "Megatron-LM", f"every rank holds the whole model; {WITHOUT}"),
     Setting(
         "ACCELERATE_USE_PARALLELISM_CONFIG", ("false",), "a parallelism config",
