@@ -56,6 +56,9 @@ def print_plan(built: Built) -> None:
         ("time", f"{seconds:.2f} s a step, {minutes}:{rest:02d} min in all, before the evaluation"),
     ):
         print(f"{what:<17} {is_so}")
+    if settings.staleness:
+        what = "1: a step is scored while the next one is sampled, before its update"
+        print(f"{'staleness':<17} {what}; the time above is of a step that waits for its scores")
     if isinstance(policy, SavesMemory):
         _print_memory(recipe, policy.saving())
 

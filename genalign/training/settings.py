@@ -22,6 +22,9 @@ class TrainSettings(BaseModel):
     """By name; prodigy needs `pip install 'genalign[optimizers]'`, adamw-8bit `genalign[eight-bit]`."""
     backend: Literal["replicated", "fsdp2"] = "replicated"
     """What each of several processes holds of the frozen weights: all of them, or (fsdp2) its part."""
+    staleness: Literal[0, 1] = 0
+    """1: a step's samples are drawn before the update of the step before it, while that one is scored; for rewards that
+    take as long as sampling, in a process or behind a server."""
     learning_rate: float = Field(default=3e-4, gt=0)
     """Of the optimizer, at its highest; of prodigy, which finds its own, a factor of that: 1."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
