@@ -339,13 +339,22 @@ def load_run(run: Path, device: str = "cpu", more_rewards: Sequence[str] = ()) -
     Raises:
         UsageError: not a run folder. GenalignError: no adapter in it yet, or a damaged one.
     """
-    if not (run / RECIPE).is_file():
-        raise UsageError(f"{run} is not a run folder (it has no {RECIPE}); give the folder that genalign train wrote")
-    if not (run / "adapter").is_dir():
-        raise GenalignError(f"{run} has no adapter yet; finish it by genalign train {run / RECIPE} --resume {run}")
-    recipe = load_recipe(run / RECIPE)
+    recipe = run_recipe(run)
     if recipe.eval is not None:
         recipe.eval.rewards += more_rewards
     built = build(recipe, device)
     built.policy.load_adapter(run / "adapter")
     return built
+
+
+def run_recipe(run: Path) -> Recipe:
+    """The recipe of a finished run.
+
+    Raises:
+        UsageError: not a run folder. GenalignError: no adapter in it yet.
+    """
+    if not (run / RECIPE).is_file():
+        raise UsageError(f"{run} is not a run folder (it has no {RECIPE}); give the folder that genalign train wrote")
+    if not (run / "adapter").is_dir():
+        raise GenalignError(f"{run} has no adapter yet; finish it by genalign train {run / RECIPE} --resume {run}")
+    return load_recipe(run / RECIPE)
