@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +53,27 @@ def check_quantization(kind: str, device: torch.device, dtype: torch.dtype) -> N
         ) from error
 
 
-def quantize_layers(network: nn.Module, kind: str, device: torch.device) -> None:
+def quantize_layers(
+    network: nn.Module, kind: str, device: torch.device, within: str = "", apart: Collection[str] = ()
+) -> None:
     """Every linear layer of a network in place, one after the other on `device`; each comes back to where it was.
 
-    Layers that diffusers keeps in float32 stay as they are, as they do when it quantises.
+    Layers that diffusers and transformers keep in float32 stay as they are, as they do when these quantise.
+
+    within: the name of the only part that is quantised; "" for all of it. apart: names of layers that are not.
 
     Raises:
-        UsageError: a layer's gradient is not the one before.
+        UsageError: a layer's gradient is not the one before, or there are no such layers.
     """
     tried: set[tuple[int, int]] = set()
-    for parent, name, layer in list(_linear(network, set(getattr(network, "_keep_in_fp32_modules", None) or ()))):
+    kept = {*(getattr(network, "_keep_in_fp32_modules", None) or ()), *apart}
+    layers = list(_linear(network, kept, within))
+    if not layers:
+        raise UsageError(
+            f"{type(network).__name__} has no linear layers of torch's own that policy.quantization could hold in"
+            " fewer bits; leave it out"
+        )
+    for parent, name, layer in layers:
         home = layer.weight.device
         made = quantized_layer(layer.to(device), kind)
         shape = layer.in_features, layer.out_features
@@ -150,12 +161,13 @@ def _check_gguf(file: Path) -> None:
             raise UsageError(f"policy.quantization: {file} is no GGUF file; give one of the same denoiser")
 
 
-def _linear(network: nn.Module, kept: set[str]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """(parent, name in it, layer)."""
+def _linear(network: nn.Module, kept: set[str], within: str) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """(parent, name in it, layer). kept: names of layers, whole or in part, that stay as they are."""
+    below = f"{within}." if within else ""
     for path, module in network.named_modules():
         for name, child in module.named_children():
             whole = f"{path}.{name}" if path else name
-            if type(child) is nn.Linear and not kept & set(whole.split(".")):
+            if type(child) is nn.Linear and whole.startswith(below) and not kept & {whole, *whole.split(".")}:
                 yield module, name, child
 
 

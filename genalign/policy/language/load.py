@@ -9,9 +9,13 @@ import torch
 
 from genalign.files.untrusted import check_model
 from genalign.policy import sees_or_hears
+from genalign.policy.adapter import read_elsewhere
+from genalign.policy.language.adapted import language_part
 from genalign.policy.language.policy import LanguagePolicy
+from genalign.policy.language.processor import is_processor
 from genalign.policy.language.turns import Environment
 from genalign.policy.merged import merged
+from genalign.policy.quantize import check_quantization, quantize_layers
 from genalign.policy.settings import PolicySettings
 from genalign.types import GenalignError, UsageError
 
@@ -32,6 +36,9 @@ def load_language(
 
     if settings.attention not in KERNELS:
         raise UsageError(f"policy.attention {settings.attention} serves diffusion pipelines only; take sdpa or flash")
+    at, kind = torch.device(device), settings.quantization
+    if kind is not None:
+        check_quantization(kind, at, getattr(torch, settings.dtype))
     check_model(folder)
     try:
         model, reader = _loaded(settings, folder)
@@ -42,7 +49,16 @@ def load_language(
         raise UsageError(f"{folder} does not load as a causal language model: {reason}") from error
     for adapter in settings.adapters_merged:
         model = merged(model, Path(adapter))
-    return LanguagePolicy(model.to(device), reader, settings, environment)
+    if kind is not None:
+        quantize_writer(model, kind, at, language_part(model) if is_processor(reader) else "")
+    return LanguagePolicy(model if settings.offload is not None else model.to(at), reader, settings, environment, at)
+
+
+def quantize_writer(model: Any, kind: str, device: torch.device, within: str) -> None:
+    """All linear layers of the part that writes but those whose weights are read by something else than the layer."""
+    head = model.get_output_embeddings()
+    apart = {name for name, module in model.named_modules() if module is head}
+    quantize_layers(model, kind, device, within, {*apart, *read_elsewhere(model)})
 
 
 def _loaded(settings: PolicySettings, folder: Path) -> tuple[Any, Any]:
