@@ -161,6 +161,12 @@ def _check_gguf(file: Path) -> None:
             raise UsageError(f"policy.quantization: {file} is no GGUF file; give one of the same denoiser")
 
 
+def layers_to_quantize(network: nn.Module, within: str, apart: Collection[str]) -> list[nn.Linear]:
+    """The layers that `quantize_layers` would replace."""
+    kept = {*(getattr(network, "_keep_in_fp32_modules", None) or ()), *apart}
+    return [layer for _, _, layer in _linear(network, kept, within)]
+
+
 def _linear(network: nn.Module, kept: set[str], within: str) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """(parent, name in it, layer). kept: names of layers, whole or in part, that stay as they are."""
     below = f"{within}." if within else ""

@@ -11,12 +11,14 @@ from typing import Any
 from genalign.files.places import file_path, model_path
 from genalign.files.settings import read_yaml
 from genalign.method import build_method
+from genalign.policy import modalities_of
 from genalign.policy.bases import bases
 from genalign.policy.footprint import Footprint
+from genalign.policy.language.footprint import WriterFootprint
 from genalign.policy.settings import PolicySettings, Vae
 from genalign.reward.heads.published import CLIP_H, CLIP_L, PRESETS
 from genalign.run.recipe import Recipe
-from genalign.types import UsageError
+from genalign.types import GenalignError, UsageError
 
 GB = 2**30  # a card of 24 GB has so many times this
 MODELS = {CLIP_L: 1.7, CLIP_H: 3.9}  # gigabytes of networks that rewards name by themselves
@@ -56,11 +58,29 @@ class Memory:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.settings = recipe, recipe.policy
-        self.footprint = Footprint(recipe.policy, model_path(recipe.policy.model, recipe.folder))
+        model = model_path(recipe.policy.model, recipe.folder)
+        self.writer = WriterFootprint(recipe.policy, model) if _writes(model) else None
+        if self.writer is None:
+            self.footprint = Footprint(recipe.policy, model)
         self.climbs = "reward_grad" in build_method(recipe.method, recipe.folder).needs
         self.rewards = round(1e9 * sum(sizes_of_rewards(recipe).values()))
 
     def phases(self, settings: PolicySettings) -> list[Phase]:
+        return self._drawing(settings) if self.writer is None else self._writing(self.writer, settings)
+
+    def _writing(self, f: WriterFootprint, settings: PolicySettings) -> list[Phase]:
+        """Of a language model: one network, which waits while rewards score."""
+        away = settings.offload is not None
+        here, beside = f.resident(settings), 0 if away else self.rewards
+        moving, learning = round(4 * f.trained * self._copies()), f.learning(settings)
+        update = None if learning is None else max(0, learning - 4 * f.trained)  # counted with the adapter
+        return [
+            Phase("sample", beside + here, moving, f.sampling(settings)),
+            Phase("score", self.rewards + (0 if away else here), moving, None),
+            Phase("update", beside + here, moving, update),
+        ]
+
+    def _drawing(self, settings: PolicySettings) -> list[Phase]:
         f, rewards = self.footprint, self.rewards
         networks = {name: f.resident(name, settings) for name in f.parts}
         texts = sum(size for name, size in networks.items() if name not in f.denoisers and name != f.autoencoder)
@@ -100,13 +120,17 @@ class Memory:
         """Of the adapter: its value, its gradient, its average, and what the optimizer keeps."""
         return 3 + {"adamw-8bit": 0.5, "muon": 1, "prodigy": 4}.get(self.recipe.train.optimizer, 2)
 
+    @property
+    def _ladder(self) -> list[tuple[str, dict[str, Any]]]:
+        return [(words, changed) for words, changed in LADDER if self.writer is None or "vae" not in changed]
+
     def peak(self, settings: PolicySettings) -> int:
         return max(phase.total for phase in self.phases(settings))
 
     def levers(self) -> Iterator[tuple[str, int]]:
         """Each lever that is not set, and the bytes by which it alone would lower the peak."""
         before = self.peak(self.settings)
-        for words, changed in LADDER:
+        for words, changed in self._ladder:
             if self._is_new(self.settings, changed):
                 yield words, before - self.peak(_changed(self.settings, {**changed, **_needed(changed)}))
 
@@ -115,7 +139,7 @@ class Memory:
         room, settings, words = card * (1 - RESERVED), self.settings, dict[str, str]()
         if self.peak(settings) <= room:
             return [], self.peak(settings)
-        for override, changed in LADDER:
+        for override, changed in self._ladder:
             if not self._is_new(settings, changed):
                 continue
             settings = _changed(settings, changed)
@@ -126,7 +150,7 @@ class Memory:
 
     def smallest(self) -> int:
         settings = self.settings
-        for _, changed in LADDER:
+        for _, changed in self._ladder:
             settings = _changed(settings, changed)
         return self.peak(settings)
 
@@ -139,6 +163,14 @@ class Memory:
             if key in STRONGER or held == value:
                 return False
         return True
+
+
+def _writes(model: Path | str) -> bool:
+    """Whether it is a language model; one of which nothing is known counts as one that draws."""
+    try:
+        return model not in bases() and modalities_of(model) == {"text"}
+    except GenalignError:
+        return False
 
 
 def _changed(settings: PolicySettings, changed: Mapping[str, Any]) -> PolicySettings:

@@ -173,9 +173,7 @@ def test_layers_that_spoil_gradients_are_refused(made: Any, sentence: str, monke
     [
         (["policy.quantization=torchao-int8-dynamic"], "would quantise activations as well"),
         (["policy.quantization=nf4"], "must be a .gguf file or one of bitsandbytes-nf4"),
-        (["policy.quantization=torchao-int8", "policy.model=tiny-expander"], "policy.quantization is of denoisers"),
-        (["policy.offload=phases", "policy.model=tiny-expander"], "policy.offload is of denoisers"),
-        (["policy.vae.tiling=true", "policy.model=tiny-expander"], "policy.vae is of denoisers"),
+        (["policy.vae.tiling=true", "policy.model=tiny-expander"], "policy.vae is of models that draw"),
         (["policy.quantization=bitsandbytes-int8", "policy.offload=phases"], "layers cannot be moved"),
         (["policy.quantization=a.gguf", "policy.merged=b"], "nothing can be merged into a .gguf file"),
     ],

@@ -99,7 +99,6 @@ def test_cards_are_read_as_people_write_them(text: str, size: float) -> None:
         (["--card", "24GB"], "--card belongs to --plan"),
         (["--plan", "--card", "big"], "write the card's memory as 24GB"),
         (["--plan", "--card", "24GB", "policy.model=nobody/nothing"], "are not known without its files"),
-        (["--plan", "--card", "24GB", "policy.model=tiny-expander"], "is a language model"),
     ],
 )
 def test_what_cannot_be_predicted_is_one_sentence(
