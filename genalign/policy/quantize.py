@@ -31,7 +31,7 @@ def check_quantization(kind: str, device: torch.device, dtype: torch.dtype) -> N
         UsageError: its package is missing, there is no kernel for this device, or no gradient comes through.
     """
     if kind.endswith(".gguf"):
-        _check_gguf(Path(kind))
+        check_gguf(Path(kind), "policy.quantization", "of the same denoiser")
         return
     layer = nn.Linear(128, 128, dtype=dtype)
     with torch.no_grad():
@@ -146,19 +146,25 @@ def read_gguf(file: Path, folder: Path, component: str, dtype: torch.dtype) -> n
     return made
 
 
-def _check_gguf(file: Path) -> None:
+def check_gguf(file: Path, key: str, whose: str) -> None:
+    """Refuse a file that cannot be read, before any weights load.
+
+    key: of the recipe, that names it. whose: what the file should be of.
+
+    Raises:
+        UsageError: the package that reads it is missing, or there is no such file.
+    """
     try:
-        import gguf  # noqa: F401 (diffusers reads the file by it)
+        import gguf  # noqa: F401 (diffusers and transformers read the file by it)
     except ImportError as error:
         raise UsageError(
-            f"policy.quantization {file.name} needs a package that is missing ({_first(error)}); "
-            f"pip install 'genalign[quantization]'"
+            f"{key} {file.name} needs a package that is missing ({_first(error)}); pip install 'genalign[quantization]'"
         ) from error
     if not file.is_file():
-        raise UsageError(f"policy.quantization: there is no file {file}; check the path")
+        raise UsageError(f"{key}: there is no file {file}; check the path")
     with file.open("rb") as opened:
         if opened.read(len(GGUF)) != GGUF:
-            raise UsageError(f"policy.quantization: {file} is no GGUF file; give one of the same denoiser")
+            raise UsageError(f"{key}: {file} is no GGUF file; give one {whose}")
 
 
 def layers_to_quantize(network: nn.Module, within: str, apart: Collection[str]) -> list[nn.Linear]:

@@ -85,7 +85,7 @@ class PolicySettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str
-    """A shipped model's name or a folder that from_pretrained loads."""
+    """A shipped model's name, a folder that from_pretrained loads, a hub id, or a .gguf file of a language model."""
     merged: str | list[str] | None = None
     """A LoRA that is merged into the frozen weights first, so that the reference has it too: one for few steps, or
     `adapter/` of an earlier run. A folder, a .safetensors file, a shipped one, or a hub id (`owner/name`, also

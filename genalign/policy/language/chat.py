@@ -63,6 +63,8 @@ class Chat:
         # A processor's template takes lists of parts, a tokenizer's strings.
         self.in_parts = reader is not None and bool(getattr(reader.processor, "chat_template", None))
         self.writer = reader.processor if reader is not None and self.in_parts else tokenizer
+        # Of prompts that are too long; each is refused, with its place in a file.
+        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         self._check_arguments()
         if self.writer.chat_template:
             self._check_template()

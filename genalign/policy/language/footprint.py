@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genalign.files.places import model_file
+from genalign.files.places import is_gguf, model_file
 from genalign.files.shipped import CONFIG
 from genalign.policy import denoises_text, sees_or_hears
 from genalign.policy.adapter import Adapter, read_elsewhere
@@ -22,7 +22,7 @@ from genalign.policy.language.adapted import language_part
 from genalign.policy.language.head import CHUNK
 from genalign.policy.language.saving import layers_of
 from genalign.policy.live import Live, fused_attention
-from genalign.policy.quantize import layers_to_quantize
+from genalign.policy.quantize import check_gguf, layers_to_quantize
 from genalign.policy.residence import modules_outside
 from genalign.policy.settings import PolicySettings
 from genalign.types import UsageError
@@ -131,6 +131,9 @@ def _again(real: Callable[..., Any]) -> Callable[..., Any]:
 def _config(model: Path | str) -> Any:
     from transformers import AutoConfig
 
+    if is_gguf(model):
+        check_gguf(Path(model), "policy.model", "of a language model")
+        return AutoConfig.from_pretrained(Path(model).parent, gguf_file=Path(model).name, trust_remote_code=False)
     file = model_file(model, CONFIG)
     try:
         return AutoConfig.from_pretrained(file.parent, trust_remote_code=False)
