@@ -43,7 +43,7 @@ class Saving:
             inner = {MODEL: Residence(layers, at)} if settings.offload == "blocks" else {}
             self._residence = Residence({MODEL: model}, at, inner)
         for layer in layers.values():
-            layer.forward = self._recomputing(layer.forward)  # type: ignore[method-assign]
+            layer.forward = self._recomputing(layer.forward)
 
     @property
     def device(self) -> torch.device:
