@@ -44,7 +44,7 @@ def permuted(weight: Tensor, heads: int) -> Tensor:
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def written(model: Any, path: Path, leave_out: str = "", bits: int = 32) -> Path:
+def written(model: Any, path: Path, leave_out: str = "", bits: int = 32, template: str = CHAT) -> Path:
     """bits: 32, or 8 for matrices in blocks of 8 bits."""
     import gguf
 
@@ -68,7 +68,7 @@ def written(model: Any, path: Path, leave_out: str = "", bits: int = 32) -> Path
     writer.add_bos_token_id(257)
     writer.add_eos_token_id(259)
     writer.add_pad_token_id(257)
-    writer.add_chat_template(CHAT)
+    writer.add_chat_template(template)
     for name, tensor in model.state_dict().items():
         if leave_out and leave_out in name:
             continue
