@@ -254,7 +254,7 @@ def _over_ranks(memory: Memory, unit: int, name: str) -> Iterator[str]:
     """What each of several ranks holds and is sent."""
     if memory.ranks == 1:
         return
-    sums = f"an update sums {4 * memory.footprint.trained / unit:.3f} {name} of gradients over them"
+    sums = f"an update sums {4 * (memory.writer or memory.footprint).trained / unit:.3f} {name} of gradients over them"
     if not memory.shares:
         yield f"{'ranks':<17} {memory.ranks}, and each holds all that is above; {sums}"
         return

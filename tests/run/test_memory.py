@@ -22,7 +22,7 @@ def of() -> Memory:
 
 def test_a_card_is_answered_without_a_download(of: Memory, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(memory, "Memory", lambda recipe: of)  # whose seconds are spent once
+    monkeypatch.setattr(memory, "Memory", lambda recipe, ranks: of)  # whose seconds are spent once
     assert main(["train", NAME, "--plan", "--card", "24GB"]) == 0
     shown = capsys.readouterr().out
     assert "Stability AI Community License (gated); 16.3 GB are downloaded once" in shown
