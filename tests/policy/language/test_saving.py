@@ -6,49 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from genalign.policy.language import LanguagePolicy
 from genalign.policy.language.saving import layers_of
 from genalign.policy.settings import PolicySettings
-from genalign.types import Trajectory, UsageError
+from genalign.types import UsageError
 from tests.helpers.absence import poison
 from tests.helpers.language_policies import ALL, asked, policy
+from tests.helpers.saved_memory import LEVERS, moved, updated
 from tests.helpers.unmasking_policies import MAKERS, PROMPTS, folder
 from tests.helpers.unmasking_policies import policy as unmasking
 
-LEVERS: dict[str, dict[str, Any]] = {
-    "gradient_checkpointing": {"gradient_checkpointing": True},
-    "phases": {"offload": "phases"},
-    "blocks": {"offload": "blocks", "gradient_checkpointing": True},
-}
 QUICK = ("qwen3", "qwen3-moe", "mamba2", "qwen2.5-vl", "gemma4")
 MEDIA = {"qwen2.5-vl": "image", "gemma4": "image"}
-
-
-def moved(of: Any) -> Any:
-    """With an adapter that does something."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for layer, parameter in of.named_trainable().items():
-            if "lora_B" in layer:
-                parameter.normal_(std=0.1, generator=generator)
-    return of
-
-
-def updated(of: Any, prompts: Any) -> tuple[Trajectory, Tensor, float]:
-    """A rollout, the adapter's gradients of an update, and the largest log-ratio."""
-    trajectory, worst = of.rollout(prompts, 2, seed=0), 0.0
-    for rows, steps in trajectory.units():
-        replayed = of.replay(trajectory, rows, steps, versus="reference")
-        cell = torch.tensor(rows)[:, None], torch.tensor(steps)[None]
-        off = (replayed.score.detach() - trajectory.logp[cell])[trajectory.mask[cell]]
-        worst = max(worst, float(off.abs().max())) if off.numel() else worst
-        total = replayed.score.sum() + (0 if replayed.kl is None else replayed.kl.sum())
-        if total.requires_grad:  # in a turn of a diffusion language model in which something was written
-            total.backward()
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in of.named_trainable().values()]
-    return trajectory, torch.cat([grad.flatten() for grad in grads]), worst
 
 
 def the_same(plain: Any, saving: Any) -> None:

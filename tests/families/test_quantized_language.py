@@ -15,9 +15,9 @@ from genalign.run.build import build
 from genalign.run.recipe import load_recipe
 from genalign.types import UsageError
 from tests.helpers.language_policies import ALL, asked
+from tests.helpers.quantized_layers import KINDS, REASON, dequantized, named
+from tests.helpers.saved_memory import LEVERS, moved, updated
 from tests.helpers.tiny_writers import built
-from tests.policy.language.test_saving import LEVERS, moved, updated
-from tests.policy.test_quantize import KINDS, REASON, dequantized, named
 
 # Four bits of layers of 32 x 32 are refused: too few weights for their rounding to come out even.
 WIDE = built("Qwen3", head_dim=32, hidden_size=128, intermediate_size=128, initializer_range=0.1)
