@@ -51,8 +51,10 @@ class TrainSettings(BaseModel):
     """Steps between grids of base beside tuned samples; one more is drawn at the end."""
     monitor: MonitorSettings | None = None
     """Watch held-out rewards and diversity while training, and warn of a hacked reward; null: do not."""
+    copy_to: str | None = None
+    """URL that fsspec knows (s3://bucket/run, file:///folder), where the run folder is copied after each checkpoint."""
     resume: str | None = None
-    """Run folder to go on with, or `latest`: the newest one of this recipe."""
+    """Run folder to go on with, or the URL of its copy, or `latest`: the newest one of this recipe."""
     report_to: list[str] = []
     """Trackers that accelerate knows, such as tensorboard or wandb, besides metrics.jsonl."""
 
