@@ -138,6 +138,14 @@ def marking(marks: list[float]) -> Any:
     return Mark()
 
 
+def silent(trainer: Any) -> Callable[[], None]:
+    """Its training, which prints no summary of its own."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    return trainer.train
+
+
 def their_dpo(
     vocabulary: int, words: Any, folder: str, steps: int, marks: list[float], **size: Any
 ) -> Callable[[], None]:
@@ -160,7 +168,7 @@ def their_dpo(
         model=model_of(vocabulary, **size), args=arguments, train_dataset=Dataset.from_list(rows),
         processing_class=words, peft_config=lora, callbacks=[marking(marks)],
     )  # fmt: skip
-    return trainer.train
+    return silent(trainer)
 
 
 def theirs(vocabulary: int, words: Any, folder: str, steps: int, marks: list[float], **size: Any) -> Callable[[], None]:
@@ -181,7 +189,7 @@ def theirs(vocabulary: int, words: Any, folder: str, steps: int, marks: list[flo
         train_dataset=Dataset.from_list([{"prompt": prompt.text} for prompt in asked()] * 8), processing_class=words,
         peft_config=lora, callbacks=[marking(marks)],
     )  # fmt: skip
-    return trainer.train
+    return silent(trainer)
 
 
 def test_peak_bytes_do_not_grow_with_the_vocabulary() -> None:

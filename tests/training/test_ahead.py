@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,26 @@ def test_a_reward_has_learnt_from_a_step_before_it_scores_the_next(prompts: Prom
     progress = start(Averaged(), beside(reward), SETTINGS)
     list(train(progress, built("flow-grpo"), lambda step: prompts.draw(step, 3, 0), tmp_path))
     assert reward.seen == list(range(STEPS))
+
+
+def test_a_look_between_steps_does_not_meet_the_reward_at_work(prompts: Prompts, tmp_path: Path) -> None:
+    """What looks at other samples by the same reward, as a monitor does, waits until it is free."""
+    inside, met = list[int](), list[bool]()
+
+    def alone(image: Any) -> Any:
+        met.append(bool(inside))
+        inside.append(len(image))
+        time.sleep(0.05)
+        inside.clear()
+        return image.mean((1, 2, 3))
+
+    policy, reward = Averaged(), beside(FunctionReward(alone))
+    other, asked = reward.apart(), prompts.draw(0, 2, 0)
+    for _ in steps_of(start(policy, reward, SETTINGS), built("flow-grpo"), prompts, tmp_path / "run"):
+        drawn = policy.rollout(asked, 2, 0)
+        other(drawn.prompts, drawn.media, drawn.group)
+    assert len(met) == 2 * STEPS
+    assert not any(met)
 
 
 def test_a_pipeline_replays_a_rollout_after_the_next_one_was_drawn(prompts: Prompts, tmp_path: Path) -> None:

@@ -114,8 +114,15 @@ class Scoring:
         if until <= task.done:
             return
         pool = self._pools[task.prefetch.elsewhere]
-        task.results.append(pool.submit(_timed, task.prefetch, *self._between(task.done, until)))
+        task.results.append(pool.submit(self._work, task.prefetch, *self._between(task.done, until)))
         task.done = until
+
+    @torch.no_grad()
+    def _work(self, prefetch: Prefetch, prompts: Sequence[Prompt], media: Media, group: Tensor) -> tuple[Any, float]:
+        """The result, and its seconds."""
+        with self._runner.busy[prefetch.elsewhere]:
+            begun = time.perf_counter()
+            return prefetch.work(prompts, media, group), time.perf_counter() - begun
 
     def _between(self, first: int, end: int) -> tuple[list[Prompt], Media, Tensor]:
         """The given rows from `first` to before `end`."""
@@ -149,9 +156,3 @@ class Scoring:
         if not task.prefetch.elsewhere and ((listed and len(parts) > 1) or not task.prefetch.sound(whole)):
             return None
         return whole
-
-
-@torch.no_grad()
-def _timed(prefetch: Prefetch, prompts: Sequence[Prompt], media: Media, group: Tensor) -> tuple[Any, float]:
-    begun = time.perf_counter()
-    return prefetch.work(prompts, media, group), time.perf_counter() - begun

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
@@ -46,6 +47,8 @@ class Runner(Wrapper):
         super().__init__(reward)
         self.batch_size, self.max_failure = batch_size, max_failure
         self.overlaps = overlaps
+        # Held by whoever scores, here and elsewhere: a step may be scored in threads while this one looks at others.
+        self.busy = {elsewhere: threading.Lock() for elsewhere in (False, True)}
         self.seconds = 0.0
         self.last_error = "no message"
         self._recent: deque[tuple[list[bool], list[bool]]] = deque(maxlen=window)  # rows: failed (K,), abstained (K,)
@@ -56,7 +59,9 @@ class Runner(Wrapper):
 
     def apart(self) -> Runner:
         """The same reward, whose failures, abstentions and seconds are counted apart from this one's."""
-        return Runner(self.reward, self.batch_size, self.max_failure, overlaps=self.overlaps)
+        other = Runner(self.reward, self.batch_size, self.max_failure, overlaps=self.overlaps)
+        other.busy = self.busy
+        return other
 
     @property
     def waits(self) -> bool:  # type: ignore[override]
@@ -64,7 +69,8 @@ class Runner(Wrapper):
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         begun = time.perf_counter()
-        scores = self._score(prompts, media, group)
+        with self.busy[False], self.busy[True]:
+            scores = self._score(prompts, media, group)
         self.seconds += time.perf_counter() - begun
         self._count(scores)
         return scores
