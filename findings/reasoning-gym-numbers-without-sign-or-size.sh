@@ -6,8 +6,8 @@
 #   minus sign after a space or at the beginning: the sign is never part of it. coin_flip gives a part for digits that
 #   agree from the left, divided by the shorter of both texts: "0" agrees with all of itself, and has 1 for every chance.
 # Versions: reasoning-gym 0.1.25.
-# Harm: The first is one of the most used tasks of the suite: a debt is as right as a gain. The second rewards the one
-#   character "0" for every chance below 1, more surely than an honest answer that is rounded at the third place.
+# Harm: In the first a debt is as right as a gain. The second rewards the one character "0" for every chance below 1, and
+#   honest answers that are rounded to two places get 0.8: a policy learns to say 0.
 # genalign: `use: answer` compares numbers by value, with their sign.
 set -euo pipefail
 work=$(mktemp -d)
