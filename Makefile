@@ -3,10 +3,11 @@
 # make table  train and measure every image recipe, resumably, and write the tables of README and docs
 # make test   all quick tests, a process a core; make test-slow: heavy repeats of a quick proof, and trainings
 # make bench  what things cost against their floors
+# make docs   docs/ as a site, in build/docs
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env align table test test-slow bench lint
+.PHONY: env align table test test-slow bench docs lint
 
 env: .venv/.installed
 
@@ -29,6 +30,9 @@ test-slow: env
 
 bench: env
 	$(BIN)/python -m tests.bench
+
+docs: env
+	$(BIN)/python -m mkdocs build --strict
 
 lint: env
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genalign.cli.eval_reward import evaluate_reward
-    from genalign.cli.evaluate import evaluate_run
+    from genalign.cli.evaluate import evaluate_run, evaluate_suites
     from genalign.cli.fit_reward import fit_reward
     from genalign.cli.sample import sample
     from genalign.cli.score import score
@@ -31,6 +31,7 @@ __all__ = [
     "build_reward",
     "evaluate_reward",
     "evaluate_run",
+    "evaluate_suites",
     "fit_reward",
     "load_policy",
     "load_recipe",
@@ -45,6 +46,7 @@ _HOMES = {
     "build_reward": "reward",
     "evaluate_reward": "cli.eval_reward",
     "evaluate_run": "cli.evaluate",
+    "evaluate_suites": "cli.evaluate",
     "fit_reward": "cli.fit_reward",
     "load_policy": "policy",
     "load_recipe": "run.recipe",

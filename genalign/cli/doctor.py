@@ -35,6 +35,7 @@ def doctor() -> list[Row]:
     rows += [
         Row(f"attention: {name}", *_attempt(trial)) for name, trial in (("xformers", _xformers), ("flash", _flash))
     ]
+    rows += [_split_weights(), _deepspeed()]
     rows += [_room(room) for room in ROOMS]
     rows += _rewards()
     rows += [Row(name, "ok" if name in os.environ else "no", os.environ.get(name, "not set")) for name in OFFLINE]
@@ -80,6 +81,20 @@ def _device() -> Row:
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         return Row("device", "ok", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
     return Row("device", "ok", f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores")
+
+
+def _split_weights() -> Row:
+    from torch.distributed.fsdp import FSDPModule
+
+    if hasattr(FSDPModule, "set_custom_all_gather"):
+        return Row("ranks: fsdp2", "ok", "train.backend=fsdp2 splits frozen weights over the launcher's processes")
+    return Row("ranks: fsdp2", "no", f"needs a newer torch than {metadata.version('torch')}; pip install -U torch")
+
+
+def _deepspeed() -> Row:
+    from genalign.run.launcher import UNEVEN
+
+    return Row("ranks: deepspeed", "no", UNEVEN)
 
 
 def _attempt(trial: Callable[[], str]) -> tuple[Literal["ok", "no"], str]:

@@ -147,6 +147,14 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("eval", verbs.evaluate, "measure a run before against after")
     sub.add_argument("run", metavar="RUN", type=_path)
     sub.add_argument("--reward", nargs="+", default=[], metavar="R", help="further rewards to measure")
+    sub.add_argument(
+        "--suite",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="by these prompts; geneval2=, unigenbench=: see docs",
+    )
+    sub.add_argument("--judge", nargs="+", default=[], metavar="R", help="with --suite: what scores it")
     sub.add_argument("--json", action="store_true", help="one JSON object a line")
 
     sub = verb(

@@ -19,7 +19,8 @@ from genalign.cli.table_pages import write_pages
 from genalign.evaluation.report import read_eval
 from genalign.files.atomic import replace_file
 from genalign.files.shipped import shipped
-from genalign.run.launch import RECIPE, train_recipe
+from genalign.run.launch import train_recipe
+from genalign.run.recipe import RECIPE
 from genalign.training.metrics import METRICS, read_rows
 
 

@@ -107,8 +107,16 @@ def score(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from genalign.cli.evaluate import evaluate_run, print_evaluation
+    from genalign.cli.evaluate import evaluate_run, evaluate_suites, print_evaluation, print_suites
+    from genalign.types import UsageError
 
+    if args.suite:
+        print_suites(evaluate_suites(args.run, args.suite, args.judge, args.reward), args.json)
+        return
+    if args.judge:
+        raise UsageError(
+            "--judge scores the prompts of --suite; further rewards of the recipe's own prompts are --reward"
+        )
     print_evaluation(evaluate_run(args.run, args.reward), args.run, args.json)
 
 

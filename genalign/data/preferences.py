@@ -15,6 +15,7 @@ from pathlib import Path
 from genalign.data.comparisons import form_of, read_comparisons
 from genalign.data.judged import Comparison, Comparisons, Kind
 from genalign.data.samples import Samples
+from genalign.data.suites import is_suite
 from genalign.data.tables import FILES, is_captions, read_table
 from genalign.files.text import read_lines
 from genalign.media.form import ClipForm
@@ -100,7 +101,7 @@ def find_pairs(path: Path | str, kind: str | None = None) -> Pairs | None:
     if isinstance(path, Path) and not path.exists():
         return None  # whoever reads it as prompts names it
     table = read_table(path)
-    if is_captions(table.rows[:1]):
+    if is_captions(table.rows[:1]) or is_suite(table.rows[:1]):
         return None
     found = read_comparisons(table, kind)
     pairs, ties = [], found.undecided

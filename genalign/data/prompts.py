@@ -21,6 +21,7 @@ from genalign.data.conversations import is_messages, pictures_in, prompt_text, t
 from genalign.data.judged import Comparisons, Kind
 from genalign.data.preferences import Pairs, find_pairs
 from genalign.data.samples import Samples
+from genalign.data.suites import is_suite, with_questions
 from genalign.data.tables import is_captions, read_table
 from genalign.files.text import Line, decode_text, lines_of, parse_row
 from genalign.files.untrusted import neighbour
@@ -44,7 +45,8 @@ class DataSettings(BaseModel):
     learn from stands under `target`. Or pairs of which one is preferred, for methods that learn from them without a
     reward: a file, one `{"prompt": str, "chosen": "a.png", "rejected": "b.png"}` a line (of a language model the
     answers themselves, texts or lists of messages; `image` is then what both begin with, or what both are about), a
-    folder with one, or a dataset's id. Or the captions of MusicCaps: its .csv, or its id."""
+    folder with one, or a dataset's id. Or the captions of MusicCaps, or the prompts of GenEval 2 or UniGenBench with
+    their questions (the fact `questions`): the authors' file, or a dataset's id."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts of one training step, over all ranks together."""
     order: Literal["shuffled", "written"] = "shuffled"
@@ -124,7 +126,7 @@ def read_prompts(path: Path | str, kind: Kind | None = None, learnt: bool = Fals
     if pairs is not None:
         return Prompts(path, pairs.prompts(), pairs.digest, pairs, samples=pairs.preferred if learnt else None)
     if isinstance(path, str) or path.suffix in (".csv", ".parquet", ".json"):
-        return _captions(path)
+        return _of_table(path)
     try:
         blob = path.read_bytes()
     except OSError as error:
@@ -146,14 +148,18 @@ def read_prompts(path: Path | str, kind: Kind | None = None, learnt: bool = Fals
     return Prompts(path, rows, digest, numbers=numbers, samples=samples)
 
 
-def _captions(path: Path | str) -> Prompts:
-    """The captions of MusicCaps as prompts; find_pairs read all other tables."""
-    table = read_table(path)
-    texts = [row.get("caption") for row in table.rows]
-    for place, text in zip(table.places, texts, strict=True):
+def _of_table(path: Path | str) -> Prompts:
+    """The captions of MusicCaps as prompts, or a public suite with its questions; find_pairs read all other tables."""
+    table, rows = read_table(path), []
+    for uid, (row, place) in enumerate(zip(table.rows, table.places, strict=True)):
+        text: Any = row.get("caption")
+        facts: dict[str, Any] = {}
+        if is_suite([row]):
+            text, facts = with_questions(row, place)
         if not isinstance(text, str) or not text.strip():
-            raise UsageError(f"{place} has no text under 'caption'; drop it")
-    return Prompts(path, tuple(Prompt(str(text).strip(), uid=uid) for uid, text in enumerate(texts)), table.digest)
+            raise UsageError(f"{place} has no text under {'prompt' if facts else 'caption'!r}; drop it")
+        rows.append(Prompt(text.strip(), facts=facts, uid=uid))
+    return Prompts(path, tuple(rows), table.digest)
 
 
 def _of_folder(path: Path, found: FolderRows, taken: Kind | None) -> Prompts:
@@ -186,6 +192,9 @@ def _json_row(line: Line, path: Path) -> Row:
         row = _of_file_name(row)
     if is_captions([row]):
         row = {**row, "prompt": row["caption"]}
+    if is_suite([row]):
+        text, facts = with_questions(row, where)
+        row = {**row, "prompt": text, "facts": facts}
     if row.get("images") and row.get("image") is None:  # as TRL calls the column
         row = {**row, "image": row["images"]}
     if is_messages(row.get("prompt")):

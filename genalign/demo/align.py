@@ -23,8 +23,7 @@ from genalign.demo.votes import Votes
 from genalign.evaluation.report import training
 from genalign.files.atomic import replace_file
 from genalign.method.pairs import Reproducible
-from genalign.run.launch import RECIPE
-from genalign.run.recipe import load_recipe
+from genalign.run.recipe import RECIPE, load_recipe
 from genalign.training.metrics import METRICS, read_rows
 from genalign.types import UsageError
 

@@ -11,8 +11,7 @@ from genalign.demo.cards import Drawn, Ranges, figure, ranges_of, score
 from genalign.demo.models import BASE, Models
 from genalign.demo.works import Work
 from genalign.evaluation.report import sections
-from genalign.run.launch import RECIPE
-from genalign.run.recipe import Recipe, load_recipe
+from genalign.run.recipe import RECIPE, Recipe, load_recipe
 from genalign.training.metrics import METRICS, read_rows
 from genalign.training.monitor import ALARM, PREFIX
 from genalign.types import Prompt, UsageError

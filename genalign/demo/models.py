@@ -14,8 +14,7 @@ from pathlib import Path
 from genalign.cli.sample import Source, open_source
 from genalign.files.places import model_path, shipped_recipes
 from genalign.run.fits import kind_of
-from genalign.run.launch import RECIPE
-from genalign.run.recipe import Recipe, load_recipe
+from genalign.run.recipe import RECIPE, Recipe, load_recipe
 from genalign.types import GenalignError, Policy, Prompt, Reward, UsageError, nearest
 
 BASE = "base"

@@ -147,13 +147,13 @@ def _on_training(
     return found
 
 
-def print_table(result: Mapping[str, Any]) -> None:
-    """The table of before and after on the console, held-out rewards first."""
+def print_table(result: Mapping[str, Any], before: str = "") -> None:
+    """The table of before and after on the console, held-out rewards first; before: what its title begins with."""
     from rich.console import Console
     from rich.table import Table
 
     sweep = result["sweep"]
-    title = f"{result['prompts']} prompts, seeds {', '.join(map(str, result['seeds']))}"
+    title = f"{before}{result['prompts']} prompts, seeds {', '.join(map(str, result['seeds']))}"
     if len(sweep["guidance"]) > 1:
         title += f"; best guidance {sweep['before']['best']:g} before, {sweep['after']['best']:g} after"
     elif sweep["guidance"] != [None]:

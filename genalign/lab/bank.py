@@ -30,6 +30,11 @@ def moving_clip(rng: np.random.Generator) -> moves_clips.Clip:
     return moves_clips.choreograph(moves.sample_facts(rng, "train"), rng)
 
 
+def moving_pair(rng: np.random.Generator) -> moves_clips.Clip:
+    """The same, of two objects."""
+    return moves_clips.choreograph(moves.sample_pair(rng, "train"), rng)
+
+
 def piece(rng: np.random.Generator) -> melody_pieces.Piece:
     """A piece of the training split of MelodyWorld."""
     return melody_pieces.arrange(melody.sample_facts(rng, "train"), rng)
@@ -68,6 +73,7 @@ KINDS = {
     "world": Kind(world_scene, render, (0, 3, 1, 2)),
     "counting": Kind(counting_scene, render, (0, 3, 1, 2)),
     "moves": Kind(moving_clip, moves_clips.render, (0, 2, 1, 3, 4)),
+    "pairs": Kind(moving_pair, moves_clips.render, (0, 2, 1, 3, 4)),
     "melodies": Kind(piece, lambda laid_out, rng: melody_pieces.render(laid_out), (0, 1, 2), encoded_sounds),
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from genalign.lab.bank import joined, latent_bank
-from genalign.lab.cards import kinds_right
+from genalign.lab.drawn import kinds_right
 from genalign.lab.few_steps import distil_steps, trajectories
 from genalign.lab.flow import assemble
 from genalign.lab.flow_matching import even, match, true_caption

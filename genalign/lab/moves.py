@@ -74,6 +74,14 @@ def sample_facts(rng: np.random.Generator, split: str | None = None) -> dict[str
     return sample_split(_any_facts, held_out, rng, split)
 
 
+def sample_pair(rng: np.random.Generator, split: str | None = None) -> dict[str, Any]:
+    """Facts of a random clip of two objects; otherwise as `sample_facts`."""
+    while True:
+        facts = sample_facts(rng, split)
+        if len(facts["moves"]) == 2:
+            return facts
+
+
 def _any_facts(rng: np.random.Generator) -> dict[str, Any]:
     groups = {"direction": 0.27, "turn": 0.1, "scaling": 0.1, "still": 0.05, "bounce": 0.16}  # of one object
     groups |= {"order": 0.12, "pair": 0.1, "passing": 0.1}

@@ -54,7 +54,7 @@ def autoencoder() -> Any:
     return vae
 
 
-def transformer(text_width: int, width: int = 168, heads: int = 4, layers: int = 5) -> Any:
+def transformer(text_width: int, width: int = 160, heads: int = 4, layers: int = 5) -> Any:
     """48 tokens. No convolution over the text: it would see how far the batch is padded."""
     from diffusers import LongCatAudioDiTTransformer
 
@@ -101,12 +101,16 @@ def read(pipeline: Any, texts: list[str], zeros: int = 0) -> Text:
     }
 
 
-def true_caption(facts: Facts, rng: Any) -> str:
-    """True of the piece; it leaves some of melody.OMITTABLE unsaid."""
+def stated(facts: Facts, rng: Any) -> Facts:
+    """The facts, but for some of melody.OMITTABLE that stay unsaid."""
     for kind in melody.OMITTABLE:
         if rng.random() > STATED:
             facts = melody.without(kind, facts)
-    return melody.caption(facts, rng)
+    return facts
+
+
+def true_caption(facts: Facts, rng: Any) -> str:
+    return melody.caption(stated(facts, rng), rng)
 
 
 PIECES = World(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genalign.files.shipped import shipped
-from genalign.lab.cards import heldout_prompts, shares_right
+from genalign.lab.drawn import heldout_prompts, shares_right
 from genalign.lab.melody_bank import RATE
 from genalign.lab.melody_pieces import arrange, render
 from genalign.lab.melody_verifier import ASPECTS, verify

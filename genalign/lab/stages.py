@@ -25,8 +25,8 @@ class Stages:
     """How long each stage is: optimizer steps, and samples or trajectories of its bank."""
 
     autoencoder: int = 6_000
-    read: int = 1_600
-    capable: tuple[int, ...] = (8_000,)  # of each round
+    read: int = 4_600
+    capable: tuple[int, ...] = (18_000,)  # of each round
     half_hearted: int = 300
     few_steps: int = 800
     samples: int = 49_152

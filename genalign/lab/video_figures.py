@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genalign.files.shipped import shipped
-from genalign.lab.cards import draw, heldout_prompts, shares_right
+from genalign.lab.drawn import draw, heldout_prompts, shares_right
 from genalign.lab.moves_clips import RATE, choreograph, render
 from genalign.lab.moves_judge import MovesJudge
 from genalign.lab.moves_verifier import verify_batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -25,13 +25,16 @@ from genalign.types import (
     Prompt,
     Reward,
     Scores,
+    Scoring,
     Steps,
     Trajectory,
     UsageError,
+    Weights,
     sample_seed,
 )
 
 Block = TypeVar("Block")
+Result = TypeVar("Result")
 log = logging.getLogger("genalign")
 
 
@@ -42,16 +45,6 @@ class Rolling(Protocol):
     def rolling(
         self, prompts: Sequence[Prompt], per_prompt: int, seed: int | Sequence[int]
     ) -> Iterator[tuple[list[Prompt], Media, Tensor] | Trajectory]: ...
-
-
-class Scoring(Protocol):
-    def __enter__(self) -> Scoring: ...
-
-    def __exit__(self, *error: Any) -> None: ...
-
-    def give(self, prompts: Sequence[Prompt], media: Media, group: Tensor) -> None: ...
-
-    def result(self, prompts: Sequence[Prompt], media: Media, group: Tensor) -> Scores: ...
 
 
 @runtime_checkable
@@ -66,6 +59,29 @@ def rollout_seed(seed: int, step: int) -> int:
     return sample_seed(seed, step, -1)
 
 
+class Collecting:
+    """What methods share that sample, score, and go by nothing but what was recorded then (`types.Pausing`)."""
+
+    def collecting(
+        self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
+    ) -> Generator[Scoring, None, Experience]:
+        raise NotImplementedError
+
+    def collect(
+        self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
+    ) -> Experience:
+        return without_pauses(self.collecting(policy, prompts, reward, seed, step))
+
+
+def without_pauses(work: Generator[Any, None, Result]) -> Result:
+    """What a generator returns, run to its end."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
 def sample_and_score(
     policy: Policy,
     prompts: Sequence[Prompt],
@@ -74,28 +90,34 @@ def sample_and_score(
     seed: int,
     method: str,
     shown: Sequence[Prompt] | None = None,
-) -> tuple[Trajectory, Scores]:
+    weights: Weights = "policy",
+) -> Generator[Scoring, None, tuple[Trajectory, Scores]]:
     """Roll out `group` rows a prompt and score them; scores come back on the CPU, detached.
 
-    shown: what the reward sees in the place of the prompts. Where the policy rolls, what the reward can do in parts is
-    done while further rows are sampled; the scores are those of a call on all rows.
+    shown: what the reward sees in the place of the prompts. weights: which draw. Where the policy rolls, what the
+    reward can do in parts is done while further rows are sampled; the scores are those of a call on all rows. Pauses
+    before the first row and after the last, where the reward can score beside what goes on meanwhile.
     """
     if reward is None:
         raise UsageError(f"method {method} needs a reward; add the key 'reward' to the recipe")
     asked = None if shown is None else [prompt for prompt in shown for _ in range(group)]
     if not isinstance(reward, Overlapping):
-        trajectory = policy.rollout(prompts, group, seed)
+        with policy.weights(weights):
+            trajectory = policy.rollout(prompts, group, seed)
         with spent("score"), torch.no_grad():
             return trajectory, to_cpu(reward(asked or trajectory.prompts, trajectory.media, trajectory.group))
     with reward.begin(Counter(prompt.uid for prompt in prompts for _ in range(group))) as scoring:
+        yield scoring
         rows = 0
-        for part in _parts(policy, prompts, group, seed):
-            if isinstance(part, Trajectory):
-                trajectory = part
-                continue
-            own, media, siblings = part
-            scoring.give(own if asked is None else asked[rows : rows + len(own)], media, siblings)
-            rows += len(own)
+        with policy.weights(weights):
+            for part in _parts(policy, prompts, group, seed):
+                if isinstance(part, Trajectory):
+                    trajectory = part
+                    continue
+                own, media, siblings = part
+                scoring.give(own if asked is None else asked[rows : rows + len(own)], media, siblings)
+                rows += len(own)
+        yield scoring
         scores = scoring.result(asked or trajectory.prompts, trajectory.media, trajectory.group)
     return trajectory, to_cpu(scores)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -17,7 +17,19 @@ from genalign.method.forward import ForwardSettings, Reduction, fitting, stratif
 from genalign.method.forward_preference import ForwardPreference, ForwardPreferenceSettings, PairExperience, Unit
 from genalign.method.preference_losses import kto_loss
 from genalign.ranks import all_sum
-from genalign.types import Experience, Loss, Media, Method, Policy, Prompt, Reward, Scores, UsageError, sample_seed
+from genalign.types import (
+    Experience,
+    Loss,
+    Media,
+    Method,
+    Policy,
+    Prompt,
+    Reward,
+    Scores,
+    Scoring,
+    UsageError,
+    sample_seed,
+)
 
 
 class DistributionalSettings(ForwardSettings):
@@ -91,13 +103,13 @@ class Dragon(ForwardPreference):
         self.name = settings.name
         self._shift: list[float] = []  # z of each draw
 
-    def collect(
+    def collecting(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
-    ) -> Experience:
+    ) -> Generator[Scoring, None, Experience]:
         s, here = self.sets, rollout_seed(seed, step)
         forward = fitting(policy, self.name)
         bare = [replace(prompt, media=None) for prompt in prompts] if s.positives == "pictures" else prompts
-        trajectory, scores = sample_and_score(policy, bare, reward, s.group, here, self.name)
+        trajectory, scores = yield from sample_and_score(policy, bare, reward, s.group, here, self.name)
         clean, log = forward.clean(trajectory), reward_log(over_ranks(scores, trajectory.group)[0])
         if s.positives == "samples":
             pairs = halves(scores, trajectory.group.cpu())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from genalign.method.common import (
+    Collecting,
     check_noise,
     deal,
     emit,
@@ -27,7 +28,7 @@ from genalign.method.settings import MethodSettings
 from genalign.method.surrogates import ppo_clip
 from genalign.method.value import Value
 from genalign.ranks import gather
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scoring
 
 Unit = tuple[list[int], list[int]]  # rows, steps
 
@@ -52,7 +53,7 @@ class DPOKSettings(MethodSettings):
         return DPOK(self)
 
 
-class DPOK:
+class DPOK(Collecting):
     """DPOK (arXiv 2305.16381): E[-alpha (r - V(x_t)) log p(x' | x_t)] + beta sum_t KL(p(x' | x_t) || p_ref(x' | x_t)).
 
     The sum of the KLs of all steps bounds that of the images from above; `kl/path` is its mean over rows. r - V is each
@@ -79,11 +80,13 @@ class DPOK:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.value.load_state_dict(state)
 
-    def collect(
+    def collecting(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
-    ) -> Experience:
+    ) -> Generator[Scoring, None, Experience]:
         s = self.settings
-        trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
+        trajectory, scores = yield from sample_and_score(
+            policy, prompts, reward, s.group, rollout_seed(seed, step), self.name
+        )
         check_noise(trajectory, self.name)
         everyone, _, here = over_ranks(scores, trajectory.group)
         self.value.count(everyone.total[everyone.total_valid])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,17 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.method.common import deal, emit, over_ranks, packed, reward_log, rollout_seed, sample_and_score, sums
+from genalign.method.common import (
+    Collecting,
+    deal,
+    emit,
+    over_ranks,
+    packed,
+    reward_log,
+    rollout_seed,
+    sample_and_score,
+    sums,
+)
 from genalign.method.forward import (
     Encoded,
     ForwardExperience,
@@ -29,7 +39,7 @@ from genalign.method.losses import PAIR_RULES, PairRule
 from genalign.method.preference_losses import dpo_loss
 from genalign.method.settings import PairSource
 from genalign.ranks import all_sum
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, UsageError, sample_seed
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scoring, Steps, UsageError, sample_seed
 
 Unit = tuple[Tensor, Sequence[int]]  # pairs (P,2), draws whose mean is one comparison
 
@@ -105,7 +115,7 @@ class PairExperience(ForwardExperience):
         return packed(place, self.trajectory.rows_together)
 
 
-class ForwardPreference:
+class ForwardPreference(Collecting):
     """-log sigmoid(beta/2 [(e_ref - e)_w - (e_ref - e)_l]), e the squared error of the model's output at x_t.
 
     Diffusion-DPO (arXiv 2311.12908) and Flow-DPO (arXiv 2501.13918): the output is the noise, the velocity or whatever
@@ -130,14 +140,14 @@ class ForwardPreference:
         self._encoded = None if pairs is None else Encoded(pairs, 2)
         self._reference: dict[tuple[int, int, int], tuple[float, float]] = {}  # pair, turn, draw -> scores
 
-    def collect(
+    def collecting(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
-    ) -> Experience:
+    ) -> Generator[Scoring, None, Experience]:
         if self.pictures is not None and self._encoded is not None:
             return self._given(policy, self.pictures, self._encoded, prompts, seed, step)
         s, here = self.settings, rollout_seed(seed, step)
         forward = fitting(policy, self.name)
-        trajectory, scores = sample_and_score(policy, prompts, reward, s.group, here, self.name)
+        trajectory, scores = yield from sample_and_score(policy, prompts, reward, s.group, here, self.name)
         pairs = PAIR_RULES[s.pair_rule](scores, trajectory.group.cpu(), s.min_gap)
         everyone, _, _ = over_ranks(scores, trajectory.group)
         seeds = sibling_seeds(trajectory, pairs[:, 0].tolist(), -1)

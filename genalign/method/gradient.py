@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from genalign.method.common import (
+    Collecting,
     check_noise,
     deal,
     emit,
@@ -30,7 +31,7 @@ from genalign.method.route import Advantages, Route, advantages_by_medium
 from genalign.method.settings import MethodSettings
 from genalign.method.surrogates import Surrogate, cispo, over_steps, ppo_clip, sapo
 from genalign.ranks import gather
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores, UsageError
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores, Scoring, UsageError
 
 Unit = tuple[list[int], list[int]]  # rows, steps
 
@@ -97,7 +98,7 @@ class GradientSettings(MethodSettings):
         return PolicyGradient(self)
 
 
-class PolicyGradient:
+class PolicyGradient(Collecting):
     """Clipped policy gradient with an advantage per sample that all its steps share.
 
     DDPO (arXiv 2305.13301, eq. 6), Flow-GRPO (arXiv 2505.05470, eq. 4), GRPO (arXiv 2402.03300, eq. 3), Dr. GRPO (arXiv
@@ -128,11 +129,13 @@ class PolicyGradient:
             needs.add("constraints")
         self.needs = frozenset(needs)
 
-    def collect(
+    def collecting(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
-    ) -> Experience:
+    ) -> Generator[Scoring, None, Experience]:
         s = self.settings
-        trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
+        trajectory, scores = yield from sample_and_score(
+            policy, prompts, reward, s.group, rollout_seed(seed, step), self.name
+        )
         check_noise(trajectory, self.name)
         if s.ratio != "step" and trajectory.steps_together < trajectory.logp.shape[1]:
             raise UsageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from genalign.method.common import (
+    Collecting,
     check_noise,
     deal,
     emit,
@@ -26,7 +27,7 @@ from genalign.method.losses import advantages
 from genalign.method.pairs import read_given
 from genalign.method.preference_losses import kto_loss
 from genalign.method.settings import MethodSettings, PairSource
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scoring, UsageError
 
 Unit = tuple[list[int], list[int]]  # rows, steps
 
@@ -56,7 +57,7 @@ class KTOSettings(MethodSettings):
         return KTO(self, pairs) if pairs.kind in self.learns_from else super().build_on(pairs, folder)
 
 
-class KTO:
+class KTO(Collecting):
     """w (1 - sigmoid(+-beta (l - z))), l a sample's log-ratio policy - reference, z a point of reference (KTO, arXiv
     2402.01306, eq. 8).
 
@@ -79,16 +80,18 @@ class KTO:
         self.name = settings.name
         self.needs = frozenset({"rollout", "reference", "reward" if given is None else "pairs"})
 
-    def collect(
+    def collecting(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
-    ) -> Experience:
+    ) -> Generator[Scoring, None, Experience]:
         if self.given is not None:
             trajectory = read_given(policy, self.given, prompts)
             good = torch.tensor([1.0, -1.0]).repeat(len(prompts))
             counted = torch.ones(len(good), dtype=torch.bool)
             return Experience(trajectory, None, advantage=good, counted=counted, global_rows=len(good))
         s = self.settings
-        trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
+        trajectory, scores = yield from sample_and_score(
+            policy, prompts, reward, s.group, rollout_seed(seed, step), self.name
+        )
         check_noise(trajectory, self.name)
         everyone, group, here = over_ranks(scores, trajectory.group)
         lead, counted, spread = advantages(everyone, group, std="none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
@@ -11,7 +11,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums
+from genalign.method.common import (
+    Collecting,
+    over_ranks,
+    reward_log,
+    rollout_seed,
+    sample_and_score,
+    sums,
+    without_pauses,
+)
 from genalign.method.forward import (
     ForwardExperience,
     ForwardSettings,
@@ -27,7 +35,19 @@ from genalign.method.forward import (
 from genalign.method.losses import Std, advantages, nft_loss
 from genalign.method.route import Route, advantages_by_medium
 from genalign.method.surrogates import ppo_clip
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Steps, Trajectory, UsageError, Weights
+from genalign.types import (
+    Experience,
+    Loss,
+    Method,
+    Policy,
+    Prompt,
+    Reward,
+    Scoring,
+    Steps,
+    Trajectory,
+    UsageError,
+    Weights,
+)
 
 
 class MatchingSettings(ForwardSettings):
@@ -81,11 +101,10 @@ def collect_advantages(
     reward: Reward | None,
     seed: int,
     weights: Weights,
-) -> ForwardExperience:
+) -> Generator[Scoring, None, ForwardExperience]:
     """Samples of the given weights with their advantages; the seed is the step's own."""
     s, forward = settings, fitting(policy, settings.name)
-    with policy.weights(weights):
-        trajectory, scores = sample_and_score(policy, prompts, reward, s.group, seed, s.name)
+    trajectory, scores = yield from sample_and_score(policy, prompts, reward, s.group, seed, s.name, weights=weights)
     everyone, group, here = over_ranks(scores, trajectory.group)
     rule = partial(advantages, group=group, std=s.std)
     advantage, counted, spread = advantages_by_medium(everyone, group, trajectory.about, reward, s.route, rule)
@@ -118,7 +137,7 @@ def fit_unit(
     return fitted, experience.advantage_of(rows, range(fitted.score.shape[1])).to(fitted.score.device)
 
 
-class Nft:
+class Nft(Collecting):
     """DiffusionNFT (arXiv 2509.16117): the forward process learns from good and bad samples of the old model at once.
 
     The old model is the "ema" weights, which `train.ema` moves after every update: they draw the samples, and the two
@@ -137,9 +156,9 @@ class Nft:
         self.name = settings.name
         self.needs = frozenset({"rollout", "reward", "forward", "ema"})
 
-    def collect(
+    def collecting(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
-    ) -> Experience:
+    ) -> Generator[Scoring, None, Experience]:
         return collect_advantages(self.settings, policy, prompts, reward, rollout_seed(seed, step), "ema")
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
@@ -181,7 +200,8 @@ class Awm:
     def collect(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
     ) -> Experience:
-        return collect_advantages(self.settings, policy, prompts, reward, rollout_seed(seed, step), "policy")
+        here = rollout_seed(seed, step)
+        return without_pauses(collect_advantages(self.settings, policy, prompts, reward, here, "policy"))
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
         assert isinstance(experience, ForwardExperience)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -13,11 +13,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from genalign.fronts import RELATIVE_FLOOR, front_ranks
-from genalign.method.common import check_noise, over_ranks, reward_log, rollout_seed, sample_and_score
+from genalign.method.common import Collecting, check_noise, over_ranks, reward_log, rollout_seed, sample_and_score
 from genalign.method.gradient import GradientSettings, PolicyGradient
 from genalign.method.settings import MethodSettings
 from genalign.ranks import all_sum
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores, UsageError
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores, Scoring, UsageError
 
 TOTAL = "total"  # in method.tags: the reward's total, which is no objective of its own
 FULL = 0.5  # a front with more than this share of the samples hardly selects
@@ -52,7 +52,7 @@ class ParetoSettings(MethodSettings):
         return Parrot(self)
 
 
-class Parrot:
+class Parrot(Collecting):
     """Batch-wise Pareto-optimal selection (Parrot, arXiv 2401.05675, eq. 4) with one tag a reward.
 
     Each prompt is sampled `group` times under each tag. Among the samples of one prompt and tag, those that no other
@@ -82,13 +82,13 @@ class Parrot:
         self.needs = self._gradient.needs
         self._warned = False
 
-    def collect(
+    def collecting(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
-    ) -> Experience:
+    ) -> Generator[Scoring, None, Experience]:
         s = self.settings
         tagged, plain, tag_of = tag_prompts(prompts, list(s.tags.values()))
         seeds = rollout_seed(seed, step)
-        trajectory, scores = sample_and_score(policy, tagged, reward, s.group, seeds, self.name, shown=plain)
+        trajectory, scores = yield from sample_and_score(policy, tagged, reward, s.group, seeds, self.name, shown=plain)
         check_noise(trajectory, self.name)
         group = trajectory.group.cpu()
         weighted = [name for name, weight in zip(scores.names, scores.weights, strict=True) if weight]

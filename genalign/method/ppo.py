@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from genalign.method.common import (
+    Collecting,
     check_noise,
     deal,
     emit,
@@ -28,7 +29,7 @@ from genalign.method.settings import MethodSettings
 from genalign.method.surrogates import ppo_clip
 from genalign.method.value import Value
 from genalign.ranks import all_sum, gather
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Trajectory, UsageError
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scoring, Trajectory, UsageError
 
 Unit = tuple[list[int], list[int]]  # rows, steps
 
@@ -76,7 +77,7 @@ class Estimated(Experience):
     returns: Tensor
 
 
-class PPO:
+class PPO(Collecting):
     """PPO's clipped surrogate (arXiv 1707.06347, eq. 7), each step with an advantage of its own by GAE (arXiv
     1506.02438, eq. 16), normalised over the steps of the batch.
 
@@ -105,11 +106,13 @@ class PPO:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.value.load_state_dict(state)
 
-    def collect(
+    def collecting(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
-    ) -> Experience:
+    ) -> Generator[Scoring, None, Experience]:
         s = self.settings
-        trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
+        trajectory, scores = yield from sample_and_score(
+            policy, prompts, reward, s.group, rollout_seed(seed, step), self.name
+        )
         check_noise(trajectory, self.name)
         everyone, _, here = over_ranks(scores, trajectory.group)
         self.value.count(everyone.total[everyone.total_valid])

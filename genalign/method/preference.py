@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from genalign.method.common import (
+    Collecting,
     check_noise,
     deal,
     emit,
@@ -29,7 +30,19 @@ from genalign.method.pairs import LabelledPairs, read_given
 from genalign.method.preference_losses import AVERAGED, WITH_DOUBT, WITHOUT_REFERENCE, PreferenceLoss, dpo_loss
 from genalign.method.settings import MethodSettings, PairSource
 from genalign.ranks import all_sum
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores, Steps, Trajectory, UsageError
+from genalign.types import (
+    Experience,
+    Loss,
+    Method,
+    Policy,
+    Prompt,
+    Reward,
+    Scores,
+    Scoring,
+    Steps,
+    Trajectory,
+    UsageError,
+)
 
 Unit = tuple[Tensor, list[int]]  # pairs (P,2), steps
 
@@ -141,7 +154,7 @@ class Objectives(Experience):
     share: float = 1.0
 
 
-class Preference:
+class Preference(Collecting):
     """The DPO family on pairs of recorded samples of one prompt: z = beta * [(theta_w - ref_w) - (theta_l - ref_l)].
 
     One example is what one replay yields of a pair: a denoising step (D3PO, arXiv 2311.13231, eq. 14), or all tokens of
@@ -184,15 +197,17 @@ class Preference:
             }
         )
 
-    def collect(
+    def collecting(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
-    ) -> Experience:
+    ) -> Generator[Scoring, None, Experience]:
         if self.labelled is not None:
             return self._draw_again(policy, self.labelled, prompts, step)
         if self.given is not None:
             return self._score_given(policy, self.given, prompts)
         s = self.settings
-        trajectory, scores = sample_and_score(policy, prompts, reward, s.group, rollout_seed(seed, step), self.name)
+        trajectory, scores = yield from sample_and_score(
+            policy, prompts, reward, s.group, rollout_seed(seed, step), self.name
+        )
         check_noise(trajectory, self.name)
         compared, others, share = (scores, None, 1.0) if s.objective is None else by_objective(scores, s.objective)
         pairs = PAIR_RULES[s.pair_rule](compared, trajectory.group.cpu(), s.min_gap)

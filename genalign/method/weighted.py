@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.method.common import over_ranks, reward_log, rollout_seed, sample_and_score, sums
+from genalign.method.common import Collecting, over_ranks, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.forward import (
     Encoded,
     ForwardExperience,
@@ -28,7 +28,7 @@ from genalign.method.forward import (
 from genalign.method.losses import regression_weights
 from genalign.method.settings import SampleSource
 from genalign.ranks import all_sum
-from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, UsageError, sample_seed
+from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scoring, UsageError, sample_seed
 
 
 class WeightedSettings(ForwardSettings):
@@ -70,7 +70,7 @@ class WeightedExperience(ForwardExperience):
     weight: Tensor  # (B,), mean 1 over counted rows
 
 
-class Weighted:
+class Weighted(Collecting):
     """E[w |target - out|^2] over the policy's own samples, w from their rewards: regression, with no policy gradient.
 
     Flow-RWR (arXiv 2501.13918) weighs by exp(r / temperature); best-of-n fine-tuning (the SFT that arXiv 2505.05470
@@ -89,16 +89,17 @@ class Weighted:
         self.needs = frozenset({"forward"} if samples else {"rollout", "reward", "forward"})
         self._encoded = None if samples is None else Encoded(samples, 1)
 
-    def collect(
+    def collecting(
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
-    ) -> Experience:
+    ) -> Generator[Scoring, None, Experience]:
         s, here = self.settings, rollout_seed(seed, step)
         forward = fitting(policy, self.name)
         if self.samples is not None and self._encoded is not None:
             clean = self._encoded(forward, [prompt.uid for prompt in prompts])[:, 0]
             return self._given(self.samples, clean, prompts, here)
-        with policy.weights(s.drawn_by):
-            trajectory, scores = sample_and_score(policy, prompts, reward, s.group, here, self.name)
+        trajectory, scores = yield from sample_and_score(
+            policy, prompts, reward, s.group, here, self.name, weights=s.drawn_by
+        )
         everyone, group, mine = over_ranks(scores, trajectory.group)
         weight, counted = regression_weights(everyone, group, s.temperature, s.keep)
         used = weight[counted].double()

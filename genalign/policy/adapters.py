@@ -20,12 +20,13 @@ class Adapters:
     Parameters of several have that name in front, and each is saved into a folder of that name; the one of a pipeline
     with a single denoiser is saved into the folder itself. device: where they stay.
 
-    Raises UsageError where weights are elsewhere, so that nothing could be trained.
+    Raises UsageError where weights are elsewhere, so that nothing could be trained, or computed by other ranks, too.
     """
 
     def __init__(self, denoisers: Mapping[str, nn.Module], settings: Lora, device: torch.device | None = None) -> None:
         for model in denoisers.values():
             _check_here(model)
+            _check_alone(model)
         self.each = {name: Adapter(module, settings, device=device) for name, module in denoisers.items()}
 
     def folders(self, folder: Path) -> dict[str, Path]:
@@ -66,4 +67,14 @@ def _check_here(model: nn.Module) -> None:
         raise UsageError(
             f"the weights of {absent} are on 'meta', where an adapter gets no gradient; load the model without a "
             f"device_map or cpu_offload, and set policy.offload"
+        )
+
+
+def _check_alone(model: nn.Module) -> None:
+    """Raises UsageError after diffusers' enable_parallelism, under which outputs are whole and gradients are not: each
+    rank has those of its part of the sequence, or of the weights, and ranks here have samples of their own besides."""
+    if getattr(model, "_parallel_config", None) is not None:
+        raise UsageError(
+            f"{type(model).__name__} is computed by several ranks together (enable_parallelism), each of which then "
+            f"has a part of its gradient; load it without, and set train.backend=fsdp2 to split its weights"
         )

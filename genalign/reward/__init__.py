@@ -21,6 +21,7 @@ from genalign.reward.heads.sharpness import Sharpness
 from genalign.reward.heads.structured import StructuredMatch
 from genalign.reward.judge.comparing import CompareJudge, RankJudge
 from genalign.reward.judge.judges import ScoreJudge, YesNoJudge
+from genalign.reward.judge.questions import QuestionsJudge
 from genalign.reward.needs import check_needs
 from genalign.reward.runtime.cache import Cached
 from genalign.reward.runtime.process import ProcessReward
@@ -64,6 +65,7 @@ __all__ = [  # noqa: RUF022  # by kind
     # judges: questions to a vision-language or language model
     "YesNoJudge",
     "ScoreJudge",
+    "QuestionsJudge",
     "CompareJudge",
     "RankJudge",
     # a measure of the whole set of samples

@@ -39,6 +39,7 @@ HEADS = {
     "judge": "genalign.lab.judge:Judge",  # its name in older recipes
     "judge-yes-no": "genalign.reward.judge.judges:YesNoJudge",
     "judge-score": "genalign.reward.judge.judges:ScoreJudge",
+    "judge-questions": "genalign.reward.judge.questions:QuestionsJudge",
     "judge-compare": "genalign.reward.judge.comparing:CompareJudge",
     "judge-rank": "genalign.reward.judge.comparing:RankJudge",
     "length": "genalign.reward.heads.rules:Length",

@@ -25,7 +25,15 @@ from genalign.reward import Runner, build_reward, check_needs
 from genalign.reward.fit.noisy import NoisyReward
 from genalign.reward.runtime.environment import FileEnvironment
 from genalign.reward.runtime.resting import Resting
-from genalign.run.fits import check_fit, check_noise, check_policy, check_split, check_weights, kind_of
+from genalign.run.fits import (
+    check_fit,
+    check_noise,
+    check_policy,
+    check_split,
+    check_staleness,
+    check_weights,
+    kind_of,
+)
 from genalign.run.recipe import Recipe
 from genalign.training.monitor import Monitor
 from genalign.types import ChecksPrompts, Method, Policy, Prompt, Reward, UsageError, Weights
@@ -121,6 +129,7 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     rest = recipe.policy.offload is not None
     reward = None if recipe.reward is None else _reward(recipe.reward, folder, made, data, rest)
     check_fit(method, reward)
+    check_staleness(recipe, method, reward, made)
     built = Built(recipe, device, data, reward, method, environment=environment)
     if settings is not None:
         prompts = built.eval_prompts = read_prompts(

@@ -7,8 +7,9 @@ from collections.abc import Set
 from genalign.files.places import model_path
 from genalign.policy import denoises_text
 from genalign.policy.settings import PolicySettings
+from genalign.reward import Runner
 from genalign.run.recipe import Recipe
-from genalign.types import MODALITIES, Method, Modality, Reward, UsageError
+from genalign.types import MODALITIES, Method, Modality, Pausing, Reward, UsageError
 
 
 def kind_of(made: Set[str]) -> Modality:
@@ -90,6 +91,22 @@ def check_fit(method: Method, reward: Reward | None) -> None:
         raise UsageError(
             f"method {method.name} learns from labelled pairs and would never call reward {reward.name}; "
             f"drop the key 'reward' or method.pairs"
+        )
+
+
+def check_staleness(recipe: Recipe, method: Method, reward: Reward | None, made: Set[str]) -> None:
+    """Refuse to learn from samples of a step ago where that would be wrong, or no faster."""
+    if recipe.train.staleness == 0:
+        return
+    if not isinstance(method, Pausing) or "reward" not in method.needs:
+        raise UsageError(
+            f"train.staleness 1 scores a step's samples beside the sampling of the next, but method {method.name} has "
+            f"none that a reward scores, or keeps no density of those that it drew a step ago; set train.staleness=0"
+        )
+    if isinstance(reward, Runner) and not reward.prefetches(frozenset(made)):
+        raise UsageError(
+            f"train.staleness 1 would gain nothing: reward {reward.name} is computed in this process, or on all "
+            f"samples at once; set train.staleness=0, or score elsewhere, as by run: {{on: process}}"
         )
 
 

@@ -22,9 +22,10 @@ from genalign.method.search.base import Searching
 from genalign.method.search.nrg import Guidance
 from genalign.ranks import all_sum, gather, rank, world
 from genalign.run.build import Built, build, check_prompts
+from genalign.run.copies import Copy, fetched, is_url
 from genalign.run.finish import finish, measure_search, tuned
-from genalign.run.launcher import check_launcher, join_ranks
-from genalign.run.recipe import Recipe, load_recipe
+from genalign.run.launcher import check_launcher, join_ranks, ranks_promised
+from genalign.run.recipe import RECIPE, Recipe, load_recipe
 from genalign.run.trackers import log_samples, log_step, start_trackers
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
 from genalign.training.loop import Progress, restore, save_unsaved, start, train
@@ -34,10 +35,10 @@ from genalign.training.signal import warn_without_signal
 from genalign.training.stopping import until_no_better, watched
 from genalign.types import EndedError, GenalignError, UsageError
 
-RECIPE = "recipe.yaml"
 MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step
     "train.steps",
     "train.resume",
+    "train.copy_to",
     "train.backend",
     "train.report_to",
     "train.checkpoint_every",
@@ -74,16 +75,23 @@ def train_recipe(
 
         if not plan:
             raise UsageError("--card belongs to --plan; give both")
-        print_memory(recipe, card)
+        one, ranks = ranks_promised(os.environ)
+        if one == 0:
+            print_memory(recipe, card, ranks)
         return None
     if resume is not None:
         recipe.train.resume = resume
+    copy = Copy(recipe.train.copy_to) if recipe.train.copy_to is not None and not plan else None
     device = join_ranks()
     check_launcher(os.environ, world())
     if recipe.data.prompts_per_step < world():
         raise UsageError(
             f"data.prompts_per_step is {recipe.data.prompts_per_step}, fewer than the {world()} ranks; raise it"
         )
+    if rank() != 0:
+        copy = None
+    elif copy is not None:
+        copy.claim(resuming=recipe.train.resume is not None)
     built = build(recipe, device)
     if built.monitor is not None and len(built.monitor.chosen) < world():
         raise UsageError(
@@ -102,6 +110,8 @@ def train_recipe(
         check_prompts(built)
         if isinstance(built.method, Searching):
             measure_search(built, built.method, run)
+            if copy is not None:
+                copy.update(run)
             return run
         # The policy first: it seeds the global generators, from which the loading of a reward may draw.
         policy, digests = built.policy, {"data.prompts": built.data.digest}
@@ -110,8 +120,10 @@ def train_recipe(
         progress = start(policy, built.reward, recipe.train, digests)
         if resumed:
             resume_from(progress, run)
-        run_steps(built, progress, run)
+        run_steps(built, progress, run, copy)
         finish(built, run)
+        if copy is not None:
+            copy.update(run)
     return run
 
 
@@ -189,7 +201,9 @@ def _new_folder(wanted: Path) -> Path:
 
 def _run_to_resume(recipe: Recipe, out: Path | None) -> Path:
     wanted = recipe.train.resume
-    if wanted != "latest":
+    if is_url(str(wanted)):
+        run = Path(_from_rank_0(str(fetched(str(wanted), out)) if rank() == 0 else ""))
+    elif wanted != "latest":
         run = Path(str(wanted))
     elif out is not None:
         run = out
@@ -213,8 +227,8 @@ def resume_from(progress: Progress, run: Path) -> None:
         restore(progress, load_checkpoint(folder))
 
 
-def run_steps(built: Built, progress: Progress, run: Path) -> None:
-    """Train with a progress bar, one line a step, grids of samples, and the trackers that the recipe names."""
+def run_steps(built: Built, progress: Progress, run: Path, copy: Copy | None = None) -> None:
+    """Train with a progress bar, one line a step, grids of samples, a copy, and the trackers that the recipe names."""
     from tqdm import tqdm
 
     from genalign.evaluation.report import Smoothed, log_line
@@ -244,6 +258,8 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
                     log_step(tracker, log)
             if ended():
                 save_unsaved(progress, run)
+                if copy is not None:
+                    copy.try_update(run)
                 raise EndedError(
                     f"SIGTERM ended the run after step {step} of {settings.steps}; go on with it by --resume {run}"
                 )
@@ -251,6 +267,8 @@ def run_steps(built: Built, progress: Progress, run: Path) -> None:
                 sheet = _draw_grid(built, run, step)
                 if tracker is not None and rank() == 0:
                     log_samples(tracker, sheet, step)
+            if copy is not None and progress.saved == step:
+                copy.try_update(run)
     if progress.step < settings.steps:
         _say_where_it_ended(built, progress.step, log)
         _redraw(built, run, progress.step)
@@ -321,13 +339,22 @@ def load_run(run: Path, device: str = "cpu", more_rewards: Sequence[str] = ()) -
     Raises:
         UsageError: not a run folder. GenalignError: no adapter in it yet, or a damaged one.
     """
-    if not (run / RECIPE).is_file():
-        raise UsageError(f"{run} is not a run folder (it has no {RECIPE}); give the folder that genalign train wrote")
-    if not (run / "adapter").is_dir():
-        raise GenalignError(f"{run} has no adapter yet; finish it by genalign train {run / RECIPE} --resume {run}")
-    recipe = load_recipe(run / RECIPE)
+    recipe = run_recipe(run)
     if recipe.eval is not None:
         recipe.eval.rewards += more_rewards
     built = build(recipe, device)
     built.policy.load_adapter(run / "adapter")
     return built
+
+
+def run_recipe(run: Path) -> Recipe:
+    """The recipe of a finished run.
+
+    Raises:
+        UsageError: not a run folder. GenalignError: no adapter in it yet.
+    """
+    if not (run / RECIPE).is_file():
+        raise UsageError(f"{run} is not a run folder (it has no {RECIPE}); give the folder that genalign train wrote")
+    if not (run / "adapter").is_dir():
+        raise GenalignError(f"{run} has no adapter yet; finish it by genalign train {run / RECIPE} --resume {run}")
+    return load_recipe(run / RECIPE)

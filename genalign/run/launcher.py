@@ -27,9 +27,10 @@ class Setting(NamedTuple):
 
 WITHOUT = "launch without it"
 SPLIT = "to split the frozen weights over ranks set train.backend=fsdp2, and launch without it"
+UNEVEN = f"ZeRO needs ranks that make equal numbers of passes, which those of genalign do not; {SPLIT}"
 WITHOUT_EFFECT = (
     Setting("ACCELERATE_USE_FSDP", ("false",), "FSDP", SPLIT),
-    Setting("ACCELERATE_USE_DEEPSPEED", ("false",), "DeepSpeed", SPLIT),
+    Setting("ACCELERATE_USE_DEEPSPEED", ("false",), "DeepSpeed", UNEVEN),
     Setting("ACCELERATE_USE_MEGATRON_LM", ("false",), "Megatron-LM", f"every rank holds the whole model; {WITHOUT}"),
     Setting(
         "ACCELERATE_USE_PARALLELISM_CONFIG", ("false",), "a parallelism config",
@@ -71,6 +72,11 @@ def check_launcher(environ: Mapping[str, str], processes: int | None = None) -> 
         raise UsageError(f"WORLD_SIZE is {promised} but this process has no RANK, so it would train alone; {cure}")
     if promised is not None and processes is not None and int(promised) != processes:
         raise UsageError(f"WORLD_SIZE is {promised} but the number of processes is {processes}; {cure}")
+
+
+def ranks_promised(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Which of how many ranks this process is to be; asked after `check_launcher`."""
+    return int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1))
 
 
 def join_ranks() -> str:

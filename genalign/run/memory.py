@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from genalign.policy.footprint import Footprint
 from genalign.policy.settings import PolicySettings, Vae
 from genalign.reward.heads.published import CLIP_H, CLIP_L, PRESETS
 from genalign.run.recipe import Recipe
+from genalign.training.shares import Share, share
 from genalign.types import UsageError
 
 GB = 2**30  # a card of 24 GB has so many times this
@@ -52,17 +54,31 @@ class Phase:
 
 
 class Memory:
-    """What a recipe's run takes, phase by phase, under its own settings or others."""
+    """What a recipe's run takes on each of several ranks, phase by phase, under its own settings or others."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.settings = recipe, recipe.policy
+    def __init__(self, recipe: Recipe, ranks: int = 1) -> None:
+        self.recipe, self.settings, self.ranks = recipe, recipe.policy, ranks
         self.footprint = Footprint(recipe.policy, model_path(recipe.policy.model, recipe.folder))
         self.climbs = "reward_grad" in build_method(recipe.method, recipe.folder).needs
         self.rewards = round(1e9 * sum(sizes_of_rewards(recipe).values()))
 
+    @cached_property
+    def shares(self) -> dict[str, Share]:
+        """Of the denoisers that are split over the ranks, by name."""
+        if self.recipe.train.backend != "fsdp2" or self.ranks == 1:
+            return {}
+        return {name: share(self.footprint.adapted(name), self.ranks) for name in self.footprint.denoisers}
+
+    @property
+    def ladder(self) -> list[tuple[str, dict[str, Any]]]:
+        """The levers that can be set: neither offload nor quantization where weights are split."""
+        return [(words, changed) for words, changed in LADDER if not (self.shares and changed.keys() & STRONGER.keys())]
+
     def phases(self, settings: PolicySettings) -> list[Phase]:
         f, rewards = self.footprint, self.rewards
         networks = {name: f.resident(name, settings) for name in f.parts}
+        networks |= {name: of.held for name, of in self.shares.items()}
+        gathered = max((of.beside for of in self.shares.values()), default=0)
         texts = sum(size for name, size in networks.items() if name not in f.denoisers and name != f.autoencoder)
         denoisers = [networks[name] for name in f.denoisers]
         autoencoder = networks[f.autoencoder] if f.autoencoder else 0
@@ -79,10 +95,10 @@ class Memory:
         update = None if learning is None else max(0, learning - 4 * f.trained)
         return [
             Phase("encode", beside + (self._largest_text(networks) if away else together), moving, 0),
-            Phase("sample", beside + denoiser, moving, f.sampling(settings)),
+            Phase("sample", beside + denoiser + gathered, moving, f.sampling(settings)),
             Phase("decode", beside + (autoencoder if away else together), moving, f.decoding(settings)),
             Phase("score", rewards + (0 if away else together), moving, None),
-            Phase("update", here + there, moving, update),
+            Phase("update", here + there + gathered, moving, update),
         ]
 
     def _climbing(self, settings: PolicySettings) -> int | None:
@@ -106,7 +122,7 @@ class Memory:
     def levers(self) -> Iterator[tuple[str, int]]:
         """Each lever that is not set, and the bytes by which it alone would lower the peak."""
         before = self.peak(self.settings)
-        for words, changed in LADDER:
+        for words, changed in self.ladder:
             if self._is_new(self.settings, changed):
                 yield words, before - self.peak(_changed(self.settings, {**changed, **_needed(changed)}))
 
@@ -115,7 +131,7 @@ class Memory:
         room, settings, words = card * (1 - RESERVED), self.settings, dict[str, str]()
         if self.peak(settings) <= room:
             return [], self.peak(settings)
-        for override, changed in LADDER:
+        for override, changed in self.ladder:
             if not self._is_new(settings, changed):
                 continue
             settings = _changed(settings, changed)
@@ -126,7 +142,7 @@ class Memory:
 
     def smallest(self) -> int:
         settings = self.settings
-        for _, changed in LADDER:
+        for _, changed in self.ladder:
             settings = _changed(settings, changed)
         return self.peak(settings)
 
@@ -190,15 +206,32 @@ def card_bytes(text: str) -> int:
     return round(float(found[1]) * GB)
 
 
-def print_memory(recipe: Recipe, card: str | None) -> None:
+def print_memory(recipe: Recipe, card: str | None, ranks: int = 1) -> None:
     """Print bytes by phase, what each lever saves, and, of a card, what makes it fit. Nothing is downloaded."""
     room = None if card is None else card_bytes(card)
-    memory = Memory(recipe)
+    memory = Memory(recipe, ranks)
     base = bases().get(recipe.policy.model)
     if base is not None:
         print(f"{'model':<17} {recipe.policy.model}: {base.licence}; {base.download / 1e9:.1f} GB are downloaded once")
     for line in lines(memory, room, card):
         print(line)
+
+
+def _over_ranks(memory: Memory, unit: int, name: str) -> Iterator[str]:
+    """What each of several ranks holds and is sent."""
+    if memory.ranks == 1:
+        return
+    sums = f"an update sums {4 * memory.footprint.trained / unit:.3f} {name} of gradients over them"
+    if not memory.shares:
+        yield f"{'ranks':<17} {memory.ranks}, and each holds all that is above; {sums}"
+        return
+    yield f"{'ranks':<17} {memory.ranks}, each of them as above; {sums}"
+    for network, of in memory.shares.items():
+        held, whole, sent, beside = (bytes / unit for bytes in (of.held, of.whole, of.received, of.beside))
+        yield (
+            f"  {network:<15} a rank holds {held:.3f} of {whole:.3f} {name}, is sent {sent:.3f} in each forward and "
+            f"each backward pass, and has at most {beside:.3f} gathered at a time"
+        )
 
 
 def lines(memory: Memory, room: int | None, card: str | None) -> Iterator[str]:
@@ -211,6 +244,7 @@ def lines(memory: Memory, room: int | None, card: str | None) -> Iterator[str]:
         row = f"{phase.weights / unit:>9.2f} {phase.trained / unit:>9.2f} {known:>12} {phase.total / unit:>9.2f}"
         yield f"  {phase.name:<15} {row}"
     yield "  rewards are counted as large as their downloads, and what they compute is not known"
+    yield from _over_ranks(memory, unit, name)
     for words, saved in memory.levers():
         yield f"  {words:<40} {f'saves {saved / unit:.2f} {name}' if saved > 0 else 'alone saves nothing'}"
     if room is None:

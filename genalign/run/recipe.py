@@ -22,6 +22,8 @@ from genalign.method.settings import MethodSettings
 from genalign.policy.settings import PolicySettings
 from genalign.training.loop import TrainSettings
 
+RECIPE = "recipe.yaml"  # in a run folder
+
 
 class Recipe(BaseModel):
     """A training run, whole. `folder` is what its relative paths are relative to."""

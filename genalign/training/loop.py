@@ -11,6 +11,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -18,16 +19,17 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from genalign.clock import PARTS, spent, taken
-from genalign.ranks import all_sum, gather, gather_scores, rank, world
+from genalign.clock import spent
+from genalign.ranks import gather, gather_scores, rank, world
 from genalign.training import checkpoint as ck
+from genalign.training.ahead import PART, Ahead, Earlier, from_part, lent, to_part, trained_weights
 from genalign.training.backend import Backend
-from genalign.training.metrics import METRICS, append_metrics, mean_over_ranks, truncate_metrics
+from genalign.training.metrics import METRICS, Clock, append_metrics, mean_over_ranks, truncate_metrics
 from genalign.training.optimizers import share_of_rate
 from genalign.training.selfcheck import check_gradients, check_replay
 from genalign.training.settings import TrainSettings
 from genalign.training.sharded import BACKENDS
-from genalign.types import Experience, GenalignError, Loss, Method, Policy, Prompt, Reward, UsageError
+from genalign.types import Experience, GenalignError, Loss, Method, Pausing, Policy, Prompt, Reward, UsageError
 
 notes = logging.getLogger("genalign")
 __all__ = ["Progress", "TrainSettings", "restore", "save", "save_unsaved", "start", "train", "update"]
@@ -55,6 +57,7 @@ class Progress:
 
     method: the one that trains, where it is Stateful. method_state: what a checkpoint held of it, until there is one.
     skipped: updates in a row that were left out, up to now. saved: the step of the last checkpoint that was written.
+    earlier: with `train.staleness` 1, the trained weights from before the last update.
     """
 
     policy: Policy
@@ -67,6 +70,7 @@ class Progress:
     method_state: Mapping[str, Tensor] = field(default_factory=dict)
     skipped: int = 0
     saved: int = -1
+    earlier: Earlier = field(default_factory=dict)
 
 
 def start(
@@ -96,71 +100,72 @@ def train(
         progress.method.load_state_dict(progress.method_state)
     if rank() == 0:
         truncate_metrics(run / METRICS, first)
-    while progress.step < settings.steps:
-        step, clock = progress.step, Clock(policy)
+    with collecting(progress, method, draw) as (collect, ahead):
+        while progress.step < settings.steps:
+            step, clock = progress.step, Clock(policy)
 
-        # Sample, score, and turn scores into advantages (or pairs), without gradients.
-        with spent("sample"):
-            prompts = draw(step)[rank() :: world()]
-            experience = method.collect(policy, prompts, reward, settings.seed, step)
-        clock.lap()
+            # Sample, score, and turn scores into advantages (or pairs), without gradients.
+            with spent("sample"):
+                experience = collect(step)
+            clock.lap()
 
-        # Before the first update of this process: does replay repeat what was sampled, and do the ranks agree?
-        if step == first:
-            progress.backend.check("adapters")
-            check_replay(policy, experience, fresh=step == 0)
-            unknown = check_gradients(policy, experience)
-            if unknown is not None:
-                notes.warning(unknown)
-            clock.skip()
+            # Before the first update of this process: does replay repeat what was sampled, and do the ranks agree?
+            if step == first:
+                progress.backend.check("adapters")
+                with lent(policy, progress.earlier) if progress.earlier else nullcontext():
+                    check_replay(policy, experience, fresh=step == 0)
+                unknown = check_gradients(policy, experience)
+                if unknown is not None:
+                    notes.warning(unknown)
+                clock.skip()
 
-        # Losses, gradients, optimizer steps; then the reward's own state moves, by the scores of all ranks.
-        with spent("learn"):
-            log = update(progress, method, experience, check=step == first)
-            if reward is not None and experience.scores is not None:
-                reward.update(gather_scores(experience.scores), step)
-        progress.step += 1
-        clock.lap()
+            # The reward's own state moves, by the scores of all ranks; then losses, gradients, optimizer steps.
+            with spent("learn"):
+                if reward is not None and experience.scores is not None:
+                    reward.update(gather_scores(experience.scores), step)
+                if ahead is not None:
+                    ahead.score()
+                    progress.earlier = trained_weights(policy, settings.ema is not None)
+                log = update(progress, method, experience, check=step == first)
+            progress.step += 1
+            clock.lap()
 
-        # One line of metrics, and now and then a checkpoint.
-        counters: Mapping[str, float] = reward.log() if isinstance(reward, Counting) else {}
-        log = {"step": progress.step, **log, **counters, **clock.log(len(experience.trajectory.prompts))}
-        if rank() == 0:
-            append_metrics(run / METRICS, log)
-        if progress.step % settings.checkpoint_every == 0 or progress.step == settings.steps:
-            save(progress, run)
-            progress.saved = progress.step
-        yield log
+            # One line of metrics, and now and then a checkpoint.
+            counters: Mapping[str, float] = reward.log() if isinstance(reward, Counting) else {}
+            stale = {} if ahead is None else {"staleness": float(step > 0)}
+            log = {"step": progress.step, **log, **stale, **counters, **clock.log(len(experience.trajectory.prompts))}
+            if rank() == 0:
+                append_metrics(run / METRICS, log)
+            if progress.step % settings.checkpoint_every == 0 or progress.step == settings.steps:
+                save(progress, run)
+                progress.saved = progress.step
+            yield log
 
 
-class Clock:
-    """The seconds of each part of a step (see genalign.clock), and the policy's forward passes in them."""
+@contextmanager
+def collecting(
+    progress: Progress, method: Method, draw: Callable[[int], list[Prompt]]
+) -> Iterator[tuple[Callable[[int], Experience], Ahead | None]]:
+    """What gives a step's experience: by the present weights, or by those of before the last update, a step ahead."""
+    policy, reward, settings = progress.policy, progress.reward, progress.settings
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy, self.seconds, self.calls = policy, dict.fromkeys(PARTS, 0.0), 0
-        self.skip()
+    def mine(step: int) -> list[Prompt]:
+        return draw(step)[rank() :: world()]
 
-    def skip(self) -> None:
-        """What was done since the last lap is not what a step costs."""
-        taken()
-        self._before = self.policy.calls()
-
-    def lap(self) -> None:
-        for part, seconds in taken().items():
-            self.seconds[part] += seconds
-        self.calls += self.policy.calls() - self._before
-        self._before = self.policy.calls()
-
-    def log(self, samples: int) -> dict[str, float]:
-        """Seconds of this rank; samples and passes of all ranks."""
-        whole = sum(self.seconds.values())
-        everywhere = all_sum(torch.tensor([samples, self.calls], dtype=torch.float64)).tolist()
-        return {
-            "step_time": whole,
-            **{f"time/{part}": seconds for part, seconds in self.seconds.items()},
-            "perf/samples_per_s": everywhere[0] / whole,
-            "calls": everywhere[1],
-        }
+    if settings.staleness == 0:
+        yield lambda step: method.collect(policy, mine(step), reward, settings.seed, step), None
+        return
+    if not isinstance(method, Pausing):
+        raise UsageError(f"method {method.name} cannot learn from a step ago; set train.staleness=0")
+    pausing = method
+    ahead = Ahead(lambda s: pausing.collecting(policy, mine(s), reward, settings.seed, s), settings.steps - 1)
+    try:
+        if progress.earlier:  # resumed: these samples had been drawn before the last update
+            with lent(policy, progress.earlier):
+                ahead.draw(progress.step)
+        yield ahead.collect, ahead
+    finally:
+        ahead.close()
 
 
 def update(progress: Progress, method: Method, experience: Experience, check: bool = False) -> dict[str, float]:
@@ -264,6 +269,8 @@ def save(progress: Progress, run: Path) -> None:
     if rank() != 0:
         return
     parts["random"] = states
+    if progress.earlier:
+        parts[PART] = to_part(progress.earlier)
     parts["reward"] = progress.reward.state_dict() if progress.reward is not None else {}
     if progress.method is not None:
         parts["method"] = progress.method.state_dict()
@@ -289,6 +296,7 @@ def restore(progress: Progress, saved: ck.Checkpoint) -> None:
     if progress.reward is not None:
         progress.reward.load_state_dict(saved.parts["reward"])
     progress.method_state = saved.parts.get("method", {})
+    progress.earlier = from_part(saved.parts.get(PART, {}))
     ck.set_random_state(_random_state_of_rank(saved.parts["random"]))
     progress.step = saved.step
 

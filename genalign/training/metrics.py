@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a step, appended, amended, and cut where a resumed run goes on."""
+"""metrics.jsonl: one line a step, appended, amended, and cut where a resumed run goes on; and what a step took."""
 
 from __future__ import annotations
 
@@ -9,11 +9,42 @@ from pathlib import Path
 
 import torch
 
+from genalign.clock import PARTS, taken
 from genalign.files.atomic import replace_file
-from genalign.ranks import gather
-from genalign.types import GenalignError
+from genalign.ranks import all_sum, gather
+from genalign.types import GenalignError, Policy
 
 METRICS = "metrics.jsonl"
+
+
+class Clock:
+    """The seconds of each part of a step (see genalign.clock), and the policy's forward passes in them."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.seconds, self.calls = policy, dict.fromkeys(PARTS, 0.0), 0
+        self.skip()
+
+    def skip(self) -> None:
+        """What was done since the last lap is not what a step costs."""
+        taken()
+        self._before = self.policy.calls()
+
+    def lap(self) -> None:
+        for part, seconds in taken().items():
+            self.seconds[part] += seconds
+        self.calls += self.policy.calls() - self._before
+        self._before = self.policy.calls()
+
+    def log(self, samples: int) -> dict[str, float]:
+        """Seconds of this rank; samples and passes of all ranks."""
+        whole = sum(self.seconds.values())
+        everywhere = all_sum(torch.tensor([samples, self.calls], dtype=torch.float64)).tolist()
+        return {
+            "step_time": whole,
+            **{f"time/{part}": seconds for part, seconds in self.seconds.items()},
+            "perf/samples_per_s": everywhere[0] / whole,
+            "calls": everywhere[1],
+        }
 
 
 def mean_over_ranks(sums: Mapping[str, list[float]]) -> dict[str, float]:

@@ -22,6 +22,9 @@ class TrainSettings(BaseModel):
     """By name; prodigy needs `pip install 'genalign[optimizers]'`, adamw-8bit `genalign[eight-bit]`."""
     backend: Literal["replicated", "fsdp2"] = "replicated"
     """What each of several processes holds of the frozen weights: all of them, or (fsdp2) its part."""
+    staleness: Literal[0, 1] = 0
+    """1: a step's samples are drawn before the update of the step before it, while that one is scored; for rewards that
+    take as long as sampling, in a process or behind a server."""
     learning_rate: float = Field(default=3e-4, gt=0)
     """Of the optimizer, at its highest; of prodigy, which finds its own, a factor of that: 1."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -48,8 +51,10 @@ class TrainSettings(BaseModel):
     """Steps between grids of base beside tuned samples; one more is drawn at the end."""
     monitor: MonitorSettings | None = None
     """Watch held-out rewards and diversity while training, and warn of a hacked reward; null: do not."""
+    copy_to: str | None = None
+    """URL that fsspec knows (s3://bucket/run, file:///folder), where the run folder is copied after each checkpoint."""
     resume: str | None = None
-    """Run folder to go on with, or `latest`: the newest one of this recipe."""
+    """Run folder to go on with, or the URL of its copy, or `latest`: the newest one of this recipe."""
     report_to: list[str] = []
     """Trackers that accelerate knows, such as tensorboard or wandb, besides metrics.jsonl."""
 

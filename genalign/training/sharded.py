@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 from genalign.ranks import Turns, take_turns, world
 from genalign.training.backend import Replicated
 from genalign.training.settings import TrainSettings
+from genalign.training.shares import blocks, kept_whole, part_rows
 from genalign.types import GenalignError, Policy, Shardable, UsageError
 
 log = logging.getLogger("genalign")
@@ -34,6 +34,10 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 class Sharded(Replicated):
     """Several processes that each hold a part of the frozen weights; in a single one, nothing is split."""
 
+    def __init__(self) -> None:
+        self.networks: list[Any] = []
+        self._gatherings: list[InTurn] = []
+
     def prepare(self, policy: Policy, settings: TrainSettings) -> None:
         if not isinstance(policy, Shardable):
             raise UsageError(f"{type(policy).__name__} cannot be split over ranks; set train.backend=replicated")
@@ -42,13 +46,26 @@ class Sharded(Replicated):
 
             def split(network: nn.Module) -> None:
                 self.networks.append(network)
-                shard(network, turns)
+                self._gatherings += shard(network, turns)
 
-            self.networks: list[Any] = []
             policy.shard(split)
         else:
             log.warning("train.backend is fsdp2, but there is one process, which holds the whole model")
         super().prepare(policy, settings)
+
+    def held(self) -> tuple[int, int]:
+        """Bytes of frozen weights of the networks that are split: those on this rank, padding among them, and all."""
+        from torch.distributed.tensor import DTensor
+
+        frozen = [p for network in self.networks for p in network.parameters() if not p.requires_grad]
+        here, whole = 0, sum(p.numel() * p.element_size() for p in frozen)
+        for p in frozen:
+            here += p.to_local().untyped_storage().nbytes() if isinstance(p, DTensor) else p.numel() * p.element_size()
+        return here, whole
+
+    def received(self) -> int:
+        """Bytes of weights that this rank was sent by the others up to now; all ranks are sent as many."""
+        return sum(gathering.received for gathering in self._gatherings)
 
     def forget(self) -> None:
         super().forget()
@@ -60,8 +77,10 @@ class Sharded(Replicated):
 BACKENDS: dict[str, type[Replicated]] = {"replicated": Replicated, "fsdp2": Sharded}
 
 
-def shard(network: Any, turns: Turns) -> None:
+def shard(network: Any, turns: Turns) -> list[InTurn]:
     """Split the frozen weights of a network over all ranks, in place, once; what is trained stays whole on each.
+
+    Returns how each of its groups is gathered.
 
     Raises:
         UsageError: this torch cannot do it. GenalignError: it lays the parts out in another way than is known here.
@@ -72,9 +91,9 @@ def shard(network: Any, turns: Turns) -> None:
     if not hasattr(FSDPModule, "set_custom_all_gather"):
         raise UsageError(f"train.backend fsdp2 needs a newer torch than {torch.__version__}; upgrade it")
     if isinstance(network, FSDPModule):
-        return
-    groups = [*_blocks(network), network]
-    whole = _whole(groups)
+        return []
+    groups = [*blocks(network), network]
+    whole = kept_whole(groups)
     mesh = init_device_mesh(next(network.parameters()).device.type, (world(),))
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()
@@ -86,9 +105,11 @@ def shard(network: Any, turns: Turns) -> None:
             module.register_forward_hook(lambda _, given, out: _owned(out))
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
         split.append(module)
+    gatherings: list[InTurn] = []
     for number, module in enumerate(split):
         inner = {id(part) for other in split[:number] for part in other.modules()}
-        module.set_custom_all_gather(InTurn(_parts(module, inner, whole), mesh.get_group(), turns))
+        gatherings.append(InTurn(_parts(module, inner, whole), mesh.get_group(), turns))
+        module.set_custom_all_gather(gatherings[-1])
         module.set_modules_to_backward_prefetch([module])  # itself, which is nothing
         module.unshard()  # the first time, where the layout is looked at
         module.reshard()
@@ -96,20 +117,28 @@ def shard(network: Any, turns: Turns) -> None:
     forward = network.forward
     network.forward = functools.wraps(forward)(lambda *args, **kwargs: _owned(forward(*args, **kwargs)))
     register_fsdp_forward_method(network, "forward")
+    # That alone: a network that is called while another forward stands in its place, as one that only notes what it is
+    # given or serves what was recorded, gathers nothing.
+    state = network._get_fsdp_state()
+    state._pre_forward_hook_handle.remove()
+    state._post_forward_hook_handle.remove()
     network.gathered = lambda computed: computed()  # what is computed with the network beside its forward
     register_fsdp_forward_method(network, "gathered")
     network.gathered(lambda: None)  # the first that FSDP hears of is the whole it belongs to
+    return gatherings
 
 
 class InTurn:
     """FSDP's all-gather of one group of weights, made when it is next.
 
-    parts: this rank's part of each weight, and how many numbers the largest part of any rank has.
+    parts: this rank's part of each weight, and how many numbers the largest part of any rank has. received: bytes that
+    the other ranks sent.
     """
 
     def __init__(self, parts: Sequence[tuple[Tensor, int]], group: dist.ProcessGroup, turns: Turns) -> None:
         self.parts, self.group, self.turns = parts, group, turns
         self.number = turns.add(self._take_part)
+        self.received = 0
         self._known = False
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -121,6 +150,7 @@ class InTurn:
         if not self._known:
             self._look(input_tensor)
         self.turns.wait(self.number)
+        self._count(input_tensor)
         return _all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
 
     def _look(self, given: Tensor) -> None:
@@ -135,7 +165,11 @@ class InTurn:
 
     def _take_part(self) -> None:
         mine = self._mine()
+        self._count(mine)
         _all_gather(mine.new_empty(world() * len(mine)), mine, group=self.group)
+
+    def _count(self, mine: Tensor) -> None:
+        self.received += (world() - 1) * mine.numel() * mine.element_size()
 
     def _mine(self) -> Tensor:
         """All parts in one row, each padded with zeros; as bytes where they differ in type."""
@@ -151,30 +185,14 @@ def _owned(out: Any) -> Any:
     return tree_map_only(Tensor, lambda x: x.clone() if x.requires_grad and x._is_view() else x, out)
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of a network's outermost lists of modules."""
-    for child in module.children():
-        if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList | nn.ModuleDict):
-            yield child
-        else:
-            yield from _blocks(child)
-
-
-def _whole(groups: Sequence[nn.Module]) -> set[nn.Parameter]:
-    """Parameters that are not split: what is trained, what has no dimension, and what several blocks share."""
-    owners = Counter(parameter for block in groups[:-1] for parameter in block.parameters())
-    return {p for p in groups[-1].parameters() if p.requires_grad or p.ndim == 0 or owners[p] > 1}
-
-
 def _parts(module: nn.Module, inner: set[int], whole: set[nn.Parameter]) -> list[tuple[Tensor, int]]:
     """This rank's part of each weight of a group, in FSDP's order (children first), and the size of the largest."""
     found = {}
     for part in _children_first(module, inner):
         for parameter in part.parameters(recurse=False):
             if parameter not in whole:
-                rows = -(-parameter.shape[0] // world())
                 local = parameter.to_local()  # type: ignore[attr-defined]
-                found[parameter] = local, rows * math.prod(parameter.shape[1:])
+                found[parameter] = local, part_rows(parameter, world()) * math.prod(parameter.shape[1:])
     return list(found.values())
 
 

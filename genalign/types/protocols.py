@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -310,4 +310,41 @@ class Method(Protocol):
 
     def losses(self, policy: Policy, experience: Experience) -> Iterable[Loss]:
         """Micro-batch losses; the last of each optimizer update has step=True (also on a rank without rows)."""
+        ...
+
+
+class Scoring(Protocol):
+    """The scores of one rollout whose rows are given as they are sampled (see `reward.runtime.beside`)."""
+
+    def __enter__(self) -> Scoring: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    def hold(self) -> None:
+        """From now on rows that are given wait for `release`."""
+        ...
+
+    def release(self) -> None:
+        """Score what waits, beside whatever goes on here."""
+        ...
+
+    def give(self, prompts: Sequence[Prompt], media: Media, group: Tensor) -> None:
+        """Further rows of the rollout, group (R,)."""
+        ...
+
+    def result(self, prompts: Sequence[Prompt], media: Media, group: Tensor) -> Scores:
+        """Scores of all rows, which are those that were given, in their order; waits for them."""
+        ...
+
+
+@runtime_checkable
+class Pausing(Protocol):
+    """A method whose experience may be of earlier weights than those that learn from it: it goes by densities that were
+    recorded while sampling, or by none at all."""
+
+    def collecting(
+        self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
+    ) -> Generator[Scoring, None, Experience]:
+        """`Method.collect` with two pauses, each of which yields the scoring: before anything is sampled, and when all
+        is. No other weights are lent to the policy during a pause. What scores nothing pauses nowhere."""
         ...

@@ -17,8 +17,10 @@ ROWS, STEPS = 32, 4
 PROMPTS = [Prompt(text, uid=k) for k, text in enumerate("abcd")]
 
 
-def made(guidance: float = 1.0, width: int = 192, layers: int = 6, rows: int = ROWS, **sampler: Any) -> DiffusionPolicy:
-    pipeline = stable_diffusion_3(width, layers, size=16)
+def made(
+    guidance: float = 1.0, width: int = 192, layers: int = 6, rows: int = ROWS, size: int = 16, **sampler: Any
+) -> DiffusionPolicy:
+    pipeline = stable_diffusion_3(width, layers, size=size)
     settings = PolicySettings(
         model="tiny",
         batch_size=rows,

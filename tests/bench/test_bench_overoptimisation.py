@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genalign import build, load_recipe
 from genalign.files.shipped import shipped
-from genalign.lab.cards import heldout_prompts
+from genalign.lab.drawn import heldout_prompts
 from genalign.lab.judge import Judge
 from genalign.lab.world import caption, change_one_fact, place, render, sample_facts
 from genalign.reward.combine.ensemble import least, moments

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
 
 from genalign.policy.diffusion import DiffusionPolicy
 from tests.bench.bare import PROMPTS, ROWS, STEPS, Bare, made, peak_bytes
+from tests.bench.meter import in_turns, metered
+
+SIZES = ((32, 4), (96, 4), (192, 6))  # width and layers
 
 
 def update(policy: DiffusionPolicy, trajectory: Any, versus: Any = None) -> None:
@@ -55,6 +59,14 @@ def overhead(guidance: float, repeats: int = 2, **size: Any) -> dict[str, float]
     return {**best, "ratio": best["policy"] / best["bare"]}
 
 
+def window(rows: int = 8, steps: int = 10, **size: Any) -> dict[str, DiffusionPolicy]:
+    """The policy that learns from every step, and the one that learns from two of them."""
+    return {
+        "all steps": made(1.0, rows=rows, steps=steps, **size),
+        "2 of 10": made(1.0, rows=rows, steps=steps, window=2, **size),
+    }
+
+
 def reference_memory(rows: int = 8, width: int = 64, layers: int = 4) -> tuple[int, int]:
     policy = made(1.0, width, layers, rows, steps=4)
     trajectory = policy.rollout(PROMPTS, rows // len(PROMPTS), seed=0)
@@ -77,6 +89,18 @@ def test_denoiser_calls_equal_the_formula() -> None:
         assert policy.calls() == 8 * branches * (STEPS + 2 + 2 * 2)
 
 
+def test_a_window_of_two_steps_in_ten_costs_half_of_a_whole_update() -> None:
+    """In passes, forward and backward ones counted alike: T + 2 W over T + 2 (T - 1), the last step adding no noise."""
+    passes = {}
+    for name, policy in window(width=16, layers=1).items():
+        trajectory = policy.rollout(PROMPTS, 2, seed=0)
+        with metered(policy) as counted:
+            update(policy, trajectory)
+        passes[name] = policy.settings.sampler.steps * 8 + counted.forward + counted.b
+    assert passes == {"all steps": 8 * (10 + 2 * 9), "2 of 10": 8 * (10 + 2 * 2)}
+    assert passes["2 of 10"] <= 0.5 * passes["all steps"]
+
+
 def test_a_reference_costs_no_memory() -> None:
     alone, beside = reference_memory()
     assert alone > 1_000_000
@@ -91,13 +115,18 @@ def test_the_table_can_be_measured() -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"CPU seconds, width 192, 6 layers, {ROWS} rows of 4x16x16, {STEPS} steps, best of 2")
-    for guidance in (1.0, 4.0):
-        row = overhead(guidance)
-        print(
-            f"guidance {guidance}: policy {row['policy']:.2f}  bare {row['bare']:.2f}  ratio {row['ratio']:.3f}",
-            flush=True,
-        )
+    print(f"CPU seconds of rollout and update, {ROWS} rows of 4x16x16, {STEPS} steps, best of 3")
+    print("| denoiser | guidance | policy | bare denoiser | ratio |\n|---|---|---|---|---|")
+    for width, layers in SIZES:
+        weights = sum(p.numel() for p in made(width=width, layers=layers).denoiser.parameters() if not p.requires_grad)
+        for guidance in (1.0, 4.0):
+            row = overhead(guidance, repeats=3, width=width, layers=layers)
+            cells = f"{row['policy']:.2f} | {row['bare']:.2f} | {row['ratio']:.3f}"
+            print(f"| {weights / 1e6:.1f} M weights | {guidance:g} | {cells} |", flush=True)
+    policies = window(width=96)
+    spent = in_turns(3, **{name: partial(rollout_and_update, policy) for name, policy in policies.items()})
+    first, second = (min(spent[name][1:]) for name in policies)
+    print(f"steps that are learnt from, 2 of 10 over all: {second / first:.2f} of the CPU seconds")
     for name, spent in excluded(made()).items():
         print(f"{name}: {spent:.3f}")
     alone, beside = reference_memory()

@@ -5,18 +5,23 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
 from genalign import build, load_recipe
-from genalign.method.common import sample_and_score
+from genalign.method import MethodSettings, build_method
 from genalign.reward import FunctionReward, RemoteReward, Runner, Sharpness
 from genalign.reward.runtime.serving import application
+from genalign.training.loop import TrainSettings, start, train
 from genalign.types import Prompt
+from tests.helpers.averaged import Averaged
+from tests.helpers.scoring import sampled_and_scored
 from tests.helpers.toy_judges import serving
 from tests.helpers.toy_policy import ToyPolicy
 from tests.helpers.toy_rewards import images, prompts
@@ -56,12 +61,43 @@ def hidden(sampling: float = 0.06, scoring: float = 0.05) -> dict[str, float]:
     policy.seconds = sampling
     with serving(application(FunctionReward(slow))) as url:
         served = Runner(RemoteReward(url))
-        sample_and_score(bare, asked[:1], served, 4, 0, "warm")
+        sampled_and_scored(bare, asked[:1], served, 4, 0, "warm")
         return {
             "sampling": wall(lambda: list(policy.rolling(asked, 4, 0))),
-            "scoring": wall(lambda: sample_and_score(bare, asked, served, 4, 0, "alone")),
-            "both": wall(lambda: sample_and_score(policy, asked, served, 4, 0, "both")),
+            "scoring": wall(lambda: sampled_and_scored(bare, asked, served, 4, 0, "alone")),
+            "both": wall(lambda: sampled_and_scored(policy, asked, served, 4, 0, "both")),
         }
+
+
+class Slow(Averaged):
+    """A rollout that comes as a whole, after `seconds`."""
+
+    seconds = 0.0
+
+    def rollout(self, *given: Any) -> Any:
+        time.sleep(self.seconds)
+        return super().rollout(*given)
+
+
+def ahead(seconds: float = 0.5, steps: int = 12) -> dict[str, float]:
+    """Samples a second of a whole training, where scoring (served) takes as long as sampling, by train.staleness."""
+
+    def slow(image: Any) -> Any:
+        time.sleep(seconds)
+        return image.mean((1, 2, 3))
+
+    asked, method = [Prompt(str(uid), uid=uid) for uid in range(3)], MethodSettings(name="grpo", group=4)
+    rates = {}
+    with serving(application(FunctionReward(slow))) as url, tempfile.TemporaryDirectory() as folder:
+        for staleness in (0, 1):
+            policy, run = Slow(), Path(folder) / str(staleness)
+            policy.seconds = seconds
+            run.mkdir()
+            settings = TrainSettings(steps=steps, staleness=staleness, checkpoint_every=steps)
+            progress = start(policy, Runner(RemoteReward(url)), settings)
+            spent = wall(lambda p=progress, r=run: list(train(p, build_method(method), lambda _: asked, r)))  # type: ignore[misc]
+            rates[f"staleness {staleness}"] = steps * len(asked) * 4 / spent
+    return rates
 
 
 def overhead(rows: int = 256, size: int = 128, repeats: int = 9) -> dict[str, float]:
@@ -91,7 +127,7 @@ def beside(rounds: int = 5, prompts_a_step: int = 16) -> dict[str, dict[str, flo
     for turn in range(rounds + 1):
         for name, reward in rewards.items():
             cpu, begun = time.process_time(), time.perf_counter()
-            sample_and_score(built.policy, asked, reward, 8, turn, "bench")
+            sampled_and_scored(built.policy, asked, reward, 8, turn, "bench")
             spent[name].append((time.perf_counter() - begun, time.process_time() - cpu))
     measured = {name: list(zip(*each[1:], strict=True)) for name, each in spent.items()}  # the first turn loads models
     return {name: {"wall": median(wall), "cpu": median(cpu)} for name, (wall, cpu) in measured.items()}
@@ -106,7 +142,7 @@ def test_a_served_reward_is_asked_once_a_part() -> None:
 
     asked = [Prompt(str(uid), uid=uid) for uid in range(PARTS)]
     with serving(application(FunctionReward(count))) as url:
-        sample_and_score(Sampler(), asked, Runner(RemoteReward(url)), 4, 0, "test")
+        sampled_and_scored(Sampler(), asked, Runner(RemoteReward(url)), 4, 0, "test")
     assert calls == [4] * PARTS
 
 
@@ -114,6 +150,11 @@ def main() -> None:
     told = hidden()
     longer = max(told["sampling"], told["scoring"])
     print({name: round(value, 3) for name, value in told.items()}, f"both / longer = {told['both'] / longer:.3f}")
+    rates = ahead()
+    print(
+        {name: f"{rate:.1f} samples/s" for name, rate in rates.items()},
+        f"ahead / in turns = {rates['staleness 1'] / rates['staleness 0']:.2f}",
+    )
     for name, seconds in beside().items():
         print(f"image-nft, 128 samples, scored {name}:", {kind: f"{value:.2f} s" for kind, value in seconds.items()})
     cost = overhead()

@@ -35,6 +35,14 @@ def test_broken_kernel_is_told_in_its_own_words():
     assert len(detail) <= 160
 
 
+def test_what_splits_weights_is_named_and_what_does_not_is_said_with_its_cure():
+    rows = {row.what: row for row in doctor()}
+    assert rows["ranks: fsdp2"].state == "ok"
+    assert rows["ranks: deepspeed"].state == "no"
+    assert "equal numbers of passes" in rows["ranks: deepspeed"].detail
+    assert "train.backend=fsdp2" in rows["ranks: deepspeed"].detail
+
+
 def test_missing_package_is_broken_and_the_exit_code_says_so(monkeypatch):
     monkeypatch.setattr(module, "PACKAGES", ("torch", "no-such-package-of-genalign"))
     assert [row.what for row in doctor() if row.state == "broken"] == ["no-such-package-of-genalign"]

@@ -76,7 +76,7 @@ def test_a_plan_leaves_nothing_behind(
     recipe = write_recipe(tmp_path, train={"steps": 7})
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    assert main(["train", str(recipe), "--plan", "method.updates_per_rollout=2"]) == 0
+    assert main(["train", str(recipe), "--plan", "method.updates_per_rollout=2", "train.staleness=1"]) == 0
     assert sorted(path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts) == before
     printed, _, counts = capsys.readouterr().out.partition("\n\n")
     assert yaml.safe_load(printed)["train"]["steps"] == 7
@@ -87,6 +87,7 @@ def test_a_plan_leaves_nothing_behind(
     assert told["model calls"].startswith(f"{calls} a step, {7 * calls} in all")
     assert float(told["memory"].split()[0]) > 10
     assert " s a step" in told["time"]
+    assert told["staleness"].startswith("1: a step is scored while the next one is sampled, before its update")
 
 
 # ---- sample, score, eval, export ------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ NOT_RUN = {
     "genalign sample text-": "needs a language model from the hub; tests/method/search/test_value_sampling.py",
     "genalign sample video-": "as above; test_shipped_recipes.py runs small ones",
     "genalign sample RUN": "needs a trained run",
-    "genalign eval RUN": "needs a trained run; test_readme.py evaluates one again",
+    "genalign eval RUN": "needs a trained run; test_readme.py and tests/cli/test_evaluate.py evaluate one",
     "genalign export RUN": "needs a trained run; tests/cli/test_export.py and test_comfyui.py",
     "genalign demo": "a server does not end; tests/demo/test_serve.py and test_page.py",
     "genalign fit-reward": "minutes; test_readme.py runs a small image-nrg, tests/reward/fit/test_fitted.py the others",

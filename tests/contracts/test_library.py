@@ -229,7 +229,10 @@ def test_a_reward_is_fitted_by_a_function(tmp_path: Path, capsys: pytest.Capture
 # ---- all of them ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["evaluate_reward", "evaluate_run", "fit_reward", "sample", "score", "search"])
+PUBLIC = ["evaluate_reward", "evaluate_run", "evaluate_suites", "fit_reward", "sample", "score", "search"]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
 def test_public_functions_take_no_namespace_and_are_documented(name: str) -> None:
     function = getattr(genalign, name)
     assert name in genalign.__all__

@@ -96,6 +96,8 @@ def test_wheel_and_sdist_carry_every_file_of_the_rooms(source, built):
         "LICENSE-OFL-1.1",
         "LICENSE-fluid-soundfont-MIT",
         "LICENSE-hpsv3-template",
+        "LICENSE-unifiedreward-template",
+        "LICENSE-viescore-template",
     }
     assert not [name for name in in_wheel | in_sdist if "__pycache__" in name or name.endswith(".pyc")]
     pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}

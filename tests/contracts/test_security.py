@@ -65,6 +65,7 @@ from genalign.reward.runtime.process import ProcessReward
 from genalign.reward.runtime.serving import application
 from genalign.reward.runtime.web import Web
 from genalign.reward.runtime.wire import FRAME, pack_batch, send
+from genalign.run.copies import Copy, fetched
 from genalign.run.launch import load_run
 from genalign.run.recipe import load_recipe
 from genalign.run.trackers import start_trackers
@@ -285,6 +286,44 @@ def test_recipe_key(
     with serving(app) as url, pytest.raises(ScoringError, match="answered 302"):
         Web(url, key="A_KEY_OF_MINE", retries=0).request("GET", "/away")
     assert [path for path, _ in listener.asked] == ["/asked"]
+
+
+def test_recipe_copy(tmp_path: Path) -> None:
+    """What is sent is the run's own: no link is followed. fsspec's wrappers of file systems are no folder's URL."""
+    run, there = tmp_path / "run", tmp_path / "there"
+    (run / "checkpoint-1").mkdir(parents=True)
+    (run / "recipe.yaml").write_text("policy: {}\n")
+    (run / "checkpoint-1" / "manifest.json").write_text("{}")
+    (run / ".checkpoint-2.tmp").mkdir()
+    (run / ".checkpoint-2.tmp" / "state.json").write_text("half")
+    (tmp_path / "private.txt").write_text("nobody else's")
+    (run / "notes.txt").symlink_to(tmp_path / "private.txt")
+    (run / "folder").symlink_to(tmp_path)
+    Copy(f"file://{there}").update(run)
+    sent = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
+    assert sent == {"recipe.yaml", "checkpoint-1/manifest.json"}
+    for url in ("simplecache::file:///x", "zip://a::file:///x.zip"):
+        with pytest.raises(UsageError, match="is not the URL of one folder"):
+            Copy(url)
+    with pytest.raises(UsageError, match="a URL with a password") as error:
+        Copy("sftp://me:secret-123@host/run")
+    assert "secret" not in str(error.value)
+
+
+def test_copy_of_a_run(tmp_path: Path) -> None:
+    """An object store's names may hold anything; those of its files that would lie elsewhere end the fetching."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    memory = MemoryFileSystem()
+    memory.pipe_file("/bucket/run/recipe.yaml", b"{}")
+    try:
+        memory.store["/bucket/run/../../stolen.txt"] = memory.store["/bucket/run/recipe.yaml"]
+        with pytest.raises(GenalignError, match="none of a run"):
+            fetched("memory://bucket/run", tmp_path / "a" / "run")
+    finally:
+        memory.store.clear()
+    assert not (tmp_path / "a" / "run").exists()
+    assert not (tmp_path / "stolen.txt").exists()
 
 
 def test_recipe_trackers(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Scores of plain rewards, row by row."""
+"""Scores of plain rewards, row by row; and of a rollout, without pauses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from genalign.types import Reward, Scores
+from genalign.method.common import sample_and_score, without_pauses
+from genalign.types import Reward, Scores, Trajectory
 from tests.helpers.toy_rewards import prompts, says, texts
 
 Rows = list[Any]
@@ -33,3 +34,7 @@ def same(one: Scores, other: Scores) -> None:
     assert (one.confidence is None) == (other.confidence is None)
     if one.confidence is not None and other.confidence is not None:
         assert torch.equal(one.confidence, other.confidence)
+
+
+def sampled_and_scored(*given: Any) -> tuple[Trajectory, Scores]:
+    return without_pauses(sample_and_score(*given))

@@ -313,3 +313,11 @@ def test_the_size_is_one_that_video_autoencoders_hold():
     assert (FRAMES - 1) % 4 == 0
     assert SIDE % 16 == 0
     assert RATE == 8
+
+
+def test_a_pair_is_of_two_objects_and_of_the_split():
+    rng = np.random.default_rng(5)
+    for split in ("train", "heldout"):
+        found = [moves.sample_pair(rng, split) for _ in range(40)]
+        assert all(len(facts["moves"]) == 2 and moves.held_out(facts) == (split == "heldout") for facts in found)
+        assert {facts["passing"] is None for facts in found} == {True, False}

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from genalign.lab import moves, moves_reading, reading
-from genalign.lab.moves_reading import ANSWERS, MOVES, TOKENS, answers, build_text_tower, captions, moves_tokenizer
+from genalign.lab.moves_reading import (
+    ANSWERS,
+    MOVES,
+    TOKENS,
+    answers,
+    build_text_tower,
+    captions,
+    free_pair,
+    moves_tokenizer,
+)
 from genalign.lab.reading import t5_states
 from genalign.lab.sprites import sprites
 from genalign.lab.world import BACKGROUNDS
@@ -26,27 +35,48 @@ def fact(*rows, passing=None, background=None):
 
 
 @pytest.mark.parametrize(
-    ("facts", "expected"),
+    ("facts", "text", "expected"),
     [
-        (fact(("cat", ["left"], "slow"), background="white"), ["cat", None, "left", None, "slow", None, None, "white"]),
-        (fact(("key", ["up", "left"], None)), ["key", None, "up left", None, None, None, None, None]),
         (
-            fact(("dog", ["up"], "fast"), ("cat", ["still"], None), background="gray"),
-            ["cat", "dog", "still", "up", None, "fast", None, "gray"],
+            fact(("cat", ["left"], "slow"), background="white"),
+            "a cat slowly moves left on white",
+            ["cat", None, "left", None, "slow", None, None, "white"],
+        ),
+        (
+            fact(("key", ["up", "left"], None)),
+            "a key moves up and then left",
+            ["key", None, "up left", None, None, None, None, None],
+        ),
+        (
+            fact(("blue car", ["up"], "fast"), ("cat", ["still"], None), background="gray"),
+            "a cat stays still and a blue car rises fast on gray",
+            ["cat", "blue car", "still", "up", None, "fast", None, "gray"],
         ),
         (
             fact(("tree", ["right"], None), ("bus", ["still"], None), passing=["tree", "behind", "bus"]),
+            "a bus stands still while a tree moves right behind it",
             ["tree", "bus", "right", "still", None, None, "behind", None],
         ),
     ],
 )
-def test_the_answers_are_what_the_caption_says(facts, expected):
-    """Of two the first of the alphabet is first, unless one of them passes the other."""
+def test_the_answers_are_what_the_caption_says(facts, text, expected):
+    """Of two the one that is named first is first, unless one of them passes the other."""
     names, motions = list(sprites()), [" ".join(words) for words in moves.MOTIONS]
     classes = (names, names, motions, motions, moves.SPEEDS, moves.SPEEDS, moves.DEPTHS, list(BACKGROUNDS))
-    read = [[*words, None][k] for words, k in zip(classes, answers(facts), strict=True)]
+    read = [[*words, None][k] for words, k in zip(classes, answers(facts, text), strict=True)]
     assert read == expected
-    assert all(k < count for k, count in zip(answers(facts), ANSWERS, strict=True))
+    assert all(k < count for k, count in zip(answers(facts, text), ANSWERS, strict=True))
+
+
+def test_free_pairs_are_of_two_objects_with_any_motions_and_never_held_out():
+    rng = np.random.default_rng(3)
+    pairs = [free_pair(rng) for _ in range(400)]
+    assert not any(moves.held_out(facts) for facts in pairs)
+    assert all(len({move["name"] for move in facts["moves"]}) == 2 for facts in pairs)
+    apart = {tuple(move["motion"]) for facts in pairs if not facts["passing"] for move in facts["moves"]}
+    assert apart == set(moves.MOTIONS)
+    passing = {tuple(tuple(move["motion"]) for move in facts["moves"]) for facts in pairs if facts["passing"]}
+    assert passing == {(("left",), ("still",)), (("right",), ("still",))}
 
 
 def test_every_word_is_one_token_and_every_caption_fits(tokenizer):

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from genalign.method.common import sample_and_score
 from genalign.reward import FunctionReward, Hybrid, Runner, Sharpness, Sum
 from genalign.types import GenalignError, Media, Prompt, Trajectory
 from tests.helpers.diffusion import policy as diffusion_policy
-from tests.helpers.scoring import same
+from tests.helpers.scoring import same, sampled_and_scored
 from tests.helpers.toy_policy import ToyPolicy
 from tests.helpers.toy_rewards import says
 
@@ -45,7 +44,7 @@ def test_scoring_goes_on_while_the_rest_is_sampled() -> None:
     waited: list[bool] = []
     policy.between = lambda: waited.append(scored.wait(30))
     asked = [Prompt(str(uid), uid=uid) for uid in range(3)]
-    trajectory, scores = sample_and_score(policy, asked, overlapped, 2, 0, "test")
+    trajectory, scores = sampled_and_scored(policy, asked, overlapped, 2, 0, "test")
     assert waited == [True] * 3
     plain = Runner(FunctionReward(bright))(trajectory.prompts, trajectory.media, trajectory.group)
     same(scores, plain)
@@ -62,10 +61,12 @@ def test_siblings_stay_together_however_the_rollout_is_cut(per_prompt: int) -> N
         return [float(own[i] - own[[g == group[i] for g in group]].mean()) for i in range(len(group))]
 
     asked = [Prompt(str(uid), uid=uid) for uid in (4, 2, 7)]
-    _, scores = sample_and_score(Rolling(), asked, Runner(FunctionReward(spread), overlaps=True), per_prompt, 0, "test")
+    _, scores = sampled_and_scored(
+        Rolling(), asked, Runner(FunctionReward(spread), overlaps=True), per_prompt, 0, "test"
+    )
     assert all(uid not in later for i, call in enumerate(calls) for uid in call for later in calls[i + 1 :])
     assert len(calls) > 1
-    same(scores, sample_and_score(Rolling(), asked, Runner(FunctionReward(spread)), per_prompt, 0, "test")[1])
+    same(scores, sampled_and_scored(Rolling(), asked, Runner(FunctionReward(spread)), per_prompt, 0, "test")[1])
 
 
 def test_a_prompt_drawn_twice_is_scored_as_one_group() -> None:
@@ -76,7 +77,7 @@ def test_a_prompt_drawn_twice_is_scored_as_one_group() -> None:
         return [1.0] * len(group)
 
     asked = [Prompt("a", uid=1), Prompt("b", uid=2), Prompt("a", uid=1)]
-    sample_and_score(Rolling(), asked, Runner(FunctionReward(spy), overlaps=True), 2, 0, "test")
+    sampled_and_scored(Rolling(), asked, Runner(FunctionReward(spy), overlaps=True), 2, 0, "test")
     assert calls == [[1, 1, 2, 2, 1, 1]]
 
 
@@ -86,7 +87,7 @@ def test_a_reward_that_fails_beside_sampling_stops_the_run_as_ever() -> None:
 
     broken_beside = Runner(FunctionReward(broken), overlaps=True)
     with pytest.raises(GenalignError, match=r"'broken' failed on 6 of the last 6 samples.*no memory"):
-        sample_and_score(Rolling(), [Prompt(str(uid), uid=uid) for uid in range(3)], broken_beside, 2, 0, "test")
+        sampled_and_scored(Rolling(), [Prompt(str(uid), uid=uid) for uid in range(3)], broken_beside, 2, 0, "test")
 
 
 def test_a_pipeline_rolls_out_the_same_in_parts() -> None:
@@ -102,6 +103,6 @@ def test_a_pipeline_rolls_out_the_same_in_parts() -> None:
     assert torch.cat([part[2] for part in parts]).tolist() == whole.group.tolist()  # type: ignore[index]
     overlapped = Runner(Hybrid(says(*[(0.5, 0.5)] * 9, name="rule"), Sharpness(), mode="stratified"), overlaps=True)
     asked = [replace(prompt, facts={"row": k}) for k, prompt in enumerate(asked)]
-    _, beside = sample_and_score(made, asked, overlapped, 3, 0, "test")
-    _, after = sample_and_score(made, asked, Sum([overlapped.reward]), 3, 0, "test")
+    _, beside = sampled_and_scored(made, asked, overlapped, 3, 0, "test")
+    _, after = sampled_and_scored(made, asked, Sum([overlapped.reward]), 3, 0, "test")
     assert torch.equal(beside.total, after.total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,32 @@ def test_a_picture_that_the_model_cannot_take_is_named(
     said = refused(capsys, str(recipe), "--out", str(tmp_path / "run"))
     assert f"line 3 of {tmp_path / f'{file}.jsonl'}: prompt 2 brings media" in said
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+# ---- samples of a step ago ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"reward": {"use": "sharpness"}}, "reward sharpness is computed in this process"),
+        ({"reward": {"use": "sharpness"}, "method": {"name": "draft"}}, "method draft has none that a reward scores"),
+        ({"method": {"name": "awm"}}, "method awm .*keeps no density of those that it drew a step ago"),
+    ],
+)
+def test_samples_of_a_step_ago_are_refused_where_they_would_be_wrong_or_no_faster(
+    sections: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(write_recipe(tmp_path, **sections))
+    said = refused(capsys, recipe, "train.staleness=1", "--out", str(tmp_path / "run"))
+    assert re.search(words, said)
+    assert "set train.staleness=0" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_samples_a_step_ahead_says_so_in_its_log(tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path, eval=None, train={"steps": 3, "staleness": 1}))
+    assert main(["train", recipe, "--out", str(tmp_path / "run")]) == 0
+    logs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [log["staleness"] for log in logs] == [0, 1, 1]
+    assert [log["ratio/mean"] == 1 for log in logs] == [True, False, False]

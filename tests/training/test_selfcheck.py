@@ -132,3 +132,20 @@ def test_weights_that_are_elsewhere_are_refused() -> None:
     with pytest.raises(UsageError, match="are on 'meta', where an adapter gets no gradient") as error:
         Adapters({"transformer": pipeline.transformer}, Lora())
     assert "\n" not in str(error.value)
+
+
+def test_a_denoiser_that_several_ranks_compute_together_is_refused() -> None:
+    """As diffusers' enable_parallelism leaves it, which a machine without accelerator cannot call."""
+    from diffusers.models import ContextParallelConfig
+    from diffusers.models._modeling_parallel import ParallelConfig
+
+    from genalign.policy.adapters import Adapters
+    from genalign.policy.settings import Lora
+    from genalign.types import UsageError
+
+    denoiser = FAMILIES["stable-diffusion-3"].build().transformer
+    assert denoiser._parallel_config is None
+    denoiser._parallel_config = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=2))
+    with pytest.raises(UsageError, match="by several ranks together") as error:
+        Adapters({"transformer": denoiser}, Lora())
+    assert "\n" not in str(error.value)

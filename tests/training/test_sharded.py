@@ -1,12 +1,13 @@
-"""Frozen weights split over two ranks (FSDP2) against whole ones, and both against one process, method by method.
+"""Frozen weights split over ranks (FSDP2) against whole ones, and both against one process, method by method.
 
-Three prompts a step for two ranks, so that one samples, replays and fits more often than the other.
+A prompt more a step than there are ranks, so that one samples, replays and fits more often than the others.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from genalign.reward import FunctionReward
 from genalign.training.checkpoint import load_checkpoint
 from genalign.training.loop import Progress, restore, start, train
 from genalign.training.settings import TrainSettings
-from genalign.types import Policy, UsageError
+from genalign.types import Policy, Prompt, UsageError
 from tests.helpers import diffusion, language_policies, video_policies
 from tests.helpers.tiny_pipelines import FAMILIES
 from tests.helpers.toy_policy import ToyPolicy
@@ -42,10 +43,17 @@ CASES: dict[str, dict[str, Any]] = {
     "text-dpo": {"name": "dpo", "group": 2},
 }
 QUICK = ["image-policy-gradient", "image-nft", "text-grpo"]
+ON_FOUR = [name for name in CASES if name.startswith(("image", "text"))]
 PROMPTS = {
     "image": diffusion.PROMPTS, "recomputed": diffusion.PROMPTS, "experts": diffusion.PROMPTS,
     "text": language_policies.TEXTS, "seen": language_policies.PICTURES,
 }  # fmt: skip
+
+
+def prompts(kind: str, world: int) -> list[Prompt]:
+    """One more than there are ranks."""
+    again = [replace(prompt, uid=10 + prompt.uid) for prompt in PROMPTS[kind]]
+    return [*PROMPTS[kind], *again][: world + 1]
 
 
 def brightness(image: Tensor) -> Tensor:
@@ -80,21 +88,29 @@ def begun(policy: Policy, kind: str, backend: str, steps: int = 3) -> Progress:
     return start(policy, reward, settings)
 
 
-def trained(progress: Progress, kind: str, method: Mapping[str, Any], run: Path) -> dict[str, Tensor]:
-    """The gradient of the first update, and the weights after the last."""
+def trained(progress: Progress, kind: str, method: Mapping[str, Any], run: Path, world: int = 2) -> dict[str, Tensor]:
+    """The gradient of the first update, and the weights and their average after the last.
+
+    Between the first gradient and its step there is a sampling pass. world: of the ranks that the prompts are for.
+    """
     run.mkdir(parents=True, exist_ok=True)
-    named, found = progress.policy.named_trainable(), {}
+    policy, drawn, found = progress.policy, prompts(kind, world), {}
+    named = policy.named_trainable()
     check = progress.backend.check
 
     def look(what: Any) -> None:
         check(what)
         if what == "gradients":
             found.update({f"gradient/{name}": p.grad.clone() for name, p in named.items() if p.grad is not None})
+            policy.generate(drawn[:1], [3])
 
     progress.backend.check = look  # type: ignore[method-assign]
-    for _ in train(progress, build_method(MethodSettings(**method)), lambda step: PROMPTS[kind], run):
+    for _ in train(progress, build_method(MethodSettings(**method)), lambda step: drawn, run):
         pass
-    return found | {f"weight/{name}": p.detach().clone() for name, p in named.items()}
+    for which, of in (("weight", policy.weights("policy")), ("average", policy.weights("ema"))):
+        with of:
+            found |= {f"{which}/{name}": p.detach().clone() for name, p in policy.named_trainable().items()}
+    return found
 
 
 def network(policy: Any) -> nn.Module:
@@ -111,70 +127,83 @@ def split_share(policy: Policy) -> Tensor:
     return torch.tensor([held, sum(p.numel() for p in frozen), all(isinstance(p, DTensor) for p in frozen)])
 
 
-def _worker(rank: int, port: int, out: Path, cases: list[str], steps: int) -> None:
+def _worker(rank: int, world: int, port: int, out: Path, cases: list[str], steps: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     for case in cases:
         kind = case.partition("-")[0]
         for backend in ("replicated", "fsdp2"):
             policy = made(kind)
             progress = begun(policy, kind, backend, steps)
-            found = trained(progress, kind, CASES[case], out / f"{case}-{backend}")
+            found = trained(progress, kind, CASES[case], out / f"{case}-{backend}", world)
             if backend == "fsdp2":
                 found["split"] = split_share(policy)
             save_file(found, out / f"{case}-{backend}-{rank}.safetensors")
-            if rank == 0:  # as it draws a grid of samples, while the other goes on or has ended
+            if rank == 0:  # as it draws a grid of samples, while the others go on or have ended
                 policy.generate(PROMPTS[kind][:1], [3])
     ranks.leave(0)
 
 
-def two_ranks(out: Path, cases: list[str], steps: int) -> Path:
+def on_ranks(world: int, out: Path, cases: list[str], steps: int) -> Path:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, (port, out, cases, steps), nprocs=2)
+    torch.multiprocessing.spawn(_worker, (world, port, out, cases, steps), nprocs=world)
     return out
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
-    return two_ranks(tmp_path_factory.mktemp("ranks"), QUICK, 3)
+    return on_ranks(2, tmp_path_factory.mktemp("ranks"), QUICK, 3)
 
 
 @pytest.fixture(scope="module")
 def ten_steps(tmp_path_factory) -> Path:
-    return two_ranks(tmp_path_factory.mktemp("ranks"), [*CASES], 10)
+    return on_ranks(2, tmp_path_factory.mktemp("ranks"), [*CASES], 10)
 
 
-def check(case: str, out: Path, tmp_path: Path, steps: int) -> None:
+@pytest.fixture(scope="module")
+def on_four(tmp_path_factory) -> Path:
+    return on_ranks(4, tmp_path_factory.mktemp("ranks"), ON_FOUR, 10)
+
+
+def check(case: str, world: int, out: Path, tmp_path: Path, steps: int) -> None:
     kind = case.partition("-")[0]
-    one = trained(begun(made(kind), kind, "replicated", steps), kind, CASES[case], tmp_path)
+    one = trained(begun(made(kind), kind, "replicated", steps), kind, CASES[case], tmp_path, world)
     each = {
-        name: [load_file(out / f"{case}-{name}-{r}.safetensors") for r in (0, 1)] for name in ("replicated", "fsdp2")
+        name: [load_file(out / f"{case}-{name}-{rank}.safetensors") for rank in range(world)]
+        for name in ("replicated", "fsdp2")
     }
-    for rank in (0, 1):
-        held, of, all_split = each["fsdp2"][rank].pop("split").tolist()
+    for of_rank in each["fsdp2"]:
+        held, of, all_split = of_rank.pop("split").tolist()
         assert all_split  # nothing stays gathered, the group of what is in no block neither
-        assert held <= 0.6 * of
-    whole, _ = each["replicated"]
+        assert held <= (1 / world + 0.1) * of
+    whole = each["replicated"][0]
     for other in (*each["replicated"], *each["fsdp2"]):
         assert other.keys() == one.keys()
         assert all(torch.equal(other[name], whole[name]) for name in one)
     for name in one:
         torch.testing.assert_close(whole[name], one[name], atol=1e-6, rtol=1e-5)
     start = made(kind).named_trainable()
-    assert max((one[f"weight/{name}"] - p).abs().max() for name, p in start.items()) > 5e-4  # it moved
+    for which, far in (("weight", 5e-4), ("average", 5e-5)):
+        assert max((one[f"{which}/{name}"] - p).abs().max() for name, p in start.items()) > far  # it moved
 
 
 @pytest.mark.parametrize("case", QUICK)
 def test_split_weights_train_as_whole_ones_do(case: str, quick: Path, tmp_path: Path) -> None:
-    check(case, quick, tmp_path, 3)
+    check(case, 2, quick, tmp_path, 3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_ten_steps_of_every_method(case: str, ten_steps: Path, tmp_path: Path) -> None:
-    check(case, ten_steps, tmp_path, 10)
+    check(case, 2, ten_steps, tmp_path, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ON_FOUR)
+def test_ten_steps_on_four_ranks(case: str, on_four: Path, tmp_path: Path) -> None:
+    check(case, 4, on_four, tmp_path, 10)
 
 
 @pytest.mark.parametrize("case", ["image-nft", "text-grpo"])
@@ -197,6 +226,7 @@ def test_a_policy_that_cannot_be_split_is_refused() -> None:
 
 def test_one_process_holds_everything_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     policy = made("text")
-    begun(policy, "text", "fsdp2")
+    progress = begun(policy, "text", "fsdp2")
+    progress.backend.forget()  # nothing that an update left behind
     assert "one process, which holds the whole model" in caplog.text
     assert type(network(policy)) is type(network(made("text")))

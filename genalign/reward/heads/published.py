@@ -22,6 +22,7 @@ WORDS = ("tokenizer.json", "tokenizer_config.json")
 SEEN = ("config.json", "preprocessor_config.json", *WORDS)
 QWEN_2B, QWEN_7B = "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"
 VIDEOSCORE = "TIGER-Lab/VideoScore2"
+SAFE = "Falconsai/nsfw_image_detection"
 CLAP, SKYWORK = "laion/larger_clap_general", "Skywork/Skywork-Reward-V2-Qwen3-0.6B"
 
 
@@ -97,6 +98,18 @@ PRESETS: dict[str, Preset] = {
         *("Apache-2.0", 1.8, "about N(0,1)"),
         files={"google-bert/bert-base-uncased": WORDS},
         pickled=("THUDM/ImageReward", "ImageReward.pt", "model"),
+    ),
+    "clip-iqa": Preset(
+        "genalign.reward.heads.clip_texts:ClipTexts",
+        {"model": CLIP_L, "texts": ("Good photo.", "Bad photo.")},
+        *("MIT", 1.7, "p(good photo), 0 to 1"),
+        files={CLIP_L: ("model.safetensors", *SEEN)},
+    ),
+    "safe": Preset(
+        "genalign.reward.heads.image_class:ImageClass",
+        {"model": SAFE, "label": "normal"},
+        *("Apache-2.0", 0.4, "p(safe to show at work), 0 to 1"),
+        files={SAFE: ("model.safetensors", "config.json", "preprocessor_config.json")},
     ),
     "hpsv3": Preset(
         "genalign.reward.heads.qwen:HpsV3",

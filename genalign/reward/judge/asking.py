@@ -37,6 +37,10 @@ class Answerer(Protocol):
         """p(yes) / (p(yes) + p(no)) of the next token, in [0,1]; an error where the two are below LEAST_MASS."""
         ...
 
+    def says(self, questions: Sequence[Question], answers: Sequence[str]) -> list[float | ScoringError]:
+        """p(the next token is the question's answer), in [0,1]; an answer is one word or number, see `spellings`."""
+        ...
+
     def write(
         self, questions: Sequence[Question], seeds: Sequence[int], tokens: int, temperature: float
     ) -> list[str | ScoringError]:
@@ -118,8 +122,13 @@ def known_of(prompt: Prompt) -> dict[str, Piece | Sequence[Piece]]:
 
 def yes_or_no(token: str) -> Literal["yes", "no"] | None:
     """Which of the two a token is, whatever its case and the marks around it ("Yes", " yes", "▁yes", "ĠYes,")."""
-    word = token.strip(" \t\n▁ĠĊ\"'.,:;!*").lower()
+    word = bare_word(token)
     return "yes" if word == "yes" else "no" if word == "no" else None
+
+
+def bare_word(token: str) -> str:
+    """A token without the marks around it, in lower case."""
+    return token.strip(" \t\n▁ĠĊ\"'.,:;!*").lower()
 
 
 def p_yes(tokens: Iterable[tuple[str, float]]) -> float:
@@ -148,9 +157,50 @@ def p_yes(tokens: Iterable[tuple[str, float]]) -> float:
 
 def too_little(mass: float, token: str) -> ScoringError:
     """The error of a next token that is neither yes nor no; token: the likeliest."""
-    thinks = token.strip().startswith(("<think", "<|channel", "<seed:think", "[THINK"))
-    cure = "; it thinks first: set chat_template_kwargs: {enable_thinking: false}" if thinks else ""
+    cure = f"; {THINKS_FIRST}" if thinks_first(token) else ""
     return ScoringError(
         f"the judge's next token is neither yes nor no: p(yes) + p(no) is {mass:.2g}, below {LEAST_MASS:g}, and the "
         f"likeliest token is {token!r}{cure}"
     )
+
+
+# ---- any one word ---------------------------------------------------------------------------------------------------
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+THINKS_FIRST = "it thinks first: set chat_template_kwargs: {enable_thinking: false}"
+
+
+def thinks_first(token: str) -> bool:
+    """Whether a first token opens a thought, so that it is no answer."""
+    return token.strip().startswith(("<think", "<|channel", "<seed:think", "[THINK"))
+
+
+def spellings(answer: str) -> frozenset[str]:
+    """The bare words that an answer may be written as: "Three" is three and 3, "3" too, "Yes" is yes."""
+    word = bare_word(answer)
+    if word in NUMBERS:
+        return frozenset({word, str(NUMBERS.index(word))})
+    if word.isdecimal() and int(word) < len(NUMBERS):
+        return frozenset({word, NUMBERS[int(word)]})
+    return frozenset({word})
+
+
+def p_says(tokens: Iterable[tuple[str, float]], answer: str) -> float:
+    """The probability of an answer, summed over its spellings, of (token, log-probability) pairs of one position.
+
+    One that is not listed has 0: it is below the least probability listed.
+
+    Raises:
+        ScoringError: the likeliest token opens a thought, or too few are listed to take one that is not for 0.
+    """
+    wanted, listed = spellings(answer), list(tokens)
+    likeliest = max(listed, key=lambda pair: pair[1])[0]
+    if thinks_first(likeliest):
+        raise ScoringError(f"the judge's next token is {likeliest!r}; {THINKS_FIRST}")
+    found = [math.exp(min(logprob, 0.0)) for token, logprob in listed if bare_word(token) in wanted]
+    least = math.exp(min(min(logprob for _, logprob in listed), 0.0))
+    if not found and least > MOST_UNLISTED:
+        raise ScoringError(
+            f"the endpoint lists too few tokens to tell the probability of {answer!r}; raise top_logprobs"
+        )
+    return sum(found)

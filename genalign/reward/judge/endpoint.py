@@ -8,13 +8,14 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from genalign.media.image import to_pil
 from genalign.reward.base import ScoringError, digest
-from genalign.reward.judge.asking import Question, p_yes, yes_or_no
+from genalign.reward.judge.asking import Question, bare_word, p_says, p_yes, spellings, yes_or_no
 from genalign.reward.judge.reading import without_thoughts
 from genalign.reward.runtime.web import Web, server_message
 from genalign.types import UsageError
@@ -83,16 +84,25 @@ class Endpoint:
         return digest("endpoint", self.model, self.logprobs, *([more | self.changed] if more or self.changed else []))
 
     def yes(self, questions: Sequence[Question]) -> list[float | ScoringError]:
+        read = _probability if self.logprobs else _written_side
+        return self._all(self._first_words(questions), [read] * len(questions))
+
+    def says(self, questions: Sequence[Question], answers: Sequence[str]) -> list[float | ScoringError]:
+        def read(choice: Mapping[str, Any], answer: str) -> float:
+            return p_says(_listed(choice), answer) if self.logprobs else _is_written(choice, answer)
+
+        return self._all(self._first_words(questions), [partial(read, answer=answer) for answer in answers])
+
+    def _first_words(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
         extra = {"logprobs": True, "top_logprobs": self.top} if self.logprobs else {}
-        bodies = [self._body(question, 0, 1 if self.logprobs else 8, 0.0, extra) for question in questions]
-        return self._all(bodies, _probability if self.logprobs else _written_side)
+        return [self._body(question, 0, 1 if self.logprobs else 8, 0.0, extra) for question in questions]
 
     def write(
         self, questions: Sequence[Question], seeds: Sequence[int], tokens: int, temperature: float
     ) -> list[str | ScoringError]:
         both = zip(questions, seeds, strict=True)
         bodies = [self._body(question, seed, tokens, temperature, {}) for question, seed in both]
-        return self._all(bodies, _text)
+        return self._all(bodies, [_text] * len(bodies))
 
     def _body(
         self, question: Question, seed: int, tokens: int, temperature: float, extra: Mapping[str, Any]
@@ -110,9 +120,11 @@ class Endpoint:
         return {name: value for name, value in body.items() if value is not None}
 
     def _all(
-        self, bodies: Sequence[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], Answer]
+        self, bodies: Sequence[Mapping[str, Any]], reads: Sequence[Callable[[Mapping[str, Any]], Answer]]
     ) -> list[Answer | ScoringError]:
-        def ask(body: Mapping[str, Any]) -> Answer | ScoringError:
+        """What each of `reads` makes of the answer to its request."""
+
+        def ask(body: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Answer]) -> Answer | ScoringError:
             headers = {"content-type": "application/json"}
             try:
                 return read(_choice(self.web.request("POST", "/chat/completions", json.dumps(body).encode(), headers)))
@@ -122,7 +134,7 @@ class Endpoint:
         if not bodies:
             return []
         with ThreadPoolExecutor(min(self.at_once, len(bodies))) as pool:
-            return list(pool.map(ask, bodies))
+            return list(pool.map(ask, bodies, reads))
 
 
 def _checked(body: Any, model: str) -> dict[str, Any]:
@@ -191,13 +203,17 @@ def _choice(body: bytes) -> Mapping[str, Any]:
 
 
 def _probability(choice: Mapping[str, Any]) -> float:
+    return p_yes(_listed(choice))
+
+
+def _listed(choice: Mapping[str, Any]) -> list[tuple[str, float]]:
     try:
         tokens = _alternatives(choice["logprobs"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         tokens = []
     if not tokens:
         raise ScoringError("the endpoint gives no top_logprobs; set logprobs: false to read what it writes")
-    return p_yes(tokens)
+    return tokens
 
 
 def _alternatives(logprobs: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -214,6 +230,13 @@ def _written_side(choice: Mapping[str, Any]) -> float:
     if side is None:
         raise ScoringError(f"the judge wrote neither yes nor no{_refusal(choice)}")
     return float(side == "yes")
+
+
+def _is_written(choice: Mapping[str, Any], answer: str) -> float:
+    words = without_thoughts(_content_of(choice) or "").split()
+    if not words:
+        raise ScoringError(f"the judge's answer is empty{_refusal(choice)}")
+    return float(bare_word(words[0]) in spellings(answer))
 
 
 def _text(choice: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from genalign.reward.guard import in_batches
 from genalign.reward.judge.asking import Question, known_of, shown
 from genalign.reward.judge.base import Answer, CriteriaJudge, questions_of, raised, seed_of
 from genalign.reward.judge.local import LocalModel
-from genalign.reward.judge.reading import read_score
+from genalign.reward.judge.reading import read_marks
 from genalign.reward.prefetch import Prefetch
 from genalign.reward.tags import tagged
 from genalign.reward.template import Piece, fill, places
@@ -132,7 +132,9 @@ class ScoreJudge(CriteriaJudge):
     alone (EditScore's self-ensemble, arXiv 2509.23909); `std` is their spread, and more than half of them must be
     readable. temperature: None is 0 for one pass, else 0.7. minima: groups of criteria; the total of a pass is then the
     geometric mean of the groups' minima, averaged over passes last (EditScore: [[following, consistency],
-    [naturalness, artefacts]]); criteria outside are for the log. Other settings: `CriteriaJudge` and `Judge`.
+    [naturalness, artefacts]]); criteria outside are for the log. Criteria with the very same question share one answer,
+    which gives as many scores in their order (`read_marks`), as published judges write them; one that it calls N/A
+    abstains. Other settings: `CriteriaJudge` and `Judge`.
 
     Departs from the papers: (1) the wording of the questions is our own. (2) An unreadable answer is a failure, where
     EditScore puts a middling or a random number. (3) Scores stay in their range; nothing is rescaled.
@@ -169,9 +171,10 @@ class ScoreJudge(CriteriaJudge):
         self.settings = (self.asks.tasks, self.template, self.principle, self.lowest, numbers)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        table: list[tuple[int, int, str, int]] = []  # (row, column, question, pass)
-        for entry in questions_of(self.asks, prompts):
-            table += [(*entry, turn) for turn in range(self.passes)]
+        asked: dict[tuple[int, str], list[int]] = {}  # (row, question) -> the columns that it is about
+        for row, k, text in questions_of(self.asks, prompts):
+            asked.setdefault((row, text), []).append(k)
+        table = [(row, columns, text, turn) for (row, text), columns in asked.items() for turn in range(self.passes)]
         samples = [shown(media, row, self.reads) for row in range(len(prompts))]
         questions, seeds = [], []
         for row, _, text, turn in table:
@@ -179,15 +182,22 @@ class ScoreJudge(CriteriaJudge):
             seeds.append(seed_of(prompts[row].text, text, turn))
         answers = self.answerer.write(questions, seeds, self.max_tokens, self.heat)
         read = torch.full((self.passes, len(self.aspects), len(prompts)), torch.nan)  # (P,K,B)
-        applies, errors = torch.zeros(read.shape[1:], dtype=torch.bool), {}
-        for (row, k, _, turn), answer in zip(table, answers, strict=True):
-            applies[k, row] = True
+        says_none = torch.zeros_like(read, dtype=torch.bool)  # (P,K,B)
+        applies = torch.zeros(read.shape[1:], dtype=torch.bool)  # (K,B)
+        errors: dict[tuple[int, int], ScoringError] = {}
+        for (row, columns, _, turn), answer in zip(table, answers, strict=True):
+            applies[columns, row] = True
             try:
-                read[turn, k, row] = read_score(raised(answer), self.low, self.high)
+                marks = read_marks(raised(answer), len(columns), self.low, self.high)
             except ScoringError as error:
-                errors[k, row] = error
-        columns, std = self._average(read, applies, errors)
-        scores = self._scores(columns, std, judge_text=_last_texts(table, answers, len(prompts)))
+                errors |= {(k, row): error for k in columns}
+                continue
+            for k, mark in zip(columns, marks, strict=True):
+                says_none[turn, k, row] = mark is None
+                read[turn, k, row] = torch.nan if mark is None else mark
+        applies &= 2 * says_none.sum(0) <= self.passes
+        answered, std = self._average(read, applies, errors)
+        scores = self._scores(answered, std, judge_text=_last_texts(table, answers, len(prompts)))
         return scores if self.lowest is None else self._geometric(scores, read)
 
     def _average(
@@ -201,7 +211,8 @@ class ScoreJudge(CriteriaJudge):
 
         columns: list[list[Answer]] = [[None] * read.shape[2] for _ in self.aspects]
         for k, row in applies.nonzero().tolist():  # the mean stands if more than half of the passes could be read
-            columns[k][row] = float(mean[k, row]) if 2 * count[k, row] > self.passes else errors[k, row]
+            split = ScoringError("half of the judge's answers say N/A, and not the others")
+            columns[k][row] = float(mean[k, row]) if 2 * count[k, row] > self.passes else errors.get((k, row), split)
         return columns, square.sqrt().T if self.passes > 1 else None
 
     def _geometric(self, scores: Scores, read: Tensor) -> Scores:
@@ -227,7 +238,7 @@ def _index(name: str, aspects: Sequence[str], aspect: str) -> int:
 
 
 def _last_texts(
-    table: Sequence[tuple[int, int, str, int]], answers: Sequence[str | ScoringError], rows: int
+    table: Sequence[tuple[int, Any, str, int]], answers: Sequence[str | ScoringError], rows: int
 ) -> list[str | None]:
     """The last answer about each row that is a text."""
     texts: list[str | None] = [None] * rows

@@ -14,7 +14,16 @@ from torch import Tensor
 from genalign.files.untrusted import check_model
 from genalign.media.image import to_pil
 from genalign.reward.base import ScoringError, digest, resolve_model, weights_digest
-from genalign.reward.judge.asking import LEAST_MASS, Question, too_little, yes_or_no
+from genalign.reward.judge.asking import (
+    LEAST_MASS,
+    THINKS_FIRST,
+    Question,
+    bare_word,
+    spellings,
+    thinks_first,
+    too_little,
+    yes_or_no,
+)
 from genalign.types import UsageError, nearest
 
 OURS = (
@@ -129,6 +138,35 @@ class LocalModel:
     def yes(self, questions: Sequence[Question]) -> list[float | ScoringError]:
         answers, errors = self._yes(questions, graph=False)
         return [p if error is None else error for p, error in zip(answers.tolist(), errors, strict=True)]
+
+    @torch.no_grad()
+    def says(self, questions: Sequence[Question], answers: Sequence[str]) -> list[float | ScoringError]:
+        """Soft-TIFA's score (GenEval 2, arXiv 2512.16853): the answer's share of the next token's softmax.
+
+        Departs from its evaluation.py: every token that spells the answer alone counts, and counts once, where it takes
+        the first token of four spellings ("10" is a token of "1").
+        """
+        found: list[float | ScoringError] = []
+        for part in self._parts(len(questions)):
+            p = self._next_token(questions[part.start : part.stop], graph=False).exp().cpu()  # (R,V)
+            for row, likeliest in enumerate(self._tokenizer.convert_ids_to_tokens(p.argmax(1).tolist())):
+                answer = answers[part.start + row]
+                tokens = [token for word in spellings(answer) for token in self._by_word.get(word, ())]
+                if thinks_first(likeliest):
+                    found.append(ScoringError(f"the judge's next token is {likeliest!r}; {THINKS_FIRST}"))
+                elif not tokens:
+                    found.append(ScoringError(f"the tokenizer of judge {self.model} has no token for {answer!r}"))
+                else:
+                    found.append(float(p[row, tokens].sum()))
+        return found
+
+    @cached_property
+    def _by_word(self) -> dict[str, list[int]]:
+        """Bare word -> the tokens that spell it."""
+        tokens: dict[str, list[int]] = {}
+        for token, number in sorted(self._tokenizer.get_vocab().items()):
+            tokens.setdefault(bare_word(token), []).append(number)
+        return tokens
 
     def yes_with_grad(self, questions: Sequence[Question]) -> tuple[Tensor, list[ScoringError | None]]:
         """yes() as a tensor (R,), with gradients to the questions' pictures, and what went wrong with each.

@@ -53,6 +53,15 @@ def read_score(text: str, low: float, high: float) -> float:
     found = BARE.fullmatch(answer) or _verdict(answer)
     if found is None:
         raise ScoringError(f"the judge gave no score that can be read: {_short(text)}")
+    return _number(found, low, high)
+
+
+def _number(found: re.Match[str], low: float, high: float) -> float:
+    """What a match of _VALUE is worth.
+
+    Raises:
+        ScoringError: it is outside [low, high], or out of another maximum.
+    """
     number, most = _float(found["number"]), found["most"]
     if found["percent"]:
         if low != 0:
@@ -119,6 +128,42 @@ def without_thoughts(text: str) -> str:
 
 
 # ---- several numbers ------------------------------------------------------------------------------------------------
+
+LISTED = re.compile(r"\bscores?[\"']?\s*[:=]\s*\[([^\[\],]+(?:,[^\[\],]+)+)\]", re.I)  # "score": [8, 7.5]
+# A line with a score of its own: "## Score: 3.5", "2. Alignment Score (1-5): 3.5", "**Style Rating:** [N/A]".
+LINE = re.compile(
+    r"^[\s*_`#>|.0-9-]*(?:[a-z][\w /&-]{0,40}? )?(?:score|rating)\b[*_`]*(?:\s*\([^()\n]*\))?\s*[:=](?P<value>.*)$",
+    re.I | re.M,
+)
+NONE = re.compile(r"[\s*_`\[(]*n/?a[\s*_`\])]*", re.I)
+
+
+def read_marks(text: str, count: int, low: float, high: float) -> list[float | None]:
+    """The `count` scores of an answer that gives several, in their order, each in [low, high]; None is "N/A".
+
+    They are the last list that is called a score (`"score": [8, 7.5]`, in JSON or what was meant to be), or else the
+    lines with a score of their own. One alone is the verdict of `read_score`.
+
+    Raises:
+        ScoringError: another count of them, or one that is not a number in [low, high].
+    """
+    if count == 1:
+        return [read_score(text, low, high)]
+    answer = without_thoughts(text)
+    lists = LISTED.findall(answer)
+    written = lists[-1].split(",") if lists else [line["value"] for line in LINE.finditer(answer)]
+    if len(written) != count:
+        raise ScoringError(f"the judge gave {len(written)} scores and not {count}: {_short(text)}")
+    return [_mark(value, low, high) for value in written]
+
+
+def _mark(value: str, low: float, high: float) -> float | None:
+    if NONE.fullmatch(value):
+        return None
+    found = BARE.fullmatch(value)
+    if found is None:
+        raise ScoringError(f"the judge's score {value.strip()!r} is not one number")
+    return _number(found, low, high)
 
 
 def read_scores(text: str, keys: Sequence[str], low: float, high: float) -> list[float]:

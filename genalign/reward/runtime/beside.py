@@ -41,6 +41,7 @@ class Scoring:
     def __init__(self, runner: Runner, rows: Counter[int]) -> None:
         self._runner, self._rows = runner, rows
         self._given: list[tuple[list[Prompt], Media, Tensor]] = []
+        self._held: list[tuple[Sequence[Prompt], Media, Tensor]] | None = None
         self._tasks: list[_Task] | None = None
         # A thread begins with torch's default number of threads, and sums may round otherwise with another number.
         threads = (torch.get_num_threads(),)
@@ -57,8 +58,21 @@ class Scoring:
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def hold(self) -> None:
+        """From now on rows that are given wait for `release`: the reward is still busy, or about to change."""
+        self._held = []
+
+    def release(self) -> None:
+        """Begin on what waits, in the parts in which it was given."""
+        held, self._held = self._held, None
+        for part in held or ():
+            self.give(*part)
+
     def give(self, prompts: Sequence[Prompt], media: Media, group: Tensor) -> None:
         """Further rows of the rollout, group (R,)."""
+        if self._held is not None:
+            self._held.append((prompts, media, group))
+            return
         self._given.append((list(prompts), media, group))
         if self._tasks is None:
             found = {each.key(media): each for each in self._runner.prefetches(frozenset(media))}

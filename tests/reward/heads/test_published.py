@@ -105,7 +105,10 @@ def test_the_doctor_says_what_is_here_and_how_to_get_the_rest(tmp_path: Path, mo
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
     rows = {row.what: row for row in doctor._rewards()}
     assert set(rows) == {f"reward: {name}" for name in PRESETS}
-    assert [what for what, row in rows.items() if row.state == "ok"] == ["reward: clipscore"]
+    assert [what for what, row in rows.items() if row.state == "ok"] == [
+        "reward: clipscore",
+        "reward: clip-iqa",
+    ]  # one model
     assert rows["reward: clipscore"].detail == "MIT; about 1.7 GB; here"
     assert "hf download yuvalkirstain/PickScore_v1 model.safetensors" in rows["reward: pickscore"].detail
     assert "CC-BY-4.0" in rows["reward: audiobox"].detail

@@ -16,8 +16,10 @@ import pytest
 import torch
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from genalign.files.settings import read_yaml
+from genalign.files.shipped import shipped
 from genalign.method.losses import advantages
-from genalign.reward import CompareJudge, RankJudge, Runner, ScoreJudge, YesNoJudge
+from genalign.reward import CompareJudge, RankJudge, Runner, ScoreJudge, YesNoJudge, build_reward
 from genalign.reward.judge.asking import Question
 from genalign.reward.judge.local import LocalModel
 from genalign.types import GenalignError, Media, Prompt, Scores, Track, UsageError
@@ -234,6 +236,48 @@ def test_minima_and_geometric_mean_are_reduced_in_each_pass_first() -> None:
     each = [(min(p["follow"], p["keep"]) * min(p["natural"], p["clean"])) ** 0.5 for p in passes]
     assert scores.total.item() == pytest.approx(sum(each) / 2)  # 3.83; the other order gives 5
     assert scores.values.tolist() == [[5, 5, 6, 9]]
+
+
+def shipped_at(name: str, url: str) -> Any:
+    """A shipped reward file with its judge behind this address."""
+    spec = read_yaml(shipped("rewards") / f"{name}.yaml")
+    judge = spec.get("shape", spec)
+    judge.pop("model", None)
+    judge["endpoint"] = at(url)
+    return build_reward(spec, Path())
+
+
+def test_edit_score_asks_two_questions_and_reads_two_scores_of_each() -> None:
+    """By hand, of the published formula: sqrt(min(22, 18.5) min(16, 20)), in units of 25 as they are."""
+
+    def answer(body: dict[str, Any], number: int) -> dict[str, Any]:
+        both = sum(isinstance(piece, torch.Tensor) for piece in pieces(body)) == 2
+        return said('{"reasoning": "...", "score": %s}' % ("[22, 18.5]" if both else "[16, 20]"))
+
+    before, after = images(1)["image"].data, images(2)["image"].data[1:]
+    script = Scripted(answer)
+    with serving(script.app) as url:
+        asked = [Prompt("make it red", Media(image=Track(before)))]
+        scores = shipped_at("edit-score", url)(asked, Media(image=Track(after)))
+    assert len(script.asked) == 2
+    both = next(body for body in script.asked if len(pieces(body)) == 3)
+    assert torch.allclose(pieces(both)[0], before[0], atol=1 / 255)  # the picture that is edited first
+    assert torch.allclose(pieces(both)[1], after[0], atol=1 / 255)
+    assert pieces(both)[2].endswith("Editing instruction: make it red\n")
+    assert scores.values.tolist() == [[22, 18.5, 16, 20]]
+    assert scores.total.item() == pytest.approx((18.5 * 16) ** 0.5)
+
+
+def test_scores_of_one_answer_abstain_where_it_says_none() -> None:
+    """RationalRewards' (mean - 1) / 3 over what applies, and UnifiedReward's three."""
+    rational = "## Score: 2.5\n## Score: 3.5\n## Score: N/A"
+    unified = "Alignment Score (1-5): 2.5\nCoherence Score (1-5): 3\nStyle Score (1-5): 4.25"
+    for name, text, total in (("image-rational", rational, 2 / 3), ("image-unified-reward", unified, 9.75)):
+        script = Scripted(lambda body, number, text=text: said(text))  # type: ignore[misc]
+        with serving(script.app) as url:
+            scores = shipped_at(name, url)(prompts(1), images(1))
+        assert len(script.asked) == 1
+        assert scores.total.item() == pytest.approx(total)
 
 
 def listwise(score: Callable[[str, int], float], broken: str = "") -> Callable[[dict[str, Any], int], Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from genalign.reward.base import ScoringError
-from genalign.reward.judge.reading import read_score, read_scores
+from genalign.reward.judge.reading import read_marks, read_score, read_scores
 
 TABLE = [
     ("7/10", 7.0),
@@ -193,3 +193,39 @@ def test_a_list_is_that_of_the_last_object_outside_of_thoughts(answer: str, expe
             read_scores(answer, ["A", "B"], 1, 5)
     else:
         assert read_scores(answer, ["A", "B"], 1, 5) == expected
+
+
+UNIFIED = "Alignment Score (1-5): 2.694700002670288\nCoherence Score (1-5): 2.371500015258789\nStyle Score (1-5): 5"
+RATIONAL = """# Detailed Judgement
+1. Text Faithfulness:
+## Justification: A score of 4 would need a red car.
+## Score: [2.5]
+2. Physical and Visual Quality:
+## Score: 3.5
+3. Text Rendering:
+## Score: N/A
+# Summary: plausible"""
+MARKS = [  # what published judges write, as their repositories show it; how many scores, and in which range
+    (UNIFIED, 3, (1, 5), [2.694700002670288, 2.371500015258789, 5.0]),
+    (RATIONAL, 3, (1, 4), [2.5, 3.5, None]),
+    ('{\n"reasoning" : "The "glass" wall is there.",\n"score" : [22, 18.5]\n}', 2, (0, 25), [22.0, 18.5]),
+    ('<think>"score": [1, 2]</think>{"score": [3, 4]}', 2, (0, 25), [3.0, 4.0]),
+    ("output score = [9, 7]", 2, (0, 10), [9.0, 7.0]),
+    ("**Style Rating:** 4/5\n- Content Score: n/a", 2, (1, 5), [4.0, None]),
+    ("Score: 3", 1, (1, 5), [3.0]),
+    (UNIFIED, 2, (1, 5), None),
+    ('{"score": [22, 26]}', 2, (0, 25), None),
+    ('{"score": [7, "good"]}', 2, (0, 25), None),
+    ("no idea", 2, (0, 25), None),
+]
+
+
+@pytest.mark.parametrize(("text", "count", "scale", "marks"), MARKS)
+def test_several_scores_of_one_answer_are_read_in_order(
+    text: str, count: int, scale: tuple[int, int], marks: list[float | None] | None
+) -> None:
+    if marks is None:
+        with pytest.raises(ScoringError):
+            read_marks(text, count, *scale)
+    else:
+        assert read_marks(text, count, *scale) == marks

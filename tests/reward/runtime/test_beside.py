@@ -12,11 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from genalign.method.common import sample_and_score
 from genalign.reward import FunctionReward, Runner, build_reward
 from genalign.types import GenalignError, Media, Prompt, Scores, Track, UsageError
 from tests.helpers.feature_sets import exemplar_room, on_two_ranks
-from tests.helpers.scoring import same
+from tests.helpers.scoring import same, sampled_and_scored
 from tests.helpers.toy_policy import ToyPolicy
 from tests.helpers.toy_rewards import images, prompts
 
@@ -239,7 +238,7 @@ def test_an_interrupted_rollout_drops_what_is_not_begun() -> None:
 
     reward = Runner(FunctionReward(slow), overlaps=True)
     with pytest.raises(KeyboardInterrupt):
-        sample_and_score(Interrupted(), [Prompt(str(uid), uid=uid) for uid in range(5)], reward, 2, 0, "test")
+        sampled_and_scored(Interrupted(), [Prompt(str(uid), uid=uid) for uid in range(5)], reward, 2, 0, "test")
     go_on.set()
     for thread in threading.enumerate():
         if thread.name.startswith("genalign-reward"):

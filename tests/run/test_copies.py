@@ -1,0 +1,162 @@
+"""A run's copy at a URL, on fsspec's own memory and file systems, and runs that go on from one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from genalign.cli.main import main
+from genalign.run.copies import Copy, fetched
+from genalign.training.checkpoint import newest_checkpoint
+from genalign.types import UsageError
+from tests.helpers.tiny_recipe import write_recipe
+
+URL = "memory://bucket/run"
+
+
+@pytest.fixture(autouse=True)
+def memory() -> Iterator[Any]:
+    """fsspec's file system in this process, empty."""
+    MemoryFileSystem.store.clear()
+    yield fsspec.filesystem("memory")
+    MemoryFileSystem.store.clear()
+
+
+def a_checkpoint(run: Path, step: int) -> None:
+    folder = run / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    for name in ("adapter.safetensors", "manifest.json", "state.json"):
+        (folder / name).write_text(f"{name} of {step}")
+    (run / "recipe.yaml").write_text("policy: {}\n")
+
+
+def test_what_changed_is_sent_and_old_checkpoints_go(tmp_path: Path, memory: Any, monkeypatch: Any) -> None:
+    """A manifest is the last file of a checkpoint to come, and the first to go."""
+    done: list[str] = []
+    put, remove = MemoryFileSystem.put_file, MemoryFileSystem.rm_file
+    monkeypatch.setattr(MemoryFileSystem, "put_file", lambda s, a, b, **k: (done.append(f"+{b}"), put(s, a, b, **k))[1])
+    monkeypatch.setattr(MemoryFileSystem, "rm_file", lambda s, a: (done.append(f"-{a}"), remove(s, a))[1])
+    run = tmp_path / "run"
+    a_checkpoint(run, 1)
+    copy = Copy(URL)
+    copy.claim(resuming=False)
+    assert copy.names() == []
+    done.clear()
+    copy.update(run)
+    names = ["checkpoint-1/adapter.safetensors", "checkpoint-1/state.json", "recipe.yaml", "checkpoint-1/manifest.json"]
+    assert done == [f"+/bucket/run/{name}" for name in names]
+    done.clear()
+    copy.update(run)
+    assert done == []
+    a_checkpoint(run, 2)
+    for file in (run / "checkpoint-1").iterdir():
+        file.unlink()
+    (run / "checkpoint-1").rmdir()
+    copy.update(run)
+    assert [entry for entry in done if "checkpoint-1" in entry] == [
+        f"-/bucket/run/checkpoint-1/{name}" for name in ("manifest.json", "adapter.safetensors", "state.json")
+    ]
+    assert sorted(copy.names()) == sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file())
+
+
+def test_on_a_disk_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: Any) -> None:
+    run, there = tmp_path / "run", tmp_path / "there"
+    a_checkpoint(run, 1)
+    copy = Copy(f"file://{there}")
+    copy.update(run)
+    (run / "recipe.yaml").write_text("policy: {model: other}\n")
+
+    def breaks(source: Path, draft: Path) -> None:
+        Path(draft).write_text("half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", breaks)
+    with pytest.raises(UsageError, match=r"cannot be written \(No space left on device\)"):
+        copy.update(run)
+    assert (there / "recipe.yaml").read_text() == "policy: {}\n"
+    monkeypatch.undo()
+    copy.update(run)
+    assert (there / "recipe.yaml").read_text() == "policy: {model: other}\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "culprit"),
+    [
+        ("bucket/run", "is not the URL of one folder"),
+        ("simplecache::s3://bucket/run", "is not the URL of one folder"),
+        ("nowhere://bucket/run", "Protocol not known: nowhere"),
+        ("sftp://me:secret@host/run", "a URL with a password in it would be kept"),
+        ("file:///proc/nothing/run", "cannot be written"),
+    ],
+)
+def test_a_bad_address_is_one_sentence_before_anything_is_loaded(
+    url: str, culprit: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    recipe = write_recipe(tmp_path, eval=None)
+    monkeypatch.setattr("genalign.run.launch.build", lambda *_: pytest.fail("it was built"))
+    assert main(["train", str(recipe), f"train.copy_to={url}", "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert culprit in said
+    assert "secret" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: Any) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+    with pytest.raises(UsageError, match=r"s3://bucket/run cannot be reached from here: Install s3fs"):
+        Copy("s3://bucket/run")
+
+
+def test_a_place_without_a_run_and_a_folder_that_is_here_are_refused(tmp_path: Path, memory: Any) -> None:
+    with pytest.raises(UsageError, match=r"memory://bucket/run holds no copy of a run"):
+        fetched(URL, tmp_path / "run")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "notes.txt").touch()
+    with pytest.raises(UsageError, match=r"is here already; go on with it by --resume"):
+        fetched(URL, tmp_path / "here")
+
+
+def test_a_run_goes_on_from_its_copy_as_if_it_had_not_stopped(tmp_path: Path, memory: Any, capsys: Any) -> None:
+    recipe = str(write_recipe(tmp_path, eval=None, train={"sample_every": 99}))
+    words = ["train", recipe, f"train.copy_to={URL}"]
+    assert main([*words, "train.steps=2", "--out", str(tmp_path / "first")]) == 0
+    assert main([*words, "--out", str(tmp_path / "other")]) == 2  # it holds a run now
+    assert "already holds a run" in capsys.readouterr().err
+    assert newest_checkpoint(tmp_path / "first") == (tmp_path / "first" / "checkpoint-2", [])
+    for name in Copy(URL).names():
+        assert memory.cat(f"/bucket/run/{name}") == (tmp_path / "first" / name).read_bytes()
+    assert "adapter/adapter_model.safetensors" in Copy(URL).names()
+
+    assert main([*words, "--resume", URL, "--out", str(tmp_path / "second")]) == 0
+    assert main(["train", recipe, "--out", str(tmp_path / "whole")]) == 0
+    for part in ("adapter", "optimizer", "ema"):
+        name = f"checkpoint-3/{part}.safetensors"
+        assert memory.cat(f"/bucket/run/{name}") == (tmp_path / "whole" / name).read_bytes()
+    steps = [json.loads(line)["step"] for line in memory.cat("/bucket/run/metrics.jsonl").splitlines()]
+    assert steps == [1, 2, 3]
+
+
+def test_a_copy_that_fails_while_training_is_made_up_for(
+    tmp_path: Path, memory: Any, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    a_checkpoint(run, 1)
+    copy, put = Copy(URL), MemoryFileSystem.put_file
+
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the network is down")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", away)
+    copy.try_update(run)
+    assert "memory://bucket/run cannot be written (the network is down)" in caplog.text
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put)
+    copy.try_update(run)
+    assert len(copy.names()) == 4
+    assert os.path.exists(run / "recipe.yaml")
