@@ -151,8 +151,12 @@ def loading(run: Path) -> str:
         config = _json_of(model, CONFIG) or {}
         kind, reader, read = READS_TEXT if not sees_or_hears(config.get("model_type")) else READS_MEDIA
         imports.insert(0, f"from transformers import {kind}, {reader}")
-        lines += [f"model = {kind}.from_pretrained(base)", *_adapted("model", "", merged)]
-        lines.append(f"{read} = {reader}.from_pretrained(base)")
+        where = "base"
+        if model.endswith(".gguf"):
+            imports.insert(0, "from pathlib import Path")
+            where = "Path(base).parent, gguf_file=Path(base).name"
+        lines += [f"model = {kind}.from_pretrained({where})", *_adapted("model", "", merged)]
+        lines.append(f"{read} = {reader}.from_pretrained({where})")
     else:
         imports.insert(0, "from diffusers import DiffusionPipeline")
         lines.append(f"pipe = DiffusionPipeline.from_pretrained({arguments})")

@@ -92,7 +92,7 @@ def pipeline_class(model: Path | str) -> str | None:
         except (ValueError, AttributeError):  # whoever loads it says what is wrong
             name = None
         return name if isinstance(name, str) else ""
-    if isinstance(model, str):
+    if isinstance(model, str) or is_gguf(model):
         return None
     check_component(model)
     if (model / CONFIG).is_file():
@@ -100,6 +100,11 @@ def pipeline_class(model: Path | str) -> str | None:
     raise UsageError(
         f"{model} is not a model: it has neither model_index.json (diffusers pipeline) nor config.json (language model)"
     )
+
+
+def is_gguf(model: Path | str) -> bool:
+    """Whether a model is a file of a language model's weights, its configuration and its tokenizer."""
+    return isinstance(model, Path) and model.suffix == ".gguf" and model.is_file()
 
 
 def model_file(model: Path | str, name: str) -> Path:

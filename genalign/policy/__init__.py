@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genalign.files.places import pipeline_class
+from genalign.files.places import is_gguf, pipeline_class
 from genalign.files.shipped import CONFIG
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def denoises_text(model: Path | str) -> bool:
         return False
     if pipeline_class(model) is not None:
         return True
+    if is_gguf(model):
+        return False
     return isinstance(model, Path) and "canvas_length" in json.loads((model / CONFIG).read_text(encoding="utf-8"))
 
 

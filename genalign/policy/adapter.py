@@ -204,7 +204,7 @@ def _targets(model: nn.Module, settings: Lora, within: str) -> list[str]:
         return [name for name in linear if name == target or name.endswith(f".{target}")]
 
     if settings.targets == "all-linear":
-        return [name for name in linear if name.rpartition(".")[2] not in _unadapted(model)]
+        return [name for name in linear if name.rpartition(".")[2] not in read_elsewhere(model)]
     if settings.targets is None:
         found: list[str] = []
         for names in ATTENTION:
@@ -224,7 +224,7 @@ def _targets(model: nn.Module, settings: Lora, within: str) -> list[str]:
     return settings.targets if not within else _full_names(settings.targets, matching)
 
 
-def _unadapted(model: Any) -> tuple[str, ...]:
+def read_elsewhere(model: Any) -> tuple[str, ...]:
     """Layers whose weight the fused kernels of state-space models read by themselves; peft refuses to adapt them."""
     kind = getattr(getattr(model, "config", None), "model_type", "")
     return ("out_proj",) if "mamba" in kind or kind in ("falcon_h1", "nemotron_h") else ()

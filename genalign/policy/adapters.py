@@ -25,7 +25,7 @@ class Adapters:
 
     def __init__(self, denoisers: Mapping[str, nn.Module], settings: Lora, device: torch.device | None = None) -> None:
         for model in denoisers.values():
-            _check_here(model)
+            check_here(model)
             _check_alone(model)
         self.each = {name: Adapter(module, settings, device=device) for name, module in denoisers.items()}
 
@@ -60,7 +60,7 @@ class Adapters:
             self.each[name].load(place)
 
 
-def _check_here(model: nn.Module) -> None:
+def check_here(model: nn.Module) -> None:
     """Raises UsageError where weights are on "meta", as accelerate's cpu_offload leaves them."""
     absent = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
     if absent is not None:

@@ -169,8 +169,9 @@ def load_chain(settings: PolicySettings, folder: Path, device: str) -> ChainPoli
     """
     if not (folder / PIPELINE).is_file():
         raise UsageError(f"{folder} is not a diffusion pipeline, so nothing can be written for it; drop policy.writer")
-    lora = settings.lora.model_copy(update={"targets": None})  # those named are the pipeline's
-    own = settings.model_copy(update={"lora": lora, "attention": "sdpa", "merged": None})
+    lora = settings.lora.model_copy(update={"targets": None})  # those named are the pipeline's, and so are its levers
+    plain = {"gradient_checkpointing": False, "quantization": None, "offload": None}
+    own = settings.model_copy(update={"lora": lora, "attention": "sdpa", "merged": None, **plain})
     writer = load_language(own, Path(str(settings.writer)), device)
     return ChainPolicy(writer, load_diffusion(settings, folder, device), settings.asked_share)
 

@@ -91,8 +91,8 @@ class Footprint:
             return self.parts[name].count * self.dtype.itemsize
         blocks, seen = {} if whole else blocks_of(network), set[int]()
         apart = {id(block) for block in blocks.values()}
-        rest = sum(_bytes(module, kind, seen) for module in modules_outside(network, apart))
-        each = [sum(_bytes(module, kind, seen) for module in block.modules()) for block in blocks.values()]
+        rest = sum(bytes_of(module, kind, seen) for module in modules_outside(network, apart))
+        each = [sum(bytes_of(module, kind, seen) for module in block.modules()) for block in blocks.values()]
         return rest + max(each, default=0)
 
     @cached_property
@@ -186,7 +186,7 @@ class Footprint:
             if given is None:
                 return None
             if again:
-                network.enable_gradient_checkpointing(_recomputed)
+                network.enable_gradient_checkpointing(computed_again)
             with torch.set_grad_enabled(graph), fused_attention(), Live() as live:
                 out = network(**given, return_dict=False)[0]
                 held.append(live.now)
@@ -300,7 +300,7 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _bytes(module: nn.Module, kind: str | None, seen: set[int]) -> int:
+def bytes_of(module: nn.Module, kind: str | None, seen: set[int]) -> int:
     """Of a module's own frozen tensors, those of its children left out, and each that modules share once."""
     own = [x for x in (*module._parameters.values(), *module._buffers.values()) if x is not None and id(x) not in seen]
     seen.update(map(id, own))
@@ -345,5 +345,5 @@ def _stacked(out: Tensor | list[Tensor]) -> Tensor:
     return out if isinstance(out, Tensor) else torch.stack(out)
 
 
-def _recomputed(block: Any, *args: Any) -> Any:
+def computed_again(block: Any, *args: Any) -> Any:
     return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)

@@ -67,7 +67,7 @@ def merged(model: Any, folder: Path) -> Any:
             tuned = PeftModel(model, config)
             loaded = tuned.load_adapter(str(folder), "default")
     except (ValueError, RuntimeError) as error:
-        raise _other_model(folder, str(error).strip().splitlines()[0]) from error
+        raise _other_model(folder, _reason(error)) from error
     lacking = [key for key in loaded.missing_keys if "lora_" in key]
     if loaded.unexpected_keys or lacking:
         raise _other_model(folder, f"{[*loaded.unexpected_keys, *lacking][0]} does not agree")
@@ -107,7 +107,7 @@ def _merge_by_diffusers(pipeline: Any, file: Path) -> None:
     try:
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True, local_files_only=True)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise _other_model(file, str(error).strip().splitlines()[0]) from error
+        raise _other_model(file, _reason(error)) from error
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     found = len(_lora_layers(networks))
     if found < wanted:  # diffusers leaves the others out with a line in its log
@@ -164,3 +164,9 @@ def _layers(file: Path) -> int:
 
 def _other_model(adapter: Path, why: str) -> UsageError:
     return UsageError(f"policy.merged: {adapter} belongs to another model ({why}); take the one it was made for")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error that says something: torch's of tensors that do not fit has a heading."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]

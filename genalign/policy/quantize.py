@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def check_quantization(kind: str, device: torch.device, dtype: torch.dtype) -> N
         UsageError: its package is missing, there is no kernel for this device, or no gradient comes through.
     """
     if kind.endswith(".gguf"):
-        _check_gguf(Path(kind))
+        check_gguf(Path(kind), "policy.quantization", "of the same denoiser")
         return
     layer = nn.Linear(128, 128, dtype=dtype)
     with torch.no_grad():
@@ -53,16 +53,27 @@ def check_quantization(kind: str, device: torch.device, dtype: torch.dtype) -> N
         ) from error
 
 
-def quantize_layers(network: nn.Module, kind: str, device: torch.device) -> None:
+def quantize_layers(
+    network: nn.Module, kind: str, device: torch.device, within: str = "", apart: Collection[str] = ()
+) -> None:
     """Every linear layer of a network in place, one after the other on `device`; each comes back to where it was.
 
-    Layers that diffusers keeps in float32 stay as they are, as they do when it quantises.
+    Layers that diffusers and transformers keep in float32 stay as they are, as they do when these quantise.
+
+    within: the name of the only part that is quantised; "" for all of it. apart: names of layers that are not.
 
     Raises:
-        UsageError: a layer's gradient is not the one before.
+        UsageError: a layer's gradient is not the one before, or there are no such layers.
     """
     tried: set[tuple[int, int]] = set()
-    for parent, name, layer in list(_linear(network, set(getattr(network, "_keep_in_fp32_modules", None) or ()))):
+    kept = {*(getattr(network, "_keep_in_fp32_modules", None) or ()), *apart}
+    layers = list(_linear(network, kept, within))
+    if not layers:
+        raise UsageError(
+            f"{type(network).__name__} has no linear layers of torch's own that policy.quantization could hold in"
+            " fewer bits; leave it out"
+        )
+    for parent, name, layer in layers:
         home = layer.weight.device
         made = quantized_layer(layer.to(device), kind)
         shape = layer.in_features, layer.out_features
@@ -135,27 +146,40 @@ def read_gguf(file: Path, folder: Path, component: str, dtype: torch.dtype) -> n
     return made
 
 
-def _check_gguf(file: Path) -> None:
+def check_gguf(file: Path, key: str, whose: str) -> None:
+    """Refuse a file that cannot be read, before any weights load.
+
+    key: of the recipe, that names it. whose: what the file should be of.
+
+    Raises:
+        UsageError: the package that reads it is missing, or there is no such file.
+    """
     try:
-        import gguf  # noqa: F401 (diffusers reads the file by it)
+        import gguf  # noqa: F401 (diffusers and transformers read the file by it)
     except ImportError as error:
         raise UsageError(
-            f"policy.quantization {file.name} needs a package that is missing ({_first(error)}); "
-            f"pip install 'genalign[quantization]'"
+            f"{key} {file.name} needs a package that is missing ({_first(error)}); pip install 'genalign[quantization]'"
         ) from error
     if not file.is_file():
-        raise UsageError(f"policy.quantization: there is no file {file}; check the path")
+        raise UsageError(f"{key}: there is no file {file}; check the path")
     with file.open("rb") as opened:
         if opened.read(len(GGUF)) != GGUF:
-            raise UsageError(f"policy.quantization: {file} is no GGUF file; give one of the same denoiser")
+            raise UsageError(f"{key}: {file} is no GGUF file; give one {whose}")
 
 
-def _linear(network: nn.Module, kept: set[str]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """(parent, name in it, layer)."""
+def layers_to_quantize(network: nn.Module, within: str, apart: Collection[str]) -> list[nn.Linear]:
+    """The layers that `quantize_layers` would replace."""
+    kept = {*(getattr(network, "_keep_in_fp32_modules", None) or ()), *apart}
+    return [layer for _, _, layer in _linear(network, kept, within)]
+
+
+def _linear(network: nn.Module, kept: set[str], within: str) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """(parent, name in it, layer). kept: names of layers, whole or in part, that stay as they are."""
+    below = f"{within}." if within else ""
     for path, module in network.named_modules():
         for name, child in module.named_children():
             whole = f"{path}.{name}" if path else name
-            if type(child) is nn.Linear and not kept & set(whole.split(".")):
+            if type(child) is nn.Linear and whole.startswith(below) and not kept & {whole, *whole.split(".")}:
                 yield module, name, child
 
 

@@ -85,7 +85,7 @@ class PolicySettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str
-    """A shipped model's name or a folder that from_pretrained loads."""
+    """A shipped model's name, a folder that from_pretrained loads, a hub id, or a .gguf file of a language model."""
     merged: str | list[str] | None = None
     """A LoRA that is merged into the frozen weights first, so that the reference has it too: one for few steps, or
     `adapter/` of an earlier run. A folder, a .safetensors file, a shipped one, or a hub id (`owner/name`, also
@@ -99,14 +99,16 @@ class PolicySettings(BaseModel):
     batch_size: int = Field(default=32, ge=1)
     """Rows of one micro-batch, in rollouts and in replay."""
     gradient_checkpointing: bool = False
-    """Whether a denoiser's blocks are computed again in the backward pass instead of kept: the same gradients, memory
-    of about one block instead of all, and one more forward pass for each backward pass."""
+    """Whether a denoiser's blocks, or a language model's layers, are computed again in the backward pass instead of
+    kept: the same gradients, memory of about one block, and one more forward pass for each backward pass."""
     quantization: str | None = None
-    """How a denoiser's frozen linear layers are held: bitsandbytes-nf4, bitsandbytes-int8, torchao-int8,
-    torchao-float8, torchao-int4, or a .gguf file of the same denoiser. The adapter stays float32. None: in dtype."""
+    """How frozen linear layers of a denoiser, or of what writes in a language model, are held: bitsandbytes-nf4,
+    bitsandbytes-int8, torchao-int8, torchao-float8, torchao-int4, or a .gguf file of the same denoiser. The adapter
+    stays float32. None: in dtype."""
     offload: Literal["phases", "blocks"] | None = None
-    """What waits on the CPU: all networks but the one that is asked (phases), and of a denoiser all blocks but one, too
-    (blocks, which needs gradient_checkpointing). The same numbers, and time for the copies. None: nothing."""
+    """What waits on the CPU: all networks but the one that is asked (phases), and of a denoiser or a language model all
+    blocks but one, too (blocks, which needs gradient_checkpointing). The same numbers, and time for the copies. None:
+    nothing."""
     vae: Vae = Vae()
     """How the autoencoder decodes; each of it changes rounding, and tiling the edges of tiles."""
     cache: Cache | None = None

@@ -15,9 +15,9 @@ from typing import Any
 from genalign.allocator import keep_freed_memory
 from genalign.reward.base import StepCounting
 from genalign.reward.build import build_reward
-from genalign.reward.function import describe
 from genalign.reward.heads.exemplars import made_by
 from genalign.reward.proxy import about
+from genalign.reward.returned import describe
 from genalign.reward.runtime.user_file import load_function
 from genalign.reward.runtime.wire import pack_scores, receive, send, unpack_batch
 from genalign.reward.runtime.worker import carry_by

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import RewardDefaults, ScoringError, unreadable
-from genalign.reward.function import describe
 from genalign.reward.prefetch import Prefetch, prefetched
+from genalign.reward.returned import describe
 from genalign.reward.scores import all_failed, cat_scores, score_sound
 from genalign.reward.wrapper import with_defaults
 from genalign.types import CoreReward, GenalignError, Media, Prompt, Reward, Scores

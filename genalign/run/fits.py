@@ -18,14 +18,19 @@ def kind_of(made: Set[str]) -> Modality:
 
 
 def check_policy(recipe: Recipe, made: Set[str]) -> None:
-    """Refuse a setting of denoisers that a language model would not read."""
-    plain = PolicySettings(model=recipe.policy.model)
-    for key in ("gradient_checkpointing", "quantization", "offload", "vae", "cache"):
+    """Refuse a setting of models that draw, where a language model would not read it."""
+    plain, file = PolicySettings(model=recipe.policy.model), recipe.policy.quantization or ""
+    for key in ("vae", "cache"):
         if made == {"text"} and getattr(recipe.policy, key) != getattr(plain, key):
             raise UsageError(
-                f"policy.{key} is of denoisers, but {recipe.policy.model} writes text; leave it out, and"
-                " lower policy.batch_size to save memory"
+                f"policy.{key} is of models that draw, but {recipe.policy.model} writes text; leave it out, and lower"
+                " policy.batch_size to save memory"
             )
+    if made == {"text"} and file.endswith(".gguf"):
+        raise UsageError(
+            f"policy.quantization {file} holds a denoiser in the bits of the file, but {recipe.policy.model} writes"
+            " text; set policy.model to a .gguf file of a language model, or take bitsandbytes-nf4"
+        )
     if recipe.policy.environment is not None and made != {"text"}:
         raise UsageError(
             f"policy.environment answers language models, but {recipe.policy.model} makes {kind_of(made)}s; "

@@ -12,13 +12,15 @@ from typing import Any
 from genalign.files.places import file_path, model_path
 from genalign.files.settings import read_yaml
 from genalign.method import build_method
+from genalign.policy import modalities_of
 from genalign.policy.bases import bases
 from genalign.policy.footprint import Footprint
+from genalign.policy.language.footprint import WriterFootprint
 from genalign.policy.settings import PolicySettings, Vae
 from genalign.reward.heads.published import CLIP_H, CLIP_L, PRESETS
 from genalign.run.recipe import Recipe
 from genalign.training.shares import Share, share
-from genalign.types import UsageError
+from genalign.types import GenalignError, UsageError
 
 GB = 2**30  # a card of 24 GB has so many times this
 MODELS = {CLIP_L: 1.7, CLIP_H: 3.9}  # gigabytes of networks that rewards name by themselves
@@ -58,23 +60,46 @@ class Memory:
 
     def __init__(self, recipe: Recipe, ranks: int = 1) -> None:
         self.recipe, self.settings, self.ranks = recipe, recipe.policy, ranks
-        self.footprint = Footprint(recipe.policy, model_path(recipe.policy.model, recipe.folder))
+        model = model_path(recipe.policy.model, recipe.folder)
+        self.writer = WriterFootprint(recipe.policy, model) if _writes(model) else None
+        if self.writer is None:
+            self.footprint = Footprint(recipe.policy, model)
         self.climbs = "reward_grad" in build_method(recipe.method, recipe.folder).needs
         self.rewards = round(1e9 * sum(sizes_of_rewards(recipe).values()))
 
     @cached_property
     def shares(self) -> dict[str, Share]:
-        """Of the denoisers that are split over the ranks, by name."""
+        """Of the networks that are split over the ranks, by name."""
         if self.recipe.train.backend != "fsdp2" or self.ranks == 1:
             return {}
+        if self.writer is not None:
+            return {"model": share(self.writer.adapted(), self.ranks)}
         return {name: share(self.footprint.adapted(name), self.ranks) for name in self.footprint.denoisers}
 
     @property
     def ladder(self) -> list[tuple[str, dict[str, Any]]]:
-        """The levers that can be set: neither offload nor quantization where weights are split."""
-        return [(words, changed) for words, changed in LADDER if not (self.shares and changed.keys() & STRONGER.keys())]
+        """The levers that can be set: neither offload nor quantization where weights are split, and none of an
+        autoencoder where there is none."""
+        refused = (STRONGER.keys() if self.shares else set()) | ({"vae"} if self.writer is not None else set())
+        return [(words, changed) for words, changed in LADDER if not changed.keys() & refused]
 
     def phases(self, settings: PolicySettings) -> list[Phase]:
+        return self._drawing(settings) if self.writer is None else self._writing(self.writer, settings)
+
+    def _writing(self, f: WriterFootprint, settings: PolicySettings) -> list[Phase]:
+        """Of a language model: one network, which waits while rewards score."""
+        away = settings.offload is not None
+        beside, split = 0 if away else self.rewards, self.shares.get("model")
+        here, gathered = (f.resident(settings), 0) if split is None else (split.held, split.beside)
+        moving, learning = round(4 * f.trained * self._copies()), f.learning(settings)
+        update = None if learning is None else max(0, learning - 4 * f.trained)  # counted with the adapter
+        return [
+            Phase("sample", beside + here + gathered, moving, f.sampling(settings)),
+            Phase("score", self.rewards + (0 if away else here), moving, None),
+            Phase("update", beside + here + gathered, moving, update),
+        ]
+
+    def _drawing(self, settings: PolicySettings) -> list[Phase]:
         f, rewards = self.footprint, self.rewards
         networks = {name: f.resident(name, settings) for name in f.parts}
         networks |= {name: of.held for name, of in self.shares.items()}
@@ -157,6 +182,14 @@ class Memory:
         return True
 
 
+def _writes(model: Path | str) -> bool:
+    """Whether it is a language model; one of which nothing is known counts as one that draws."""
+    try:
+        return model not in bases() and modalities_of(model) == {"text"}
+    except GenalignError:
+        return False
+
+
 def _changed(settings: PolicySettings, changed: Mapping[str, Any]) -> PolicySettings:
     return settings.model_copy(update=dict(changed))
 
@@ -221,7 +254,7 @@ def _over_ranks(memory: Memory, unit: int, name: str) -> Iterator[str]:
     """What each of several ranks holds and is sent."""
     if memory.ranks == 1:
         return
-    sums = f"an update sums {4 * memory.footprint.trained / unit:.3f} {name} of gradients over them"
+    sums = f"an update sums {4 * (memory.writer or memory.footprint).trained / unit:.3f} {name} of gradients over them"
     if not memory.shares:
         yield f"{'ranks':<17} {memory.ranks}, and each holds all that is above; {sums}"
         return

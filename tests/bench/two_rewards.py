@@ -35,9 +35,11 @@ def hypervolume(points: Tensor, worst: Tensor) -> float:
 
 
 def trained(overrides: list[str], steps: int, folder: Path) -> Any:
-    """The recipe, with its policy trained."""
-    folder.mkdir()
-    built = build(load_recipe("image-flow-grpo", [*overrides, f"train.steps={steps}", "eval=null"]))
+    """The recipe, with its policy trained, if by any steps."""
+    folder.mkdir(exist_ok=True)
+    built = build(load_recipe("image-flow-grpo", [*overrides, f"train.steps={max(steps, 1)}", "eval=null"]))
+    if steps == 0:
+        return built
     progress = start(built.policy, built.reward, built.recipe.train)
     prompts_per_step = built.recipe.data.prompts_per_step
     for log in train(progress, built.method, lambda step: built.data.draw(step, prompts_per_step, 0), folder):
@@ -45,14 +47,16 @@ def trained(overrides: list[str], steps: int, folder: Path) -> Any:
     return built
 
 
-def batches(built: Any, prompts: list[Prompt], tags: list[str], weights: Any, reward: Any = None) -> Tensor:
+def batches(
+    built: Any, prompts: list[Prompt], tags: list[str], weights: Any, reward: Any = None, steps: int | None = 10
+) -> Tensor:
     """(P,SAMPLES,2): both rewards of samples of each prompt, which share the tags evenly; by `reward`, or the run's own
-    one."""
+    one. steps: of sampling; None: the recipe's."""
     each = SAMPLES // max(1, len(tags))
     tagged, plain, _ = tag_prompts(prompts, tags)
     asked, judged = ([prompt for prompt in which for _ in range(each)] for which in (tagged, plain))
     with built.policy.weights(weights):
-        media = built.policy.generate(asked, list(range(len(asked))), guidance=1.0, steps=10)
+        media = built.policy.generate(asked, list(range(len(asked))), guidance=1.0, steps=steps)
     scores = (reward or built.reward)(judged, media)
     columns = [scores.names.index(name) for name in REWARDS]
     return scores.values[:, columns].view(len(prompts), SAMPLES, 2)

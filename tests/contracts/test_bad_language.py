@@ -8,20 +8,24 @@ no numbers (test_sampling.py), tokenizers without a padding token (test_policy.p
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from transformers.utils import logging
 
 from genalign.data.prompts import read_prompts
+from genalign.files.shipped import shipped
 from genalign.method import MethodSettings, build_method
+from genalign.policy import load_policy
 from genalign.policy.language import LanguagePolicy
 from genalign.policy.settings import Lora, PolicySettings
 from genalign.types import GenalignError, Prompt, UsageError
 from tests.helpers.language_policies import PICTURES, policy
-from tests.helpers.tiny_language import tiny_language
+from tests.helpers.tiny_language import save_tiny_language, tiny_language
 
 
 def tiny(prepare: Any = None, **keys: Any) -> LanguagePolicy:
@@ -73,6 +77,47 @@ def test_an_adapter_of_another_family_is_refused(tmp_path: Path) -> None:
     assert all(torch.equal(p, before[name]) for name, p in mine.named_trainable().items())
     with pytest.raises(UsageError, match="there is no adapter at"):
         mine.load_adapter(tmp_path / "nowhere")
+
+
+def test_an_adapter_of_another_family_is_not_merged(tmp_path: Path) -> None:
+    folder = save_tiny_language(tmp_path / "model")
+    policy("gemma2").save_adapter(tmp_path / "adapter")
+    settings = PolicySettings(model="tiny", merged=str(tmp_path / "adapter"))
+    with pytest.raises(UsageError, match=r"belongs to another model \((size mismatch for )?base_model") as error:
+        load_policy(settings, folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    """transformers makes a tokenizer of nothing, in which every prompt is empty."""
+    shutil.copytree(shipped("assets", "tiny-lm"), tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).unlink()
+    with pytest.raises(UsageError, match=r"has no vocabulary of a tokenizer; put tokenizer\.json"):
+        load_policy(PolicySettings(model="tiny"), tmp_path / "model")
+
+
+@pytest.mark.parametrize("layer", ["first", "last"])
+def test_weights_that_are_no_numbers_are_told_apart_from_a_model_that_samples_otherwise(layer: str) -> None:
+    def spoilt(model: Any, words: Any) -> None:
+        with torch.no_grad():
+            model.model.layers[0 if layer == "first" else -1].input_layernorm.weight[0] = torch.nan
+
+    with pytest.raises(GenalignError, match="logits are NaN or infinite, so nothing can be sampled"):
+        tiny(spoilt).rollout([Prompt("hello")], 1, 0)
+
+
+def test_a_prompt_that_is_too_long_is_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    def short(model: Any, words: Any) -> None:
+        words.model_max_length = 8
+
+    logging.enable_propagation()
+    try:
+        with pytest.raises(UsageError, match="which leaves no room for 6 more"):
+            tiny(short).check_prompt(Prompt("star " * 90))
+    finally:
+        logging.disable_propagation()
+    assert not caplog.records
 
 
 def test_a_placeholder_stays_in_the_row_of_its_picture() -> None:

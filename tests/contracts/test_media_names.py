@@ -47,6 +47,7 @@ REASONS = {
     "policy/chain.py": POLICY,
     "policy/clip_form.py": "clips alone have a count and a rate of frames",
     "policy/language/chat.py": "the parts of a message that are text",
+    "policy/language/template.py": "the parts of a message that are text",
     "policy/language/policy.py": POLICY,
     "policy/unmasking/policy.py": POLICY,
     "policy/language/processor.py": "which argument of a processor takes which medium, and how it is handed over",
@@ -92,6 +93,7 @@ REASONS = {
     "reward/runtime/wire.py": "the key `text` of a prompt in a frame",
     "reward/sets/reward.py": HEAD,
     "run/build.py": "given answers are checked with their prompts; one question about two pictures is two",
+    "run/memory.py": "a language model draws nothing and decodes nothing",
     "run/fits.py": "a language model has no forward process and no noise",
 }
 

@@ -71,6 +71,7 @@ from genalign.run.recipe import load_recipe
 from genalign.run.trackers import start_trackers
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from genalign.types import GenalignError, Media, Prompt, Track, UsageError
+from tests.helpers import tiny_gguf
 from tests.helpers.tiny_language import save_tiny_language
 from tests.helpers.tiny_recipe import image_model, write_recipe
 from tests.helpers.toy_judges import serving
@@ -827,6 +828,19 @@ def test_model_open_clip(
             ClipReward(folder).version  # noqa: B018
     assert not marker.exists()
     assert (listener.asked, unpickled, asked_at_the_terminal) == ([], [], [])
+
+
+def test_model_gguf(tmp_path: Path) -> None:
+    """A template that climbs out of its strings is refused, and files of another model beside it are not read."""
+    pytest.importorskip("gguf", reason="an extra that the tests do not install: genalign[quantization]")
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        (tmp_path / name).write_text("no JSON")
+    file = tiny_gguf.written(tiny_gguf.tiny_llama(), tmp_path / "good.gguf")
+    assert load_language(PolicySettings(model="tiny"), file).chat.template.text == tiny_gguf.CHAT
+    climbs = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    file = tiny_gguf.written(tiny_gguf.tiny_llama(), tmp_path / "bad.gguf", template=climbs)
+    with pytest.raises(UsageError, match=r"the model's chat template writes no prompt .* is unsafe"):
+        load_language(PolicySettings(model="tiny"), file)
 
 
 def test_model_template(tmp_path: Path) -> None:

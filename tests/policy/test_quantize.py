@@ -18,29 +18,10 @@ from genalign.run.build import build
 from genalign.run.recipe import load_recipe
 from genalign.types import Trajectory, UsageError
 from tests.helpers.diffusion import PROMPTS
+from tests.helpers.quantized_layers import KINDS, REASON, dequantized, named
 from tests.helpers.tiny_pipelines import FAMILIES, MORE
 
-KINDS = {"bitsandbytes-nf4": "bitsandbytes", "bitsandbytes-int8": "bitsandbytes", "torchao-int8": "torchao",
-         "torchao-float8": "torchao"}  # fmt: skip
 CPU = torch.device("cpu")
-REASON = "an extra that the tests do not install, since it makes importing diffusers slower: genalign[quantization]"
-
-
-def dequantized(layer: nn.Module) -> nn.Linear:
-    """A dense layer with the weights that a quantised one stands for, by the package's own function."""
-    held: Any = layer
-    dense = nn.Linear(held.in_features, held.out_features, bias=held.bias is not None)
-    if hasattr(held.weight, "quant_state"):
-        import bitsandbytes.functional as F
-
-        weight = F.dequantize_4bit(held.weight.data, held.weight.quant_state)
-    elif hasattr(held, "state") and held.state.CB is not None:  # where the first product put them
-        weight = held.state.CB.float() * held.state.SCB[:, None] / 127
-    else:
-        weight = held.weight.dequantize()
-    dense.weight = nn.Parameter(weight.float(), requires_grad=False)
-    dense.bias = held.bias
-    return dense
 
 
 def policy(name: str, folder: Path, **levers: Any) -> DiffusionPolicy:
@@ -104,14 +85,6 @@ def test_gradients_are_those_of_the_weights_that_are_held(name: str, kind: str, 
     assert cosine > (0.999 if kind == "bitsandbytes-int8" else 0.999999)  # which rounds activations in its products
 
 
-def named(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
-    return [
-        (module, name, child)
-        for name, child in module.named_children()
-        if isinstance(child, nn.Linear) and not hasattr(module, "base_layer")
-    ]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_takes_fewer_bytes(kind: str) -> None:
     pytest.importorskip(KINDS[kind], reason=REASON)
@@ -173,9 +146,7 @@ def test_layers_that_spoil_gradients_are_refused(made: Any, sentence: str, monke
     [
         (["policy.quantization=torchao-int8-dynamic"], "would quantise activations as well"),
         (["policy.quantization=nf4"], "must be a .gguf file or one of bitsandbytes-nf4"),
-        (["policy.quantization=torchao-int8", "policy.model=tiny-expander"], "policy.quantization is of denoisers"),
-        (["policy.offload=phases", "policy.model=tiny-expander"], "policy.offload is of denoisers"),
-        (["policy.vae.tiling=true", "policy.model=tiny-expander"], "policy.vae is of denoisers"),
+        (["policy.vae.tiling=true", "policy.model=tiny-expander"], "policy.vae is of models that draw"),
         (["policy.quantization=bitsandbytes-int8", "policy.offload=phases"], "layers cannot be moved"),
         (["policy.quantization=a.gguf", "policy.merged=b"], "nothing can be merged into a .gguf file"),
     ],

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.recompute import recompute_blocks, recomputed
 from genalign.policy.settings import Lora, PolicySettings, Sampler
-from genalign.run.build import build
-from genalign.run.recipe import load_recipe
 from genalign.types import GenalignError, UsageError
 from tests.helpers.diffusion import PROMPTS
 from tests.helpers.tiny_pipelines import FAMILIES
@@ -92,9 +90,3 @@ def test_a_network_without_blocks_is_refused_in_one_sentence() -> None:
     with pytest.raises(UsageError, match=r"has no blocks .* policy\.gradient_checkpointing") as error:
         recompute_blocks(nn.Linear(2, 2))
     assert "\n" not in str(error.value)
-
-
-def test_a_language_model_has_no_such_setting() -> None:
-    overrides = ["policy.gradient_checkpointing=true", "policy.model=tiny-expander"]
-    with pytest.raises(UsageError, match=r"policy\.gradient_checkpointing is of denoisers"):
-        build(load_recipe("text-grpo", overrides))

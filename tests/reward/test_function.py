@@ -8,7 +8,7 @@ import torch
 
 from genalign.method.losses import advantages
 from genalign.reward import FunctionReward, Runner, check_needs, guarded, reward
-from genalign.reward.function import read_column
+from genalign.reward.returned import read_column
 from genalign.types import Media, Reward, Track, UsageError
 from tests.helpers.toy_rewards import images, prompts, texts
 

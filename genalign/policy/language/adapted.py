@@ -14,19 +14,28 @@ from torch import nn
 from genalign.policy.adapter import Adapter
 from genalign.policy.archive import weights_digest
 from genalign.policy.language.head import Head
+from genalign.policy.language.saving import Saving
 from genalign.types import UsageError, Weights
 
 
 class Adapted:
-    """The part of a Policy that its adapter answers; `model` is the network that holds it, `head` its last layer."""
+    """The part of a Policy that its adapter answers; `model` is the network that holds it, `head` its last layer, and
+    `memory` what its settings save."""
 
     model: Any
     adapter: Adapter
     head: Head
+    memory: Saving
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.memory.device
+
+    def saving(self) -> tuple[str, ...]:
+        return self.memory.names
+
+    def plainly(self) -> AbstractContextManager[None]:
+        return self.memory.plainly()
 
     def weights(self, which: Weights) -> AbstractContextManager[None]:
         return self.adapter.weights(which)

@@ -18,11 +18,14 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from genalign.policy.language.apart import agree
-from genalign.types import UsageError
+from genalign.types import GenalignError, UsageError
 
 log = logging.getLogger(__name__)
 
 CHUNK = 7 * 2**20  # logits that are computed at a time: 28 MiB of floats, which allocator.py keeps for the next chunk
+NO_NUMBERS = (
+    "the model's logits are NaN or infinite, so nothing can be sampled; set policy.dtype=float32, or check the weights"
+)
 TRIAL = 4  # tokens on which the head is compared with the model's own logits
 
 # What classes multiply the head's output by, or divide it (Granite, which others read the other way): by the setting.
@@ -128,6 +131,8 @@ class Head:
         ids = torch.tensor([self.allowed(TRIAL)], device=device)
         inputs = self.trial or {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         whole = self.model(**inputs, use_cache=False).logits[0].float()
+        if not bool(whole.isfinite().all()):
+            raise GenalignError(NO_NUMBERS)
         if not any(self._fits(inputs, whole, *tail) for tail in self._tails()):
             log.warning("%s does more than a product to make its logits, so they are all held in memory at once",
                         type(self.model).__name__)  # fmt: skip

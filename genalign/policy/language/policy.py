@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genalign.policy.adapter import Adapter
+from genalign.policy.adapters import check_here
 from genalign.policy.archive import settings_digest
 from genalign.policy.language.adapted import Adapted, language_part
 from genalign.policy.language.batch import Encoded
@@ -21,6 +22,7 @@ from genalign.policy.language.head import Head
 from genalign.policy.language.processor import Reader, is_processor, with_encoded_media
 from genalign.policy.language.rows import check_finite, check_guidance, check_room, encoded_once, rows_of, up_to_end
 from genalign.policy.language.sampling import Sampler
+from genalign.policy.language.saving import Saving
 from genalign.policy.language.scoring import Scorer, Tokens
 from genalign.policy.language.turns import Conversation, Environment, Written
 from genalign.policy.settings import PolicySettings
@@ -41,21 +43,29 @@ class LanguagePolicy(Adapted):
     completion must not hold, left out.
 
     reader: a tokenizer, or the processor of a model that sees or hears. environment: what answers its turns, such as a
-    tool; the answers are part of the completion, and no steps: nothing is learnt from them.
+    tool; the answers are part of the completion, and no steps: nothing is learnt from them. device: where it computes,
+    if the model waits elsewhere (policy.offload); None: where it is.
     """
 
     modalities = frozenset({"text"})
     guided = False
 
     def __init__(
-        self, model: Any, reader: Any, settings: PolicySettings, environment: Environment | None = None
+        self,
+        model: Any,
+        reader: Any,
+        settings: PolicySettings,
+        environment: Environment | None = None,
+        device: torch.device | None = None,
     ) -> None:
         from transformers import GenerationConfig
 
         own = Reader(reader, model) if is_processor(reader) else None
         tokenizer = reader if own is None else reader.tokenizer
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self.adapter = Adapter(model, settings.lora, language_part(model) if own is not None else "")
+        check_here(model)
+        self.memory = Saving(model, settings, device)
+        self.adapter = Adapter(model, settings.lora, language_part(model) if own is not None else "", device)
         self._log_layers()
         named = getattr(model.generation_config, "eos_token_id", None)
         self.ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
@@ -86,7 +96,9 @@ class LanguagePolicy(Adapted):
         for block in self._blocks(len(rows)):
             uniform = torch.stack([self._uniform(seeds[row]) for row in block])
             written += self._converse([rows[row] for row in block], [encoded[row] for row in block], longest, uniform)
-        return self._trajectory(rows, encoded, written, seeds)
+        trajectory = self._trajectory(rows, encoded, written, seeds)
+        self.memory.leave()
+        return trajectory
 
     def _converse(
         self, prompts: Sequence[Prompt], encoded: Sequence[Encoded], longest: int, uniform: Tensor | None
@@ -112,7 +124,9 @@ class LanguagePolicy(Adapted):
             ids = list(self._answer(*given))
             turns = [{"role": "assistant", "content": self.chat.text(given[1], ids)}]
             written.append(Written(ids, [True] * len(ids), turns))
-        return self._trajectory(tuple(prompts), encoded, written, [0] * len(encoded))
+        trajectory = self._trajectory(tuple(prompts), encoded, written, [0] * len(encoded))
+        self.memory.leave()
+        return trajectory
 
     def _trajectory(
         self,
@@ -157,6 +171,7 @@ class LanguagePolicy(Adapted):
         for block in self._blocks(len(prompts)):
             own = [encoded[row] for row in block]
             written += self._converse([prompts[row] for row in block], own, longest, None)
+        self.memory.leave()
         return _media(written)
 
     @torch.no_grad()
@@ -180,6 +195,7 @@ class LanguagePolicy(Adapted):
 
         (drawn,) = self.sampler([encoded], longest, uniform, show)
         completion = up_to_end(drawn, self.ends)
+        self.memory.leave()
         return Media(text=Track([self.chat.text(encoded, completion)], ids=[tuple(completion)]))
 
     def _uniform(self, seed: int) -> Tensor:
@@ -187,6 +203,7 @@ class LanguagePolicy(Adapted):
         return torch.rand(self.settings.max_new_tokens, dtype=torch.float64, generator=generator)
 
     def _encode(self, prompts: Sequence[Prompt], longest: int) -> list[Encoded]:
+        self.memory.bring()
         return encoded_once(prompts, lambda prompt: with_encoded_media(self.model, self._encode_one(prompt, longest)))
 
     def check_prompt(self, prompt: Prompt, answer: str | None = None) -> None:
@@ -225,6 +242,7 @@ class LanguagePolicy(Adapted):
         steps: Sequence[int] | None = None,
         versus: Weights | None = None,
     ) -> Steps:
+        self.memory.bring()
         tape: Tokens = trajectory.tape
         columns = list(range(trajectory.logp.shape[1])) if steps is None else list(steps)
         mask = trajectory.mask[list(rows)][:, columns].to(self.device)
@@ -245,9 +263,11 @@ class LanguagePolicy(Adapted):
     # ---- searching --------------------------------------------------------------------------------------------------
 
     def certainty(self, trajectory: Trajectory, rows: Sequence[int]) -> Tensor:
+        self.memory.bring()
         return self.scorer.certainty(trajectory.tape, rows)
 
     def embeddings(self) -> Tensor:
+        self.memory.bring()
         layer = self.model.get_output_embeddings()
         if layer is None:
             raise UsageError(f"{type(self.model).__name__} has no output layer to read tokens from; take best-of-n")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from genalign.policy.language.apart import TOKENS, Way, cheapest_way
 from genalign.policy.language.batch import Encoded, beside_tokens, media_of
-from genalign.policy.language.head import Head
+from genalign.policy.language.head import NO_NUMBERS, Head
 from genalign.types import GenalignError, UsageError
 
 BLOCK = 256  # tokens whose probabilities are added up before one of them is looked for
@@ -211,10 +211,7 @@ class Pick:
     def check(self) -> None:
         """Raises GenalignError where logits were no numbers."""
         if self._finite is not None and not bool(self._finite):
-            raise GenalignError(
-                "the model's logits are NaN or infinite, so nothing can be sampled; set policy.dtype=float32, or check "
-                "the weights"
-            )
+            raise GenalignError(NO_NUMBERS)
 
 
 def drawn(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ import torch
 
 from genalign.files.shipped import CONFIG, PIPELINE
 from genalign.files.untrusted import check_model
+from genalign.policy.language.load import quantize_writer
+from genalign.policy.quantize import check_quantization
 from genalign.policy.settings import PolicySettings
 from genalign.policy.unmasking.form import Form, MasksInText, NoiseOnCanvas
 from genalign.policy.unmasking.policy import UnmaskingPolicy
@@ -28,6 +30,9 @@ def load_unmasking(settings: PolicySettings, folder: Path, device: str = "cpu") 
     """
     from safetensors import SafetensorError
 
+    at, kind = torch.device(device), settings.quantization
+    if kind is not None:
+        check_quantization(kind, at, getattr(torch, settings.dtype))
     check_model(folder)
     if unknown := sorted(settings.call.keys() - ASKED):
         raise UsageError(f"policy.call.{unknown[0]} is nothing that a diffusion language model takes; remove it")
@@ -41,7 +46,10 @@ def load_unmasking(settings: PolicySettings, folder: Path, device: str = "cpu") 
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{folder} does not load as a diffusion language model: {reason}") from error
     within = "" if form.masked else _name_of(model, model.get_decoder())
-    return UnmaskingPolicy(model.to(device).eval(), tokenizer, form, settings, within)
+    if kind is not None:
+        quantize_writer(model, kind, at, within)
+    model = model if settings.offload is not None else model.to(at)
+    return UnmaskingPolicy(model.eval(), tokenizer, form, settings, within, at)
 
 
 def _of_pipeline(settings: PolicySettings, folder: Path) -> tuple[Any, Any, Form]:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from genalign.policy.adapter import Adapter
+from genalign.policy.adapters import check_here
 from genalign.policy.archive import settings_digest
 from genalign.policy.language.adapted import Adapted
 from genalign.policy.language.batch import Encoded
 from genalign.policy.language.chat import Chat
 from genalign.policy.language.head import Head
 from genalign.policy.language.rows import check_finite, check_guidance, check_room, encoded_once, rows_of, up_to_end
+from genalign.policy.language.saving import Saving
 from genalign.policy.settings import PolicySettings
 from genalign.policy.unmasking.form import Form
 from genalign.policy.unmasking.likelihood import bound
@@ -50,9 +52,19 @@ class UnmaskingPolicy(Adapted):
     modalities = frozenset({"text"})
     guided = False
 
-    def __init__(self, model: Any, tokenizer: Any, form: Form, settings: PolicySettings, within: str = "") -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        form: Form,
+        settings: PolicySettings,
+        within: str = "",
+        device: torch.device | None = None,
+    ) -> None:
         self.model, self.tokenizer, self.form, self.settings = model, tokenizer, form, settings
-        self.adapter = Adapter(model, settings.lora, within)
+        check_here(model)
+        self.memory = Saving(model, settings, device)
+        self.adapter = Adapter(model, settings.lora, within, device)
         self.ends = {tokenizer.eos_token_id} - {None}
         self.end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end
@@ -71,6 +83,7 @@ class UnmaskingPolicy(Adapted):
         rows, seeds = rows_of(prompts, per_prompt, seed)
         each = self.turns.each(self.settings.sampler.steps)
         tape, logp = self.writer(self._encode(rows), seeds, each)
+        self.memory.leave()
         check_finite(logp)
         return Trajectory(
             prompts=rows,
@@ -91,7 +104,9 @@ class UnmaskingPolicy(Adapted):
         """The likeliest tokens at the surest places; `steps`: turns of a whole block. `seeds` change noise alone."""
         check_guidance(guidance)
         each = self.turns.each(steps or self.settings.sampler.steps)
-        return self._media(self.writer(self._encode(prompts), seeds, each, greedy=True)[0])
+        tape = self.writer(self._encode(prompts), seeds, each, greedy=True)[0]
+        self.memory.leave()
+        return self._media(tape)
 
     # ---- replay -----------------------------------------------------------------------------------------------------
 
@@ -102,6 +117,7 @@ class UnmaskingPolicy(Adapted):
         steps: Sequence[int] | None = None,
         versus: Weights | None = None,
     ) -> Steps:
+        self.memory.bring()
         each, tape = trajectory.steps_together, trajectory.tape
         columns = list(range(trajectory.logp.shape[1])) if steps is None else list(steps)
         numbers = sorted({column // each for column in columns})
@@ -184,6 +200,7 @@ class UnmaskingPolicy(Adapted):
             self.encode(Media(text=Track([answer])))
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[Encoded]:
+        self.memory.bring()
         return encoded_once(prompts, self._encode_one)
 
     def _encode_one(self, prompt: Prompt) -> Encoded:

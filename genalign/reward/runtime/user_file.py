@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from genalign.reward.function import FunctionReward, describe
+from genalign.reward.function import FunctionReward
+from genalign.reward.returned import describe
 from genalign.types import UsageError, nearest
 
 

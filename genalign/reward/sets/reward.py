@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from genalign.reward.heads.exemplars import read_exemplars, rows_of
 from genalign.reward.heads.sound_features import MelFeatures, SoundFeatures, sound_features, windows
 from genalign.reward.prefetch import Prefetch
 from genalign.reward.scores import all_valid, filled
+from genalign.reward.sets.credit import Measure, contrast, couples
 from genalign.reward.sets.frechet import Frechet, FrechetInfinity, Moments
 from genalign.reward.sets.kernel import Coverage, KernelDistance
 from genalign.reward.sets.neighbours import Precision, Recall
@@ -29,23 +30,6 @@ Name = Literal["frechet", "frechet-infinity", "kernel", "coverage", "precision",
 COUNTING: dict[str, type[Coverage] | type[Recall]] = {"coverage": Coverage, "precision": Precision, "recall": Recall}
 Level = Literal["set", "sample"]
 Credit = Literal["leave_one_out", "swap"]
-SWEEPS = 8  # of swaps, each of which accepts as many at once as pay
-
-
-class Measure(Protocol):
-    """A number about rows (n,d) of float64. better: +1 where more is better, -1 where less is."""
-
-    better: float
-
-    def value(self, rows: Tensor) -> Tensor: ...
-
-    def leave_one_out(self, rows: Tensor) -> Tensor:
-        """(n,): the value without each row, n >= 2."""
-        ...
-
-    def swapped(self, rows: Tensor, others: Tensor) -> Tensor:
-        """(n,): the value with row i, and no other, exchanged for others[i]; n >= 2."""
-        ...
 
 
 class SetReward(Stateless):
@@ -270,49 +254,3 @@ def _everyone(mine: Tensor, group: Tensor) -> tuple[Tensor, Tensor, int]:
     with spent("wait"):
         lengths = gather(torch.tensor([len(mine)]))
     return gather(mine.detach()), gather(group), int(lengths[: rank()].sum())
-
-
-def couples(group: Tensor) -> Tensor:
-    """(P,2) rows: the j-th sibling of the first half of each group with the j-th of the second."""
-    pairs = [torch.empty(0, 2, dtype=torch.long)]
-    for name in torch.unique(group):
-        rows = torch.nonzero(group == name).flatten()
-        half = len(rows) // 2
-        pairs.append(torch.stack([rows[:half], rows[half : 2 * half]], 1))
-    return torch.cat(pairs)
-
-
-def contrast(measure: Measure, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """One of first[i], second[i] (P,d) for each i, so that the chosen set measures well (DRAGON, arXiv 2504.15217).
-
-    Returns wins (P,) bool: second[i] was chosen; loss (P,) >= 0: what the chosen set loses by exchanging pair i, 0
-    where it would gain. The chosen set is at least as good as either of the two.
-
-    Departs from the paper, whose procedure is not public: the better whole set is the start, and a sweep exchanges as
-    many pairs at once as still improve the set, found from all single exchanges by one eigendecomposition.
-    """
-    wins = torch.zeros(len(first), dtype=torch.bool)
-    if measure.better * (measure.value(second) - measure.value(first)) > 0:
-        wins = ~wins
-    for _ in range(SWEEPS):
-        chosen, others = _chosen(wins, first, second)
-        best = measure.value(chosen)
-        gain = measure.better * (measure.swapped(chosen, others) - best)  # (P,)
-        order, many = gain.argsort(descending=True), int((gain > 1e-12).sum())
-        while many:  # gains of single exchanges do not add up: halve their number until together they improve the set
-            trial = wins.clone()
-            trial[order[:many]] = ~wins[order[:many]]
-            if measure.better * (measure.value(_chosen(trial, first, second)[0]) - best) > 0:
-                break
-            many //= 2
-        if not many:
-            return wins, (-gain).clamp(min=0)
-        wins = trial
-    chosen, others = _chosen(wins, first, second)
-    loss = measure.better * (measure.value(chosen) - measure.swapped(chosen, others))
-    return wins, loss.clamp(min=0)
-
-
-def _chosen(wins: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each pair the row that is in the set, and the other one."""
-    return torch.where(wins[:, None], second, first), torch.where(wins[:, None], first, second)

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from genalign.reward import ClipReward, Runner, SetReward, Similarity, build_reward
 from genalign.reward.heads.exemplars import read_exemplars
 from genalign.reward.sets import reward as sets
+from genalign.reward.sets.credit import contrast, couples
 from genalign.reward.sets.frechet import Frechet, Moments
 from genalign.reward.sets.kernel import KernelDistance
-from genalign.reward.sets.reward import contrast, couples
 from genalign.types import Media, Track, UsageError
 from tests.helpers.feature_sets import exemplar_room, measure, on_two_ranks, rows
 from tests.helpers.toy_rewards import images, prompts
