@@ -19,13 +19,22 @@ COUNTED = [
 ]  # fmt: skip
 NUMBER = re.compile(
     rf"""
-    (?<![\w.])([-−+]?(?>(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?|\.\d+))  # 1,000.5, -2, .5; never a part of one
+    (?:\b(minus|negative)\s+)?
+    (?:(?<![\w.])([-−+]?(?>(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?|\.\d+))  # 1,000.5, -2, .5; never a part of one
     (?:e([-−+]?\d+)  # 6.6e-34
     | \s*(?:[x×·*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*{{?([-−+]?\d+)}}?)?  # 6.6 x 10^-34, 6.6 \times 10^{{-34}}
     %?(?!\w)
-    | \b({"|".join(COUNTED)})\b
+    | \b({"|".join(COUNTED)})\b)
     """,
     re.IGNORECASE | re.VERBOSE,
+)
+WORD = re.compile(
+    r"""
+    (?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:[.:/]\d+)*(?!\w)  # -5, 1,000.5, 2:30, 1/2
+    | \w+(?:\+\+|\#)?  # C++ and C# are not C
+    | [<>=≤≥≠]+  # x >= 5 is not x <= 5
+    """,
+    re.VERBOSE,
 )
 BOX = re.compile(r"[\[(]\s*" + r"\s*,\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*[\])]")
 
@@ -37,7 +46,7 @@ class Answer(TextRule):
     and </tag>, once; null: it is the whole text. A right answer that is a number, in digits or as an English word up to
     twenty, is compared as a number, whole numbers exactly and others to `tolerance` of its own size, so that 6.6e-34 is
     not 1.6e-19; any other as words: in lower case, without articles and punctuation (SQuAD's normalisation, arXiv
-    1606.05250).
+    1606.05250), but for what makes another answer of it (`plain_words`).
 
     unsure: the confidence where an answer cannot be read with certainty: in words, the right ones stand among others;
     as a number, there is none or several differ. Its score is then 0, and in a hybrid the model has the other share
@@ -74,7 +83,8 @@ class Answer(TextRule):
         wanted = numbers_of(str(right))
         if len(wanted) == 1 and not plain_words(NUMBER.sub(" ", str(right))):
             return self._number(given, wanted[0])
-        words, those = plain_words(given), plain_words(str(right))
+        words = plain_words(given) or [given.strip()]  # an answer may be a mere sign
+        those = plain_words(str(right)) or [str(right).strip()]
         if words == those:
             return Rated((1.0,))
         among = any(words[at : at + len(those)] == those for at in range(len(words)))
@@ -167,17 +177,23 @@ def boxes_of(text: str) -> Any:
 
 def numbers_of(text: str) -> list[float]:
     """The numbers of a text, in digits ("1,000", "-2.5", "40%", "6.6e-34", "6.6 x 10^-34") or as English words up to
-    twenty."""
+    twenty; "minus" or "negative" before either is its sign."""
     found = []
-    for digits, *powers, word in NUMBER.findall(text):
+    for minus, digits, *powers, word in NUMBER.findall(text):
         if word:
-            found.append(float(COUNTED.index(word.lower())))
+            value = float(COUNTED.index(word.lower()))
         else:
             power = "".join(powers) or "0"
-            found.append(float(f"{digits}e{power}".replace(",", "").replace("−", "-")))
+            value = float(f"{digits}e{power}".replace(",", "").replace("−", "-"))
+        found.append(-value if minus else value)
     return found
 
 
 def plain_words(text: str) -> Sequence[str]:
-    """Its words in lower case, without articles and punctuation."""
-    return [word for word in re.findall(r"\w+", text.lower()) if word not in ("a", "an", "the")]
+    """Its words in lower case, without articles and punctuation.
+
+    Departs from the paper, whose code deletes every mark and every "a": the sign and the point of a number stay, as do
+    C++ and C#, signs of comparison, and an "a" at the end, which is a name (vitamin A, choice A).
+    """
+    words = [word.replace("−", "-").replace(",", "") for word in WORD.findall(text.lower())]
+    return [word for word in words[:-1] if word not in ("a", "an", "the")] + words[-1:]
