@@ -13,6 +13,7 @@ from genalign.reward.heads.rules import Rated, TextRule
 from genalign.reward.tags import tagged
 from genalign.types import Prompt, UsageError
 
+EDITION = 2  # of `answer`'s formula; another one makes other scores, which no run takes for the old ones
 COUNTED = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
@@ -71,7 +72,7 @@ class Answer(TextRule):
         self.tolerance = number(name, "tolerance", tolerance, 0.0)
         self.unsure = number(name, "unsure", unsure, 0.0, 1.0)
         self.needs = frozenset({"text", f"facts.{key}"})
-        self.settings = (key, tag, self.tolerance, self.unsure, self.near)
+        self.settings = (EDITION, key, tag, self.tolerance, self.unsure, self.near)
 
     def rate(self, text: str, prompt: Prompt) -> Rated | None:
         right = prompt.facts.get(self.key)
