@@ -7,7 +7,7 @@
 # Versions: math-verify 0.9.0 with latex2sympy2-extended 1.11.0.
 # Harm: Recipes, lengths in inches and school problems have mixed numbers. A model is rewarded or punished by the markup
 #   around them, and nothing fails that would show it.
-# genalign: `answer` reads several numbers there, so such a text has no certain answer.
+# genalign: `answer` reads several numbers there, so where the right one is a number it is not sure.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
