@@ -16,7 +16,7 @@ from genalign.files.places import fetch_model, model_path, shipped_recipes
 from genalign.media.files import write_sample, written_for
 from genalign.policy import modalities_of
 from genalign.run.build import Built, build
-from genalign.run.launch import load_run
+from genalign.run.folder import load_run
 from genalign.run.recipe import RECIPE, load_recipe
 from genalign.types import ChecksPrompts, Media, Policy, Prompt, Trajectory, UsageError
 
