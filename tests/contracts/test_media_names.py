@@ -21,8 +21,9 @@ PAIRS = "which given pairs a method learns from: those of a forward process, or 
 REASONS = {
     "cli/table_cells.py": "which recipes stand in which table, by how their names begin",
     "data/clips.py": "clips of prompts are decoded when they are read",
-    "data/comparisons.py": COLUMN,
+    "data/comparisons.py": "a value that is no text is a picture",
     "data/conversations.py": "the keys of a message's parts",
+    "data/forms.py": COLUMN,
     "data/judged.py": "a value that is not a file is text, and bytes are an image",
     "data/preferences.py": "texts stand in the row itself, other samples in files",
     "data/prompts.py": "the columns `image`, `video` and `audio` of a prompts file",
