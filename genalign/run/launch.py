@@ -19,7 +19,7 @@ from genalign.run.launcher import check_launcher, join_ranks, ranks_promised
 from genalign.run.recipe import load_recipe
 from genalign.run.steps import run_steps
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
-from genalign.training.loop import Progress, restore, start
+from genalign.training.progress import Progress, restore, start
 from genalign.types import UsageError
 
 

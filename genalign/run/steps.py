@@ -18,9 +18,10 @@ from genalign.run.build import Built
 from genalign.run.copies import Copy
 from genalign.run.finish import tuned
 from genalign.run.trackers import log_samples, log_step, start_trackers
-from genalign.training.loop import Progress, save_unsaved, train
+from genalign.training.loop import train
 from genalign.training.metrics import METRICS, read_rows
 from genalign.training.monitor import ALARM
+from genalign.training.progress import Progress, save_unsaved
 from genalign.training.signal import warn_without_signal
 from genalign.training.stopping import until_no_better, watched
 from genalign.types import EndedError
