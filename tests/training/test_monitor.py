@@ -17,11 +17,13 @@ from genalign.files.settings import changed_key
 from genalign.method import MethodSettings, build_method
 from genalign.ranks import leave
 from genalign.run.build import build
-from genalign.run.launch import MAY_CHANGE
+from genalign.run.folder import MAY_CHANGE
 from genalign.run.recipe import load_recipe
 from genalign.training.checkpoint import load_checkpoint
-from genalign.training.loop import TrainSettings, restore, start, train
+from genalign.training.loop import train
 from genalign.training.monitor import ALARM, Monitor, MonitorSettings, proxy_point, symptoms
+from genalign.training.progress import restore, start
+from genalign.training.settings import TrainSettings
 from genalign.training.stopping import watched
 from genalign.types import Media, Prompt, Scores, Track, UsageError
 from tests.helpers.averaged import Averaged
