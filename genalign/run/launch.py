@@ -25,7 +25,7 @@ from genalign.run.build import Built, build, check_prompts
 from genalign.run.copies import Copy, fetched, is_url
 from genalign.run.finish import finish, measure_search, tuned
 from genalign.run.launcher import check_launcher, join_ranks, ranks_promised
-from genalign.run.recipe import RECIPE, Recipe, load_recipe
+from genalign.run.recipe import RECIPE, Recipe, load_recipe, may_change
 from genalign.run.trackers import log_samples, log_step, start_trackers
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
 from genalign.training.loop import Progress, restore, save_unsaved, start, train
@@ -35,25 +35,7 @@ from genalign.training.signal import warn_without_signal
 from genalign.training.stopping import until_no_better, watched
 from genalign.types import EndedError, GenalignError, UsageError
 
-MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step
-    "train.steps",
-    "train.resume",
-    "train.copy_to",
-    "train.backend",
-    "train.report_to",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.sample_every",
-    "train.monitor",
-    "eval",
-)
 GRID_PROMPTS = 8
-
-
-def may_change(recipe: Recipe) -> list[str]:
-    """The keys that a resumed run may set anew; how far a rate has fallen depends on how many steps there are."""
-    falling = recipe.train.schedule != "constant"
-    return [key for key in MAY_CHANGE if not (falling and key == "train.steps")]
 
 
 def train_recipe(
@@ -91,7 +73,7 @@ def train_recipe(
     if rank() != 0:
         copy = None
     elif copy is not None:
-        copy.claim(resuming=recipe.train.resume is not None)
+        copy.claim(recipe)
     built = build(recipe, device)
     if built.monitor is not None and len(built.monitor.chosen) < world():
         raise UsageError(
@@ -107,6 +89,8 @@ def train_recipe(
         built.method.reward()  # before anything is drawn that it would guide
     with ExitStack() as held:
         run, resumed = run_folder(recipe, out, held)
+        if copy is not None:
+            copy.check_apart(run)
         check_prompts(built)
         if isinstance(built.method, Searching):
             measure_search(built, built.method, run)
