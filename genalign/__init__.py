@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from genalign.reward import build_reward
     from genalign.run.build import build
     from genalign.run.recipe import load_recipe
-    from genalign.training.loop import start, train
+    from genalign.training.loop import train
+    from genalign.training.progress import start
     from genalign.types import GenalignError, Media, Policy, Prompt, Reward, Scores, Track, Trajectory, UsageError
 
 __all__ = [
@@ -53,7 +54,7 @@ _HOMES = {
     "sample": "cli.sample",
     "score": "cli.score",
     "search": "cli.search",
-    "start": "training.loop",
+    "start": "training.progress",
     "train": "training.loop",
 }
 

@@ -15,7 +15,8 @@ from genalign import clock
 from genalign.clock import PARTS, spent, switch, taken
 from genalign.method import MethodSettings, build_method
 from genalign.reward import FunctionReward, Runner
-from genalign.training.loop import start, train
+from genalign.training.loop import train
+from genalign.training.progress import start
 from genalign.training.settings import TrainSettings
 from genalign.types import Media, Prompt, Scores, Trajectory
 from tests.helpers.diffusion import policy as diffusion_policy

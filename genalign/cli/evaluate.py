@@ -11,7 +11,7 @@ from genalign.cli.sample import device
 from genalign.files.places import portable
 from genalign.run.build import build
 from genalign.run.finish import measure
-from genalign.run.launch import load_run, run_recipe
+from genalign.run.folder import load_run, run_recipe
 from genalign.training.metrics import METRICS, read_rows
 from genalign.types import UsageError
 

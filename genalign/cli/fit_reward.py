@@ -19,7 +19,7 @@ from genalign.method.search.nrg import GuidanceSettings
 from genalign.reward.fit.noisy import Bank, NoisyNet, measure, noisy_loss, reader, save_noisy
 from genalign.reward.fit.recipe import fit_to_preferences, is_fit_recipe
 from genalign.run.build import Built, build
-from genalign.run.launch import join_ranks
+from genalign.run.launcher import join_ranks
 from genalign.run.recipe import load_recipe
 from genalign.types import ForwardProcess, UsageError
 

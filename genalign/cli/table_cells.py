@@ -34,7 +34,8 @@ class Medium:
 IMAGE = Medium("image", "judge/all_facts", "image-vendi.yaml", ("vendi",))
 ASPECTS = ("tiny-video-reward/VQ", "tiny-video-reward/MQ", "tiny-video-reward/TA")
 VIDEO = Medium("video", "moves-judge/all_facts", "video-reward.yaml", ASPECTS)
-MEDIA = (IMAGE, VIDEO)
+MUSIC = Medium("music", "music-judge/all_facts", "music-per-song.yaml", ("frechet-per-song",))
+MEDIA = (IMAGE, VIDEO, MUSIC)
 
 
 @dataclass(frozen=True)

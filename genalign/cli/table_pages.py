@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from genalign.cli.table_cells import IMAGE, VIDEO, Medium, cells
+from genalign.cli.table_cells import IMAGE, MEDIA, MUSIC, VIDEO, Medium, cells
 from genalign.files.atomic import replace_file
 from genalign.files.shipped import shipped
 from genalign.types import UsageError
@@ -37,6 +37,12 @@ COLUMNS = {  # heading -> what of a cell stands under it
         "held-out judge, training prompts": "judge_learnt",
         "held-out judge, held-out prompts": "judge",
     },
+    MUSIC: {
+        "per-song FAD wins": "frechet-per-song",
+        "its reward, held-out prompts": "reward",
+        "held-out judge, training prompts": "judge_learnt",
+        "held-out judge, held-out prompts": "judge",
+    },
 }
 
 
@@ -52,8 +58,8 @@ def rendered(done: Mapping[str, Row], medium: Medium = IMAGE) -> str:
 
 
 def rendered_of(done: Mapping[str, Row], recipes: Sequence[str]) -> str:
-    """The rows of some recipes, named without `image-` or `video-`, with all their variants; those of video in a table
-    of their own, once there are any.
+    """The rows of some recipes, named without `image-` and the like, with all their variants; those of each other
+    medium in a table of their own, once there are any.
 
     Raises:
         UsageError: a recipe that has no cell.
@@ -62,12 +68,12 @@ def rendered_of(done: Mapping[str, Row], recipes: Sequence[str]) -> str:
     unknown = sorted(set(recipes) - set(names.values()))
     if unknown:
         raise UsageError(f"a mark asks for the table of {unknown[0]}, which no shipped recipe trains; correct it")
-    chosen = {
-        medium: {row: found for row, found in _rows(done, medium).items() if names[row] in recipes}
-        for medium in (IMAGE, VIDEO)
-    }
-    clips = ["", *_measured(chosen[VIDEO], VIDEO)] if chosen[VIDEO] else []
-    return "\n".join([*_measured(chosen[IMAGE], IMAGE), *clips])
+    lines: list[str] = []
+    for medium in MEDIA:
+        chosen = {row: found for row, found in _rows(done, medium).items() if names[row] in recipes}
+        if chosen or medium == IMAGE:
+            lines += [*([""] if lines else []), *_measured(chosen, medium)]
+    return "\n".join(lines)
 
 
 def rendered_best(done: Mapping[str, Row], medium: Medium = IMAGE) -> str:
@@ -187,16 +193,16 @@ def pages() -> list[Path]:
 
 
 def filled(page: str, done: Mapping[str, Row]) -> str:
-    """A page with the tables between its marks written anew: of all or the best images (`all`, `the best`) or videos
-    (`all video`, `the best video`), or of the recipes that a mark names.
+    """A page with the tables between its marks written anew: of all or the best images (`all`, `the best`) or of
+    another medium (`all video`, `the best music`), or of the recipes that a mark names.
 
     Raises:
         UsageError: a mark that names an unknown recipe.
     """
 
     def written(mark: re.Match[str]) -> str:
-        what = mark[1].removesuffix(" video")
-        medium = IMAGE if what == mark[1] else VIDEO
+        medium = next((each for each in MEDIA if mark[1].endswith(f" {each.name}")), IMAGE)
+        what = mark[1].removesuffix(f" {medium.name}")
         if what == "all":
             table = rendered(done, medium)
         elif what == "the best":

@@ -74,7 +74,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def sample(args: argparse.Namespace) -> None:
-    from genalign.cli.sample import sample_files
+    from genalign.cli.sample_files import sample_files
     from genalign.types import UsageError
 
     if (args.prompt is None) == (args.prompts is None):

@@ -23,7 +23,7 @@ from genalign.evaluation.intervals import exact_win_rate
 from genalign.files.atomic import replace_file
 from genalign.reward import Runner, build_reward
 from genalign.run.build import Built
-from genalign.run.launch import load_run
+from genalign.run.folder import load_run
 from genalign.types import Prompt, Reward, UsageError, Weights, sample_seed
 
 KEPT = "win-rates.json"

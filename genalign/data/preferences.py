@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from genalign.data.comparisons import form_of, read_comparisons
+from genalign.data.comparisons import read_comparisons
+from genalign.data.forms import form_of
 from genalign.data.judged import Comparison, Comparisons, Kind
 from genalign.data.samples import Samples
 from genalign.data.suites import is_suite

@@ -201,9 +201,11 @@ class Preference(Collecting):
         self, policy: Policy, prompts: Sequence[Prompt], reward: Reward | None, seed: int, step: int
     ) -> Generator[Scoring, None, Experience]:
         if self.labelled is not None:
-            return self._draw_again(policy, self.labelled, prompts, step)
+            trajectory = self.labelled.draw(policy, prompts, step)
+            check_noise(trajectory, self.name)
+            return _of_neighbours(trajectory)
         if self.given is not None:
-            return self._score_given(policy, self.given, prompts)
+            return _of_neighbours(read_given(policy, self.given, prompts))
         s = self.settings
         trajectory, scores = yield from sample_and_score(
             policy, prompts, reward, s.group, rollout_seed(seed, step), self.name
@@ -214,18 +216,6 @@ class Preference(Collecting):
         log = reward_log(over_ranks(scores, trajectory.group)[0])
         count = _global(len(pairs))
         return Objectives(trajectory, scores, pairs=pairs, global_rows=count, log=log, others=others, share=share)
-
-    def _draw_again(self, policy: Policy, labelled: LabelledPairs, prompts: Sequence[Prompt], step: int) -> Experience:
-        trajectory = labelled.draw(policy, prompts, step)
-        check_noise(trajectory, self.name)
-        pairs = torch.arange(len(trajectory.prompts)).reshape(-1, 2)
-        return Experience(trajectory, None, pairs=pairs, global_rows=_global(len(pairs)))
-
-    def _score_given(self, policy: Policy, given: PairSource, prompts: Sequence[Prompt]) -> Experience:
-        """The given texts of these prompts' pairs, the preferred one of each before the other."""
-        trajectory = read_given(policy, given, prompts)
-        pairs = torch.arange(2 * len(prompts)).reshape(-1, 2)
-        return Experience(trajectory, None, pairs=pairs, global_rows=_global(len(pairs)))
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
         trajectory = experience.trajectory
@@ -319,6 +309,12 @@ def _complete(trajectory: Trajectory, unit: Unit) -> Tensor:
     """(P,) bool: both samples of the pair have a recorded step in the example."""
     pairs, steps = unit
     return trajectory.mask.cpu()[:, steps].any(1)[pairs].all(1)
+
+
+def _of_neighbours(trajectory: Trajectory) -> Experience:
+    """Every two rows that stand side by side are a pair, the preferred one first."""
+    pairs = torch.arange(len(trajectory.prompts)).reshape(-1, 2)
+    return Experience(trajectory, None, pairs=pairs, global_rows=_global(len(pairs)))
 
 
 def _global(count: int) -> int:

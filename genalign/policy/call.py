@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from genalign.policy.tracks import Tracks
+from genalign.policy.inputs import Inputs
 from genalign.types import Prompt, UsageError
 
 OURS = ("prompt", "generator", "num_inference_steps", "output_type")
@@ -42,8 +42,8 @@ class Calls:
     Raises UsageError where the pipeline lacks an argument that is needed or given.
     """
 
-    def __init__(self, pipeline: Any, denoiser: Any, fixed: Mapping[str, Any], tracks: Tracks) -> None:
-        self.name, self.fixed, self.tracks = type(pipeline).__name__, dict(fixed), tracks
+    def __init__(self, pipeline: Any, denoiser: Any, fixed: Mapping[str, Any], inputs: Inputs) -> None:
+        self.name, self.fixed, self.inputs = type(pipeline).__name__, dict(fixed), inputs
         self.parameters = inspect.signature(type(pipeline).__call__).parameters
         # The scale is an input of the model (Flux; latent consistency models, by an embedding beside the time's).
         self.guider = getattr(pipeline, "guider", None)  # a component that holds the scale, where there is one
@@ -94,7 +94,7 @@ class Calls:
             call[name] = [str(prompt.facts.get(name) or every) for prompt in prompts]
         return {
             **call,
-            **self.tracks.inputs(prompts),
+            **self.inputs(prompts),
             "prompt": [prompt.text for prompt in prompts],
             "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
             "num_inference_steps": steps,

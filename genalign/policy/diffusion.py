@@ -84,8 +84,8 @@ class DiffusionPolicy:
 
     def check_prompt(self, prompt: Prompt, answer: str | None = None) -> None:
         """Refuse a prompt whose media the pipeline cannot take, or that lacks what it cannot do without."""
-        given = self._pipe.tracks.inputs([prompt])
-        lacking = self._pipe.tracks.required - set(given)
+        given = self._pipe.inputs([prompt])
+        lacking = self._pipe.inputs.required - set(given)
         if lacking:
             name = min(lacking)
             raise UsageError(f"{self._pipe.name} begins with an input {name}; name its file under {name!r} in each row")

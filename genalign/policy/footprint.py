@@ -8,40 +8,27 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from genalign.files.places import model_file, pipeline_class
-from genalign.files.shipped import CONFIG, PIPELINE
+from genalign.files.places import model_file
 from genalign.policy.adapter import Adapter
-from genalign.policy.bases import Part, bases
 from genalign.policy.decoding import FRAMES
 from genalign.policy.denoiser_inputs import Drawn, denoiser_inputs, takes_packed
 from genalign.policy.live import Live, fused_attention
+from genalign.policy.meta_networks import bytes_of, is_video, latent_frames, on_meta, parts_of, pixels_per_latent
 from genalign.policy.residence import blocks_of, modules_outside
 from genalign.policy.settings import PolicySettings
 from genalign.policy.tape import DENOISERS
 from genalign.types import GenalignError, UsageError
 
-# Bytes a weight of a linear layer: codes, and their scales (of 64 weights each in nf4, of 128 in int4, of 32 in GGUF's
-# usual Q4_K_S of 4.5 bits; of a whole row elsewhere).
-PER_WEIGHT = {
-    "bitsandbytes-nf4": 0.5 + 4 / 64,
-    "bitsandbytes-int8": 1.0,
-    "torchao-int8": 1.0,
-    "torchao-float8": 1.0,
-    "torchao-int4": 0.5 + 4 / 128,
-    ".gguf": 4.5 / 8,
-}
-PER_ROW = 4  # bytes of a row's scale
 TOKENS = 256  # of a text, where the recipe does not say
 
 
@@ -71,7 +58,7 @@ class Footprint:
 
     def network(self, name: str) -> Any:
         """A component on "meta", in the dtype of its weights; None where only the number of its weights is known."""
-        return self._once(("network", name), lambda: _on_meta(self.parts[name], self.dtype))
+        return self._once(("network", name), lambda: on_meta(self.parts[name], self.dtype))
 
     def weights(self, name: str, settings: PolicySettings) -> int:
         """Bytes of a component's frozen weights and buffers, as the settings hold them."""
@@ -104,7 +91,7 @@ class Footprint:
         """A denoiser with its adapter, on "meta"."""
 
         def make() -> Any:
-            network = _on_meta(self.parts[name], self.dtype)
+            network = on_meta(self.parts[name], self.dtype)
             Adapter(network, self.settings.lora)
             return network
 
@@ -118,11 +105,11 @@ class Footprint:
         denoiser = self.network(self.denoisers[0])
         if vae is None or denoiser is None:
             raise UsageError(f"the sizes of {self.model} are not known without its files; download it, and ask again")
-        scale = _scale(vae)
+        scale = pixels_per_latent(vae)
         size = getattr(denoiser.config, "sample_size", None) or 0
         side = size * scale if isinstance(size, int) and size else 1024
         frames = int(call.get("num_frames", 1))
-        latent = _latent_frames(vae, frames)
+        latent = latent_frames(vae, frames)
         channels = getattr(vae.config, "z_dim", None) or vae.config.latent_channels
         height, width = (int(call.get(name, side)) // scale for name in ("height", "width"))
         return Drawn(settings.batch_size, height, width, latent, channels, self._tokens(call))
@@ -209,12 +196,12 @@ class Footprint:
 
     def _decode(self, drawn: Drawn, settings: PolicySettings, graph: bool) -> int | None:
         assert self.autoencoder is not None
-        network = _on_meta(self.parts[self.autoencoder], self.dtype)
+        network = on_meta(self.parts[self.autoencoder], self.dtype)
         if settings.vae.tiling:
             network.enable_tiling()
         if settings.vae.chunk is not None and hasattr(network, FRAMES):
             setattr(network, FRAMES, settings.vae.chunk)
-        video = [drawn.frames] if _is_video(network) else []
+        video = [drawn.frames] if is_video(network) else []
         z = torch.empty(drawn.rows, drawn.channels, *video, drawn.height, drawn.width, dtype=self.dtype, device="meta")
         try:
             with torch.set_grad_enabled(graph), fused_attention(), Live() as live:
@@ -230,114 +217,6 @@ class Footprint:
         if key not in self._remembered:
             self._remembered[key] = make()
         return self._remembered[key]
-
-
-# ---- networks of shapes alone ---------------------------------------------------------------------------------------
-
-
-def parts_of(model: Path | str) -> dict[str, Part]:
-    """A pipeline's networks by component, from the table of published bases or its own small files.
-
-    Raises:
-        UsageError: neither there nor here.
-    """
-    if isinstance(model, str) and model in bases():
-        return dict(bases()[model].parts)
-    try:
-        if isinstance(model, Path) and pipeline_class(model) is None:
-            raise UsageError(f"{model} is a language model; memory is predicted of models that draw")
-        index = json.loads(model_file(model, PIPELINE).read_text(encoding="utf-8"))
-        found = {}
-        for name, kind in index.items():
-            if isinstance(kind, list) and kind[0] in ("diffusers", "transformers") and "Scheduler" not in str(kind[1]):
-                if kind[0] == "transformers" and not _is_network(kind[1]):
-                    continue
-                config = json.loads(model_file(model, f"{name}/{CONFIG}").read_text(encoding="utf-8"))
-                found[name] = Part(kind[1], config, library=kind[0])
-        return found
-    except UsageError:
-        raise
-    except GenalignError as error:
-        raise UsageError(
-            f"the sizes of {model} are not known without its files ({error}); known are {', '.join(bases())}"
-        ) from error
-
-
-def _is_network(kind: str) -> bool:
-    import transformers
-
-    known = getattr(transformers, kind, None)
-    return isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)
-
-
-def _on_meta(part: Part, dtype: torch.dtype) -> Any:
-    if part.config is None:
-        return None
-    with torch.device("meta"), _quietly():
-        if part.library == "transformers":
-            import transformers
-
-            kind = getattr(transformers, part.kind)
-            made = kind(kind.config_class.from_dict(dict(part.config)))
-        else:
-            import diffusers
-
-            made = getattr(diffusers, part.kind).from_config(dict(part.config))
-        # A network's own `to` warns of modules that it keeps in float32 when it loads.
-        return nn.Module.to(made, dtype).requires_grad_(False).eval()
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without diffusers' lines about keys of a configuration, which are said when the model is loaded."""
-    from diffusers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def bytes_of(module: nn.Module, kind: str | None, seen: set[int]) -> int:
-    """Of a module's own frozen tensors, those of its children left out, and each that modules share once."""
-    own = [x for x in (*module._parameters.values(), *module._buffers.values()) if x is not None and id(x) not in seen]
-    seen.update(map(id, own))
-    whole = sum(x.numel() * x.element_size() for x in own)
-    if kind is None or type(module) is not nn.Linear or not own:
-        return whole
-    weight = module.weight
-    per = next(size for end, size in PER_WEIGHT.items() if kind.endswith(end))
-    scales = PER_ROW * len(weight) if per == 1.0 else 0
-    return whole - weight.numel() * weight.element_size() + round(per * weight.numel()) + scales
-
-
-def _scale(vae: Any) -> int:
-    """Pixels of a side that one latent stands for."""
-    config = vae.config
-    for name in ("scale_factor_spatial", "spatial_compression_ratio"):
-        if config.get(name):
-            return int(config[name])
-    if config.get("temperal_downsample") is not None:
-        return int(2 ** len(config.temperal_downsample))
-    if config.get("block_out_channels") is not None:
-        return int(2 ** (len(config.block_out_channels) - 1))
-    with torch.no_grad():  # of whatever form: by what it makes of a few latents
-        z = torch.empty(1, config.latent_channels, 8, 8, dtype=vae.dtype, device="meta")
-        return int(vae.decode(z, return_dict=False)[0].shape[-1]) // 8
-
-
-def _is_video(vae: Any) -> bool:
-    return any(isinstance(module, nn.Conv3d) for module in vae.modules())
-
-
-def _latent_frames(vae: Any, frames: int) -> int:
-    config = vae.config
-    ratio = config.get("scale_factor_temporal") or config.get("temporal_compression_ratio")
-    if not ratio and config.get("temperal_downsample") is not None:
-        ratio = 2 ** sum(config.temperal_downsample)
-    return (frames - 1) // int(ratio) + 1 if ratio else frames
 
 
 def _stacked(out: Tensor | list[Tensor]) -> Tensor:

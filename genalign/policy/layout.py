@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genalign.policy.hooks import attribute
+from genalign.policy.inputs import input_shape
 from genalign.policy.pathwise import decoded
 from genalign.policy.pipe import Pipe
 from genalign.policy.tape import Enough
@@ -119,7 +120,7 @@ class Encoder:
         return layout.latents(v)
 
     def _layout(self, autoencoder: Any) -> Layout:
-        key = self.pipe.tracks.input_shape(self.pipe.like)
+        key = input_shape(self.pipe.like)
         if key not in self._layouts:
             given: list[Tensor] = []
             zeros: list[Tensor] = []

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from genalign.policy.hooks import attribute, named
+from genalign.policy.inputs import other_input
 from genalign.policy.memo import tensors
 from genalign.policy.pipe import Pipe
 from genalign.policy.tape import Denoise, Enough, Stage
@@ -162,7 +163,7 @@ def shows_its_input(pipe: Pipe, prompt: Prompt, clean: Tensor | None) -> bool:
     if prompt.media is None or clean is None:
         return False
     like, drawn = pipe.like, []
-    for brought in (prompt, pipe.tracks.other_input(prompt)):
+    for brought in (prompt, other_input(prompt)):
         pipe.like = brought
         drawn.append(list(tensors([track.data for track in decode(pipe, clean[:1]).values()])))
     pipe.like = like

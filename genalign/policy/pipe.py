@@ -15,6 +15,7 @@ from genalign.policy.attention import use_attention
 from genalign.policy.call import Calls
 from genalign.policy.decoding import set_decoding
 from genalign.policy.guidance import Guidance
+from genalign.policy.inputs import Inputs
 from genalign.policy.recompute import recompute_blocks
 from genalign.policy.residence import residence_of
 from genalign.policy.schedule import (
@@ -65,7 +66,8 @@ class Pipe:
         self.stage = Stage(pipeline, residence)
         call = {**settings.call, **set_decoding(pipeline, settings.vae)}
         self.tracks = Tracks(pipeline, call, settings.frame_rate)
-        self.calls = Calls(pipeline, self.stage.denoiser, call, self.tracks)
+        self.inputs = Inputs(self.tracks)
+        self.calls = Calls(pipeline, self.stage.denoiser, call, self.inputs)
         scale = self.calls.guidance_argument() if settings.sampler.guidance is not None else None
         if scale in settings.call:
             raise UsageError(f"policy.call sets {scale!r}, as policy.sampler.guidance does; leave one of them out")
@@ -200,7 +202,7 @@ class Pipe:
     def draws_from_one_picture(self, prompts: Sequence[Prompt]) -> bool:
         """Whether rows of several pictures need a call each."""
         self._look(prompts[0])
-        return self.tracks.bare
+        return self.inputs.bare
 
     def on_kernel(self) -> Hook:
         """Within the context the pipeline holds the kernels' schedulers."""
@@ -226,9 +228,9 @@ class Pipe:
         try:
             self._look(self.like)
         except UsageError:
-            if not self.tracks.reads:
+            if not self.inputs.reads:
                 raise
-            self.like = Prompt("-", media=self.tracks.as_input(sample))
+            self.like = Prompt("-", media=self.inputs.as_input(sample))
 
     def _look(self, prompt: Prompt) -> None:
         """Before the first call: where the denoiser has its rows, and whether the pipeline runs at all."""
@@ -238,7 +240,7 @@ class Pipe:
         # A pipeline that mixes the images of several rows is right with one row.
         error = self._trial(prompt, (1,) if alone else (1, 2))
         if error is not None and prompt.media is not None:  # some take one picture, and no list of them
-            self.tracks.bare = True
+            self.inputs.bare = True
             error = self._trial(prompt, (1,) if alone else (1, 2)) and error
         missed = [part for part in self.left_off if part.replace("_", " ") in str(error)]
         if missed:
@@ -247,7 +249,7 @@ class Pipe:
                 " no gradients through"
             ) from error
         if error is not None:
-            reads = self.tracks.reads if prompt.media is None else ""
+            reads = self.inputs.reads if prompt.media is None else ""
             raise UsageError(
                 f"{self.name} does not run with {type(self.pipeline.scheduler).__name__} and policy.call"
                 f" {self.settings.call}{f', or not without {reads} beside the text' if reads else ''}: {error}"

@@ -14,7 +14,8 @@ from genalign.ranks import all_sum, rank, world
 from genalign.run.build import Built
 from genalign.run.memory import Memory, lines
 from genalign.run.recipe import Recipe
-from genalign.training.loop import start, update
+from genalign.training.loop import update
+from genalign.training.progress import start
 from genalign.training.sharded import Sharded
 from genalign.types import SavesMemory, UsageError
 

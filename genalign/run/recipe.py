@@ -20,7 +20,7 @@ from genalign.files.places import portable, stable_name
 from genalign.files.settings import read_recipe
 from genalign.method.settings import MethodSettings
 from genalign.policy.settings import PolicySettings
-from genalign.training.loop import TrainSettings
+from genalign.training.settings import TrainSettings
 
 RECIPE = "recipe.yaml"  # in a run folder
 MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step

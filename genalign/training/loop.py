@@ -12,36 +12,23 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from genalign.clock import spent
-from genalign.ranks import gather, gather_scores, rank, world
-from genalign.training import checkpoint as ck
-from genalign.training.ahead import PART, Ahead, Earlier, from_part, lent, to_part, trained_weights
+from genalign.ranks import gather_scores, rank, world
+from genalign.training.ahead import Ahead, lent, trained_weights
 from genalign.training.backend import Backend
 from genalign.training.metrics import METRICS, Clock, append_metrics, mean_over_ranks, truncate_metrics
 from genalign.training.optimizers import share_of_rate
+from genalign.training.progress import Progress, Stateful, save
 from genalign.training.selfcheck import check_gradients, check_replay
-from genalign.training.settings import TrainSettings
-from genalign.training.sharded import BACKENDS
-from genalign.types import Experience, GenalignError, Loss, Method, Pausing, Policy, Prompt, Reward, UsageError
+from genalign.types import Experience, GenalignError, Loss, Method, Pausing, Prompt, UsageError
 
 notes = logging.getLogger("genalign")
-__all__ = ["Progress", "TrainSettings", "restore", "save", "save_unsaved", "start", "train", "update"]
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A method that learns something itself, such as a value network."""
-
-    def state_dict(self) -> Mapping[str, Tensor]: ...
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @runtime_checkable
@@ -49,37 +36,6 @@ class Counting(Protocol):
     """A reward that counts what goes wrong with it (a Runner), on this rank."""
 
     def log(self) -> Mapping[str, float]: ...
-
-
-@dataclass
-class Progress:
-    """What a run carries from step to step, and all that a checkpoint must hold.
-
-    method: the one that trains, where it is Stateful. method_state: what a checkpoint held of it, until there is one.
-    skipped: updates in a row that were left out, up to now. saved: the step of the last checkpoint that was written.
-    earlier: with `train.staleness` 1, the trained weights from before the last update.
-    """
-
-    policy: Policy
-    reward: Reward | None
-    backend: Backend
-    settings: TrainSettings
-    step: int = 0
-    digests: Mapping[str, str] = field(default_factory=dict)
-    method: Stateful | None = None
-    method_state: Mapping[str, Tensor] = field(default_factory=dict)
-    skipped: int = 0
-    saved: int = -1
-    earlier: Earlier = field(default_factory=dict)
-
-
-def start(
-    policy: Policy, reward: Reward | None, settings: TrainSettings, digests: Mapping[str, str] | None = None
-) -> Progress:
-    """Progress at step 0. `digests`: name -> hash of what may not change under a resumed run (data, reward)."""
-    backend = BACKENDS[settings.backend]()
-    backend.prepare(policy, settings)
-    return Progress(policy, reward, backend, settings, digests=dict(digests or {}))
 
 
 def train(
@@ -257,61 +213,3 @@ def _add(sums: dict[str, list[float]], log: Mapping[str, tuple[float, float]]) -
     for name, (total, count) in log.items():
         sums[name][0] += total
         sums[name][1] += count
-
-
-# ---- checkpoint -----------------------------------------------------------------------------------------------------
-
-
-def save(progress: Progress, run: Path) -> None:
-    """Write a checkpoint (rank 0) with the random states of every rank."""
-    states = _random_states()
-    parts: dict[str, Mapping[str, Tensor]] = {**progress.backend.state(averaged=progress.settings.ema is not None)}
-    if rank() != 0:
-        return
-    parts["random"] = states
-    if progress.earlier:
-        parts[PART] = to_part(progress.earlier)
-    parts["reward"] = progress.reward.state_dict() if progress.reward is not None else {}
-    if progress.method is not None:
-        parts["method"] = progress.method.state_dict()
-    ck.save_checkpoint(run, progress.step, parts, {"digests": progress.digests}, progress.settings.keep_checkpoints)
-
-
-def save_unsaved(progress: Progress, run: Path) -> None:
-    """The same, where the last step has no checkpoint yet."""
-    if progress.saved != progress.step:
-        save(progress, run)
-
-
-def restore(progress: Progress, saved: ck.Checkpoint) -> None:
-    """Put a checkpoint back, in place.
-
-    Raises:
-        UsageError: data or reward are not what they were. GenalignError: it belongs to a model with other adapters.
-    """
-    for what, digest in progress.digests.items():
-        if saved.state["digests"].get(what, digest) != digest:
-            raise UsageError(f"{what} changed since {saved.folder} was written; put it back or start a new run")
-    progress.backend.load_state(saved.parts, saved.folder)
-    if progress.reward is not None:
-        progress.reward.load_state_dict(saved.parts["reward"])
-    progress.method_state = saved.parts.get("method", {})
-    progress.earlier = from_part(saved.parts.get(PART, {}))
-    ck.set_random_state(_random_state_of_rank(saved.parts["random"]))
-    progress.step = saved.step
-
-
-def _random_states() -> dict[str, Tensor]:
-    """`rank/name` -> state, of all ranks, on every rank."""
-    states = {}
-    for name, state in sorted(ck.random_state().items()):
-        for r, of_rank in enumerate(gather(state[None])):  # (world, ...)
-            states[f"{r}/{name}"] = of_rank.clone()
-    return states
-
-
-def _random_state_of_rank(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """This rank's among those that `_random_states` kept; where fewer ranks wrote them, another rank's."""
-    writers = 1 + max(int(name.partition("/")[0]) for name in states)
-    mine = f"{rank() % writers}/"
-    return {name.removeprefix(mine): state for name, state in states.items() if name.startswith(mine)}

@@ -11,9 +11,9 @@ import torch
 
 from genalign.ranks import gather, rank
 from genalign.training.checkpoint import load_checkpoint
-from genalign.training.loop import Progress, restore
 from genalign.training.metrics import METRICS, amend_metrics, read_rows
 from genalign.training.monitor import ALARM, PREFIX, Monitor, warning
+from genalign.training.progress import Progress, restore
 from genalign.types import UsageError
 
 

@@ -6,23 +6,19 @@ A *step* is a denoising step or a token: whatever one row of log-probabilities i
 S steps, K aspects of a reward, R rows of a micro-batch.
 """
 
-from genalign.types.errors import EndedError, GenalignError, UsageError, nearest
-from genalign.types.protocols import (
+from genalign.types.capabilities import (
     ChecksPrompts,
-    CoreReward,
     Differentiable,
     ForwardProcess,
     Guide,
-    Method,
     Pausing,
-    Policy,
-    Reward,
     SavesMemory,
     Scoring,
     Shardable,
-    Weights,
     Writing,
 )
+from genalign.types.errors import EndedError, GenalignError, UsageError, nearest
+from genalign.types.protocols import CoreReward, Method, Policy, Reward, Weights
 from genalign.types.records import Experience, Loss, Scores, Steps, Trajectory
 from genalign.types.samples import (
     MODALITIES,

@@ -18,7 +18,9 @@ from genalign import build, load_recipe
 from genalign.method import MethodSettings, build_method
 from genalign.reward import FunctionReward, RemoteReward, Runner, Sharpness
 from genalign.reward.runtime.serving import application
-from genalign.training.loop import TrainSettings, start, train
+from genalign.training.loop import train
+from genalign.training.progress import start
+from genalign.training.settings import TrainSettings
 from genalign.types import Prompt
 from tests.helpers.averaged import Averaged
 from tests.helpers.scoring import sampled_and_scored

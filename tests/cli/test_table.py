@@ -9,7 +9,7 @@ from numpy.random import default_rng as random
 
 from genalign import build, load_recipe
 from genalign.cli import table, table_cells, table_pages
-from genalign.cli.table_cells import IMAGE, RULE, VARIANTS, VIDEO, Cell
+from genalign.cli.table_cells import IMAGE, MUSIC, RULE, VARIANTS, VIDEO, Cell
 from genalign.files.shipped import shipped
 from genalign.lab.world import BACKGROUNDS, place, render
 from genalign.types import Media, Track, UsageError
@@ -215,6 +215,24 @@ def test_a_video_cell_is_a_run_of_its_recipe_on_the_shipped_model(tmp_path, monk
     resolved = next(Path(tmp_path).glob("*/recipe.yaml")).read_text()
     assert "seed: 2" in resolved
     assert "beta_schedule: time" in resolved
+
+
+@pytest.mark.timeout(300)
+def test_a_music_cell_is_a_run_of_its_recipe_on_the_shipped_model(tmp_path, monkeypatch):
+    """Here on a model of its size that nobody trained: per-song win rates beside the held-out judge."""
+    small = ["train.steps=1", "data.prompts_per_step=1", "method.group=2", "policy.batch_size=2", "eval.count=2"]
+    small += stand_in(load_recipe("music-nft").policy, tmp_path / "model")
+    monkeypatch.setattr(table_cells, "TRAINING_PROMPTS", 2)
+    monkeypatch.setattr(Cell, "digest", lambda cell: "another")
+    given = Cell.overrides
+    monkeypatch.setattr(Cell, "overrides", lambda cell, work: [*given(cell, work), *small])
+    row = table.measure(Cell("music-nft"), tmp_path)
+    assert {"reward", "frechet-per-song", "judge", "judge_learnt"} <= set(row["metrics"])
+    assert row["metrics"]["judge"]["name"] == MUSIC.judge
+    assert row["metrics"]["frechet-per-song"]["wins"] in (0.0, 0.25, 0.5, 0.75, 1.0)
+    page = table_pages.filled(f"{table_pages.MARKS[0].replace('all', 'all music')}\n{table_pages.MARKS[1]}", {})
+    assert "per-song FAD wins" in page
+    assert "VQ wins" not in page
 
 
 @pytest.mark.parametrize("which", ["reward", "reward_learnt"])

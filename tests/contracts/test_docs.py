@@ -15,7 +15,7 @@ from PIL import Image
 from genalign import build_reward, load_recipe
 from genalign.cli import table_pages
 from genalign.cli.main import _parser, main, parse
-from genalign.data.comparisons import FORMS
+from genalign.data.forms import FORMS
 from genalign.data.prompts import read_prompts
 from genalign.evaluation.trial import metrics_of
 from genalign.files.shipped import shipped

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from genalign.cli.main import main
 from genalign.files.shipped import shipped
-from genalign.run.launch import load_run
+from genalign.run.folder import load_run
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "old-run"
 AS_IT_WAS_TRAINED = [

@@ -41,7 +41,7 @@ from genalign.reward.judge.asking import Question
 from genalign.reward.judge.endpoint import Endpoint
 from genalign.reward.judge.reading import read_score, read_scores
 from genalign.run.build import build
-from genalign.run.launch import run_folder
+from genalign.run.folder import run_folder
 from genalign.run.recipe import load_recipe
 from genalign.types import Media, Prompt, Scores, Track, UsageError
 from tests.contracts.tree import ROOT

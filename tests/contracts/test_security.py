@@ -66,7 +66,7 @@ from genalign.reward.runtime.serving import application
 from genalign.reward.runtime.web import Web
 from genalign.reward.runtime.wire import FRAME, pack_batch, send
 from genalign.run.copies import Copy, fetched
-from genalign.run.launch import load_run
+from genalign.run.folder import load_run
 from genalign.run.recipe import load_recipe
 from genalign.run.trackers import start_trackers
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint

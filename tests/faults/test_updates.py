@@ -15,7 +15,8 @@ from torch import Tensor
 from genalign.method import MethodSettings, build_method, common
 from genalign.reward import FunctionReward, Runner
 from genalign.training.checkpoint import load_checkpoint
-from genalign.training.loop import start, train
+from genalign.training.loop import train
+from genalign.training.progress import start
 from genalign.training.settings import TrainSettings
 from genalign.types import Experience, GenalignError, Loss, Method, Policy, Prompt
 from tests.helpers import diffusion, language_policies, sound_policies, video_policies

@@ -19,7 +19,8 @@ from genalign.method import MethodSettings, build_method
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.reward import FunctionReward
 from genalign.training import sharded
-from genalign.training.loop import start, train
+from genalign.training.loop import train
+from genalign.training.progress import start
 from genalign.training.settings import TrainSettings
 from genalign.types import Prompt
 from tests.helpers import diffusion

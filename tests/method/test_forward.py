@@ -12,8 +12,9 @@ import torch
 from genalign.method import MethodSettings, build_method
 from genalign.method.forward import noise_seeds, stratified_times
 from genalign.training.checkpoint import load_checkpoint
-from genalign.training.loop import TrainSettings, restore, start
 from genalign.training.loop import train as run_loop
+from genalign.training.progress import restore, start
+from genalign.training.settings import TrainSettings
 from genalign.types import ForwardProcess, GenalignError, Method, UsageError
 from tests.helpers.learners import (
     PAIRED,

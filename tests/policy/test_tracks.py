@@ -15,7 +15,7 @@ from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 
 from genalign.policy.tracks import Tracks
-from genalign.types import Media, Prompt, Track, UsageError
+from genalign.types import Media, Track, UsageError
 
 
 def pipeline(call: Any, *, components: dict[str, Any] | None = None, **processors: Any) -> Any:
@@ -155,27 +155,3 @@ def test_an_autoencoder_of_images_makes_no_sound_and_an_unknown_field_is_one_sen
     assert made.modalities == {"image"}
     with pytest.raises(UsageError, match="returns meshes, of which nothing is known as a medium"):
         made({"meshes": torch.zeros(1)})
-
-
-def test_input_media_that_do_not_fit_are_one_sentence() -> None:
-    made = Tracks(pipeline(lambda self, prompt, image=None: None, image_processor=VaeImageProcessor()), {})
-    square, wide = (Media(image=Track(torch.zeros(1, 3, 8, width))) for width in (8, 16))
-    assert made.inputs([Prompt("a")]) == {}
-    assert [image.size for image in made.inputs([Prompt("a", wide)])["image"]] == [(16, 8)]
-    with pytest.raises(UsageError, match="must all bring image, or none of them; prompt 1 differs"):
-        made.inputs([Prompt("a", square), Prompt("b", uid=1)])
-    with pytest.raises(UsageError, match="must have one size"):
-        made.inputs([Prompt("a", square), Prompt("b", wide, uid=1)])
-    both = Media(image=Track(torch.zeros(2, 3, 8, 8)))
-    with pytest.raises(UsageError, match="takes one image and no last_image"):
-        made.inputs([Prompt("a", both)])
-    clip = Media(video=Track(torch.zeros(1, 5, 3, 8, 8), 8.0))
-    with pytest.raises(UsageError, match="takes no video"):
-        made.inputs([Prompt("a", clip)])
-    reads = Tracks(pipeline(lambda self, prompt, video=None: None, image_processor=VaeImageProcessor()), {})
-    assert [len(frames) for frames in reads.inputs([Prompt("a", clip)])["video"]] == [5]
-    longer = Media(video=Track(torch.zeros(1, 9, 3, 8, 8), 8.0))
-    with pytest.raises(UsageError, match=r"one size, not 5 frames of \(8, 8\) and 9 frames of \(8, 8\)"):
-        reads.inputs([Prompt("a", clip), Prompt("a", longer)])
-    with pytest.raises(UsageError, match="takes no image"):
-        Tracks(pipeline(plain, image_processor=VaeImageProcessor()), {}).inputs([Prompt("a", square)])

@@ -17,7 +17,9 @@ from genalign.data.prompts import Prompts, read_prompts
 from genalign.method import MethodSettings, build_method
 from genalign.reward import FunctionReward, Runner
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
-from genalign.training.loop import Progress, TrainSettings, restore, save_unsaved, start, train, update
+from genalign.training.loop import train, update
+from genalign.training.progress import Progress, restore, save_unsaved, start
+from genalign.training.settings import TrainSettings
 from genalign.types import Media, Prompt, Scores, Trajectory, UsageError
 from tests.helpers.averaged import Averaged
 from tests.helpers.diffusion import policy as diffusion_policy

@@ -15,7 +15,9 @@ from genalign.training import backend as backends
 from genalign.training import selfcheck
 from genalign.training.backend import Backend, Parts, Replicated
 from genalign.training.checkpoint import load_checkpoint
-from genalign.training.loop import Progress, TrainSettings, restore, train
+from genalign.training.loop import train
+from genalign.training.progress import Progress, restore
+from genalign.training.settings import TrainSettings
 from genalign.types import GenalignError, Loss, Policy, Prompt
 from tests.helpers.toy_policy import ToyPolicy, ToyReward
 

@@ -11,7 +11,9 @@ import torch
 from genalign.data.prompts import Prompts, read_prompts
 from genalign.method import MethodSettings, build_method
 from genalign.training.checkpoint import load_checkpoint, newest_checkpoint
-from genalign.training.loop import TrainSettings, restore, start, train
+from genalign.training.loop import train
+from genalign.training.progress import restore, start
+from genalign.training.settings import TrainSettings
 from genalign.types import GenalignError, Loss, Steps, Trajectory, Weights
 from tests.helpers.averaged import Averaged
 from tests.helpers.toy_policy import ToyPolicy, ToyReward

@@ -19,8 +19,10 @@ from genalign.ranks import leave
 from genalign.run.build import build
 from genalign.run.recipe import MAY_CHANGE, load_recipe
 from genalign.training.checkpoint import load_checkpoint
-from genalign.training.loop import TrainSettings, restore, start, train
+from genalign.training.loop import train
 from genalign.training.monitor import ALARM, Monitor, MonitorSettings, proxy_point, symptoms
+from genalign.training.progress import restore, start
+from genalign.training.settings import TrainSettings
 from genalign.training.stopping import watched
 from genalign.types import Media, Prompt, Scores, Track, UsageError
 from tests.helpers.averaged import Averaged

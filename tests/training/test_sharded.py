@@ -22,7 +22,8 @@ from genalign.method import MethodSettings, build_method
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.reward import FunctionReward
 from genalign.training.checkpoint import load_checkpoint
-from genalign.training.loop import Progress, restore, start, train
+from genalign.training.loop import train
+from genalign.training.progress import Progress, restore, start
 from genalign.training.settings import TrainSettings
 from genalign.types import Policy, Prompt, UsageError
 from tests.helpers import diffusion, language_policies, video_policies

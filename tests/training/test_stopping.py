@@ -8,7 +8,9 @@ import torch
 
 from genalign.method import MethodSettings, build_method
 from genalign.training.checkpoint import load_checkpoint
-from genalign.training.loop import TrainSettings, restore, start, train
+from genalign.training.loop import train
+from genalign.training.progress import restore, start
+from genalign.training.settings import TrainSettings
 from genalign.training.stopping import best_step, until_no_better
 from genalign.types import Prompt, UsageError
 from tests.helpers.averaged import Averaged

@@ -17,11 +17,12 @@ from genalign.files.places import is_gguf, model_file
 from genalign.files.shipped import CONFIG
 from genalign.policy import denoises_text, sees_or_hears
 from genalign.policy.adapter import Adapter, read_elsewhere
-from genalign.policy.footprint import bytes_of, computed_again
+from genalign.policy.footprint import computed_again
 from genalign.policy.language.adapted import language_part
 from genalign.policy.language.head import CHUNK
 from genalign.policy.language.saving import layers_of
 from genalign.policy.live import Live, fused_attention
+from genalign.policy.meta_networks import bytes_of
 from genalign.policy.quantize import check_gguf, layers_to_quantize
 from genalign.policy.residence import modules_outside
 from genalign.policy.settings import PolicySettings

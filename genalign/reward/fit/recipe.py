@@ -1,6 +1,6 @@
 """`genalign fit-reward` on preferences or ratings: one YAML file names data, backbone, head and loss.
 
-    data: {file: pairs.jsonl}                      # see comparisons.py for what a file may look like
+    data: {file: pairs.jsonl}                      # see data/forms.py for what a file may look like
     backbone: {kind: clip, model: tiny-clip}       # or text, vlm; it stays frozen
     head: {kind: linear}                           # or mlp; or pal, vpl, micro, where pairs name their user
     loss: {name: bradley-terry}                    # or ties, margin, soft, yes-no, gpm, regression
