@@ -44,15 +44,17 @@ def suite_settings(
         UsageError: a name without its file, a file that is not there, or nothing to judge by.
     """
     name, given, file = spec.partition("=")
-    if not given and name in SUITES:
+    if not file and name in SUITES:
         suite = SUITES[name]
         raise UsageError(
             f"the prompts of {name} do not come with genalign ({suite.licence}); fetch {suite.source} and write "
             f"--suite {name}=FILE"
         )
     if given and name not in SUITES:
-        raise UsageError(f"there is no suite {name!r}{nearest(name, SUITES)}; of your own prompts write --suite FILE")
+        raise UsageError(f"of your own prompts write --suite FILE; there is no suite {name!r}{nearest(name, SUITES)}")
     file = file if given else name
+    if not file:
+        raise UsageError("--suite is given no file; write --suite FILE or --suite NAME=FILE")
     place = data_path(file, Path())
     if isinstance(place, Path) and not place.exists():
         raise UsageError(f"there is no prompts file {file!r} in {Path().resolve()}; check --suite {spec}")

@@ -13,6 +13,7 @@ from genalign.files.shipped import CONFIG, FIT, PIPELINE, shipped, shipped_model
 from genalign.types import GenalignError, UsageError, nearest
 
 PATH_LENGTH = 256  # a longer text is not a path
+PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".parquet")  # what ends so is a file, and no dataset's id
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_ADAPTER = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
 BUILT_BY_USERS = {
@@ -229,7 +230,7 @@ def recipe_path(name: str) -> Path:
 def data_path(name: str, folder: Path) -> Path | str:
     """A prompts file or folder, or the name itself where it can only be a dataset's id (`owner/name`)."""
     found = find(name, folder, "assets")
-    if found is None and HUB_ID.fullmatch(name) and not name.endswith((".jsonl", ".txt", ".json")):
+    if found is None and HUB_ID.fullmatch(name) and not name.endswith(PROMPT_FILES):
         return name
     return found or folder / name
 

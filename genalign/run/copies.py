@@ -18,7 +18,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from genalign.files.atomic import replacing
-from genalign.run.recipe import RECIPE
+from genalign.files.settings import changed_key
+from genalign.run.recipe import RECIPE, Recipe, load_recipe, may_change
 from genalign.training.checkpoint import MANIFEST, PREFIX
 from genalign.types import GenalignError, UsageError
 
@@ -40,8 +41,10 @@ class Copy:
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs
 
-        self.url = url.rstrip("/")
-        if not is_url(url) or "::" in url:
+        scheme, _, place = url.rstrip("/").partition("://")
+        self.url = f"{scheme}://{place}"
+        if not place or "::" in url or (scheme in ("file", "local") and not place.startswith("/")):
+            # without a place fsspec takes what is left for a path, and one without its slash from the working directory
             raise UsageError(f"{url} is not the URL of one folder; write it as s3://bucket/folder or file:///folder")
         if urlsplit(url).password is not None:
             raise UsageError(
@@ -55,20 +58,45 @@ class Copy:
         self._root = root.rstrip("/")
         self._sent: dict[str, tuple[int, int]] = {}  # name -> size and time of what was sent last
 
-    def claim(self, resuming: bool) -> None:
-        """See that this run can be copied there.
+    def claim(self, recipe: Recipe) -> None:
+        """See that a run of the recipe can be copied there: to an empty place, or, resumed, to its own copy.
 
         Raises:
             UsageError: it cannot be written, or holds another run.
         """
-        with self._reached("written"), tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / PROBE).touch()
-            self._put(Path(folder) / PROBE, PROBE)
-            self._fs.rm_file(self._path(PROBE))
-            taken = not resuming and RECIPE in self.names()
-        if taken:
+        with tempfile.TemporaryDirectory() as folder:
+            probe, there = Path(folder) / PROBE, Path(folder) / RECIPE
+            with self._reached("written"):
+                probe.touch()
+                self._put(probe, PROBE)
+                self._fs.rm_file(self._path(PROBE))
+                if RECIPE not in self.names():
+                    return
+                self._fs.get_file(self._path(RECIPE), str(there))
+            if recipe.train.resume is None:
+                raise UsageError(
+                    f"{self.url} already holds a run; choose another train.copy_to, or go on with it by "
+                    f"--resume {self.url}"
+                )
+            changed = changed_key(load_recipe(there).resolved(), recipe.resolved(), may_change(recipe))
+        if changed is not None:
             raise UsageError(
-                f"{self.url} already holds a run; choose another train.copy_to, or go on with it by --resume {self.url}"
+                f"{self.url} holds another run, whose recipe differs at {changed}; choose another train.copy_to, or "
+                "restore that key"
+            )
+
+    def check_apart(self, run: Path) -> None:
+        """See that neither folder is within the other: each copy would then be part of the next one.
+
+        Raises:
+            UsageError: one is.
+        """
+        from fsspec.implementations.local import LocalFileSystem
+
+        here, there = run.resolve(), Path(self._root).resolve()
+        if isinstance(self._fs, LocalFileSystem) and (here.is_relative_to(there) or there.is_relative_to(here)):
+            raise UsageError(
+                f"train.copy_to {self.url} and the run folder {run} are within one another; name a folder elsewhere"
             )
 
     def update(self, run: Path) -> None:

@@ -17,28 +17,9 @@ from genalign.files.settings import changed_key, write_yaml
 from genalign.ranks import gather, rank
 from genalign.run.build import Built, build
 from genalign.run.copies import fetched, is_url
-from genalign.run.recipe import RECIPE, Recipe, load_recipe
+from genalign.run.recipe import RECIPE, Recipe, load_recipe, may_change
 from genalign.training.metrics import METRICS
 from genalign.types import GenalignError, UsageError
-
-MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step
-    "train.steps",
-    "train.resume",
-    "train.copy_to",
-    "train.backend",
-    "train.report_to",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.sample_every",
-    "train.monitor",
-    "eval",
-)
-
-
-def may_change(recipe: Recipe) -> list[str]:
-    """The keys that a resumed run may set anew; how far a rate has fallen depends on how many steps there are."""
-    falling = recipe.train.schedule != "constant"
-    return [key for key in MAY_CHANGE if not (falling and key == "train.steps")]
 
 
 def run_folder(recipe: Recipe, out: Path | None, held: ExitStack) -> tuple[Path, bool]:

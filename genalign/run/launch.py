@@ -58,7 +58,7 @@ def train_recipe(
     if rank() != 0:
         copy = None
     elif copy is not None:
-        copy.claim(resuming=recipe.train.resume is not None)
+        copy.claim(recipe)
     built = build(recipe, device)
     if built.monitor is not None and len(built.monitor.chosen) < world():
         raise UsageError(
@@ -74,6 +74,8 @@ def train_recipe(
         built.method.reward()  # before anything is drawn that it would guide
     with ExitStack() as held:
         run, resumed = run_folder(recipe, out, held)
+        if copy is not None:
+            copy.check_apart(run)
         check_prompts(built)
         if isinstance(built.method, Searching):
             measure_search(built, built.method, run)

@@ -23,6 +23,18 @@ from genalign.policy.settings import PolicySettings
 from genalign.training.settings import TrainSettings
 
 RECIPE = "recipe.yaml"  # in a run folder
+MAY_CHANGE = (  # on resuming: none of these reaches the arithmetic of a step
+    "train.steps",
+    "train.resume",
+    "train.copy_to",
+    "train.backend",
+    "train.report_to",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.sample_every",
+    "train.monitor",
+    "eval",
+)
 
 
 class Recipe(BaseModel):
@@ -97,3 +109,9 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     parsed, path = read_recipe(str(recipe), overrides, Recipe)
     parsed._folder, parsed._name = path.resolve().parent, path.stem
     return parsed
+
+
+def may_change(recipe: Recipe) -> list[str]:
+    """The keys that a resumed run may set anew; how far a rate has fallen depends on how many steps there are."""
+    falling = recipe.train.schedule != "constant"
+    return [key for key in MAY_CHANGE if not (falling and key == "train.steps")]

@@ -53,6 +53,9 @@ def test_suites_are_measured_beside_each_other(
     ("words", "told"),
     [
         (["--suite", "geneval2"], "do not come with genalign (CC BY-NC 4.0); fetch geneval2_data.jsonl of github.com"),
+        (["--suite", "geneval2="], "fetch geneval2_data.jsonl of github.com"),
+        (["--suite", ""], "--suite is given no file"),
+        (["--suite", "unigenbench=data/test_prompts_en.csv"], "there is no prompts file 'data/test_prompts_en.csv'"),
         (["--suite", "geneval=prompts.jsonl"], "there is no suite 'geneval'; did you mean 'geneval2'"),
         (["--suite", "prompts.jsonl"], "name a reward by --judge R"),
         (["--suite", "nowhere.jsonl", "--judge", "sharpness"], "there is no prompts file 'nowhere.jsonl'"),

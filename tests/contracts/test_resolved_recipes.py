@@ -11,8 +11,7 @@ import yaml
 from genalign.files.places import stable_name
 from genalign.files.settings import changed_key
 from genalign.files.shipped import shipped
-from genalign.run.folder import MAY_CHANGE, may_change
-from genalign.run.recipe import load_recipe
+from genalign.run.recipe import MAY_CHANGE, load_recipe, may_change
 
 ROOM = shipped("assets").resolve()
 

@@ -227,7 +227,8 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert data_path("somebody/pairs", tmp_path) == "somebody/pairs"
-    assert data_path("emojiworld/trian.jsonl", tmp_path) == tmp_path / "emojiworld/trian.jsonl"
+    for name in ("emojiworld/trian.jsonl", "data/test_prompts_en.csv", "data/pairs.parquet", "words/all.txt"):
+        assert data_path(name, tmp_path) == tmp_path / name
     assert levels(read_prompts("somebody/pairs").pairs, 0) == [0.9, 0.2]
     with pytest.raises(GenalignError, match=r"'nobody/nothing' is not a file or folder here .* \(no network\)"):
         read_prompts("nobody/nothing")

@@ -13,7 +13,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from genalign.cli.main import main
+from genalign.files.settings import write_yaml
 from genalign.run.copies import Copy, fetched
+from genalign.run.recipe import load_recipe
 from genalign.training.checkpoint import newest_checkpoint
 from genalign.types import UsageError
 from tests.helpers.tiny_recipe import write_recipe
@@ -46,7 +48,7 @@ def test_what_changed_is_sent_and_old_checkpoints_go(tmp_path: Path, memory: Any
     run = tmp_path / "run"
     a_checkpoint(run, 1)
     copy = Copy(URL)
-    copy.claim(resuming=False)
+    copy.claim(load_recipe("image-nft"))
     assert copy.names() == []
     done.clear()
     copy.update(run)
@@ -91,6 +93,10 @@ def test_on_a_disk_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: Any) ->
     [
         ("bucket/run", "is not the URL of one folder"),
         ("simplecache::s3://bucket/run", "is not the URL of one folder"),
+        *(
+            (url, "is not the URL of one folder")
+            for url in ("file://", "file:///", "memory://", "s3:///", "file://run")
+        ),
         ("nowhere://bucket/run", "Protocol not known: nowhere"),
         ("sftp://me:secret@host/run", "a URL with a password in it would be kept"),
         ("file:///proc/nothing/run", "cannot be written"),
@@ -141,6 +147,29 @@ def test_a_run_goes_on_from_its_copy_as_if_it_had_not_stopped(tmp_path: Path, me
         assert memory.cat(f"/bucket/run/{name}") == (tmp_path / "whole" / name).read_bytes()
     steps = [json.loads(line)["step"] for line in memory.cat("/bucket/run/metrics.jsonl").splitlines()]
     assert steps == [1, 2, 3]
+
+
+def test_resuming_notices_that_the_place_holds_another_run(
+    tmp_path: Path, memory: Any, monkeypatch: Any, capsys: Any
+) -> None:
+    """What may change on resuming may differ there, too; a copy is not overwritten by a run of another seed."""
+    recipe = write_recipe(tmp_path, eval=None)
+    memory.pipe("/bucket/run/recipe.yaml", write_yaml(load_recipe(recipe, ["train.steps=1"]).resolved()).encode())
+    monkeypatch.setattr("genalign.run.launch.build", lambda *_: pytest.fail("it was built"))
+    words = ["train", str(recipe), f"train.copy_to={URL}", "train.seed=7", "--resume", str(tmp_path)]
+    assert main(words) == 2
+    assert "holds another run, whose recipe differs at train.seed (was 0, is 7)" in capsys.readouterr().err
+    Copy(URL).claim(load_recipe(recipe, ["train.resume=latest"]))
+    assert Copy(URL).names() == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize("place", ["run", "run/copy", ""])
+def test_a_copy_within_the_run_is_refused(place: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """It would be copied into itself, and after n checkpoints hold itself n times."""
+    recipe = write_recipe(tmp_path, eval=None)
+    words = ["train", str(recipe), f"train.copy_to=file://{tmp_path / 'all' / place}"]
+    assert main([*words, "--out", str(tmp_path / "all" / "run")]) == 2
+    assert "are within one another; name a folder elsewhere" in capsys.readouterr().err
 
 
 def test_a_copy_that_fails_while_training_is_made_up_for(

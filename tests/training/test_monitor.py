@@ -17,8 +17,7 @@ from genalign.files.settings import changed_key
 from genalign.method import MethodSettings, build_method
 from genalign.ranks import leave
 from genalign.run.build import build
-from genalign.run.folder import MAY_CHANGE
-from genalign.run.recipe import load_recipe
+from genalign.run.recipe import MAY_CHANGE, load_recipe
 from genalign.training.checkpoint import load_checkpoint
 from genalign.training.loop import train
 from genalign.training.monitor import ALARM, Monitor, MonitorSettings, proxy_point, symptoms
