@@ -39,7 +39,7 @@ def terminate() -> None:
 
 
 def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)  # in this thread, and so before anything else is done
 
 
 def fill_the_disk() -> None:
