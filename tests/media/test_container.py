@@ -130,8 +130,9 @@ def test_odd_sides_grow_by_their_own_edge_and_the_log_says_so(tmp_path, caplog) 
 
 def test_levels_and_floats_are_written_alike(tmp_path) -> None:
     levels = (clip() * 255).round().to(torch.uint8)
-    files = [write_video(row, 8.0, tmp_path / f"{k}.mp4").read_bytes() for k, row in enumerate((levels, levels / 255))]
-    assert files[0] == files[1]
+    files = [write_video(row, 8.0, tmp_path / f"{k}.mp4") for k, row in enumerate((levels, levels / 255))]
+    first, second = (video.read(file)[0].float() for file in files)
+    assert (first - second).abs().mean() < 0.5  # of 255; one encoder's two runs have differed in bytes
 
 
 @pytest.mark.parametrize("share", [0.97, 0.6, 0.3])
