@@ -144,7 +144,6 @@ class Dragon(ForwardPreference):
             trajectory=without_steps(trajectory),
             scores=scores,
             pairs=pairs,
-            global_rows=int(all_sum(torch.tensor(len(pairs)))),
             log=log,
             clean=clean,
             times=stratified_times(here, s.draws, s.times),

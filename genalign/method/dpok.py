@@ -94,7 +94,6 @@ class DPOK(Collecting):
             trajectory,
             scores,
             counted=everyone.total_valid[here],
-            global_rows=int(everyone.total_valid.sum()),
             log=reward_log(everyone),
         )
 

@@ -155,7 +155,6 @@ class ForwardPreference(Collecting):
             trajectory=without_steps(trajectory),
             scores=scores,
             pairs=pairs,
-            global_rows=_global(pairs),
             log=reward_log(everyone),
             clean=forward.clean(trajectory),
             times=stratified_times(here, s.draws, s.times),
@@ -179,7 +178,6 @@ class ForwardPreference(Collecting):
             trajectory=given_rows(rows, [seed for seed in seeds for _ in range(2)], pictures.rows_together),
             scores=None,
             pairs=pairs,
-            global_rows=_global(pairs),
             log={"pairs/equal": float(missed)},
             clean=clean.flatten(0, 1),
             times=stratified_times(here, s.draws, s.times),
@@ -259,7 +257,3 @@ class ForwardPreference(Collecting):
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(list(parts)).mean(0)
-
-
-def _global(pairs: Tensor) -> int:
-    return int(all_sum(torch.tensor(len(pairs))))

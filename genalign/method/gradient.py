@@ -153,7 +153,6 @@ class PolicyGradient(Collecting):
             scores,
             advantage=advantage[here],
             counted=counted[here],
-            global_rows=int(counted.sum()),
             log={**reward_log(everyone), **spread},
         )
 

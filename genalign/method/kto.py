@@ -87,7 +87,7 @@ class KTO(Collecting):
             trajectory = read_given(policy, self.given, prompts)
             good = torch.tensor([1.0, -1.0]).repeat(len(prompts))
             counted = torch.ones(len(good), dtype=torch.bool)
-            return Experience(trajectory, None, advantage=good, counted=counted, global_rows=len(good))
+            return Experience(trajectory, None, advantage=good, counted=counted)
         s = self.settings
         trajectory, scores = yield from sample_and_score(
             policy, prompts, reward, s.group, rollout_seed(seed, step), self.name
@@ -101,7 +101,6 @@ class KTO(Collecting):
             scores,
             advantage=(lead if s.loss == "square" else lead.sign())[here],
             counted=counted[here],
-            global_rows=int(counted.sum()),
             log={**reward_log(everyone), **spread},
         )
 

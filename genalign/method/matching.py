@@ -113,7 +113,6 @@ def collect_advantages(
         scores=scores,
         advantage=advantage[here].clamp(-s.advantage_clip, s.advantage_clip),
         counted=counted[here],
-        global_rows=int(counted.sum()),
         log={**reward_log(everyone), **spread},
         clean=forward.clean(trajectory),
         times=stratified_times(seed, s.draws, s.times),

@@ -103,8 +103,8 @@ class Parrot(Collecting):
         counted &= torch.isfinite(weight)
         if s.signal == "advantage":
             weight = among_siblings(weight, group)
-        counts = torch.tensor([front.sum(), torch.isfinite(values).all(1).sum(), counted.sum()])
-        in_front, complete, learnt_from = all_sum(counts).tolist()
+        counts = torch.tensor([front.sum(), torch.isfinite(values).all(1).sum()])
+        in_front, complete = all_sum(counts).tolist()
         share = in_front / max(complete, 1)
         self._warn(share, len(names))
         return Experience(
@@ -112,7 +112,6 @@ class Parrot(Collecting):
             scores,
             advantage=torch.where(counted, weight, 0.0).float(),
             counted=counted,
-            global_rows=learnt_from,
             log={**reward_log(over_ranks(scores, group)[0]), "front/share": share},
         )
 

@@ -130,7 +130,6 @@ class PPO(Collecting):
             scores,
             advantage=_whitened(advantage, used),
             counted=counted,
-            global_rows=int(everyone.total_valid.sum()),
             log=log,
             inputs=inputs,
             returns=advantage + values,

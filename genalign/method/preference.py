@@ -29,7 +29,6 @@ from genalign.method.losses import PAIR_RULES, PairRule
 from genalign.method.pairs import LabelledPairs, read_given
 from genalign.method.preference_losses import AVERAGED, WITH_DOUBT, WITHOUT_REFERENCE, PreferenceLoss, dpo_loss
 from genalign.method.settings import MethodSettings, PairSource
-from genalign.ranks import all_sum
 from genalign.types import (
     Experience,
     Loss,
@@ -214,8 +213,7 @@ class Preference(Collecting):
         compared, others, share = (scores, None, 1.0) if s.objective is None else by_objective(scores, s.objective)
         pairs = PAIR_RULES[s.pair_rule](compared, trajectory.group.cpu(), s.min_gap)
         log = reward_log(over_ranks(scores, trajectory.group)[0])
-        count = _global(len(pairs))
-        return Objectives(trajectory, scores, pairs=pairs, global_rows=count, log=log, others=others, share=share)
+        return Objectives(trajectory, scores, pairs=pairs, log=log, others=others, share=share)
 
     def losses(self, policy: Policy, experience: Experience) -> Iterator[Loss]:
         trajectory = experience.trajectory
@@ -314,8 +312,4 @@ def _complete(trajectory: Trajectory, unit: Unit) -> Tensor:
 def _of_neighbours(trajectory: Trajectory) -> Experience:
     """Every two rows that stand side by side are a pair, the preferred one first."""
     pairs = torch.arange(len(trajectory.prompts)).reshape(-1, 2)
-    return Experience(trajectory, None, pairs=pairs, global_rows=_global(len(pairs)))
-
-
-def _global(count: int) -> int:
-    return int(all_sum(torch.tensor(count)))
+    return Experience(trajectory, None, pairs=pairs)

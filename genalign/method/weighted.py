@@ -27,7 +27,6 @@ from genalign.method.forward import (
 )
 from genalign.method.losses import regression_weights
 from genalign.method.settings import SampleSource
-from genalign.ranks import all_sum
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scoring, UsageError, sample_seed
 
 
@@ -108,7 +107,6 @@ class Weighted(Collecting):
             trajectory=without_steps(trajectory),
             scores=scores,
             counted=counted[mine],
-            global_rows=int(counted.sum()),
             log={**reward_log(everyone), "weight/effective": alike},
             clean=forward.clean(trajectory),
             times=stratified_times(here, s.draws, s.times),
@@ -122,7 +120,6 @@ class Weighted(Collecting):
             trajectory=given_rows(prompts, seeds, samples.rows_together),
             scores=None,
             counted=torch.ones(len(prompts), dtype=torch.bool),
-            global_rows=int(all_sum(torch.tensor(len(prompts)))),
             clean=clean,
             times=stratified_times(here, s.draws, s.times),
             weight=torch.ones(len(prompts)),

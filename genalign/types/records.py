@@ -158,7 +158,6 @@ class Experience:
     advantage: Tensor | None = None  # (B,), or (B,M): one for each of trajectory.about
     counted: Tensor | None = None  # (B,) bool: rows that enter the loss (not masked, and their scores have spread)
     pairs: Tensor | None = None  # (P,2) int64 rows: winner, loser
-    global_rows: int = 0  # rows (or pairs) that count, over all ranks
     log: Mapping[str, float] = field(default_factory=dict)
 
     def advantage_of(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:

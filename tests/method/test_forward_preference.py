@@ -110,7 +110,7 @@ def test_pairs_follow_the_rule():
     for winner, loser in few.pairs.tolist():
         assert total[winner] == total[group == group[winner]].max()
         assert total[loser] == total[group == group[winner]].min()
-    assert len(few.noise) == few.global_rows == 3
+    assert len(few.noise) == len(few.pairs) == 3
     every = experience_of(method("flow-dpo", group=4, pair_rule="all"), policy)
     assert len(every.pairs) == len(every.noise) == 4 * 6
     assert len(set(every.noise.tolist())) == 4  # siblings share their noise, so each of them is asked about once
@@ -141,7 +141,6 @@ def test_given_pictures_teach_without_a_reward_or_a_rollout():
     assert pictures.loaded == list(range(6))  # each is encoded once
     assert experience.pairs.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [10, 11]]
     assert experience.log == {"pairs/equal": 1.0}
-    assert experience.global_rows == 5
 
 
 def test_the_loss_of_given_pictures_is_that_of_the_same_samples():

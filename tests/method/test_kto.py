@@ -47,7 +47,7 @@ def test_the_loss_and_its_gradient_are_trls() -> None:
     for good in (torch.tensor([1.0, -1.0, -1.0, 1.0]), torch.tensor([-1.0, -1.0, -1.0, -1.0])):
         wanted = kto_loss(logp, reference, mask, good > 0, 0.3, (1.0, 0.6))
         policy = Given(logp, logp.detach(), mask, 4, reference)
-        rows = Experience(policy.trajectory, None, good, torch.ones(4, dtype=torch.bool), global_rows=4)
+        rows = Experience(policy.trajectory, None, good, torch.ones(4, dtype=torch.bool))
         learner = method("kto", beta=0.3, undesirable_weight=0.6)
         found = sum(loss.total for loss in learner.losses(policy, rows))  # type: ignore[arg-type]
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
@@ -77,7 +77,7 @@ def test_gpo_is_the_square_of_what_the_score_asks_for(token_like: bool) -> None:
 def test_the_first_loss_is_a_half_and_ties_teach_nothing() -> None:
     learner, policy = method("kto", group=4), ToyPolicy(token_like=True)
     experience = experience_of(learner, policy, ToyReward(dark=range(4)))
-    assert experience.global_rows == 0
+    assert not experience.counted.any()
     assert list(learner.losses(policy, experience)) == []
     _, losses = backward(learner, policy, experience_of(learner, policy))
     assert mean(losses, "loss") == pytest.approx(0.5)

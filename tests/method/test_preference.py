@@ -16,7 +16,7 @@ from tests.helpers.toy_policy import DIMS, ToyPolicy, ToyReward, make_scores
 def test_first_preference_loss_is_log_2(token_like):
     learner, policy = method("d3po", group=4), ToyPolicy(token_like=token_like)
     experience = experience_of(learner, policy)
-    assert experience.global_rows == 4
+    assert len(experience.pairs) == 4
     _, losses = backward(learner, policy, experience)
     assert sum(float(loss.total) for loss in losses) == pytest.approx(LOG2, rel=1e-6)
     assert mean(losses, "loss") == pytest.approx(LOG2, rel=1e-7)

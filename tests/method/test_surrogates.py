@@ -116,7 +116,7 @@ def test_the_grpo_family_has_trls_losses_and_gradients(
     if name == "dr-grpo":  # which divides by the longest completion allowed as well
         wanted = wanted * 6
     policy = Given(logp, old, mask, rows_together, reference)
-    rows = Experience(policy.trajectory, None, advantage, torch.ones(4, dtype=torch.bool), global_rows=4)
+    rows = Experience(policy.trajectory, None, advantage, torch.ones(4, dtype=torch.bool))
     found = sum(loss.total for loss in method(name, **ours).losses(policy, rows))  # type: ignore[arg-type]
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
     expected = torch.autograd.grad(wanted, logp, retain_graph=True)
@@ -136,7 +136,7 @@ def test_rloo_has_trls_gradient_where_it_samples_and_with_whole_rows_as_actions_
     wanted = rloo_loss(logp, old, advantage, mask)
     expected = torch.autograd.grad(wanted, logp, retain_graph=True)
     policy = Given(logp, old, mask, rows_together)
-    rows = Experience(policy.trajectory, None, advantage, torch.ones(4, dtype=torch.bool), global_rows=4)
+    rows = Experience(policy.trajectory, None, advantage, torch.ones(4, dtype=torch.bool))
     whole = method("rloo", ratio="row_sum", loss_per="row_mean", **EPSILONS)
     found = sum(loss.total for loss in whole.losses(policy, rows))  # type: ignore[arg-type]
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
