@@ -87,6 +87,26 @@ class Copy:
                 "restore that key"
             )
 
+    @contextlib.contextmanager
+    def held(self, recipe: Recipe, run: Path) -> Iterator[None]:
+        """Within the context the place is the run's, whose recipe.yaml stands there from the beginning: a run that
+        begins before the first checkpoint of this one is refused. One that ends without any leaves the place free.
+
+        Raises:
+            UsageError: another run has taken the place since `claim`, or it cannot be written any more.
+        """
+        self.claim(recipe)
+        with self._reached("written"):
+            free = RECIPE not in self.names()
+            if free:
+                self._put(run / RECIPE, RECIPE)
+        try:
+            yield
+        finally:
+            if free and not self._sent:
+                with contextlib.suppress(Exception):  # what ended the run is said, and may be that the place is gone
+                    self._fs.rm_file(self._path(RECIPE))
+
     def check_apart(self, run: Path) -> None:
         """See that neither folder is within the other: each copy would then be part of the next one.
 

@@ -12,6 +12,7 @@ import pytest
 
 from genalign.cli.main import main
 from genalign.files.settings import write_yaml
+from genalign.run.build import build
 from genalign.run.copies import Copy, fetched
 from genalign.run.recipe import load_recipe
 from genalign.training.checkpoint import newest_checkpoint
@@ -145,6 +146,37 @@ def test_a_run_goes_on_from_its_copy_as_if_it_had_not_stopped(tmp_path: Path, st
         assert store.cat(f"/bucket/run/{name}") == (tmp_path / "whole" / name).read_bytes()
     steps = [json.loads(line)["step"] for line in store.cat("/bucket/run/metrics.jsonl").splitlines()]
     assert steps == [1, 2, 3]
+
+
+def test_of_two_runs_that_begin_at_one_place_the_second_is_refused(
+    tmp_path: Path, store: Store, monkeypatch: Any, capsys: Any
+) -> None:
+    """Whether it begins before the first one's first checkpoint, or has looked before the first one began. A run that
+    ends without a checkpoint leaves the place free."""
+    recipe = str(write_recipe(tmp_path, eval=None, train={"sample_every": 99}))
+    words = ["train", recipe, f"train.copy_to={URL}", "train.steps=1", "--out"]
+    said: list[str] = []
+
+    def begins_another(*_: Any) -> None:
+        assert main([*words, str(tmp_path / "second")]) == 2
+        said.append(capsys.readouterr().err)
+        raise UsageError("it ends before its first checkpoint")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("genalign.run.launch.run_steps", begins_another)
+        assert main([*words, str(tmp_path / "first")]) == 2
+    assert "already holds a run; choose another train.copy_to, or go on with it by --resume store://" in said[0]
+    assert not (tmp_path / "second").exists()
+    assert Copy(URL).names() == []
+
+    def takes_the_place(*given: Any) -> Any:
+        Store().pipe("/bucket/run/recipe.yaml", (tmp_path / "first" / "recipe.yaml").read_bytes())
+        return build(*given)
+
+    monkeypatch.setattr("genalign.run.launch.build", takes_the_place)
+    assert main([*words, str(tmp_path / "third")]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert Copy(URL).names() == ["recipe.yaml"]  # the other run's stays
 
 
 def test_resuming_notices_that_the_place_holds_another_run(
