@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genalign.files.header import sort_header
 from genalign.policy import forward, pathwise, retake
 from genalign.policy.adapters import Adapters
 from genalign.policy.archive import recalled, save_trajectory, settings_digest, weights_digest
@@ -202,6 +203,8 @@ class DiffusionPolicy:
 
         The latter is written with alpha = rank: its header alone holds alpha, which many programs do not read.
         """
+        from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+
         self._adapters.save(Path(folder))
         save = getattr(self.pipeline, "save_lora_weights", None)
         main = self._stage.component  # by whose names diffusers writes that of any of them
@@ -212,6 +215,7 @@ class DiffusionPolicy:
             metadata = {**adapter.config.to_dict(), "lora_alpha": adapter.config.r}
             layers = {f"{main}_lora_layers": adapter.folded(), f"{main}_lora_adapter_metadata": metadata}
             save(place, **layers)
+            sort_header(place / LORA_WEIGHT_NAME_SAFE)
 
     def load_adapter(self, folder: Path | str) -> None:
         """Read adapter_model.safetensors of a folder that save_adapter wrote."""
