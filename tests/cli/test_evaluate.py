@@ -45,6 +45,7 @@ def test_suites_are_measured_beside_each_other(
     kept = json.loads((run / "suites" / "geneval2" / "eval.json").read_text())
     assert kept["prompts"] == 3
     assert kept["metrics"]["asked"]["before"] == rows["asked"]["before"]
+    assert "<h3>geneval2</h3>" in (run / "report.html").read_text()
     assert main(["eval", str(run), "--suite", "plain.txt", "--judge", "sharpness"]) == 0
     assert "plain: 2 prompts" in capsys.readouterr().out
 
