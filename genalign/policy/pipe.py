@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genalign.policy.attention import use_attention
 from genalign.policy.call import Calls
 from genalign.policy.decoding import set_decoding
+from genalign.policy.denoisers import Denoise, denoiser_names
 from genalign.policy.guidance import Guidance
 from genalign.policy.inputs import Inputs
 from genalign.policy.recompute import recompute_blocks
@@ -29,7 +30,7 @@ from genalign.policy.schedule import (
 )
 from genalign.policy.settings import Kernel, PolicySettings
 from genalign.policy.tables import Tables
-from genalign.policy.tape import Denoise, Stage, Step, denoiser_names
+from genalign.policy.tape import Stage, Step
 from genalign.policy.tracks import Tracks
 from genalign.policy.transition import Path, StepTable, step_table
 from genalign.policy.walk import is_flow, path_of
@@ -67,7 +68,7 @@ class Pipe:
         call = {**settings.call, **set_decoding(pipeline, settings.vae)}
         self.tracks = Tracks(pipeline, call, settings.frame_rate)
         self.inputs = Inputs(self.tracks)
-        self.calls = Calls(pipeline, self.stage.denoiser, call, self.inputs)
+        self.calls = Calls(pipeline, self.stage.denoisers.main, call, self.inputs)
         scale = self.calls.guidance_argument() if settings.sampler.guidance is not None else None
         if scale in settings.call:
             raise UsageError(f"policy.call sets {scale!r}, as policy.sampler.guidance does; leave one of them out")
@@ -94,7 +95,7 @@ class Pipe:
                 module.requires_grad_(False).eval()
                 _lay_out(module, self.device)
         pipeline.set_progress_bar_config(disable=True)
-        for denoiser in self.stage.denoisers.values():
+        for denoiser in self.stage.denoisers.each.values():
             use_attention(denoiser, settings.attention, self.device)
             if settings.gradient_checkpointing:
                 recompute_blocks(denoiser)
@@ -143,11 +144,11 @@ class Pipe:
         sampler = self.settings.sampler
         many = steps or sampler.steps
         if many not in self._starts:
-            before = self.stage.calls
+            before = self.stage.denoisers.calls
             with self.on_kernel():
                 call = self.calls([self._last], [0], sampler.guidance, many, None if steps else sampler.sigmas)
                 self._starts[many], first = self.stage.start(call)
-            self.stage.calls = before  # a probe is not what anything costs
+            self.stage.denoisers.calls = before  # a probe is not what anything costs
             if self._starts[many] == 0:
                 self.unit = _unit(first, getattr(self.kernel_scheduler, "init_noise_sigma", 1.0))
         return self._starts[many]
