@@ -198,7 +198,8 @@ def test_a_short_run_of_all_stages_goes_on_where_it_was_killed_and_is_rolled_out
 def test_clips_of_the_bank_and_captions_of_trajectories_are_of_the_training_split(pipeline, tmp_path: Path) -> None:
     made = bank.latent_bank(pipeline.vae, tmp_path, "moves", 8)
     assert made.latents.shape == (8, *LATENTS)
-    assert made.shown is not None and made.shown.shape == (8, 3 * 6 * 6)
+    assert made.shown is not None
+    assert made.shown.shape == (8, 3 * 6 * 6)
     assert not any(held_out(row) for row in made.facts)
     rng = np.random.default_rng(0)
     assert not any(held_out(CLIPS.facts(rng)) for _ in range(50))
@@ -214,9 +215,9 @@ def test_telling_what_is_where_trains_the_transformer_and_leaves_no_trace(pipeli
     shown[:, ::2] = CLIPS.things - 1
     net.requires_grad_(True)
     velocity(net, noisy, sigma, CLIPS.read(pipeline, TEXTS[:2], 0))
-    loss = told.loss(shown)
-    wanted = whole = 0.0
-    for logits, right in zip(told.head(kept[0].detach().float()).flatten(0, 1).double(), shown.flatten().tolist(), strict=True):
+    loss, wanted, whole = told.loss(shown), 0.0, 0.0
+    rows = told.head(kept[0].detach().float()).flatten(0, 1).double()
+    for logits, right in zip(rows, shown.flatten().tolist(), strict=True):
         weight = flow_matching.EMPTY if right == CLIPS.things - 1 else 1.0
         wanted -= weight * float(logits.log_softmax(0)[right])
         whole += weight
