@@ -22,7 +22,7 @@ CHUNK = 256
 @dataclass(frozen=True)
 class Bank:
     """Latents (N, C, ...) fp16 as the autoencoder has them, their facts, and where a kind tells it, what is where: a
-    class (N, places) uint8 of each of the places that a transformer has as tokens."""
+    class (N, places) of each of the places that a transformer has as tokens."""
 
     latents: Tensor
     facts: list[dict[str, Any]]
@@ -85,7 +85,9 @@ KINDS = {
     "counting": Kind(counting_scene, render, (0, 3, 1, 2)),
     "moves": Kind(moving_clip, moves_clips.render, (0, 2, 1, 3, 4), shown=moves_clips.shown),
     "pairs": Kind(moving_pair, moves_clips.render, (0, 2, 1, 3, 4), shown=moves_clips.shown),
-    "melodies": Kind(piece, lambda laid_out, rng: melody_pieces.render(laid_out), (0, 1, 2), encoded_sounds),
+    "melodies": Kind(
+        piece, lambda laid_out, rng: melody_pieces.render(laid_out), (0, 1, 2), encoded_sounds, melody_pieces.shown
+    ),
 }
 
 

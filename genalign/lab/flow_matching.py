@@ -117,7 +117,7 @@ class Told(nn.Module):
 
     def __init__(self, transformer: Any, things: int) -> None:
         super().__init__()
-        width = transformer.blocks[0].ffn.net[-1].out_features
+        width = transformer.proj_out.in_features
         self.transformer = transformer
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, things))
         self.importance = torch.tensor([1.0] * (things - 1) + [EMPTY])
