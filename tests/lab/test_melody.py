@@ -311,8 +311,8 @@ def test_the_prompts_are_those_of_the_splits():
 
 
 def test_what_a_latent_shows_is_the_note_that_sounds_there():
-    """Against the pitch that sounds: of a lead alone the strongest line of the spectrum is a harmonic of the note shown,
-    and what is told of instrument and key is what the facts say."""
+    """Against what sounds: of a lead alone the strongest line of the spectrum is a harmonic of the note shown, and the
+    instrument shown is that of the facts."""
     rng, right, heard = np.random.default_rng(7), 0, 0
     for _ in range(12):
         facts = {**melody.sample_facts(rng), "drums": False}
