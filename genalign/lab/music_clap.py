@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genalign.lab.melody import KINDS, caption, change_one_fact, is_stated, sample_facts
@@ -14,7 +14,7 @@ from genalign.lab.melody_bank import RATE
 from genalign.lab.melody_pieces import SAMPLES, arrange, render
 from genalign.lab.music import stated
 from genalign.lab.music_judge import shaken
-from genalign.lab.music_reading import TOKENS, melody_tokenizer
+from genalign.lab.music_reading import ANSWERS, TOKENS, answers, melody_tokenizer
 from genalign.lab.reading import encoded_texts
 from genalign.reward.heads.audio import Clap
 from genalign.reward.heads.waves import log_mel
@@ -22,6 +22,7 @@ from genalign.training.fit import fit
 from genalign.types import Media, Track
 
 SIDE = 128  # of the picture that a sound is to the model: mel bands, and frames of 25 ms
+SHARPER = 10.0  # what heads read are embeddings of length 1, times this
 WIDTH = 128  # of the embedding, and of the text tower
 
 
@@ -84,19 +85,24 @@ def untrained(tokenizer: Any, seed: int = 41) -> Any:
 def build_clap(work: Path, steps: int = 2400, rows: int = 32, seed: int = 41) -> tuple[Any, Any]:
     """The model and its tokenizer: contrastive training on true captions of rendered pieces, shaken as a generator
     would; each sound also meets one caption with a changed fact (NegCLIP, Yuksekgonul et al. 2023, arXiv 2210.01936),
-    since in-batch strangers never differ in the key alone."""
+    since in-batch strangers never differ in the key alone. Beside it linear heads tell each fact from the embedding of
+    a sound, and the same heads from that of a caption: by contrast alone order and drums are not heard after 2,400
+    steps, with them after 500. Melody, key and tempo take longer."""
     tokenizer, made = melody_tokenizer(), extractor()
     model = untrained(tokenizer, seed)
+    heads = nn.ModuleList([nn.Linear(WIDTH, count) for count in ANSWERS])
     filters = torch.from_numpy(made.mel_filters_slaney)
     early = (SAMPLES - made.nb_max_samples) // 2
 
     def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng((seed, step))
-        waves, true, false = [], [], []
+        waves, true, false, heard_facts, said_facts = [], [], [], [], []
         for _ in range(rows):
             facts = sample_facts(rng, "train")
             waves.append(shaken(render(arrange(facts, rng))[0], rng))
             said = stated(facts, rng)
+            heard_facts.append(answers(facts))
+            said_facts.append(answers(said))
             true.append(caption(said, rng))
             false.append(caption(change_one_fact(said, rng), rng))
         cut = torch.from_numpy(np.stack(waves))[:, early : early + made.nb_max_samples]
@@ -107,15 +113,22 @@ def build_clap(work: Path, steps: int = 2400, rows: int = 32, seed: int = 41) ->
         heard, read = F.normalize(heard.pooler_output, dim=-1), F.normalize(read, dim=-1)
         logits = model.logit_scale_a.exp().clamp(max=100) * heard @ read.T  # (rows, 2 rows): true, then changed ones
         target = torch.arange(rows)
+        told = [
+            F.cross_entropy(head(SHARPER * states), right)
+            for states, facts in ((heard, heard_facts), (read[:rows], said_facts))
+            for head, right in zip(heads, torch.tensor(facts).T, strict=True)
+        ]
         own = torch.stack([logits.diagonal(), logits.diagonal(rows)], dim=1)  # (rows, 2): against its double
         return (
             F.cross_entropy(logits, target)
             + F.cross_entropy(logits[:, :rows].T, target)
             + F.cross_entropy(own, torch.zeros(rows, dtype=torch.long))
+            + torch.stack(told).mean()
         )
 
-    model.requires_grad_(True)
-    fit(model, loss_of, steps=steps, learning_rate=1e-3, state=work / "clap.safetensors", weight_decay=0.05)
+    both = nn.ModuleDict({"clap": model.requires_grad_(True), "heads": heads})
+    state = work / "clap.safetensors"
+    fit(both, loss_of, steps=steps, learning_rate=1e-3, muon=0.02, state=state, weight_decay=0.05)
     return model.requires_grad_(False), tokenizer
 
 
