@@ -142,7 +142,7 @@ def test_what_follows_the_last_step_of_a_pipeline_is_decoding(hands: Hands, monk
     made = diffusion_policy()
     made.rollout([Prompt("a", uid=1)], 1, 0)
     taken()
-    count, decode = made._stage.count, made.pipeline.vae.decode
+    count, decode = made._stage.denoisers.count, made.pipeline.vae.decode
 
     def counted(*given: Any, **more: Any) -> Any:
         hands.turn(1)
@@ -152,7 +152,7 @@ def test_what_follows_the_last_step_of_a_pipeline_is_decoding(hands: Hands, monk
         hands.turn(100)
         return decode(*given, **more)
 
-    monkeypatch.setattr(made._stage, "count", counted)
+    monkeypatch.setattr(made._stage.denoisers, "count", counted)
     monkeypatch.setattr(made.pipeline.vae, "decode", decoded)
     calls = made.calls()
     whole: Trajectory = made.rollout([Prompt("a", uid=1), Prompt("b", uid=2)], 2, 0)

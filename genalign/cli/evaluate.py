@@ -43,12 +43,15 @@ def evaluate_suites(
 ) -> dict[str, dict[str, Any]]:
     """Base and tuned model on suites of prompts: name -> what eval.json holds, written to RUN/suites/NAME/eval.json.
 
+    RUN/report.html is written again and shows them.
+
     suites: NAME=FILE or FILE, see `suite_settings`. judges: what scores them, in place of each suite's own reward;
     rewards: further ones. Both are relative to the working directory.
 
     Raises:
         UsageError: no such suite, file or reward, or one that reads what the prompts lack: before any weight loads.
     """
+    from genalign.evaluation.report import write_report
     from genalign.evaluation.suites import suite_settings
 
     folder = Path(run)
@@ -63,7 +66,9 @@ def evaluate_suites(
         built[name].eval_rewards = [each for each in built[name].eval_rewards if each is not built[name].reward]
     policy = next(iter(built.values())).policy
     policy.load_adapter(folder / "adapter")
-    return {name: measure(one, folder / "suites" / name, policy=policy, training=()) for name, one in built.items()}
+    found = {name: measure(one, folder / "suites" / name, policy=policy, training=()) for name, one in built.items()}
+    write_report(folder)
+    return found
 
 
 def print_suites(results: Mapping[str, dict[str, Any]], as_json: bool = False) -> None:

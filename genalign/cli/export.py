@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from genalign.cli.comfyui import comfyui_tensors
 from genalign.evaluation.card import DIFFUSERS_FILE, base_model, pipeline_index, provenance, write_card
 from genalign.files.atomic import replace_file, replacing
+from genalign.files.header import sort_header
 from genalign.types import GenalignError, UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def export(run: Path, to: str, dest: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft:
         save_file(renamed, draft, metadata={"format": "pt", **facts})
+        sort_header(draft)
     return path
 
 

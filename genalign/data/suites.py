@@ -7,15 +7,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from genalign.data.tables import FILES, read_table
 from genalign.types import UsageError
+
+CURE = "take the authors' file as it is, or write --suite FILE for other prompts"
 
 # UniGenBench's columns of a prompt and of its test points, and the keys in these of the points and of their words.
 POINTS = {
     "prompt_en": ("sub_dims_en", "Testpoints", "Testpoint Description"),
     "prompt_zh": ("sub_dims_zh", "考点", "考点对应描述"),
 }
+
+COLUMNS: dict[str, list[tuple[str, ...]]] = {  # of each suite's rows; of several sets one is enough
+    "geneval2": [("prompt", "vqa_list", "skills")],
+    "unigenbench": [(prompt, points) for prompt, (points, *_) in POINTS.items()],
+}
+
+
+def check_suite(name: str, path: Path | str) -> None:
+    """Refuse a file, a folder or a dataset that is not the suite `name`, one of COLUMNS, row by row.
+
+    Raises:
+        UsageError: a row without a column of it, or no table at all.
+    """
+    if isinstance(path, Path) and path.is_file() and path.suffix not in FILES:
+        raise UsageError(f"{path} is a plain list, not the prompts of {name} with their questions; {CURE}")
+    table = read_table(path)
+    for row, place in zip(table.rows, table.places, strict=True):
+        lacking = min(([column for column in columns if column not in row] for columns in COLUMNS[name]), key=len)
+        if lacking:
+            raise UsageError(f"{place} is not of {name}, which has a column {lacking[0]!r}; {CURE}")
 
 
 def is_suite(rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -91,7 +91,7 @@ class Smoothed:
 
 
 def write_report(run: Path) -> Path:
-    """Write `run`/report.html from metrics.jsonl, eval.json, samples/ and recipe.yaml, whichever of them exist.
+    """Write `run`/report.html from metrics.jsonl, eval.json, suites/, samples/ and recipe.yaml, whichever exist.
 
     The curve of the training reward stands beside it as reward.svg.
 
@@ -115,7 +115,7 @@ def write_report(run: Path) -> Path:
 
 
 def sections(run: Path) -> list[str]:
-    """Evaluation, curves and samples of a run as HTML: all text escaped, all media carried inside.
+    """Evaluation, suites, curves and samples of a run as HTML: all text escaped, all media carried inside.
 
     Raises:
         GenalignError: metrics.jsonl or eval.json is not what a run writes.
@@ -126,6 +126,7 @@ def sections(run: Path) -> list[str]:
         if result
         else '<p class="note">No evaluation yet: <code>genalign eval RUN</code> makes one.</p>',
         _sweep(result) if result else "",
+        _suites(run),
         training(metrics) if metrics else '<p class="note">No training step was logged.</p>',
         _samples(run),
     ]
@@ -175,16 +176,34 @@ def _curve(metrics: Sequence[Mapping[str, float]], key: str) -> list[tuple[float
 
 
 def _table(result: Mapping[str, Any], begin: str) -> str:
-    lines = [_row("th", HEADINGS)]
-    lines += [_row("td", row.cells, ' class="held"' if row.held_out else "") for row in rows(result)]
-    prompts, seeds = html.escape(str(result["prompts"])), html.escape(", ".join(str(seed) for seed in result["seeds"]))
     swept = len(result["sweep"]["guidance"]) > 1
     return (
-        f"<h2>Before and after</h2><p>{html.escape(sentence(result, begin))}</p><table>{''.join(lines)}</table>"
-        f'<p class="note">{prompts} prompts, sampling seeds {seeds}; '
+        f"<h2>Before and after</h2><p>{html.escape(sentence(result, begin))}</p>{_metrics(result)}"
+        f'<p class="note">{_drawn(result)}; '
         f"{'base and tuned model each at its best guidance scale; ' if swept else ''}"
         "paired bootstrap over prompts; held-out rewards were never optimised.</p>"
     )
+
+
+def _suites(run: Path) -> str:
+    """What `genalign eval --suite` measured, each suite by its name."""
+    parts = []
+    for folder in sorted(path for path in run.glob("suites/*") if path.is_dir()):
+        result = read_eval(folder)
+        if result is not None:
+            note = f'<p class="note">{_drawn(result)}.</p>'
+            parts.append(f"<h3>{html.escape(folder.name)}</h3>{_metrics(result)}{note}")
+    return f"<h2>Suites</h2>{''.join(parts)}" if parts else ""
+
+
+def _metrics(result: Mapping[str, Any]) -> str:
+    lines = [_row("th", HEADINGS)]
+    lines += [_row("td", row.cells, ' class="held"' if row.held_out else "") for row in rows(result)]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _drawn(result: Mapping[str, Any]) -> str:
+    return html.escape(f"{result['prompts']} prompts, sampling seeds {', '.join(map(str, result['seeds']))}")
 
 
 def _row(tag: str, cells: Iterable[str], marks: str = "") -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genalign.data.suites import check_suite
 from genalign.evaluation.settings import EvalSettings
 from genalign.files.places import data_path
 from genalign.types import UsageError, nearest
@@ -41,7 +42,7 @@ def suite_settings(
     `eval`, whose seeds, guidance, steps and batch size hold.
 
     Raises:
-        UsageError: a name without its file, a file that is not there, or nothing to judge by.
+        UsageError: a name without its file, a file that is not there or not of that suite, or nothing to judge by.
     """
     name, given, file = spec.partition("=")
     if not file and name in SUITES:
@@ -58,6 +59,8 @@ def suite_settings(
     place = data_path(file, Path())
     if isinstance(place, Path) and not place.exists():
         raise UsageError(f"there is no prompts file {file!r} in {Path().resolve()}; check --suite {spec}")
+    if given:
+        check_suite(name, place)
     held_out: list[Any] = list(judges)
     if not held_out and given:
         held_out = [SUITES[name].reward]

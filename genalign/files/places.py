@@ -14,6 +14,7 @@ from genalign.types import GenalignError, UsageError, nearest
 
 PATH_LENGTH = 256  # a longer text is not a path
 PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".parquet")  # what ends so is a file, and no dataset's id
+WEIGHT_FILES = (".gguf", ".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # likewise, and no model's or adapter's id
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_ADAPTER = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
 BUILT_BY_USERS = {
@@ -40,11 +41,13 @@ def model_path(name: str, folder: Path) -> Path | str:
     """A model's folder (or its one file of weights), or the name itself where it can be a hub id (`owner/name`).
 
     Raises:
-        UsageError: neither a folder, nor a shipped model, nor the form of a hub id.
+        UsageError: neither a folder, nor a shipped model, nor the form of a hub id; or a file that is not there.
     """
     found = find(name, folder, "assets")
     if found is not None:
         return found
+    if name.endswith(WEIGHT_FILES):
+        raise UsageError(f"there is no file {name!r}; check the path")
     if name.startswith("."):  # a path, whatever follows: no owner on the hub begins with a dot
         raise UsageError(f"there is no model folder {name!r}; check the path")
     if HUB_ID.fullmatch(name):
@@ -187,7 +190,8 @@ def adapter_path(name: str, folder: Path) -> Path | str:
     found = find(name, folder, "assets")
     if found is not None:
         return found
-    if HUB_ADAPTER.fullmatch(name) and not name.startswith("."):
+    own_file = name.count("/") < 2 and name.endswith(WEIGHT_FILES)
+    if HUB_ADAPTER.fullmatch(name) and not name.startswith(".") and not own_file:
         return name
     raise UsageError(f"policy.merged: there is no adapter {name!r} in {folder} or among genalign's own; check the path")
 

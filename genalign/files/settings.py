@@ -153,12 +153,10 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> str:
         return f"there is no key {where!r}{nearest(str(last), known)}"
     if first["type"] == "missing":
         return f"the key {where!r} is missing"
-    if first["type"] == "value_error" and not where:  # two keys that do not go together
-        return str(first["ctx"]["error"])
-    given = first.get("input")
-    if first["type"] == "value_error" and isinstance(given, Mapping):  # two keys of a section that do not go together
-        return f"{where}: {first['ctx']['error']}"
-    return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {given!r}"
+    if first["type"] == "value_error":  # in our own words: keys that do not go together, or a value that is none
+        said = str(first["ctx"]["error"])
+        return f"{where}: {said}" if where else said
+    return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {first.get('input')!r}"
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> Iterator[str]:

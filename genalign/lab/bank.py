@@ -17,7 +17,16 @@ from genalign.lab.counting import counting_scene
 from genalign.lab.world import Scene, place, render, sample_facts
 
 CHUNK = 256
-Bank = tuple[Tensor, list[dict[str, Any]]]  # latents (N, C, ...) fp16 as the autoencoder has them, and their facts
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Latents (N, C, ...) fp16 as the autoencoder has them, their facts, and where a kind tells it, what is where: a
+    class (N, places) of each of the places that a transformer has as tokens."""
+
+    latents: Tensor
+    facts: list[dict[str, Any]]
+    shown: Tensor | None = None
 
 
 def world_scene(rng: np.random.Generator) -> Scene:
@@ -61,20 +70,24 @@ def encoded_sounds(vae: Any, waves: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Kind:
     """What a bank is of: how one is laid out (an object with `facts`) and rendered, the axes of a batch of them in the
-    order that the autoencoder has, channels second, and how it encodes them."""
+    order that the autoencoder has, channels second, how it encodes them, and what one that is laid out shows where
+    (places,)."""
 
     lay_out: Callable[[np.random.Generator], Any]
     render: Callable[[Any, np.random.Generator], np.ndarray]
     axes: tuple[int, ...]
     encode: Callable[[Any, Tensor], Tensor] = encoded_rendered
+    shown: Callable[[Any], np.ndarray] | None = None
 
 
 KINDS = {
     "world": Kind(world_scene, render, (0, 3, 1, 2)),
     "counting": Kind(counting_scene, render, (0, 3, 1, 2)),
-    "moves": Kind(moving_clip, moves_clips.render, (0, 2, 1, 3, 4)),
-    "pairs": Kind(moving_pair, moves_clips.render, (0, 2, 1, 3, 4)),
-    "melodies": Kind(piece, lambda laid_out, rng: melody_pieces.render(laid_out), (0, 1, 2), encoded_sounds),
+    "moves": Kind(moving_clip, moves_clips.render, (0, 2, 1, 3, 4), shown=moves_clips.shown),
+    "pairs": Kind(moving_pair, moves_clips.render, (0, 2, 1, 3, 4), shown=moves_clips.shown),
+    "melodies": Kind(
+        piece, lambda laid_out, rng: melody_pieces.render(laid_out), (0, 1, 2), encoded_sounds, melody_pieces.shown
+    ),
 }
 
 
@@ -82,16 +95,19 @@ def latent_bank(vae: Any, work: Path, kind: str, count: int, seed: int = 2) -> B
     """`count` samples of a kind of KINDS, encoded; read from `work` where they stand already."""
     path, of = work / f"bank-{kind}-{count}-{seed}.safetensors", KINDS[kind]
     if not path.exists():
-        parts, facts = [], []
+        parts, shown, facts = [], [], []
         for chunk in range(count // CHUNK):
             rng = np.random.default_rng(seed * 10_000_000 + chunk)
             laid_out = [of.lay_out(rng) for _ in range(CHUNK)]
             rendered = torch.from_numpy(np.stack([of.render(one, rng) for one in laid_out])).permute(of.axes)
             parts.append(of.encode(vae, rendered.contiguous()).half())
+            shown += [torch.from_numpy(of.shown(one)) for one in laid_out if of.shown is not None]
             facts += [dict(one.facts) for one in laid_out]
         path.with_suffix(".json").write_text(json.dumps(facts))
-        replace_file(path, save({"latents": torch.cat(parts).contiguous()}))
-    return load_file(path)["latents"], json.loads(path.with_suffix(".json").read_text())
+        tensors = {"latents": torch.cat(parts).contiguous(), **({"shown": torch.stack(shown)} if shown else {})}
+        replace_file(path, save(tensors))
+    tensors = load_file(path)
+    return Bank(tensors["latents"], json.loads(path.with_suffix(".json").read_text()), tensors.get("shown"))
 
 
 def normalised(vae: Any, latents: Tensor) -> Tensor:
@@ -103,4 +119,9 @@ def normalised(vae: Any, latents: Tensor) -> Tensor:
 
 
 def joined(*banks: Bank) -> Bank:
-    return torch.cat([latents for latents, _ in banks]), [facts for _, rows in banks for facts in rows]
+    shown = [bank.shown for bank in banks if bank.shown is not None]
+    return Bank(
+        latents=torch.cat([bank.latents for bank in banks]),
+        facts=[facts for bank in banks for facts in bank.facts],
+        shown=torch.cat(shown) if len(shown) == len(banks) else None,
+    )

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from genalign.lab.bank import Bank, normalised
 from genalign.lab.reading import NAMELESS
@@ -17,6 +18,8 @@ from genalign.training.fit import compiled, fit
 
 Captioner = Callable[[Facts, np.random.Generator], str]
 UNCONDITIONAL = 0.1  # share of captions left empty, for guidance
+TELLING = 0.1  # weight of telling what is where
+EMPTY = 0.2  # weight of a place that shows nothing
 
 
 def true_caption(facts: Facts, rng: np.random.Generator) -> str:
@@ -48,6 +51,7 @@ class World:
     zeros: how many these are as the lab calls the pipeline, and where its call is left at its defaults.
     latents: (C, ...) of one sample. set_steps: puts so many steps, evenly spaced before its shift, into a scheduler.
     times: what the transformer is given as the time of noise level 1. sigmas: noise levels of a training batch.
+    things: how many classes a bank's `shown` has, the last of them nothing; 0 where it has none.
     """
 
     facts: Callable[[np.random.Generator], Facts]
@@ -58,6 +62,7 @@ class World:
     set_steps: Callable[[Any, int], None]
     times: float = 1000.0
     sigmas: Callable[[int, torch.Generator], Tensor] = draw_sigmas
+    things: int = 0
 
     def tokens(self, pipeline: Any, texts: list[str], step: int) -> Text:
         """Of texts in a training step; one batch in 24 as the call's defaults have it, so that both layouts draw."""
@@ -79,17 +84,51 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def batch(
-    bank: Bank, vae: Any, captioner: Captioner, step: int, rows: int, seed: int
-) -> tuple[Tensor, Tensor, list[str], torch.Generator]:
-    """Normalised clean latents and noise, (rows, C, ...) fp32, their captions, and a generator for the times."""
-    latents, facts = bank
+@dataclass(frozen=True)
+class Batch:
+    """Normalised clean latents and noise, (rows, C, ...) fp32, their captions, what is shown where (rows, places) if
+    the bank tells it, and a generator for the times."""
+
+    clean: Tensor
+    noise: Tensor
+    texts: list[str]
+    shown: Tensor | None
+    generator: torch.Generator
+
+
+def batch(bank: Bank, vae: Any, captioner: Captioner, step: int, rows: int, seed: int) -> Batch:
     rng = np.random.default_rng((seed, step))
-    index = rng.integers(len(facts), size=rows)
-    texts = ["" if rng.random() < UNCONDITIONAL else captioner(facts[i], rng) for i in index]
-    clean = normalised(vae, latents[torch.from_numpy(index)].float())
+    index = rng.integers(len(bank.facts), size=rows)
+    texts = ["" if rng.random() < UNCONDITIONAL else captioner(bank.facts[i], rng) for i in index]
+    chosen = torch.from_numpy(index)
+    clean = normalised(vae, bank.latents[chosen].float())
     generator = torch.Generator().manual_seed(step)
-    return clean, torch.randn(clean.shape, generator=generator), texts, generator
+    noise = torch.randn(clean.shape, generator=generator)
+    return Batch(clean, noise, texts, None if bank.shown is None else bank.shown[chosen].long(), generator)
+
+
+class Told(nn.Module):
+    """What is where, told from the states of a transformer's middle block: so the words of a caption find their places
+    in a fraction of the steps that squared differences of latents take.
+
+    Representation alignment (REPA, Yu et al. 2024, arXiv 2410.06940, section 3). Departs from the paper: the states are
+    not drawn to those of a pretrained encoder, since the world itself knows what it shows.
+    """
+
+    def __init__(self, transformer: Any, things: int) -> None:
+        super().__init__()
+        width = transformer.proj_out.in_features
+        self.transformer = transformer
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, things))
+        self.importance = torch.tensor([1.0] * (things - 1) + [EMPTY])
+        self.states: list[Tensor] = []
+        middle = transformer.blocks[len(transformer.blocks) // 2]
+        self.hook = middle.register_forward_hook(lambda module, given, states: self.states.append(states))
+
+    def loss(self, shown: Tensor) -> Tensor:
+        """Of the forward pass before it; shown: (rows, places)."""
+        logits = self.head(self.states.pop().float())
+        return TELLING * F.cross_entropy(logits.flatten(0, 1), shown.flatten(), self.importance)
 
 
 def match(
@@ -97,18 +136,22 @@ def match(
     rows: int = 48, ema_decay: float = 0.999, muon: float = 0.0, world: World = SCENES,
 ) -> None:  # fmt: skip
     """Velocity matching of the pipeline's transformer on a bank's latents, captioned anew each time they are drawn."""
+    told = Told(pipeline.transformer, world.things) if world.things else None
     student = compiled(pipeline.transformer)
 
     def loss_of(step: int) -> Tensor:
-        clean, noise, texts, generator = batch(bank, pipeline.vae, captioner, step, rows, seed)
-        sigma = world.sigmas(rows, generator)
-        noisy = torch.lerp(clean, noise, per_row(sigma, clean))
-        text = world.tokens(pipeline, texts, step)
-        return (velocity(student, noisy, sigma, text, world.times) - (noise - clean)).square().mean()
+        made = batch(bank, pipeline.vae, captioner, step, rows, seed)
+        sigma = world.sigmas(rows, made.generator)
+        noisy = torch.lerp(made.clean, made.noise, per_row(sigma, made.clean))
+        text = world.tokens(pipeline, made.texts, step)
+        loss = (velocity(student, noisy, sigma, text, world.times) - (made.noise - made.clean)).square().mean()
+        return loss + told.loss(made.shown) if told is not None and made.shown is not None else loss
 
     pipeline.transformer.requires_grad_(True)
     fit(
-        pipeline.transformer, loss_of, steps=steps, learning_rate=learning_rate, muon=muon, state=state,
+        told or pipeline.transformer, loss_of, steps=steps, learning_rate=learning_rate, muon=muon, state=state,
         ema_decay=ema_decay,
     )  # fmt: skip
     pipeline.transformer.requires_grad_(False)
+    if told is not None:
+        told.hook.remove()

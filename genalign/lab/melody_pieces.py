@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from genalign.lab.melody import DUET, HIGH_ONLY, LOUDNESSES, REGISTERS, TEMPI
-from genalign.lab.melody_bank import RATE, hit, played
+from genalign.lab.melody_bank import INSTRUMENTS, RATE, hit, played
 from genalign.lab.melody_songs import TONICS, Song, songs
 from genalign.lab.world import Facts
 from genalign.media.sound import loudness as measured
@@ -25,6 +25,7 @@ SECOND, DRUM = -5.0, -5.0  # decibels of these by the lead's; each varies by VAR
 VARIED = 1.5
 HAT = 0.25  # how loud a hat is by the kick and snare
 LEGATO = 0.95  # share of a note's length for which it is held
+PITCHES = range(43, 92)  # MIDI numbers that a lead plays
 FADE = 0.02  # seconds at the end of a piece, which stops wherever the melody is
 
 
@@ -114,6 +115,19 @@ def render(piece: Piece) -> np.ndarray:
     end = round(FADE * RATE)
     mixed[-end:] *= np.linspace(1, 0, end)
     return at_loudness(mixed, piece.loudness).astype(np.float32)[None]
+
+
+def shown(piece: Piece, places: int = 48) -> np.ndarray:
+    """Which note the lead plays where, by instrument and pitch: (places,) int16, of equal parts of the piece; one more
+    than all of them where it is silent. In a part with several notes it is the last that begins before its middle."""
+    silent = len(INSTRUMENTS) * len(PITCHES)
+    found, lead = np.full(places, silent, np.int16), INSTRUMENTS.index(piece.facts["voices"][0])
+    middles = (np.arange(places) + 0.5) * LENGTH / places
+    for note in piece.notes:
+        if note.voice == 0:
+            sounds = (middles >= note.start) & (middles < note.start + LEGATO * note.length)
+            found[sounds] = lead * len(PITCHES) + PITCHES.index(note.pitch)
+    return found
 
 
 def _track() -> np.ndarray:

@@ -206,6 +206,20 @@ def _sheet(name: str) -> Image.Image:
     return Image.fromarray(np.pad(cell, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))), "RGBA").convert("RGBa")
 
 
+def shown(clip: Clip) -> np.ndarray:
+    """Which sprite each latent of a clip shows: its place in `sprites()`, or one more for the background; (3 * 6 * 6,)
+    uint8, frames outermost. A latent shows what comes within its reach in any of its frames, the foremost of several.
+    """
+    names = list(sprites())
+    places = np.full((1 + (FRAMES - 1) // 4, SIDE // 8, SIDE // 8), len(names), np.uint8)
+    middles = 8 * np.arange(SIDE // 8) + 4.0
+    for path in clip.paths:
+        for time, (x, y, size, _) in enumerate(path.states):
+            near = np.hypot(middles[:, None] - y, middles - x) < size / 2 + 1
+            places[(time + 3) // 4][near] = names.index(path.name)
+    return places.ravel()
+
+
 def contact_sheet(clips: Sequence[np.ndarray], zoom: int = 2, gap: int = 2) -> np.ndarray:
     """Clips (F, 3, H, W) as rows of their frames: one (rows, columns, 3) uint8 picture to look at."""
     rows = []

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from genalign.lab import melody
 from genalign.lab.flow_matching import World, even
-from genalign.lab.melody_bank import RATE
-from genalign.lab.melody_pieces import LENGTH, SAMPLES
+from genalign.lab.melody_bank import INSTRUMENTS, RATE
+from genalign.lab.melody_pieces import LENGTH, PITCHES, SAMPLES
 from genalign.lab.music_reading import TOKENS
 from genalign.lab.reading import encoded_texts
 from genalign.lab.teacher import Text
@@ -121,4 +121,5 @@ PIECES = World(
     latents=LATENTS,
     set_steps=lambda scheduler, steps: scheduler.set_timesteps(sigmas=even(steps)),
     times=1.0,
+    things=len(INSTRUMENTS) * len(PITCHES) + 1,
 )

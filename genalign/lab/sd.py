@@ -65,13 +65,13 @@ def build_sd(work: Path, steps: int = 9000, rows: int = 32) -> Any:
     forward = compiled(denoiser)
 
     def loss_of(step: int) -> Tensor:
-        clean, noise, texts, generator = batch(bank, told_by.vae, web_caption, step, rows, seed=5)
-        times = torch.randint(1000, (rows,), generator=generator)
-        times[::2] = torch.randint(400, 950, (len(times[::2]),), generator=generator)
-        noisy = scheduler.add_noise(clean, noise, times)
-        target = as_v_prediction(told_by, scheduler, noisy, times, texts)
+        made = batch(bank, told_by.vae, web_caption, step, rows, seed=5)
+        times = torch.randint(1000, (rows,), generator=made.generator)
+        times[::2] = torch.randint(400, 950, (len(times[::2]),), generator=made.generator)
+        noisy = scheduler.add_noise(made.clean, made.noise, times)
+        target = as_v_prediction(told_by, scheduler, noisy, times, made.texts)
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            context = text(token_ids(tokenizer, texts)).last_hidden_state
+            context = text(token_ids(tokenizer, made.texts)).last_hidden_state
             out = forward(noisy, times, context, return_dict=False)[0]
         return (out.float() - target).square().mean()
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genalign.files.header import sort_header
 from genalign.lab.text import MAX_TOKENS, build_tokenizer
 from genalign.lab.world import caption, sample_facts
 from genalign.training.fit import fit
@@ -91,6 +92,7 @@ def save_text_head(backbone: Any, head: nn.Linear, tokenizer: Any, folder: Path)
     settings = {"aspects": '["fluency"]', "pool": "mean", "readout": "sigmoid", "template": "{text}"}
     weights = {"weight": head.weight.detach().contiguous(), "bias": head.bias.detach().contiguous()}
     save_file(weights, folder / "head.safetensors", metadata=settings)
+    sort_header(folder / "head.safetensors")
 
 
 def text_head_accuracy(reward_of: Callable[[list[str]], Tensor], count: int = 2000, seed: int = 14) -> float:

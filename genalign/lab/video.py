@@ -11,6 +11,7 @@ from genalign.lab.flow_matching import World, draw_sigmas
 from genalign.lab.moves_clips import FRAMES, SIDE
 from genalign.lab.moves_reading import SPEEDLESS, TOKENS
 from genalign.lab.reading import NAMELESS, t5_states
+from genalign.lab.sprites import sprites
 from genalign.lab.teacher import Text
 from genalign.lab.world import Facts
 
@@ -123,4 +124,5 @@ CLIPS = World(
     latents=LATENTS,
     set_steps=lambda scheduler, steps: scheduler.set_timesteps(steps),
     sigmas=partial(draw_sigmas, mean=0.6, deviation=1.3, every=4),  # what an object looks like is decided below 0.85
+    things=len(sprites()) + 1,
 )

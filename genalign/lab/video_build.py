@@ -25,7 +25,7 @@ def build_video(work: Path, stages: Stages = AS_SHIPPED) -> tuple[Any, Reached]:
     vae = build_autoencoder(work, stages.autoencoder, rows=max(1, stages.rows // 6))
     reached["autoencoder"] = reconstructed_right(vae, stages.prompts)
     moves = latent_bank(vae, work, "moves", stages.samples)
-    measure_latents(vae, moves[0])
+    measure_latents(vae, moves.latents)
     bank = joined(moves, latent_bank(vae, work, "pairs", stages.samples // 2))
     tower, tokenizer, share = build_text_tower(work, stages.read, rows=min(64, stages.rows + 16))
     reached["read"] = {"held-out captions": share}

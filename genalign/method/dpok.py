@@ -14,18 +14,16 @@ from torch import Tensor
 from genalign.method.common import (
     Collecting,
     check_noise,
-    deal,
-    emit,
     kl_of,
     over_ranks,
     reward_log,
     rollout_seed,
-    row_units,
     sample_and_score,
     sums,
 )
 from genalign.method.settings import MethodSettings
 from genalign.method.surrogates import ppo_clip
+from genalign.method.updates import deal, emit, row_units
 from genalign.method.value import Value
 from genalign.ranks import gather
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scoring

@@ -14,8 +14,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.method.common import deal, emit
 from genalign.method.settings import MethodSettings
+from genalign.method.updates import deal, emit
 from genalign.types import (
     Experience,
     ForwardProcess,

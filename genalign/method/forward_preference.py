@@ -12,17 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.method.common import (
-    Collecting,
-    deal,
-    emit,
-    over_ranks,
-    packed,
-    reward_log,
-    rollout_seed,
-    sample_and_score,
-    sums,
-)
+from genalign.method.common import Collecting, over_ranks, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.forward import (
     Encoded,
     ForwardExperience,
@@ -38,6 +28,7 @@ from genalign.method.forward import (
 from genalign.method.losses import PAIR_RULES, PairRule
 from genalign.method.preference_losses import dpo_loss
 from genalign.method.settings import PairSource
+from genalign.method.updates import deal, emit, packed
 from genalign.ranks import all_sum
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scoring, Steps, UsageError, sample_seed
 

@@ -15,13 +15,10 @@ from torch import Tensor
 from genalign.method.common import (
     Collecting,
     check_noise,
-    deal,
-    emit,
     kl_of,
     over_ranks,
     reward_log,
     rollout_seed,
-    row_units,
     sample_and_score,
     sums,
 )
@@ -30,6 +27,7 @@ from genalign.method.losses import AdvantageRule, Baseline, Std, advantages
 from genalign.method.route import Advantages, Route, advantages_by_medium
 from genalign.method.settings import MethodSettings
 from genalign.method.surrogates import Surrogate, cispo, over_steps, ppo_clip, sapo
+from genalign.method.updates import deal, emit, row_units
 from genalign.ranks import gather
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scores, Scoring, UsageError
 

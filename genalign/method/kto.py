@@ -11,22 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genalign.method.common import (
-    Collecting,
-    check_noise,
-    deal,
-    emit,
-    over_ranks,
-    reward_log,
-    rollout_seed,
-    row_units,
-    sample_and_score,
-    sums,
-)
+from genalign.method.common import Collecting, check_noise, over_ranks, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.losses import advantages
 from genalign.method.pairs import read_given
 from genalign.method.preference_losses import kto_loss
 from genalign.method.settings import MethodSettings, PairSource
+from genalign.method.updates import deal, emit, row_units
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scoring, UsageError
 
 Unit = tuple[list[int], list[int]]  # rows, steps

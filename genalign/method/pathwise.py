@@ -12,8 +12,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.method.common import deal, emit, rollout_seed, sums
+from genalign.method.common import rollout_seed, sums
 from genalign.method.settings import MethodSettings
+from genalign.method.updates import deal, emit
 from genalign.types import (
     Differentiable,
     Experience,

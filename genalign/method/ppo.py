@@ -12,21 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from genalign.method.common import (
-    Collecting,
-    check_noise,
-    deal,
-    emit,
-    over_ranks,
-    reward_log,
-    rollout_seed,
-    row_units,
-    sample_and_score,
-    sums,
-)
+from genalign.method.common import Collecting, check_noise, over_ranks, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.guide import Guide
 from genalign.method.settings import MethodSettings
 from genalign.method.surrogates import ppo_clip
+from genalign.method.updates import deal, emit, row_units
 from genalign.method.value import Value
 from genalign.ranks import all_sum, gather
 from genalign.types import Experience, Loss, Method, Policy, Prompt, Reward, Scoring, Trajectory, UsageError

@@ -12,23 +12,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genalign.method.common import (
-    Collecting,
-    check_noise,
-    deal,
-    emit,
-    over_ranks,
-    packed,
-    reward_log,
-    rollout_seed,
-    sample_and_score,
-    sums,
-)
+from genalign.method.common import Collecting, check_noise, over_ranks, reward_log, rollout_seed, sample_and_score, sums
 from genalign.method.guide import Guide
 from genalign.method.losses import PAIR_RULES, PairRule
 from genalign.method.pairs import LabelledPairs, read_given
 from genalign.method.preference_losses import AVERAGED, WITH_DOUBT, WITHOUT_REFERENCE, PreferenceLoss, dpo_loss
 from genalign.method.settings import MethodSettings, PairSource
+from genalign.method.updates import deal, emit, packed
 from genalign.types import (
     Experience,
     Loss,

@@ -52,6 +52,7 @@ class Adapter:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             inject_adapter_in_model(self.config, model)
+        self.config.target_modules = sorted(self.config.target_modules)  # a set, which each process writes otherwise
         model.eval()
         self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
         for parameter in model.parameters():

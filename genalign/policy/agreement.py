@@ -40,7 +40,7 @@ def disagreement(pipe: Pipe, prompt: Prompt, seed: int) -> tuple[float, torch.dt
         plain = _run(pipe, prompt, seed, kernel=False)
     with pipe.on_kernel():
         kernel = _run(pipe, prompt, seed, kernel=True)
-    dtype = next(pipe.stage.denoiser.parameters()).dtype
+    dtype = next(pipe.stage.denoisers.main.parameters()).dtype
     if len(plain) != len(kernel):
         return float("inf"), dtype
     worst = 0.0
@@ -64,9 +64,9 @@ def _run(pipe: Pipe, prompt: Prompt, seed: int, kernel: bool) -> list[Tensor]:
 
     def denoise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         seen.extend(x.clone() for x in _tensors((args, kwargs)))
-        blank = stage.blank(1)
-        many = stage.branches(args, kwargs, 1)
-        return stage.join([torch.randn(blank.shape, generator=generator).to(blank) for _ in range(many)])
+        blank = stage.denoisers.blank(1)
+        many = stage.denoisers.branches(args, kwargs, 1)
+        return stage.denoisers.join([torch.randn(blank.shape, generator=generator).to(blank) for _ in range(many)])
 
     def step(out: Tensor, sample: Tensor) -> Tensor:
         nonlocal steps

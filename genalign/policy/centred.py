@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from genalign.policy.branching import Place, part
+from genalign.policy.denoisers import Arguments, Denoisers
 from genalign.policy.pipe import Pipe
-from genalign.policy.tape import Enough, Stage
+from genalign.policy.tape import Enough
 from genalign.types import Media, Prompt
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @torch.no_grad()
@@ -36,7 +35,7 @@ def generate_centred(
     made = []
     for rows in pipe.parts(len(written)):
         first = _first_step(pipe, original[rows], seeds[rows], guidance, steps)
-        hook = _Mixed(pipe.stage, first, len(written[rows]), share)
+        hook = _Mixed(pipe.stage.denoisers, first, len(written[rows]), share)
         made.append(pipe.draw(pipe.call(written[rows], seeds[rows], guidance, steps), hook, None))
     return Media.cat(made)
 
@@ -49,7 +48,7 @@ def _first_step(
 
     def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         seen.append((args, kwargs))
-        return pipe.stage.join(pipe.stage.fill(args, kwargs, len(prompts)))
+        return pipe.stage.denoisers.blanks(args, kwargs, len(prompts))
 
     def leave(out: Tensor, sample: Tensor) -> Tensor:
         raise Enough
@@ -61,8 +60,8 @@ def _first_step(
 class _Mixed:
     """A denoise hook: the places at which the arguments differ from the original prompt's are the conditioning."""
 
-    def __init__(self, stage: Stage, original: Sequence[Arguments], rows: int, share: float) -> None:
-        self.stage, self.original, self.rows, self.share = stage, original, rows, share
+    def __init__(self, denoisers: Denoisers, original: Sequence[Arguments], rows: int, share: float) -> None:
+        self.denoisers, self.original, self.rows, self.share = denoisers, original, rows, share
         self._places: list[set[Place]] = []
         self._calls = 0
 
@@ -72,20 +71,20 @@ class _Mixed:
         if len(self._places) <= at:
             self._places.append(_differing(mine, self.original[at]))
         theirs = _exchanged(mine, self.original[at], self._places[at])
-        many = self.stage.branches(args, kwargs, self.rows)
-        axes = self.stage._row_axes
+        many = self.denoisers.branches(args, kwargs, self.rows)
+        axes = self.denoisers.axes
         if many == 1 or axes is None:
-            return self.stage.join(self._mix(mine, theirs))
+            return self.denoisers.join(self._mix(mine, theirs))
         outs: list[Tensor] = []
         for k in range(many):
             outs += self._mix(part(mine, k, many, self.rows, axes), part(theirs, k, many, self.rows, axes))
-        return self.stage.join(outs)
+        return self.denoisers.join(outs)
 
     def _mix(self, mine: Arguments, theirs: Arguments) -> list[Tensor]:
-        outs = self.stage.answer(*mine, self.rows)
+        outs = self.denoisers.answer(*mine, self.rows)
         if not _differing(mine, theirs):
             return outs
-        others = self.stage.answer(*theirs, self.rows)
+        others = self.denoisers.answer(*theirs, self.rows)
         return [torch.lerp(out, other, self.share) for out, other in zip(outs, others, strict=True)]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genalign.files.header import sort_header
 from genalign.policy import forward, pathwise, retake
 from genalign.policy.adapters import Adapters
 from genalign.policy.archive import recalled, save_trajectory, settings_digest, weights_digest
@@ -46,9 +47,9 @@ class DiffusionPolicy:
         self.modalities = self._pipe.tracks.modalities
         self.guided = self._pipe.calls.takes_guidance
         self._stage = self._pipe.stage
-        self.denoiser = self._stage.denoiser
+        self.denoiser = self._stage.denoisers.main
         self.device = self._pipe.device
-        self._adapters = Adapters(self._stage.denoisers, settings.lora, self.device)
+        self._adapters = Adapters(self._stage.denoisers.each, settings.lora, self.device)
         self._encoder = Encoder(self._pipe)
         self._stored: Stored | None = None
         if settings.cache is not None:
@@ -120,7 +121,7 @@ class DiffusionPolicy:
         made = []
         for part in self._pipe.parts_of(prompts):
             call = self._pipe.call(prompts[part], seeds[part], guidance, steps)
-            made.append(self._pipe.draw(call, self._stage.count, None))
+            made.append(self._pipe.draw(call, self._stage.denoisers.count, None))
         return Media.cat(made)
 
     def encode(self, media: Media) -> Tensor:
@@ -202,9 +203,11 @@ class DiffusionPolicy:
 
         The latter is written with alpha = rank: its header alone holds alpha, which many programs do not read.
         """
+        from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+
         self._adapters.save(Path(folder))
         save = getattr(self.pipeline, "save_lora_weights", None)
-        main = self._stage.component  # by whose names diffusers writes that of any of them
+        main = self._stage.denoisers.component  # by whose names diffusers writes that of any of them
         if save is None or f"{main}_lora_layers" not in inspect.signature(save).parameters:
             return
         for name, place in self._adapters.folders(Path(folder)).items():
@@ -212,6 +215,7 @@ class DiffusionPolicy:
             metadata = {**adapter.config.to_dict(), "lora_alpha": adapter.config.r}
             layers = {f"{main}_lora_layers": adapter.folded(), f"{main}_lora_adapter_metadata": metadata}
             save(place, **layers)
+            sort_header(place / LORA_WEIGHT_NAME_SAFE)
 
     def load_adapter(self, folder: Path | str) -> None:
         """Read adapter_model.safetensors of a folder that save_adapter wrote."""
@@ -224,7 +228,7 @@ class DiffusionPolicy:
     def plainly(self) -> Iterator[None]:
         """Of offload: all that is asked stays on the device."""
         residence, again = self._stage.residence, self.settings.gradient_checkpointing
-        networks: list[Any] = list(self._stage.denoisers.values()) if again else []
+        networks: list[Any] = list(self._stage.denoisers.each.values()) if again else []
         with residence.staying() if residence is not None else nullcontext():
             for network in networks:
                 network.disable_gradient_checkpointing()
@@ -237,10 +241,10 @@ class DiffusionPolicy:
     def shard(self, shard: Callable[[nn.Module], None]) -> None:
         """Its denoisers; text encoders and autoencoders stay whole."""
         self._model_digest  # noqa: B018 (cached, while the weights are here)
-        self._stage.shard(shard)
+        self._stage.denoisers.shard(shard)
 
     def calls(self) -> int:
-        return self._stage.calls
+        return self._stage.denoisers.calls
 
     def digest(self) -> dict[str, str]:
         """What must be unchanged for a seed to give the same rollout: the reference weights, and how they sample."""
@@ -257,8 +261,8 @@ class DiffusionPolicy:
         import diffusers
         import transformers
 
-        parts = {name: part for name, part in self.pipeline.components.items() if name not in self._stage.denoisers}
-        frozen = [part for part in parts.values() if isinstance(part, nn.Module)]
+        tuned, parts = self._stage.denoisers.each, self.pipeline.components
+        frozen = [part for name, part in parts.items() if name not in tuned and isinstance(part, nn.Module)]
         versions = (torch.__version__, diffusers.__version__, transformers.__version__)
         return weights_digest(frozen, ()), self.settings.dtype, self.settings.attention, self.device.type, versions
 

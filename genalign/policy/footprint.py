@@ -22,11 +22,11 @@ from genalign.files.places import model_file
 from genalign.policy.adapter import Adapter
 from genalign.policy.decoding import FRAMES
 from genalign.policy.denoiser_inputs import Drawn, denoiser_inputs, takes_packed
+from genalign.policy.denoisers import DENOISERS
 from genalign.policy.live import Live, fused_attention
 from genalign.policy.meta_networks import bytes_of, is_video, latent_frames, on_meta, parts_of, pixels_per_latent
 from genalign.policy.residence import blocks_of, modules_outside
 from genalign.policy.settings import PolicySettings
-from genalign.policy.tape import DENOISERS
 from genalign.types import GenalignError, UsageError
 
 TOKENS = 256  # of a text, where the recipe does not say

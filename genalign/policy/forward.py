@@ -103,10 +103,11 @@ class OneTime:
 
     def _denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._entered:
-            return self.stage.join(self.stage.fill(args, kwargs, len(self.clean)))
+            return self.stage.denoisers.blanks(args, kwargs, len(self.clean))
         assert self._where is not None
         equal = self.twins if share_of_sample(*self._where) == 0 else None
-        return self.stage.join(self.stage.answer(args, kwargs, len(self.clean), twins=equal))
+        denoisers = self.stage.denoisers
+        return denoisers.join(denoisers.answer(args, kwargs, len(self.clean), twins=equal))
 
     def _step(self, out: Tensor, sample: Tensor) -> Tensor:
         if self._turn is None:

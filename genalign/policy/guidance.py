@@ -64,7 +64,7 @@ class Guidance:
 
     def _branches(self, scale: float | None, more: Mapping[str, float]) -> float:
         """How many branches the denoiser runs a step; infinitely many where the pipeline refuses these scales."""
-        before = self.stage.calls
+        before = self.stage.denoisers.calls
         call = {**self.calls([self.asks_with()], [0], scale, self.steps), **more}
         try:
             return self.stage.branches_of(call)
@@ -73,4 +73,4 @@ class Guidance:
         except Exception:  # by whatever error a pipeline refuses a scale below 1
             return math.inf
         finally:
-            self.stage.calls = before  # a probe is not what anything costs
+            self.stage.denoisers.calls = before  # a probe is not what anything costs

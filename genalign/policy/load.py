@@ -12,11 +12,11 @@ import torch
 from genalign.files.hub_files import variant_of
 from genalign.files.shipped import PIPELINE
 from genalign.files.untrusted import check_model
+from genalign.policy.denoisers import DENOISERS, denoiser_names
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.merged import merge_into_pipeline
 from genalign.policy.quantize import check_quantization, quantize_layers, read_gguf
 from genalign.policy.settings import PolicySettings
-from genalign.policy.tape import DENOISERS, denoiser_names
 from genalign.types import GenalignError, UsageError
 
 WEIGHTS = "*.safetensors"

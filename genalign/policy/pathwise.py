@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from genalign.policy.denoisers import Denoise
 from genalign.policy.hooks import attribute, named
 from genalign.policy.inputs import other_input
 from genalign.policy.memo import tensors
 from genalign.policy.pipe import Pipe
-from genalign.policy.tape import Denoise, Enough, Stage
+from genalign.policy.tape import Enough, Stage
 from genalign.policy.transition import StepTable, step_table
 from genalign.policy.turn import Turn, packed
 from genalign.policy.walk import path_of
@@ -47,7 +48,7 @@ class GradHooks:
 
     def _denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # By name: it may be asked again in the backward pass, when another one was the last.
-        ask = functools.partial(self.stage.count, args, kwargs, self.stage.active)
+        ask = functools.partial(self.stage.denoisers.count, args, kwargs, self.stage.denoisers.active)
         if self._without_graph():
             with torch.no_grad():
                 return ask()
@@ -189,4 +190,4 @@ def decoded(pipe: Pipe, rows: int, last: Callable[[Tensor], Tensor], *hooks: Abs
 
 
 def _blanks(stage: Stage, rows: int) -> Denoise:
-    return lambda args, kwargs: stage.join(stage.fill(args, kwargs, rows))
+    return lambda args, kwargs: stage.denoisers.blanks(args, kwargs, rows)

@@ -9,11 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genalign.policy.attention import use_attention
 from genalign.policy.call import Calls
 from genalign.policy.decoding import set_decoding
+from genalign.policy.denoisers import Denoise, denoiser_names
+from genalign.policy.frozen import freeze, leave_off
 from genalign.policy.guidance import Guidance
 from genalign.policy.inputs import Inputs
 from genalign.policy.recompute import recompute_blocks
@@ -29,7 +31,7 @@ from genalign.policy.schedule import (
 )
 from genalign.policy.settings import Kernel, PolicySettings
 from genalign.policy.tables import Tables
-from genalign.policy.tape import Denoise, Stage, Step, denoiser_names
+from genalign.policy.tape import Stage, Step
 from genalign.policy.tracks import Tracks
 from genalign.policy.transition import Path, StepTable, step_table
 from genalign.policy.walk import is_flow, path_of
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
     from genalign.policy.spans import Spans
 
 Hook = AbstractContextManager[None]
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by axes of what is convolved: pictures, videos
-BEHIND_DECODER = ("safety_checker", "watermark", "watermarker")
 
 
 class Pipe:
@@ -67,7 +67,7 @@ class Pipe:
         call = {**settings.call, **set_decoding(pipeline, settings.vae)}
         self.tracks = Tracks(pipeline, call, settings.frame_rate)
         self.inputs = Inputs(self.tracks)
-        self.calls = Calls(pipeline, self.stage.denoiser, call, self.inputs)
+        self.calls = Calls(pipeline, self.stage.denoisers.main, call, self.inputs)
         scale = self.calls.guidance_argument() if settings.sampler.guidance is not None else None
         if scale in settings.call:
             raise UsageError(f"policy.call sets {scale!r}, as policy.sampler.guidance does; leave one of them out")
@@ -75,7 +75,7 @@ class Pipe:
         self.blends = False  # whether the pipeline changes latents after its steps; known once there was a rollout
         self.spans: Spans | None = None  # see spans.spans_of
         self.unit = 1.0  # std of the noise that the pipeline starts from; known once it was entered
-        self.left_off = _leave_off(pipeline)
+        self.left_off = leave_off(pipeline)
         self.kernel_schedulers = {name: one_step(getattr(pipeline, name)) for name in scheduler_names(pipeline)}
         for name, kernel in self.kernel_schedulers.items():
             own = getattr(pipeline, name)
@@ -89,12 +89,9 @@ class Pipe:
                     )
                 setattr(pipeline, name, kernel)
         self.plain_schedulers = {name: getattr(pipeline, name) for name in self.kernel_schedulers}
-        for module in pipeline.components.values():
-            if isinstance(module, nn.Module):
-                module.requires_grad_(False).eval()
-                _lay_out(module, self.device)
+        freeze(pipeline, self.device)
         pipeline.set_progress_bar_config(disable=True)
-        for denoiser in self.stage.denoisers.values():
+        for denoiser in self.stage.denoisers.each.values():
             use_attention(denoiser, settings.attention, self.device)
             if settings.gradient_checkpointing:
                 recompute_blocks(denoiser)
@@ -143,11 +140,11 @@ class Pipe:
         sampler = self.settings.sampler
         many = steps or sampler.steps
         if many not in self._starts:
-            before = self.stage.calls
+            before = self.stage.denoisers.calls
             with self.on_kernel():
                 call = self.calls([self._last], [0], sampler.guidance, many, None if steps else sampler.sigmas)
                 self._starts[many], first = self.stage.start(call)
-            self.stage.calls = before  # a probe is not what anything costs
+            self.stage.denoisers.calls = before  # a probe is not what anything costs
             if self._starts[many] == 0:
                 self.unit = _unit(first, getattr(self.kernel_scheduler, "init_noise_sigma", 1.0))
         return self._starts[many]
@@ -270,19 +267,6 @@ class Pipe:
         return None
 
 
-def _lay_out(module: nn.Module, device: torch.device) -> None:
-    """Hold an autoencoder in half precision on a CPU channels last, which its kernels take two thirds of the time for,
-    and of videos half.
-
-    They round as well, though not alike: where samples are as plain diffusers' to the bit, in float32, it stays as is.
-    """
-    held = {(device.type, p.dtype.itemsize) for p in module.parameters()}
-    if hasattr(module, "decode") and held == {("cpu", 2)}:
-        for parameter in module.parameters():
-            if parameter.ndim in CHANNELS_LAST:
-                parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim])
-
-
 def _unit(first: Tensor, scale: float) -> float:
     """The std that the noise of seed 0 was given, on the way to the first latents (1,*L); 1 where they are not it.
 
@@ -293,19 +277,3 @@ def _unit(first: Tensor, scale: float) -> float:
     unit = float(drawn.norm() / noise.norm())
     same = torch.allclose(drawn.sort().values, unit * noise.sort().values, rtol=1e-2, atol=1e-2 * unit)
     return round(unit, 3) if same else 1.0
-
-
-def _leave_off(pipeline: Any) -> list[str]:
-    """Drop what stands behind the decoder, and name it: a checker blackens samples and a watermark marks them, both
-    without gradients, and neither is part of what is aligned."""
-    dropped = []
-    for name in BEHIND_DECODER:
-        if getattr(pipeline, name, None) is not None:
-            setattr(pipeline, name, None)
-            dropped.append(name)
-            warnings.warn(
-                f"{type(pipeline).__name__} is trained and sampled here without its {name}, which would change samples"
-                " after they are decoded; put it back where samples are shown to others",
-                stacklevel=3,
-            )
-    return dropped

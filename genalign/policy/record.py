@@ -68,12 +68,12 @@ class Recorder:
 
     def denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         equal = self.twins is not None and self._step <= parting(self._known_table())
-        outs = self.stage.answer(args, kwargs, self.rows, twins=self.twins if equal else None)
+        outs = self.stage.denoisers.answer(args, kwargs, self.rows, twins=self.twins if equal else None)
         if self.keep:
             branches = self.chunk.outputs.setdefault(self._step, [])
             self.arguments[-1].append((len(branches), _copied((args, kwargs))))
             branches.extend(outs)
-        return self.stage.join(outs)
+        return self.stage.denoisers.join(outs)
 
     def step(self, out: Tensor, sample: Tensor) -> Tensor:
         table, i = self._known_table(), self._step
@@ -184,7 +184,7 @@ def _first_inexact(record: Recorder, play: Callable[[Replay], None], whole: bool
             step: int, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Any] = given
         ) -> list[Tensor]:
             given.append((branch, (args, kwargs)))
-            many = record.stage.branches(args, kwargs, record.rows)
+            many = record.stage.denoisers.branches(args, kwargs, record.rows)
             return record.chunk.outputs[step][branch : branch + many]
 
         replay = Replay(record.stage, chunk, record.rows, [i], answer)
@@ -222,7 +222,7 @@ def graphs(record: Recorder, play: Callable[[Replay], None]) -> list[list[bool]]
         def answer(
             step: int, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any], noise: list[Tensor] = noise
         ) -> list[Tensor]:
-            return noise[branch : branch + record.stage.branches(args, kwargs, record.rows)]
+            return noise[branch : branch + record.stage.denoisers.branches(args, kwargs, record.rows)]
 
         replay = Replay(record.stage, record.chunk, record.rows, [i], answer)
         play(replay)

@@ -27,22 +27,23 @@ class Replay:
         wanted: Sequence[int],
         answer: Callable[[int, int, tuple[Any, ...], dict[str, Any]], list[Tensor]],
     ) -> None:
-        self.stage, self.chunk, self.rows, self.wanted, self.answer = stage, chunk, rows, set(wanted), answer
+        self.denoisers, self.chunk, self.rows = stage.denoisers, chunk, rows
+        self.wanted, self.answer = set(wanted), answer
         self.received: dict[int, Tensor] = {}
         self.samples: dict[int, Tensor] = {}
         self._turn = Turn(stage.turn, rows)
         self._step, self._branch = 0, 0
 
     def denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        many = self.stage.branches(args, kwargs, self.rows)
+        many = self.denoisers.branches(args, kwargs, self.rows)
         if self._step in self.wanted:
             outs = self.answer(self._step, self._branch, args, kwargs)
         elif self._step in self.chunk.outputs:
             outs = self.chunk.outputs[self._step][self._branch : self._branch + many]
         else:
-            outs = [self.stage.blank(self.rows)] * many
+            outs = [self.denoisers.blank(self.rows)] * many
         self._branch += many
-        return self.stage.join(outs)
+        return self.denoisers.join(outs)
 
     def step(self, out: Tensor, sample: Tensor) -> Tensor:
         then = self.chunk.latents.get(self._step + 1)

@@ -33,8 +33,8 @@ class LastStep:
 
     def denoise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._entered:
-            return self.pipe.stage.join(self.pipe.stage.fill(args, kwargs, len(self.clean)))
-        return self.pipe.stage.count(args, kwargs)
+            return self.pipe.stage.denoisers.blanks(args, kwargs, len(self.clean))
+        return self.pipe.stage.denoisers.count(args, kwargs)
 
     def step(self, out: Tensor, sample: Tensor) -> Tensor:
         assert self._path is not None

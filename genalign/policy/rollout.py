@@ -178,7 +178,7 @@ class Rollouts:
 
         def answer(step: int, branch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
             equal = twins if step <= last else None
-            return self.stage.answer(args, kwargs, len(rows), graph[step][branch:], equal)
+            return self.stage.denoisers.answer(args, kwargs, len(rows), graph[step][branch:], equal)
 
         play = Replay(self.stage, chunk, len(rows), wanted, answer)
         with self.pipe.on_kernel():

@@ -7,8 +7,6 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from genalign.types import nearest
-
 Kernel = Literal["flow-sde", "cps", "dance", "ddim", "ode"]
 QUANTIZED = ("bitsandbytes-nf4", "bitsandbytes-int8", "torchao-int8", "torchao-float8", "torchao-int4")
 WEIGHT_ONLY = "torchao-int8 or torchao-float8, which are of weights alone"
@@ -149,7 +147,7 @@ class PolicySettings(BaseModel):
                 f"{value} would quantise activations as well, whose layers let no gradient through, so that the adapter"
                 f" is moved in wrong directions; take {WEIGHT_ONLY}"
             )
-        raise ValueError(f"must be a .gguf file or one of {', '.join(QUANTIZED)}{nearest(value, QUANTIZED)}")
+        raise ValueError(f"there is no {value!r}; write a .gguf file or one of {', '.join(QUANTIZED)}")
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:

@@ -26,5 +26,6 @@ def twin(pipe: Pipe) -> Pipe:
         scheduler.__dict__.pop("set_timesteps", None)
         setattr(other.pipeline, name, scheduler)
     other.stage = copy.copy(pipe.stage)
+    other.stage.denoisers = copy.copy(pipe.stage.denoisers)
     other.stage.pipeline, other.stage._text = other.pipeline, TextMemo(other.pipeline)
     return other

@@ -46,6 +46,8 @@ class Copy:
         if not place or "::" in url or (scheme in ("file", "local") and not place.startswith("/")):
             # without a place fsspec takes what is left for a path, and one without its slash from the working directory
             raise UsageError(f"{url} is not the URL of one folder; write it as s3://bucket/folder or file:///folder")
+        if scheme == "memory":
+            raise UsageError(f"{url} is the memory of this process, which ends with it; name a place that stays")
         if urlsplit(url).password is not None:
             raise UsageError(
                 "a URL with a password in it would be kept in recipe.yaml; leave it out, and give it as fsspec's "
@@ -53,8 +55,8 @@ class Copy:
             )
         try:
             self._fs, root = url_to_fs(self.url)
-        except (ImportError, ValueError) as error:  # a package that is missing, a scheme that nobody knows
-            raise UsageError(f"{self.url} cannot be reached from here: {' '.join(str(error).split())}") from error
+        except Exception as error:  # a package that is missing, a scheme that nobody knows or that is not for folders
+            raise UsageError(f"{self.url} cannot be reached from here: {_why(error)}") from error
         self._root = root.rstrip("/")
         self._sent: dict[str, tuple[int, int]] = {}  # name -> size and time of what was sent last
 
@@ -84,6 +86,26 @@ class Copy:
                 f"{self.url} holds another run, whose recipe differs at {changed}; choose another train.copy_to, or "
                 "restore that key"
             )
+
+    @contextlib.contextmanager
+    def held(self, recipe: Recipe, run: Path) -> Iterator[None]:
+        """Within the context the place is the run's, whose recipe.yaml stands there from the beginning: a run that
+        begins before the first checkpoint of this one is refused. One that ends without any leaves the place free.
+
+        Raises:
+            UsageError: another run has taken the place since `claim`, or it cannot be written any more.
+        """
+        self.claim(recipe)
+        with self._reached("written"):
+            free = RECIPE not in self.names()
+            if free:
+                self._put(run / RECIPE, RECIPE)
+        try:
+            yield
+        finally:
+            if free and not self._sent:
+                with contextlib.suppress(Exception):  # what ended the run is said, and may be that the place is gone
+                    self._fs.rm_file(self._path(RECIPE))
 
     def check_apart(self, run: Path) -> None:
         """See that neither folder is within the other: each copy would then be part of the next one.
@@ -169,8 +191,9 @@ class Copy:
         try:
             yield
         except Exception as error:
-            why = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"{self.url} cannot be {how} ({why}); check address, rights and network") from error
+            raise UsageError(
+                f"{self.url} cannot be {how} ({_why(error)}); check address, rights and network"
+            ) from error
 
 
 def fetched(url: str, out: Path | None) -> Path:
@@ -186,6 +209,10 @@ def fetched(url: str, out: Path | None) -> Path:
     run.parent.mkdir(parents=True, exist_ok=True)
     copy.fetch(run)
     return run
+
+
+def _why(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _files(run: Path) -> Iterator[tuple[str, tuple[int, int]]]:

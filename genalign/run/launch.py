@@ -76,6 +76,7 @@ def train_recipe(
         run, resumed = run_folder(recipe, out, held)
         if copy is not None:
             copy.check_apart(run)
+            held.enter_context(copy.held(recipe, run))
         check_prompts(built)
         if isinstance(built.method, Searching):
             measure_search(built, built.method, run)

@@ -37,16 +37,17 @@ class Bare:
         self.steps = policy.settings.sampler.steps
         self.branches = 2 if policy.settings.sampler.guidance != 1 else 1
         self.kwargs: dict[str, Any] = {}
-        answer = policy._stage.answer
+        denoisers = policy._stage.denoisers
+        answer = denoisers.answer
 
         def look(args: Any, kwargs: Any, rows: int, graph: Any = None, twins: Any = None) -> Any:
-            many = policy._stage.branches(args, kwargs, rows)
-            self.kwargs = part((args, kwargs), 0, many, rows, policy._stage._row_axes or {})[1]
+            many = denoisers.branches(args, kwargs, rows)
+            self.kwargs = part((args, kwargs), 0, many, rows, denoisers.axes or {})[1]
             return answer(args, kwargs, rows, graph, twins)
 
-        policy._stage.answer = look  # type: ignore[method-assign]
+        denoisers.answer = look  # type: ignore[method-assign]
         self.trained = policy.rollout(PROMPTS, self.rows // len(PROMPTS), seed=0).logp.shape[1]
-        policy._stage.answer = answer  # type: ignore[method-assign]
+        denoisers.answer = answer  # type: ignore[method-assign]
 
     def run(self) -> None:
         with torch.no_grad():

@@ -33,8 +33,8 @@ class Rows:
 @contextmanager
 def metered(policy: DiffusionPolicy) -> Iterator[Rows]:
     """Count within the context. A pass that is computed again in the backward pass is a forward pass once more."""
-    rows, stage, pipeline = Rows(), policy._stage, policy.pipeline
-    real, calls = stage._forwards[stage.component], policy.calls()
+    rows, denoisers, pipeline = Rows(), policy._stage.denoisers, policy.pipeline
+    real, calls = denoisers._forwards[denoisers.component], policy.calls()
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         count = len(args[0] if args else next(iter(kwargs.values())))
@@ -63,11 +63,11 @@ def metered(policy: DiffusionPolicy) -> Iterator[Rows]:
         look("encoded", pipeline.vae.encoder, leading),
         look("read", pipeline.text_encoder, leading),
     ]
-    stage._forwards[stage.component] = forward
+    denoisers._forwards[denoisers.component] = forward
     try:
         yield rows
     finally:
-        stage._forwards[stage.component] = real
+        denoisers._forwards[denoisers.component] = real
         for hook in hooks:
             hook.remove()
     assert policy.calls() - calls == rows.forward

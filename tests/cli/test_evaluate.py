@@ -45,6 +45,7 @@ def test_suites_are_measured_beside_each_other(
     kept = json.loads((run / "suites" / "geneval2" / "eval.json").read_text())
     assert kept["prompts"] == 3
     assert kept["metrics"]["asked"]["before"] == rows["asked"]["before"]
+    assert "<h3>geneval2</h3>" in (run / "report.html").read_text()
     assert main(["eval", str(run), "--suite", "plain.txt", "--judge", "sharpness"]) == 0
     assert "plain: 2 prompts" in capsys.readouterr().out
 
@@ -58,6 +59,15 @@ def test_suites_are_measured_beside_each_other(
         (["--suite", "unigenbench=data/test_prompts_en.csv"], "there is no prompts file 'data/test_prompts_en.csv'"),
         (["--suite", "geneval=prompts.jsonl"], "there is no suite 'geneval'; did you mean 'geneval2'"),
         (["--suite", "prompts.jsonl"], "name a reward by --judge R"),
+        (
+            ["--suite", "geneval2=plain.txt", "--judge", "sharpness"],
+            "plain.txt is a plain list, not the prompts of gene",
+        ),
+        (
+            ["--suite", "geneval2=other.jsonl", "--judge", "sharpness"],
+            "other.jsonl is not of geneval2, which has a col",
+        ),
+        (["--suite", "unigenbench=prompts.jsonl", "--judge", "sharpness"], "which has a column 'prompt_en'; take the"),
         (["--suite", "nowhere.jsonl", "--judge", "sharpness"], "there is no prompts file 'nowhere.jsonl'"),
         (["--suite", "plain.txt", "--judge", "image-geneval2"], "facts.questions"),
         (["--judge", "sharpness"], "--judge scores the prompts of --suite"),
@@ -68,6 +78,7 @@ def test_what_is_missing_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(run.parent)
     (run.parent / "plain.txt").write_text("a cat\n")
+    (run.parent / "other.jsonl").write_text(json.dumps({"prompt": "a cat", "facts": {"questions": []}}) + "\n")
     assert main(["eval", str(run), *words]) == 2
     said = capsys.readouterr().err
     assert told in said

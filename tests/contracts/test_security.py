@@ -313,16 +313,16 @@ def test_recipe_copy(tmp_path: Path) -> None:
 
 def test_copy_of_a_run(tmp_path: Path) -> None:
     """An object store's names may hold anything; those of its files that would lie elsewhere end the fetching."""
-    from fsspec.implementations.memory import MemoryFileSystem
+    from tests.helpers.a_store import Store
 
-    memory = MemoryFileSystem()
-    memory.pipe_file("/bucket/run/recipe.yaml", b"{}")
+    store = Store()
+    store.pipe_file("/bucket/run/recipe.yaml", b"{}")
     try:
-        memory.store["/bucket/run/../../stolen.txt"] = memory.store["/bucket/run/recipe.yaml"]
+        store.store["/bucket/run/../../stolen.txt"] = store.store["/bucket/run/recipe.yaml"]
         with pytest.raises(GenalignError, match="none of a run"):
-            fetched("memory://bucket/run", tmp_path / "a" / "run")
+            fetched("store://bucket/run", tmp_path / "a" / "run")
     finally:
-        memory.store.clear()
+        store.store.clear()
     assert not (tmp_path / "a" / "run").exists()
     assert not (tmp_path / "stolen.txt").exists()
 

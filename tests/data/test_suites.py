@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from genalign.data.prompts import read_prompts
+from genalign.data.suites import check_suite
 from genalign.types import UsageError
 
 GENEVAL = {  # the example of its README
@@ -63,3 +64,18 @@ def test_a_row_that_does_not_fit_is_named(tmp_path: Path) -> None:
     lacking = {key: value for key, value in POINTS.items() if key != "Testpoints"}
     with pytest.raises(UsageError, match=r"row 1 of .*en.csv is not a row of UniGenBench"):
         read_prompts(written(tmp_path / "en.csv", "en", lacking), "image")
+
+
+def test_a_file_of_a_suite_has_its_columns_in_every_row(tmp_path: Path) -> None:
+    file, other = tmp_path / "geneval2_data.jsonl", {"prompt": "a cat", "vqa_list": []}
+    file.write_text(json.dumps(GENEVAL) + "\n")
+    check_suite("geneval2", file)
+    for column, points in (("en", POINTS), ("zh", {})):
+        check_suite("unigenbench", written(tmp_path / "points.csv", column, points))
+    with pytest.raises(UsageError, match=r"row 1 of .*points.csv is not of geneval2, which has a column 'prompt'"):
+        check_suite("geneval2", tmp_path / "points.csv")
+    file.write_text(json.dumps(GENEVAL) + "\n" + json.dumps(other) + "\n")
+    with pytest.raises(
+        UsageError, match=r"line 2 of .* is not of geneval2, which has a column 'skills'; take the auth"
+    ):
+        check_suite("geneval2", file)

@@ -135,6 +135,22 @@ def test_the_total_of_a_combination_is_listed_once(run):
     assert json.loads((run / "eval.json").read_text()) == result
 
 
+def test_suites_stand_in_tables_of_their_own(run):
+    """Between the run's own evaluation and its training; a folder that holds no evaluation yet is left out."""
+    for name, before in (("geneval2", 0.123), ("<b>mine", 0.345)):
+        (run / "suites" / name).mkdir(parents=True)
+        metrics = {"asked": {"before": before, "after": 0.5, "delta": 0.1, "ci95": [0.0, 0.2], "held_out": True}}
+        sweep = {"guidance": [1.0], "headline": "asked"}
+        result = {"prompts": 800, "seeds": [7], "metrics": metrics, "sweep": sweep}
+        (run / "suites" / name / "eval.json").write_text(json.dumps(result))
+    (run / "suites" / "begun").mkdir()
+    words = "|".join(Page(write_report(run).read_text()).words)
+    mine, geneval = "<b>mine|metric|", "geneval2|metric|before|after|delta|95% interval|asked (held-out)|0.1230|0.5000"
+    assert words.index("0.7500") < words.index(mine) < words.index(geneval) < words.index("Training")
+    assert "800 prompts, sampling seeds 7." in words
+    assert "begun" not in words
+
+
 def test_the_reward_curve_is_a_file_of_its_own(run):
     write_report(run)
     root = ElementTree.parse(run / "reward.svg").getroot()

@@ -52,7 +52,8 @@ def test_an_adapter_draws_the_same_in_plain_diffusers(name, tmp_path) -> None:
     with moved(of, 0.2):
         of.save_adapter(tmp_path)
         ours = of.generate(asked, [7])
-    folders = {part: tmp_path if len(of._stage.denoisers) == 1 else tmp_path / part for part in of._stage.denoisers}
+    names = list(of._stage.denoisers.each)
+    folders = {part: tmp_path if len(names) == 1 else tmp_path / part for part in names}
     plain = [BOTH[name].build()]
     for part, folder in folders.items():
         setattr(plain[0], part, PeftModel.from_pretrained(getattr(plain[0], part), folder))
@@ -82,8 +83,8 @@ def test_a_grpo_step_and_a_flow_dpo_step_move_every_denoiser(name) -> None:
         sum(loss.total for loss in losses).backward()
         optimizer.step()
         optimizer.zero_grad()
-        for part in of._stage.denoisers if settings.name == "grpo" else ():
-            front = "" if len(of._stage.denoisers) == 1 else f"{part}."
+        for part in of._stage.denoisers.each if settings.name == "grpo" else ():
+            front = "" if len(of._stage.denoisers.each) == 1 else f"{part}."
             own = [layer for layer in before if layer.startswith(front)]
             assert any(not torch.equal(before[layer], of.named_trainable()[layer]) for layer in own), part
         assert any(not torch.equal(p, before[layer]) for layer, p in of.named_trainable().items())

@@ -83,7 +83,7 @@ def test_pairs_train_the_adapter_and_plain_diffusers_loads_it(name, tmp_path) ->
         of.save_adapter(tmp_path)
         ours = of.generate(PROMPTS[:1], [7])["image"].data
     assert (ours - base).abs().max() > 1e-4
-    plain, part = EDIT[name].build(), of._stage.component
+    plain, part = EDIT[name].build(), of._stage.denoisers.component
     plain.load_lora_weights(tmp_path)
     by_peft = EDIT[name].build()
     setattr(by_peft, part, PeftModel.from_pretrained(getattr(by_peft, part), tmp_path))

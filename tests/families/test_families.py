@@ -44,14 +44,14 @@ def test_replay_is_exact_and_only_the_conditional_branch_keeps_its_graph(name) -
 
 def replies(of: DiffusionPolicy, trajectory: Trajectory) -> list[tuple[bool, bool]]:
     """For each branch of a replayed step: whether it keeps a graph, and whether it changes with the prompt."""
-    real, outs = of._stage.answer, []
+    real, outs = of._stage.denoisers.answer, []
 
     def answer(args, kwargs, rows, graph=None, twins=None):
         outs.append(real(args, kwargs, rows, graph, twins))
         return outs[-1]
 
     other = Trajectory(**{**vars(trajectory), "prompts": (Prompt("z q"), *trajectory.prompts[1:])})
-    of._stage.answer = answer
+    of._stage.denoisers.answer = answer
     try:
         of.replay(trajectory, [0], [0])
         first = [out for call in outs for out in call]
@@ -59,7 +59,7 @@ def replies(of: DiffusionPolicy, trajectory: Trajectory) -> list[tuple[bool, boo
         of.replay(other, [0], [0])
         second = [out for call in outs for out in call]
     finally:
-        of._stage.answer = real
+        of._stage.denoisers.answer = real
     return [(a.requires_grad, not torch.equal(a, b)) for a, b in zip(first, second, strict=True)]
 
 
@@ -198,7 +198,7 @@ def test_exported_adapter_draws_the_same_image_in_plain_diffusers(name, tmp_path
         plain.load_lora_weights(tmp_path)
         images.append(draw(plain, of))
         plain = ALL[name].build()
-    part = of._stage.component
+    part = of._stage.denoisers.component
     setattr(plain, part, PeftModel.from_pretrained(getattr(plain, part), tmp_path))
     images.append(draw(plain, of))
     for image in images:

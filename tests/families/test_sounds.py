@@ -67,7 +67,7 @@ def test_an_adapter_draws_the_same_in_plain_diffusers(name, tmp_path) -> None:
     of, _ = rolled(name)
     asked = prompts(name)[:1]
     base = of.generate(asked, [7])["audio"].data
-    part = of._stage.component
+    part = of._stage.denoisers.component
     with moved(of, 0.2):
         of.save_adapter(tmp_path)
         ours = of.generate(asked, [7])["audio"].data

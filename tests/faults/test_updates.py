@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genalign.method import MethodSettings, build_method, common
+from genalign.method import MethodSettings, build_method, updates
 from genalign.reward import FunctionReward, Runner
 from genalign.training.checkpoint import load_checkpoint
 from genalign.training.loop import train
@@ -93,7 +93,7 @@ def run(
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """The weights that a run of three steps ends with, and its log."""
     folder.mkdir(exist_ok=True)
-    common._ENOUGH.pop(job.policy, None)
+    updates._ENOUGH.pop(job.policy, None)
     with torch.no_grad():
         for name, parameter in job.policy.named_trainable().items():
             parameter.copy_(job.start[name])
@@ -115,7 +115,7 @@ class Narrow:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, policy: Policy, rows: int, backward: bool) -> None:
         self.refused = 0
         parameters = list(policy.named_trainable().values())
-        real = common.replace
+        real = updates.replace
 
         def replacing(loss: Any, **changes: Any) -> Any:
             if not (isinstance(loss, Loss) and "anew" in changes):
@@ -127,15 +127,15 @@ class Narrow:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return real(loss, **changes, total=_Breaks.apply(loss.total, parameters))
 
-        of_size = common._of_size
+        of_size = updates._of_size
 
         def sized(units: Any, most: int | None) -> Any:
             cut = of_size(units, most)
-            self.size = max((len(common._rows(unit)) for unit in cut), default=0)
+            self.size = max((len(updates._rows(unit)) for unit in cut), default=0)
             return cut
 
-        monkeypatch.setattr(common, "replace", replacing)
-        monkeypatch.setattr(common, "_of_size", sized)
+        monkeypatch.setattr(updates, "replace", replacing)
+        monkeypatch.setattr(updates, "_of_size", sized)
 
 
 class _Breaks(torch.autograd.Function):

@@ -1,11 +1,12 @@
 """Where names and paths of a recipe lead."""
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from genalign.files.places import BUILT_BY_USERS, file_path, find, model_path
+from genalign.files.places import BUILT_BY_USERS, adapter_path, file_path, find, model_path
 from genalign.files.shipped import shipped, shipped_models
 from genalign.reward.base import resolve_model
 from genalign.reward.heads.exemplars import find_exemplars
@@ -39,6 +40,14 @@ def test_a_model_is_a_folder_a_shipped_name_or_a_hub_id(tmp_path: Path) -> None:
             model_path(name, tmp_path)
     with pytest.raises(UsageError, match="no model folder 'nett'"):
         model_path("nett", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x.gguf", "models/x.gguf", "./x.gguf", "/x.gguf", "models/head.safetensors", "a.pth"])
+def test_a_missing_file_of_weights_is_no_folder_and_no_hub_id(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"there is no file {name!r}; check the path")):
+        model_path(name, tmp_path)
+    with pytest.raises(UsageError, match=re.escape(f"there is no adapter {name!r} in")):
+        adapter_path(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "no/such/thing"])

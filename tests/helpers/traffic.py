@@ -43,8 +43,8 @@ class Traffic:
         self.small: Counter[str] = Counter()
         self.passes: Counter[str] = Counter()
         reduce, gather, whole = dist.all_reduce, dist.all_gather, sharded._all_gather
-        stage = policy._stage
-        forward = stage._forwards[stage.component]
+        denoisers = policy._stage.denoisers
+        forward = denoisers._forwards[denoisers.component]
 
         def all_reduce(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             self._add("reduce", x)
@@ -65,7 +65,7 @@ class Traffic:
         patch.setattr(dist, "all_reduce", all_reduce)
         patch.setattr(dist, "all_gather", all_gather)
         patch.setattr(sharded, "_all_gather", gather_weights)
-        stage._forwards[stage.component] = counted
+        denoisers._forwards[denoisers.component] = counted
 
     def _add(self, kind: str, x: torch.Tensor) -> None:
         (self.sent if x.nbytes >= self.gradient else self.small)[kind] += x.nbytes

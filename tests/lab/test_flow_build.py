@@ -145,7 +145,7 @@ def test_a_short_run_of_all_stages_makes_a_pipeline_of_three_steps(
 
 
 def test_training_scenes_of_the_bank_are_of_the_training_split(tmp_path: Path) -> None:
-    latents, facts = bank.latent_bank(teacher().vae, tmp_path, "world", 8)
-    assert latents.shape == (8, 4, 16, 16)
-    assert not any(held_out(row) for row in facts)
-    assert facts[0] == sample_facts(np.random.default_rng(20_000_000), "train")
+    made = bank.latent_bank(teacher().vae, tmp_path, "world", 8)
+    assert made.latents.shape == (8, 4, 16, 16)
+    assert not any(held_out(row) for row in made.facts)
+    assert made.facts[0] == sample_facts(np.random.default_rng(20_000_000), "train")

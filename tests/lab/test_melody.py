@@ -14,7 +14,7 @@ import soundfile
 from PIL import Image
 
 from genalign.files.shipped import shipped
-from genalign.lab import melody
+from genalign.lab import melody, melody_pieces
 from genalign.lab.build import main
 from genalign.lab.melody_bank import HITS, INSTRUMENTS, RATE, STORED, build_bank, hit, midi_file, note, played
 from genalign.lab.melody_facts import check
@@ -308,3 +308,29 @@ def test_the_prompts_are_those_of_the_splits():
         for kind in melody.OMITTABLE:
             assert 0.3 < np.mean([row["facts"][kind] is not None for row in rows]) < 0.75
         assert {row["facts"]["key"] for row in rows} == {None, *KEYS}
+
+
+def test_what_a_latent_shows_is_the_note_that_sounds_there():
+    """Against what sounds: of a lead alone the strongest line of the spectrum is a harmonic of the note shown, and the
+    instrument shown is that of the facts."""
+    rng, right, heard = np.random.default_rng(7), 0, 0
+    for _ in range(12):
+        facts = {**melody.sample_facts(rng), "drums": False}
+        facts["voices"] = facts["voices"][:1]
+        piece = melody_pieces.arrange(facts, rng)
+        wave, places = melody_pieces.render(piece)[0], melody_pieces.shown(piece)
+        silent = len(INSTRUMENTS) * len(melody_pieces.PITCHES)
+        sounding = places[places != silent]
+        assert len(sounding) > 24
+        assert {INSTRUMENTS[int(place) // len(melody_pieces.PITCHES)] for place in sounding} == set(facts["voices"])
+        for k in range(1, 47):
+            if places[k] == silent or not places[k - 1] == places[k] == places[k + 1]:
+                continue
+            part = wave[(k - 1) * 1024 : (k + 2) * 1024]
+            strongest = np.abs(np.fft.rfft(part * np.hanning(len(part)), 16384)).argmax() * RATE / 16384
+            pitch = melody_pieces.PITCHES[int(places[k]) % len(melody_pieces.PITCHES)]
+            ratio = strongest / (440 * 2 ** ((pitch - 69) / 12))
+            right += abs(ratio - max(1, round(ratio))) < 0.04 * ratio
+            heard += 1
+    assert heard > 100
+    assert right / heard > 0.95

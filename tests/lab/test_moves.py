@@ -321,3 +321,22 @@ def test_a_pair_is_of_two_objects_and_of_the_split():
         found = [moves.sample_pair(rng, split) for _ in range(40)]
         assert all(len(facts["moves"]) == 2 and moves.held_out(facts) == (split == "heldout") for facts in found)
         assert {facts["passing"] is None for facts in found} == {True, False}
+
+
+def test_what_a_latent_shows_is_what_stands_out_in_its_square():
+    """Against the rendered pixels: a square of which a third differs from the background in all of its frames shows a
+    sprite, one of which nothing ever does shows none, and both sprites of a pair are shown."""
+    rng, names = np.random.default_rng(6), list(sprites())
+    wrong = seen = 0
+    for _ in range(60):
+        clip = choreograph(moves.sample_facts(rng), rng)
+        places = moves_clips.shown(clip).reshape(3, 6, 6)
+        stands_out = np.abs(render(clip) - render(Clip((), clip.background, clip.facts))).max(axis=1) > 0.1
+        shares = stands_out.reshape(FRAMES, 6, 8, 6, 8).mean(axis=(2, 4))  # of a square, by frame
+        frames = [shares[:1], shares[1:5], shares[5:]]
+        full = np.stack([some.min(axis=0) > 1 / 3 for some in frames])
+        empty = np.stack([some.max(axis=0) == 0 for some in frames])
+        wrong += int((places[full] == len(names)).sum() + (places[empty] != len(names)).sum())
+        seen += int(full.sum() + empty.sum())
+        assert {names.index(path.name) for path in clip.paths} == set(places.ravel().tolist()) - {len(names)}
+    assert wrong / seen < 0.05

@@ -83,8 +83,11 @@ def test_what_is_matched_is_what_the_pipeline_follows_and_decodes(pipeline, tmp_
     gives its autoencoder what that once made of the piece."""
     vae = pipeline.vae
     made = bank.latent_bank(vae, tmp_path, "melodies", 4)
-    assert not any(held_out(row) for row in made[1])
-    clean, noise, _, _ = batch(made, vae, PIECES.caption, step=0, rows=2, seed=0)
+    assert not any(held_out(row) for row in made.facts)
+    assert made.shown is not None
+    assert made.shown.shape == (4, LATENTS[0])
+    drawn_from = batch(made, vae, PIECES.caption, step=0, rows=2, seed=0)
+    clean, noise = drawn_from.clean, drawn_from.noise
     assert clean.shape == (2, *LATENTS)
 
     def exact(hidden_states, timestep):
@@ -100,7 +103,8 @@ def test_what_is_matched_is_what_the_pipeline_follows_and_decodes(pipeline, tmp_
     drawn = pipeline(TEXTS, latents=noise, num_inference_steps=3, guidance_scale=1.0, output_type="pt", **CALL).audios
     assert drawn.shape == (2, 1, SAMPLES)
     index = np.random.default_rng((0, 0)).integers(4, size=2)
-    torch.testing.assert_close(given[0].transpose(1, 2), made[0][torch.from_numpy(index)].float(), rtol=0, atol=1e-2)
+    wanted = made.latents[torch.from_numpy(index)].float()
+    torch.testing.assert_close(given[0].transpose(1, 2), wanted, rtol=0, atol=1e-2)
 
 
 def test_a_trajectory_is_the_pipelines_own_guided_sampling(pipeline, tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def test_what_is_matched_is_what_the_pipeline_follows_and_decodes(pipeline, tmp_
     gives its autoencoder what that once made of the clip."""
     vae = pipeline.vae
     made = bank.latent_bank(vae, tmp_path, "moves", 4)
-    clean, noise, _, _ = batch(made, vae, CLIPS.caption, step=0, rows=2, seed=0)
+    drawn_from = batch(made, vae, CLIPS.caption, step=0, rows=2, seed=0)
+    clean, noise = drawn_from.clean, drawn_from.noise
     assert clean.shape == (2, *LATENTS)
 
     def exact(x, timestep, **_):
@@ -94,7 +95,7 @@ def test_what_is_matched_is_what_the_pipeline_follows_and_decodes(pipeline, tmp_
     ).frames  # fmt: skip
     assert drawn.shape == (2, FRAMES, 3, SIDE, SIDE)
     index = np.random.default_rng((0, 0)).integers(4, size=2)
-    torch.testing.assert_close(given[0], made[0][torch.from_numpy(index)].float(), rtol=0, atol=1e-2)
+    torch.testing.assert_close(given[0], made.latents[torch.from_numpy(index)].float(), rtol=0, atol=1e-2)
 
 
 def test_a_trajectory_is_the_pipelines_own_guided_sampling(pipeline, tmp_path: Path) -> None:
@@ -195,8 +196,37 @@ def test_a_short_run_of_all_stages_goes_on_where_it_was_killed_and_is_rolled_out
 
 
 def test_clips_of_the_bank_and_captions_of_trajectories_are_of_the_training_split(pipeline, tmp_path: Path) -> None:
-    latents, facts = bank.latent_bank(pipeline.vae, tmp_path, "moves", 8)
-    assert latents.shape == (8, *LATENTS)
-    assert not any(held_out(row) for row in facts)
+    made = bank.latent_bank(pipeline.vae, tmp_path, "moves", 8)
+    assert made.latents.shape == (8, *LATENTS)
+    assert made.shown is not None
+    assert made.shown.shape == (8, 3 * 6 * 6)
+    assert not any(held_out(row) for row in made.facts)
     rng = np.random.default_rng(0)
     assert not any(held_out(CLIPS.facts(rng)) for _ in range(50))
+
+
+def test_telling_what_is_where_trains_the_transformer_and_leaves_no_trace(pipeline) -> None:
+    """Against the middle block's own states, in a float64 loop over the places."""
+    net, places = pipeline.transformer, LATENTS[1] * LATENTS[2] * LATENTS[3]
+    told, kept = flow_matching.Told(net, CLIPS.things), []
+    tap = net.blocks[2].register_forward_hook(lambda module, given, states: kept.append(states))
+    noisy, sigma = torch.randn(2, *LATENTS), torch.tensor([0.3, 0.9])
+    shown = torch.randint(CLIPS.things, (2, places))
+    shown[:, ::2] = CLIPS.things - 1
+    net.requires_grad_(True)
+    velocity(net, noisy, sigma, CLIPS.read(pipeline, TEXTS[:2], 0))
+    loss, wanted, whole = told.loss(shown), 0.0, 0.0
+    rows = told.head(kept[0].detach().float()).flatten(0, 1).double()
+    for logits, right in zip(rows, shown.flatten().tolist(), strict=True):
+        weight = flow_matching.EMPTY if right == CLIPS.things - 1 else 1.0
+        wanted -= weight * float(logits.log_softmax(0)[right])
+        whole += weight
+    assert float(loss) == pytest.approx(flow_matching.TELLING * wanted / whole, rel=1e-5)
+    loss.backward()
+    reached = [block.ffn.net[-1].weight.grad is not None for block in net.blocks]
+    assert reached == [True, True, True, False, False]
+    net.requires_grad_(False).zero_grad(set_to_none=True)
+    tap.remove()
+    told.hook.remove()
+    velocity(net, noisy, sigma, CLIPS.read(pipeline, TEXTS[:2], 0))
+    assert not told.states

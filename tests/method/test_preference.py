@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genalign.method.common import packed
 from genalign.method.preference_losses import dpo_loss
+from genalign.method.updates import packed
 from genalign.types import UsageError
 from tests.helpers.learners import LOG2, backward, disturbed, experience_of, mean, method
 from tests.helpers.toy_policy import DIMS, ToyPolicy, ToyReward, make_scores

@@ -1,7 +1,11 @@
 """Adapters go into a bare network only."""
 
+import json
+from pathlib import Path
+
 import pytest
 from peft import LoraConfig
+from safetensors import safe_open
 
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.settings import PolicySettings, Sampler
@@ -39,3 +43,20 @@ def test_a_scale_of_the_adapter_among_the_call_arguments_is_refused(scale: float
     call = {"joint_attention_kwargs": {"scale": scale}}
     with pytest.raises(UsageError, match=r"policy.call.joint_attention_kwargs scales the trained adapter"):
         DiffusionPolicy(stable_diffusion_3(), settings().model_copy(update={"call": call}))
+
+
+def test_equal_adapters_are_equal_bytes(tmp_path: Path) -> None:
+    """Neither the order of a set, which is another one in each process, nor that of a header's texts is written."""
+    policy = DiffusionPolicy(stable_diffusion_3(), settings())
+    for k in range(8):
+        policy.save_adapter(tmp_path / str(k))
+    names = sorted(file.name for file in (tmp_path / "0").iterdir())
+    assert names == ["adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
+    for name in names:
+        assert len({(tmp_path / str(k) / name).read_bytes() for k in range(8)}) == 1
+    targets = json.loads((tmp_path / "0" / names[0]).read_text())["target_modules"]
+    assert targets == sorted(targets)
+    assert len(targets) > 6  # of which one order in 5040 is the sorted one
+    with safe_open(tmp_path / "0" / names[2], framework="pt") as file:
+        about = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert about["transformer.target_modules"] == targets

@@ -56,12 +56,12 @@ def test_other_layouts_stay_within_1e_4_nats(name, guided, monkeypatch) -> None:
     with torch.no_grad():
         order = [5, 0, 3]
         shuffled = made.replay(trajectory, order).score - trajectory.logp[order]
-        stage = made._stage
+        denoisers = made._stage.denoisers
 
         def joint(args, kwargs, rows, graph=None, twins=None):
-            return list(stage.count(args, kwargs)[0].chunk(stage.branches(args, kwargs, rows)))
+            return list(denoisers.count(args, kwargs)[0].chunk(denoisers.branches(args, kwargs, rows)))
 
-        monkeypatch.setattr(stage, "answer", joint)
+        monkeypatch.setattr(denoisers, "answer", joint)
         joined = made.replay(trajectory, range(4)).score - trajectory.logp[:4]
     assert shuffled.abs().max() <= 1e-4
     assert joined.abs().max() <= 1e-4
@@ -92,7 +92,7 @@ def test_reference_is_the_base_and_another_prompt_is_another_density(name, guide
 def test_gradient_matches_finite_differences(name, guided, monkeypatch) -> None:
     made = policy(name, guided, torch.float64)
     trajectory = made.rollout(PROMPTS[:2], 1, seed=0)
-    stage, real = made._stage, made._stage.answer
+    denoisers, real = made._stage.denoisers, made._stage.denoisers.answer
     constants: list[list[torch.Tensor]] = []
 
     def remember(args, kwargs, rows, graph=None, twins=None):
@@ -104,7 +104,7 @@ def test_gradient_matches_finite_differences(name, guided, monkeypatch) -> None:
         return made.replay(trajectory, [0, 1], [1]).score.sum()
 
     with moved(made, 0.2):
-        monkeypatch.setattr(stage, "answer", remember)
+        monkeypatch.setattr(denoisers, "answer", remember)
         score().backward()
 
         def frozen(args, kwargs, rows, graph, twins):  # branches without a graph are constants of the gradient
@@ -113,7 +113,7 @@ def test_gradient_matches_finite_differences(name, guided, monkeypatch) -> None:
             seen.append(1)
             return [out if graph[k] else kept[k] for k, out in enumerate(outs)]
 
-        monkeypatch.setattr(stage, "answer", frozen)
+        monkeypatch.setattr(denoisers, "answer", frozen)
         entries = [(p, int(p.grad.abs().argmax())) for p in made.named_trainable().values() if p.grad is not None]
         entries.sort(key=lambda entry: -float(entry[0].grad.flatten()[entry[1]].abs()))
         for p, at in entries[:3]:
@@ -159,7 +159,7 @@ def test_exported_adapter_draws_the_same_image_in_plain_diffusers(name, tmp_path
         images = []
     from peft import PeftModel
 
-    part = made._stage.component
+    part = made._stage.denoisers.component
     setattr(plain, part, PeftModel.from_pretrained(getattr(plain, part), tmp_path))
     images.append(draw(plain, made))
     for image in images:

@@ -116,18 +116,18 @@ def test_variance_preserving_errors_are_those_of_the_bare_network(predicts) -> N
 def test_time_falls_as_at_grows_and_every_row_has_the_same(name) -> None:
     of = made(name)
     clean, given = latents(of), []
-    real = of._stage.answer
+    real = of._stage.denoisers.answer
 
     def look(args: Any, kwargs: Any, rows: int, graph: Any = None, twins: Any = None) -> Any:
         given.append((args[0] if args else kwargs["hidden_states"]).clone())
         return real(args, kwargs, rows, graph, twins)
 
-    of._stage.answer = look  # type: ignore[method-assign]
+    of._stage.denoisers.answer = look  # type: ignore[method-assign]
     try:
         for at in (0.0, 0.5, 0.99):
             of.fit([PROMPTS[0]] * 3, clean, at, [7, 7, 7])
     finally:
-        of._stage.answer = real  # type: ignore[method-assign]
+        of._stage.denoisers.answer = real  # type: ignore[method-assign]
     x_t = torch.stack(given[-3:]).double()  # (times, rows, ...)
     eps = noise_of([7], clean.shape[1:]).double()
     shares = []  # x_t = a x0 + s eps, so differences between rows hold a, and what is left s

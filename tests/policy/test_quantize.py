@@ -145,7 +145,11 @@ def test_layers_that_spoil_gradients_are_refused(made: Any, sentence: str, monke
     ("words", "sentence"),
     [
         (["policy.quantization=torchao-int8-dynamic"], "would quantise activations as well"),
-        (["policy.quantization=nf4"], "must be a .gguf file or one of bitsandbytes-nf4"),
+        (
+            ["policy.quantization=nf4"],
+            "yaml: policy.quantization: there is no 'nf4'; write a .gguf file or one of bits",
+        ),
+        (["policy.quantization=bitsandbytes-nf8"], "one of bitsandbytes-nf4, .* torchao-int4$"),
         (["policy.vae.tiling=true", "policy.model=tiny-expander"], "policy.vae is of models that draw"),
         (["policy.quantization=bitsandbytes-int8", "policy.offload=phases"], "layers cannot be moved"),
         (["policy.quantization=a.gguf", "policy.merged=b"], "nothing can be merged into a .gguf file"),
@@ -156,6 +160,7 @@ def test_what_cannot_be_is_one_sentence(words: list[str], sentence: str) -> None
     with pytest.raises(UsageError, match=sentence) as error:
         build(load_recipe(name, words))
     assert "\n" not in str(error.value)
+    assert str(error.value).count("torchao-float8") <= 1  # choices are listed once
 
 
 # ---- files of weights that are quantised ----------------------------------------------------------------------------

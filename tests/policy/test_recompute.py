@@ -46,7 +46,7 @@ def gradients(name: str, again: bool) -> tuple[Tensor, int]:
     """Those of one update, and how often blocks of the denoiser ran."""
     of, ran = policy(name, again), [0]
     trajectory = of.rollout(PROMPTS[:1], 2, seed=0)
-    for denoiser in of._stage.denoisers.values():
+    for denoiser in of._stage.denoisers.each.values():
         # Attention blocks, which every denoiser here computes again.
         for module in denoiser.modules():
             if "Transformer" in type(module).__name__ and "Block" in type(module).__name__:

@@ -85,3 +85,12 @@ def test_a_guide_may_decode_on_its_way(make: Any, guidance: float) -> None:
     assert policy.calls() - calls == 4 * 2 * (2 if guidance > 1 else 1)
     for x0, image in zip(latents, seen, strict=True):
         assert torch.equal(image, other.decode(x0)["image"].data)
+
+
+def test_what_a_twin_draws_is_not_counted_among_the_policys_own_passes() -> None:
+    policy = make_policy(stable_diffusion_3, 1.0)
+    second, calls = twin(policy._pipe), policy.calls()
+    drawn = second.draw(second.call(PROMPTS, SEEDS), second.stage.denoisers.count, None)["image"].data
+    assert policy.calls() == calls
+    assert second.stage.denoisers.calls - calls == 4 * len(PROMPTS)
+    assert torch.equal(torch.as_tensor(drawn), torch.as_tensor(policy.generate(PROMPTS, SEEDS)["image"].data))

@@ -13,15 +13,8 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import Scope, aspect_weights, digest, needs_by_aspect, widest
-from genalign.reward.combine.combination import (
-    Combination,
-    Summary,
-    abstained_rows,
-    failed_rows,
-    side_by_side,
-    totals,
-    weighted,
-)
+from genalign.reward.combine.columns import abstained_rows, failed_rows, side_by_side, totals
+from genalign.reward.combine.combination import Combination, Summary, weighted
 from genalign.reward.scores import Missing, combine, total_confidence
 from genalign.types import Media, Prompt, Reward, Scores, UsageError, nearest
 

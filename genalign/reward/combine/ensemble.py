@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import digest
-from genalign.reward.combine.combination import Summary, choice, confidences, number, totals
+from genalign.reward.combine.columns import confidences, totals
+from genalign.reward.combine.combination import Summary, choice, number
 from genalign.reward.guard import guarded
 from genalign.reward.scores import total_confidence
 from genalign.reward.wrapper import Wrapper

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genalign.reward.combine.combination import Summary, least_confidence, number, totals
+from genalign.reward.combine.columns import least_confidence, totals
+from genalign.reward.combine.combination import Summary, number
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genalign.reward.combine.combination import Summary, totals, weighted
+from genalign.reward.combine.columns import totals
+from genalign.reward.combine.combination import Summary, weighted
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 FLOOR = 1e-8  # what a part at 0 or below counts as: the mean is 0, and keeps a gradient

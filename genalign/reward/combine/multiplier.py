@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genalign.reward.combine.combination import Summary, batch_mean, choice, failed_rows, number
+from genalign.reward.combine.columns import batch_mean, failed_rows
+from genalign.reward.combine.combination import Summary, choice, number
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 Of = Literal["weight", "band"]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from genalign.fronts import front_ranks
 from genalign.reward.base import Scope
-from genalign.reward.combine.combination import Summary, batch_mean, choice, number, totals, weighted
+from genalign.reward.combine.columns import batch_mean, totals
+from genalign.reward.combine.combination import Summary, choice, number, weighted
 from genalign.types import Media, Prompt, Reward, Scores, UsageError
 
 Front = Literal["front", "rank"]

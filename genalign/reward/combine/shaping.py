@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genalign.reward.combine.combination import Summary, choice, failed_rows, number
+from genalign.reward.combine.columns import failed_rows
+from genalign.reward.combine.combination import Summary, choice, number
 from genalign.reward.guard import guarded
 from genalign.types import Media, Prompt, Reward, Scores, Track, UsageError
 

@@ -13,7 +13,7 @@ from genalign.reward.heads.rules import Rated, TextRule
 from genalign.reward.tags import tagged
 from genalign.types import Prompt, UsageError
 
-EDITION = 2  # of `answer`'s formula; another one makes other scores, which no run takes for the old ones
+EDITION = 3  # of `answer`'s formula; another one makes other scores, which no run takes for the old ones
 COUNTED = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
@@ -28,6 +28,13 @@ NUMBER = re.compile(
     | \b({"|".join(COUNTED)})\b)
     """,
     re.IGNORECASE | re.VERBOSE,
+)
+FRACTION = re.compile(
+    r"""
+    \\[dt]?frac\s*{\s*([-−+]?\d+)\s*}\s*{\s*(\d+)\s*}  # \frac{1}{2}
+    | (?<![\w./])([-−+]?\d+)\s?/\s?(\d+)(?![\w/]|\.\d)  # 1/2, and no date
+    """,
+    re.VERBOSE,
 )
 WORD = re.compile(
     r"""
@@ -44,10 +51,10 @@ class Answer(TextRule):
     """1 where the answer is the right one, else 0; and how sure that is. A text without an answer has 0.
 
     key: the prompt's fact with the right answer; a row where it is null abstains. tag: the answer stands between <tag>
-    and </tag>, once; null: it is the whole text. A right answer that is a number, in digits or as an English word up to
-    twenty, is compared as a number, whole numbers exactly and others to `tolerance` of its own size, so that 6.6e-34 is
-    not 1.6e-19; any other as words: in lower case, without articles and punctuation (SQuAD's normalisation, arXiv
-    1606.05250), but for what makes another answer of it (`plain_words`).
+    and </tag>, once; null: it is the whole text. A right answer that is a number, in digits, as a fraction or as an
+    English word up to twenty, is compared as a number, whole numbers exactly and others to `tolerance` of its own size,
+    so that 6.6e-34 is not 1.6e-19; any other as words: in lower case, without articles and punctuation (SQuAD's
+    normalisation, arXiv 1606.05250), but for what makes another answer of it (`plain_words`).
 
     unsure: the confidence where an answer cannot be read with certainty: in words, the right ones stand among others;
     as a number, there is none or several differ. Its score is then 0, and in a hybrid the model has the other share
@@ -177,10 +184,10 @@ def boxes_of(text: str) -> Any:
 
 
 def numbers_of(text: str) -> list[float]:
-    """The numbers of a text, in digits ("1,000", "-2.5", "40%", "6.6e-34", "6.6 x 10^-34") or as English words up to
-    twenty; "minus" or "negative" before either is its sign."""
+    """The numbers of a text, in digits ("1,000", "-2.5", "40%", "6.6e-34", "6.6 x 10^-34", "1/2") or as English words
+    up to twenty; "minus" or "negative" before either is its sign."""
     found = []
-    for minus, digits, *powers, word in NUMBER.findall(text):
+    for minus, digits, *powers, word in NUMBER.findall(FRACTION.sub(_quotient, text)):
         if word:
             value = float(COUNTED.index(word.lower()))
         else:
@@ -188,6 +195,12 @@ def numbers_of(text: str) -> list[float]:
             value = float(f"{digits}e{power}".replace(",", "").replace("−", "-"))
         found.append(-value if minus else value)
     return found
+
+
+def _quotient(fraction: re.Match[str]) -> str:
+    """A fraction as a decimal number; itself where its denominator is 0."""
+    above, below = (int(part.replace("−", "-")) for part in fraction.groups() if part is not None)
+    return repr(above / below) if below else fraction[0]
 
 
 def plain_words(text: str) -> Sequence[str]:

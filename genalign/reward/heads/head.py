@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from genalign.files.header import sort_header
 from genalign.files.untrusted import check_model
 from genalign.reward.base import Stateless, cut_info, digest, resolve_model, weights_digest
 from genalign.reward.heads.text_features import context, hidden_states, pooled, too_long
@@ -37,6 +38,7 @@ def save_head(
     """Write head.safetensors beside a backbone: weight (K,H), bias (K,), and how the head is to be used."""
     settings = {"aspects": json.dumps(list(aspects)), "pool": pool, "readout": readout, "template": template}
     save_file({"weight": weight.contiguous(), "bias": bias.contiguous()}, folder / FILE, metadata=settings)
+    sort_header(folder / FILE)
 
 
 class HeadReward(Stateless):

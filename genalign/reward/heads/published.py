@@ -112,13 +112,13 @@ PRESETS: dict[str, Preset] = {
         files={SAFE: ("model.safetensors", "config.json", "preprocessor_config.json")},
     ),
     "hpsv3": Preset(
-        "genalign.reward.heads.qwen:HpsV3",
+        "genalign.reward.heads.hpsv3:HpsV3",
         {"model": "MizzenAI/HPSv3", "base": QWEN_7B},
         *("Apache-2.0", 16.6, "mu, about -5 to 15; std is sigma"),
         files={"MizzenAI/HPSv3": ("HPSv3.safetensors",), QWEN_7B: ("config.json", *WORDS)},
     ),
     "videoreward": Preset(
-        "genalign.reward.heads.qwen:VideoReward",
+        "genalign.reward.heads.videoreward:VideoReward",
         {"base": QWEN_2B},
         *("MIT (code)", 5.0, "raw VQ, MQ and TA; calibrate: published normalises them"),
         files={QWEN_2B: ("config.json", *WORDS)},

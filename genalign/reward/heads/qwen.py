@@ -1,4 +1,4 @@
-"""Rewards that are a Qwen2-VL with a head on reward tokens of its prompt: HPSv3 (images) and VideoReward (videos)."""
+"""What rewards share that are a Qwen2-VL with a head on reward tokens of its prompt, as HPSv3 and VideoReward are."""
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from genalign.files.shipped import shipped
-from genalign.reward.base import Stateless, digest, first_missing, tensor_rows, texts, weights_digest
+from genalign.reward.base import Stateless, digest, first_missing, weights_digest
 from genalign.reward.guard import in_batches
-from genalign.reward.heads.patches import TooSmallError, patches, sampled_frames, smart_size
-from genalign.reward.heads.qwen_files import merged, published_names, read_template, trained_fps
+from genalign.reward.heads.patches import TooSmallError, patches, smart_size
+from genalign.reward.heads.qwen_files import merged, published_names, read_template
 from genalign.reward.heads.text_features import context
 from genalign.reward.heads.weights import find_weights, fit, from_hub, read_weights, renamed, weights_file
 from genalign.reward.prefetch import Prefetch
-from genalign.reward.scores import all_valid, readable_rows
-from genalign.types import Media, Prompt, Scores, UsageError
+from genalign.types import Media, Prompt, UsageError
 
 PIXELS = 256 * 28 * 28  # of an image or a frame, at most
-FPS = 2.0  # frames a second that the published VideoReward was trained on
 
 
 class TokenHead(nn.Module):
@@ -203,111 +200,3 @@ class QwenTokens(Stateless):
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
         return chat.replace(self.filler, self.filler * fillers)
-
-
-class HpsV3(QwenTokens):
-    """score = mu, and std = sigma: N(mu, sigma^2), read at <|Reward|> (HPSv3, arXiv 2508.03789); mu about -5 to 15.
-
-    Head: hidden -> 1024 -> ReLU -> 16 -> ReLU -> (mu, log sigma). Images are resized to about 256*28*28 pixels. The
-    instruction is the published one, to the byte: rewards/hpsv3-template.txt, and its licence beside it.
-    Gradients flow to the pixels. "<|" in a prompt is written "< |", so that no prompt brings reward tokens of its own.
-    """
-
-    needs = frozenset({"image", "prompt"})
-    file, tokens, filler, least = "HPSv3.safetensors", ("<|Reward|>",), "<|image_pad|>", PIXELS
-
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        base: str | Path = "Qwen/Qwen2-VL-7B-Instruct",
-        template: str | Path | None = None,
-        dtype: Literal["float32", "bfloat16"] = "bfloat16",
-        batch_size: int = 4,
-        name: str = "hpsv3",
-    ) -> None:
-        super().__init__(model, base, template or shipped("rewards", "hpsv3-template.txt"), dtype, batch_size, name)
-        self.aspects = (name,)
-
-    def head(self, width: int, state: Mapping[str, Tensor]) -> nn.Module:
-        return nn.Sequential(
-            *(nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05)),
-            *(nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)),
-        )
-
-    def frames(self, media: Media) -> list[Tensor]:
-        return [image[None] for image in tensor_rows(media["image"])]
-
-    @readable_rows
-    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        outputs = self.read(texts(prompts), self.frames(media))[:, 0].cpu()  # (B,2)
-        return all_valid(self.aspects, outputs[:, :1], std=outputs[:, 1:].detach().exp())
-
-
-class VideoReward(QwenTokens):
-    """Visual quality, motion quality and text alignment, each at its own token (VideoReward, arXiv 2501.13918).
-
-    scores = raw outputs; their sum is the paper's overall reward once each is normalised (calibrate: published). VQ and
-    MQ stand before the prompt in the template, so that they cannot see it. The template is that of the official
-    repository and not shipped: give `prompt_template.py:DETAILED_PROMPT_WITH_SPECIAL_TOKEN`. model: a folder with
-    model.safetensors (converted from checkpoint-*/model.pth) and model_config.json, whose LoRA weights are merged as
-    they load. Frames: `fps` a second of the clip as it was made, evenly spaced, first and last among them, at most
-    448*448 pixels. Gradients flow to the pixels. fps: None is what it was trained with, as model_config.json says, or
-    else 2; at another one everything seems too fast or too slow, and all scores fall (VideoAlign's issue 21).
-
-    Raises:
-        UsageError: fps is not above 0, or not that of model_config.json.
-    """
-
-    needs = frozenset({"video", "prompt"})
-    aspects = ("VQ", "MQ", "TA")
-    file, filler, least = "model.safetensors", "<|video_pad|>", PIXELS // 2
-    tokens = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
-
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        template: str | Path,
-        base: str | Path = "Qwen/Qwen2-VL-2B-Instruct",
-        fps: float | None = None,
-        dtype: Literal["float32", "bfloat16"] = "bfloat16",
-        batch_size: int = 2,
-        name: str = "videoreward",
-    ) -> None:
-        super().__init__(model, base, template, dtype, batch_size, name)
-        trained = trained_fps(Path(self.model))
-        if fps is not None and not 0 < fps < math.inf:
-            raise UsageError(f"fps of reward {name!r} is {fps}; it must be above 0 frames a second")
-        if None not in (fps, trained) and fps != trained:
-            raise UsageError(
-                f"reward {name!r} was trained on {trained:g} frames a second, as its model_config.json says, and "
-                f"cannot judge motion at fps: {fps:g}; leave fps out"
-            )
-        self.fps = float(fps or trained or FPS)
-
-    @property
-    def version(self) -> str:
-        return super().version if self.fps == FPS else digest(super().version, self.fps)
-
-    def head(self, width: int, state: Mapping[str, Tensor]) -> nn.Module:
-        outputs = state.get("rm_head.weight", torch.empty(0)).shape[0]
-        if outputs not in (1, 3):
-            raise UsageError(f"the head of {self.model} has {outputs} outputs; VideoReward has 1 or 3")
-        return nn.Linear(width, outputs, bias=False)
-
-    def frames(self, media: Media) -> list[Tensor]:
-        track, chosen = media["video"], []
-        for row, held in enumerate(track.held):
-            rate = track.rate_of(row)
-            if not rate or not rate > 0:
-                raise UsageError(f"reward {self.name!r} needs the frames a second of a video; give Track(video, rate)")
-            chosen.append(track.row(row, sampled_frames(len(held), rate, self.fps)))
-        return chosen
-
-    @readable_rows
-    def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        outputs = self.read(texts(prompts), self.frames(media)).cpu()  # (B,3,N)
-        # A head of three outputs has one for each token; a head of one is the same for all.
-        values = outputs.diagonal(dim1=1, dim2=2) if outputs.shape[2] == 3 else outputs[..., 0]
-        return all_valid(self.aspects, values)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -64,8 +65,9 @@ def shown(media: Media, row: int, reads: Reads, graph: bool = False) -> list[Pie
 class Criteria:
     """Which questions there are about a row: one; one a criterion; or one a criterion of its task (facts.task).
 
-    aspects: the reward's name for one question, else the criteria in their order. Tasks and criteria with one model are
-    OneReward's (arXiv 2508.21066): a criterion that a task lacks has no question, and abstains.
+    fills: names that the judge has something for. aspects: the reward's name for one question, else the criteria in
+    their order. Tasks and criteria with one model are OneReward's (arXiv 2508.21066): a criterion that a task lacks has
+    no question, and abstains.
 
     Raises:
         UsageError: not exactly one of the three is given, or something that is not a text.
@@ -74,6 +76,7 @@ class Criteria:
     def __init__(
         self,
         name: str,
+        fills: Container[str],
         question: str | None,
         criteria: Mapping[str, str] | None,
         tasks: Mapping[str, Mapping[str, str]] | None,
@@ -81,6 +84,7 @@ class Criteria:
         given = [value for value in (question, criteria, tasks) if value is not None]
         if len(given) != 1:
             raise UsageError(f"judge {name!r} needs exactly one of question, criteria and tasks, but has {len(given)}")
+        known = [place for place in ("prompt", "sample", "image") if place in fills]
         plain = {name: question} if question is not None else criteria
         self.tasks = {"": plain} if plain is not None else tasks
         if not isinstance(self.tasks, Mapping) or not all(isinstance(t, Mapping) and t for t in self.tasks.values()):
@@ -92,19 +96,17 @@ class Criteria:
             for aspect, text in of_task.items():
                 if not isinstance(text, str) or not text.strip():
                     raise UsageError(f"every question of judge {name!r} must be a text")
-                check_template(text, ("prompt", "sample", "image", FACT), f"question {aspect!r} of judge {name!r}")
+                check_template(text, (*known, FACT), f"question {aspect!r} of judge {name!r}")
                 aspects[aspect] = None
                 self.mentions |= places(text)
         self.aspects = tuple(aspects)
-        self.facts = {place for place in self.mentions if place.startswith("facts.")}
-        self.needs = frozenset(self.facts | ({"facts.task"} if self.by_task else set()))
+        self.needs = needs_of(self.mentions) | ({"facts.task"} if self.by_task else set())
 
     def of(self, prompt: Prompt) -> Mapping[str, str]:
-        """aspect -> question; without those whose facts the row lacks, and empty where its task is unknown."""
+        """aspect -> question; without those that name what the prompt lacks, and empty where its task is unknown."""
         assert self.tasks is not None
         of_task = self.tasks.get(str(prompt.facts.get("task")) if self.by_task else "", {})
-        present = {f"facts.{key}" for key, value in prompt.facts.items() if value is not None}
-        return {aspect: text for aspect, text in of_task.items() if places(text) & self.facts <= present}
+        return {aspect: text for aspect, text in of_task.items() if brings(prompt, places(text))}
 
 
 def known_of(prompt: Prompt) -> dict[str, Piece | Sequence[Piece]]:
@@ -115,6 +117,24 @@ def known_of(prompt: Prompt) -> dict[str, Piece | Sequence[Piece]]:
             pictures += shown(prompt.media, row, "image")
     facts = {f"facts.{key}": str(value) for key, value in prompt.facts.items()}
     return {"prompt": prompt.text, "image": pictures, **facts}
+
+
+def of_prompt(mentions: AbstractSet[str]) -> set[str]:
+    """Of the names in a template those of what only some prompts bring."""
+    return {name for name in mentions if name == "image" or name.startswith(FACT)}
+
+
+def brings(prompt: Prompt, mentions: AbstractSet[str]) -> bool:
+    """Whether a prompt has all that a template names of it; where it has not, there is nothing to ask."""
+    present = {f"facts.{key}" for key, value in prompt.facts.items() if value is not None}
+    if prompt.media is not None and len(prompt.media.get("image", ())):
+        present.add("image")
+    return of_prompt(mentions) <= present
+
+
+def needs_of(mentions: AbstractSet[str]) -> frozenset[str]:
+    """What a template that names these needs of the data; pictures that prompts bring are no need of a reward."""
+    return frozenset(name for name in mentions if name == "prompt" or name.startswith(FACT))
 
 
 # ---- yes and no -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import Scope, ScoringError, Stateless, digest, first_missing
-from genalign.reward.judge.asking import Answerer, Criteria, Question, Reads
+from genalign.reward.judge.asking import Answerer, Criteria, Question, Reads, brings, needs_of
 from genalign.reward.judge.endpoint import Endpoint
 from genalign.reward.judge.local import LocalModel
 from genalign.reward.scores import combine
@@ -29,7 +29,7 @@ class Judge(Stateless):
     model, key, ...). reads: what is judged: image, video (some frames) or text. system: what stands before each
     question. batch_size, device, dtype: of the model in this process. chat_template_kwargs: what the model's chat
     template reads besides the turns, such as {enable_thinking: false}; here and behind an endpoint. template: names
-    what the judge `fills`, and {facts.KEY}.
+    what the judge `fills`, and {facts.KEY}; a row whose prompt lacks a picture or a fact that it names abstains.
 
     Raises:
         UsageError: neither or both of model and endpoint, or a template with a name that nothing fills.
@@ -145,25 +145,19 @@ class CriteriaJudge(Judge):
     weights: Any = None  # a mapping as given; then a tuple, one an aspect
 
     def __post_init__(self) -> None:
-        self.asks = Criteria(self.name, self.question, self.criteria, self.tasks)
+        self.asks = Criteria(self.name, self.fills, self.question, self.criteria, self.tasks)
         super().__post_init__()
         self.aspects = self.asks.aspects
         self.weights = weights_of(self.name, self.aspects, self.weights)
-        self.needs = self.asks.needs | {self.reads} | prompt_if(self.asks.mentions | places(self.template))
+        self.needs = self.asks.needs | {self.reads} | needs_of(places(self.template))
 
-
-def questions_of(criteria: Criteria, prompts: Sequence[Prompt]) -> list[tuple[int, int, str]]:
-    """(row, column, question) of every question about a batch."""
-    questions = []
-    for row, prompt in enumerate(prompts):
-        for aspect, text in criteria.of(prompt).items():
-            questions.append((row, criteria.aspects.index(aspect), text))
-    return questions
-
-
-def prompt_if(mentions: set[str]) -> set[str]:
-    """The need of templates that mention the prompt."""
-    return {"prompt"} & mentions
+    def _questions(self, prompts: Sequence[Prompt]) -> list[tuple[int, int, str]]:
+        """(row, column, question) of every question about a batch."""
+        named, questions = places(self.template), []
+        for row, prompt in enumerate(prompts):
+            for aspect, text in self.asks.of(prompt).items() if brings(prompt, named) else ():
+                questions.append((row, self.aspects.index(aspect), text))
+        return questions
 
 
 def raised(answer: str | ScoringError) -> str:

@@ -16,8 +16,8 @@ from genalign.files.text import parse_row, read_lines
 from genalign.files.untrusted import neighbour
 from genalign.media.image import load_png
 from genalign.reward.base import ScoringError
-from genalign.reward.judge.asking import Question, known_of, shown
-from genalign.reward.judge.base import Answer, CriteriaJudge, Judge, prompt_if, questions_of, raised, seed_of
+from genalign.reward.judge.asking import Question, brings, known_of, needs_of, shown
+from genalign.reward.judge.base import Answer, CriteriaJudge, Judge, raised, seed_of
 from genalign.reward.judge.reading import read_scores
 from genalign.reward.template import Piece, fill, places
 from genalign.types import Media, Prompt, Scores, UsageError
@@ -84,7 +84,7 @@ class CompareJudge(CriteriaJudge):
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         samples = [shown(media, row, self.reads) for row in range(len(prompts))]
         references = [self._reference(prompt) for prompt in prompts]
-        table = [entry for entry in questions_of(self.asks, prompts) if references[entry[0]] is not None]
+        table = [entry for entry in self._questions(prompts) if references[entry[0]] is not None]
         orders = (False, True) if self.both_orders else (False,)
         questions = []  # for each entry of the table, one an order
         for row, _, text in table:
@@ -185,7 +185,7 @@ class RankJudge(Judge):
         super().__post_init__()
         self.aspects, self.weights, self.principle = (self.name,), (1.0,), str(self.principle)
         self.low, self.high, self.temperature = float(self.low), float(self.high), float(self.temperature)
-        self.needs = frozenset({self.reads}) | prompt_if(places(self.template))
+        self.needs = frozenset({self.reads}) | needs_of(places(self.template))
         numbers = (self.low, self.high, self.passes, self.temperature, self.max_tokens)
         self.settings = (self.principle, self.template, *numbers)
 
@@ -196,8 +196,9 @@ class RankJudge(Judge):
         samples = [shown(media, row, self.reads) for row in range(len(prompts))]
         seeds: list[int] = []
         orders: list[list[int]] = []  # one a pass of each group: its rows, shuffled
+        named = places(self.template)
         for rows in siblings.values():
-            for turn in range(self.passes):
+            for turn in range(self.passes if brings(prompts[rows[0]], named) else 0):
                 seeds.append(seed_of(prompts[rows[0]].text, self.principle, turn))
                 orders.append(random.Random(seeds[-1]).sample(rows, len(rows)))
         questions = []
@@ -226,7 +227,7 @@ class RankJudge(Judge):
         bias: list[float | None] = []
         for row, numbers in enumerate(read):
             readable = 2 * len(numbers) > self.passes  # more than half of the passes
-            column.append(sum(numbers) / len(numbers) if readable else errors[row])
+            column.append(sum(numbers) / len(numbers) if readable else errors.get(row))
             spread.append(torch.tensor(numbers).std().item() if len(numbers) > 1 else 0.0)
             bias.append(_difference(*halves[first[row]]))
         std = torch.tensor(spread)[:, None] if self.passes > 1 else None
@@ -238,9 +239,8 @@ class RankJudge(Judge):
         for key, sample in zip(keys, samples, strict=True):
             listed += [f"[{key}]:\n", *sample, "\n"]
         more = {"low": f"{self.low:g}", "high": f"{self.high:g}", "keys": ", ".join(keys)}
-        return self._question(
-            self.template, {"prompt": prompt.text, "principle": self.principle, "samples": listed, **more}
-        )
+        values = {**known_of(prompt), "principle": self.principle, "samples": listed, **more}
+        return self._question(self.template, values)
 
 
 def _keys(count: int) -> list[str]:

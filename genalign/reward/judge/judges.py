@@ -12,8 +12,8 @@ from torch import Tensor
 
 from genalign.reward.base import ScoringError
 from genalign.reward.guard import in_batches
-from genalign.reward.judge.asking import Question, known_of, shown
-from genalign.reward.judge.base import Answer, CriteriaJudge, questions_of, raised, seed_of
+from genalign.reward.judge.asking import Question, known_of, of_prompt, shown
+from genalign.reward.judge.base import Answer, CriteriaJudge, raised, seed_of
 from genalign.reward.judge.local import LocalModel
 from genalign.reward.judge.reading import read_marks
 from genalign.reward.prefetch import Prefetch
@@ -59,11 +59,12 @@ class YesNoJudge(CriteriaJudge):
 
     def prefetches(self, modalities: AbstractSet[str]) -> tuple[Prefetch, ...]:
         """Where all samples are asked equally many questions, batches of questions begin at the same samples."""
-        here = self.model is not None and self.tasks is None and self.tag is None
+        alike = self.tasks is None and self.tag is None and not of_prompt(self.asks.mentions | places(self.template))
+        here = self.model is not None and alike
         return (in_batches(self, self.batch_size),) if here else ()
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
-        table = questions_of(self.asks, prompts)
+        table = self._questions(prompts)
         graph = self.differentiable and torch.is_grad_enabled() and _has_graph(media[self.reads].held)
         columns: list[list[Answer]] = [[None] * len(prompts) for _ in self.aspects]
         if self.tag is not None:
@@ -172,7 +173,7 @@ class ScoreJudge(CriteriaJudge):
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         asked: dict[tuple[int, str], list[int]] = {}  # (row, question) -> the columns that it is about
-        for row, k, text in questions_of(self.asks, prompts):
+        for row, k, text in self._questions(prompts):
             asked.setdefault((row, text), []).append(k)
         table = [(row, columns, text, turn) for (row, text), columns in asked.items() for turn in range(self.passes)]
         samples = [shown(media, row, self.reads) for row in range(len(prompts))]

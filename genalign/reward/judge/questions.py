@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from genalign.reward.base import ScoringError, first_repeated
-from genalign.reward.judge.asking import known_of, shown
-from genalign.reward.judge.base import Answer, Judge, prompt_if
+from genalign.reward.judge.asking import brings, known_of, needs_of, shown
+from genalign.reward.judge.base import Answer, Judge
 from genalign.reward.template import places
 from genalign.types import Media, Prompt, Scores, UsageError, nearest
 
@@ -62,15 +62,16 @@ class QuestionsJudge(Judge):
                 f"kinds of judge {self.name!r} have {twice!r} twice; the first aspect has the judge's name"
             )
         self.weights = (1.0, *[0.0] * len(self.kinds))
-        self.needs = frozenset({self.reads, f"facts.{FACT}"} | prompt_if(places(self.template)))
+        self.needs = frozenset({self.reads, f"facts.{FACT}"}) | needs_of(places(self.template))
         self.settings = (self.template, self.mean)
 
     def __call__(self, prompts: Sequence[Prompt], media: Media, group: Tensor | None = None) -> Scores:
         columns: list[list[Answer]] = [[None] * len(prompts) for _ in self.aspects]
         table: list[tuple[int, Asked]] = []
+        named = places(self.template)
         for row, prompt in enumerate(prompts):
             try:
-                table += [(row, asked) for asked in questions_of(prompt)]
+                table += [(row, asked) for asked in questions_of(prompt) if brings(prompt, named)]
             except ScoringError as error:
                 columns[0][row] = error
         questions = []

@@ -15,8 +15,9 @@ from genalign.files.shipped import shipped
 from genalign.media.files import read_media
 from genalign.media.video import write as write_video
 from genalign.reward import Runner, build_reward
+from genalign.reward.heads.hpsv3 import HpsV3
 from genalign.reward.heads.patches import patches
-from genalign.reward.heads.qwen import HpsV3, TokenHead
+from genalign.reward.heads.qwen import TokenHead
 from genalign.reward.heads.qwen_files import merged, published_names, read_template
 from genalign.reward.runtime.cache import Cached
 from genalign.reward.runtime.wire import pack_batch, unpack_batch

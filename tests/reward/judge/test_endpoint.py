@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from genalign.files.settings import read_yaml
 from genalign.files.shipped import shipped
 from genalign.method.losses import advantages
-from genalign.reward import CompareJudge, RankJudge, Runner, ScoreJudge, YesNoJudge, build_reward
+from genalign.reward import CompareJudge, QuestionsJudge, RankJudge, Runner, ScoreJudge, YesNoJudge, build_reward
 from genalign.reward.judge.asking import Question
 from genalign.reward.judge.local import LocalModel
 from genalign.types import GenalignError, Media, Prompt, Scores, Track, UsageError
@@ -266,6 +266,62 @@ def test_edit_score_asks_two_questions_and_reads_two_scores_of_each() -> None:
     assert pieces(both)[2].endswith("Editing instruction: make it red\n")
     assert scores.values.tolist() == [[22, 18.5, 16, 20]]
     assert scores.total.item() == pytest.approx((18.5 * 16) ** 0.5)
+
+
+JUDGES = (YesNoJudge, ScoreJudge, CompareJudge, QuestionsJudge)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [*((kind, name) for kind in JUDGES for name in ("image", "facts.style")), (RankJudge, "facts.style")],
+)
+def test_a_prompt_without_what_the_template_names_is_not_asked_about(kind: Any, named: str) -> None:
+    """Neither the empty place of a picture nor the braces of a fact reach the judge: those rows abstain."""
+
+    def answer(body: dict[str, Any], number: int) -> Any:
+        if kind is RankJudge:
+            return said('{"scores": {"A": 4}}')
+        return said("Score: 4") if kind is ScoreJudge else likely(yes=-0.1, no=-3.0)
+
+    own = {
+        CompareJudge: {"reference": "facts.best"},
+        RankJudge: {"principle": "good"},
+        QuestionsJudge: {},
+    }.get(kind, {"question": "Good?"})
+    rest = {CompareJudge: "{first} {second}", RankJudge: "{samples} {keys}"}.get(kind, "{sample} {question}")
+    picture, asks = Media(image=images(1)["image"]), [{"question": "Good?"}]
+    whole = Prompt("a", picture, {"style": "ink", "best": "z", "questions": asks})
+    bare = Prompt("b", None, {"style": None, "best": "z", "questions": asks})
+    empty = Prompt("c", Media(text=Track(["x"])), {"best": "z", "questions": asks})
+    script = Scripted(answer)
+    with serving(script.app) as url:
+        judge = kind(endpoint=at(url), reads="text", template=f"{{{named}}} {rest}", **own)
+        scores = judge([bare, whole, empty], texts("x", "y", "z"), torch.tensor([0, 1, 2]))
+    assert scores.valid[:, 0].tolist() == scores.total_valid.tolist() == [False, True, False]
+    assert not scores.failed.any()
+    assert script.asked
+    for body in script.asked:
+        words = "".join(piece for piece in pieces(body) if isinstance(piece, str))
+        assert "{" not in words.replace('{"', "")
+        assert ("ink" in words) if named != "image" else any(isinstance(piece, torch.Tensor) for piece in pieces(body))
+    assert (named in judge.needs) == (named != "image")
+
+
+def test_a_criterion_that_names_the_prompts_picture_abstains_without_one() -> None:
+    script = Scripted(lambda body, number: likely(yes=-0.1, no=-3.0))
+    with serving(script.app) as url:
+        about = {"kept": "Is {image} kept in {sample}?", "good": "Is it good?"}
+        judge = YesNoJudge(endpoint=at(url), reads="text", criteria=about)
+        asked = [Prompt("a"), Prompt("a", Media(image=images(1)["image"]))]
+        scores = judge(asked, texts("x", "y"))
+    assert scores.valid.tolist() == [[False, True], [True, True]]
+    assert scores.total_valid.tolist() == [True, True]
+    assert len(script.asked) == 3
+
+
+def test_a_question_about_two_samples_names_neither() -> None:
+    with pytest.raises(UsageError, match=r"has \{sample\} in its template, which nothing fills"):
+        CompareJudge(endpoint=at("http://x"), reference="facts.best", reads="text", question="Is {sample} good?")
 
 
 def test_scores_of_one_answer_abstain_where_it_says_none() -> None:

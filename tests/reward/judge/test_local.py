@@ -225,6 +225,14 @@ def test_a_tagged_answer_is_judged_beside_the_picture_that_the_prompt_brings(vlm
     assert judge.version != YesNoJudge(model=vlm, **about).version  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("words", "alike"), [({}, True), ({"template": "{image} {sample}"}, False), ({"question": "{facts.x} ?"}, False)]
+)
+def test_batches_begin_at_the_same_samples_only_where_all_are_asked(vlm: Path, words: Any, alike: bool) -> None:
+    judge = YesNoJudge(model=vlm, **{"question": "good ?", **words})
+    assert bool(judge.prefetches(frozenset({"image"}))) == alike
+
+
 def test_a_tag_is_of_a_text(vlm: Path) -> None:
     with pytest.raises(UsageError, match="set reads: text"):
         YesNoJudge(model=vlm, question="x", tag="answer")
