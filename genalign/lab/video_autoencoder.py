@@ -55,7 +55,8 @@ def measure_latents(vae: Any, latents: Tensor) -> None:
 
 @torch.no_grad()
 def reconstructed(vae: Any, pixels: Tensor) -> tuple[Tensor, float]:
-    """Clips (B, 3, 9, 48, 48) in [-1, 1] there and back, and their PSNR in decibels, the range being 2."""
+    """Clips (B, 3, 9, 48, 48) in [-1, 1] there and back, and the PSNR of their mean squared error, in decibels, the
+    range being 2."""
     parts = [vae.decode(vae.encode(some).latent_dist.mode()).sample for some in pixels.split(32)]
     decoded = torch.cat(parts)
     return decoded, float(10 * torch.log10(4 / (decoded - pixels).square().mean()))

@@ -74,6 +74,7 @@ def merged(model: Any, folder: Path) -> Any:
     if not wanted:
         raise UsageError(f"{folder / PEFT_WEIGHTS} holds no LoRA")
     _refuse_shared(folder, tuned)
+    _refuse_unlike(folder, [tuned])
     _warn_of_rounding(folder, [tuned])
     return tuned.merge_and_unload(safe_merge=True)
 
@@ -98,6 +99,25 @@ def _refuse_shared(folder: Path, tuned: nn.Module) -> None:
             )
 
 
+def _refuse_unlike(adapter: Path, networks: Sequence[nn.Module]) -> None:
+    """Where W + s B A is not the layer that was trained, as peft merges it without a word.
+
+    A weight that is computed (by weight or spectral norm) loses what is added to it at the next call; and peft's own
+    convolution pads with zeros, whatever the layer pads with.
+
+    Raises:
+        UsageError: naming the first such layer.
+    """
+    for name, layer in _lora_layers(networks):
+        base, why = layer.get_base_layer(), ""
+        if hasattr(base, "weight") and "weight" not in dict(base.named_parameters(recurse=False)):
+            why = "whose weight is computed from others, so that what is merged would be lost"
+        elif getattr(base, "padding_mode", "zeros") != "zeros" and any(base.padding):
+            why = f"which pads by {base.padding_mode} and the adapter by zeros, so merging would change what it gives"
+        if why:
+            raise UsageError(f"policy.merged: {adapter} adapts {name}, {why}; take an adapter that leaves it alone")
+
+
 def _merge_by_diffusers(pipeline: Any, file: Path) -> None:
     wanted = _layers(file)
     if not wanted:
@@ -112,22 +132,25 @@ def _merge_by_diffusers(pipeline: Any, file: Path) -> None:
     found = len(_lora_layers(networks))
     if found < wanted:  # diffusers leaves the others out with a line in its log
         raise _other_model(file, f"{found} of its {wanted} layers are there")
+    _refuse_unlike(file, networks)
     _warn_of_rounding(file, networks)
     pipeline.fuse_lora(safe_fusing=True)
     pipeline.unload_lora_weights()
 
 
-def _lora_layers(networks: Sequence[nn.Module]) -> list[Any]:
+def _lora_layers(networks: Sequence[nn.Module]) -> list[tuple[str, Any]]:
+    """The adapted layers with their names in the network."""
     from peft.tuners.lora import LoraLayer
 
-    return [module for network in networks for module in network.modules() if isinstance(module, LoraLayer)]
+    named = [pair for network in networks for pair in network.named_modules()]
+    return [(name.removeprefix("base_model.model."), layer) for name, layer in named if isinstance(layer, LoraLayer)]
 
 
 @torch.no_grad()
 def _warn_of_rounding(adapter: Path, networks: Sequence[nn.Module]) -> None:
     """W + s B A rounded to the precision of W is W again where the adapter is weak, as those of alignment are."""
     along = whole = 0.0
-    for layer in _lora_layers(networks):
+    for _, layer in _lora_layers(networks):
         weight = layer.get_base_layer().weight
         delta = sum(layer.get_delta_weight(name).float() for name in layer.active_adapters)
         moved = (weight.float() + delta).to(weight.dtype).float() - weight.float()

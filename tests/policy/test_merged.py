@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch.nn.utils import parametrizations
 from transformers import AutoModelForCausalLM
 
 from genalign.files.places import adapter_path, fetch_adapter
 from genalign.policy import load_policy
+from genalign.policy.merged import merged
 from genalign.policy.settings import Lora, PolicySettings
 from genalign.types import GenalignError, Policy, UsageError
 from tests.helpers.diffusion import PROMPTS, moved, settings
@@ -206,8 +210,6 @@ def test_where_an_adapter_is_looked_for(lora: Path, tmp_path: Path, monkeypatch:
 
 def test_an_adapter_of_a_weight_that_another_layer_shares_is_refused(tmp_path: Path) -> None:
     """peft would merge it into both, without a word: the same tensor reads tokens and writes logits."""
-    from peft import get_peft_model
-
     model, words = WRITERS["qwen3"]()
     get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"])).save_pretrained(tmp_path / "adapter")
     model, words = WRITERS["qwen3"]()
@@ -216,3 +218,41 @@ def test_an_adapter_of_a_weight_that_another_layer_shares_is_refused(tmp_path: P
     chosen = PolicySettings(model="tiny", merged=str(tmp_path / "adapter"), lora=Lora(rank=2))
     with pytest.raises(UsageError, match=r"adapts lm_head, whose weight model.embed_tokens shares, so merging"):
         load_policy(chosen, tmp_path / "model")
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return self.layer(value)
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (lambda: torch.nn.Conv1d(4, 4, 3, padding=1), None),
+        (lambda: torch.nn.Conv1d(4, 4, 1, padding_mode="circular"), None),  # it pads nothing
+        (lambda: parametrizations.weight_norm(torch.nn.Conv1d(4, 4, 3, padding=1)), "is computed from others"),
+        (lambda: parametrizations.spectral_norm(torch.nn.Linear(8, 8)), "is computed from others"),
+        (lambda: torch.nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular"), "pads by circular"),
+    ],
+)
+def test_a_layer_that_merging_would_make_another_is_refused(
+    made: Callable[[], torch.nn.Module], why: str | None, tmp_path: Path
+) -> None:
+    """Against the network with its adapter beside it; and that peft still merges the others into something else."""
+    torch.manual_seed(0)
+    value, base = torch.randn(1, 4, 8), Layer(made()).eval()
+    config = LoraConfig(r=2, target_modules=["layer"], init_lora_weights=False)
+    tuned = get_peft_model(copy.deepcopy(base), config).eval()
+    tuned.save_pretrained(tmp_path)
+    with torch.no_grad():
+        wanted = tuned(value)
+        if why is None:
+            torch.testing.assert_close(merged(base, tmp_path)(value), wanted)
+            return
+        with pytest.raises(UsageError, match=f"adapts layer, .*{why}"):
+            merged(base, tmp_path)
+        assert (tuned.merge_and_unload(safe_merge=True)(value) - wanted).abs().max() > 1e-2
