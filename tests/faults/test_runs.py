@@ -39,7 +39,11 @@ def terminate() -> None:
 
 
 def interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)  # in this thread, and so before anything else is done
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        signal.raise_signal(signal.SIGINT)  # in this thread, and so before anything else is done
+    finally:
+        signal.signal(signal.SIGINT, heard)
 
 
 def fill_the_disk() -> None:
