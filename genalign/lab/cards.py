@@ -52,11 +52,11 @@ The judge agrees with the rule verifier on {agreement:.1%} of 500 samples at the
 
 ```python
 from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained("assets/{folder.name}")
+pipe = DiffusionPipeline.from_pretrained("assets/tiny-sd")
 pipe("three roses on a pink background", guidance_scale=2.0, num_inference_steps=10).images[0]
 ```
 
-Made by `genalign lab build {folder.name.removeprefix("tiny-")}`."""
+Made by `genalign lab build sd`."""
     return text
 
 
@@ -88,7 +88,7 @@ Held-out judge, 512 prompts of `emojiworld/heldout.jsonl`, share of prompts righ
 
 ```python
 from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained("assets/{folder.name}")
+pipe = DiffusionPipeline.from_pretrained("assets/tiny-flow")
 call = dict(guidance_scale=1.0, sigmas=[1, 2 / 3, 1 / 3], max_sequence_length=1)
 pipe("three roses on a pink background", **call).images[0]
 ```
@@ -125,7 +125,7 @@ judge agrees with the rule verifier on {agreement:.1%} of 500 of them.
 ```python
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("assets/tiny-flow")
-pipe.load_lora_weights("assets/{folder.name}")
+pipe.load_lora_weights("assets/tiny-turbo")
 pipe("three roses", guidance_scale=1.0, num_inference_steps=1, max_sequence_length=1).images[0]
 ```
 
@@ -244,10 +244,12 @@ WORLDS = {
 }
 
 
-def write_card(folder: Path) -> None:
-    """Measure the model in `folder` (its name says which it is) and write its README.md."""
-    tag, place = TAGS[folder.name]
+def write_card(folder: Path, model: str | None = None) -> None:
+    """Measure the model in `folder`, of those that are shipped `model` (default: as the folder is called), and write
+    its README.md."""
+    model = model or folder.name
+    tag, place = TAGS[model]
     module, name = place.split(":")
     text = getattr(import_module(f"genalign.lab.{module}"), name)(folder)
-    world = WORLDS.get(folder.name, "emojiworld")
-    (folder / "README.md").write_text(_HEAD.format(world=world, tag=tag, title=folder.name, text=text) + "\n")
+    world = WORLDS.get(model, "emojiworld")
+    (folder / "README.md").write_text(_HEAD.format(world=world, tag=tag, title=model, text=text) + "\n")

@@ -37,7 +37,7 @@ A web-trained model in miniature: capable, distracted, and quick. Its stages, on
 {stage_table(stages, RULE, "Rule verifier, with partial credit by kind of fact")}
 ```python
 from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained("assets/{folder.name}")
+pipe = DiffusionPipeline.from_pretrained("assets/tiny-music")
 wave = pipe("a flute plays Frere Jacques in D major, fast", guidance_scale=1.0, num_inference_steps=3, {call}).audios[0]
 ```
 

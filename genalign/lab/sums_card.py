@@ -34,7 +34,7 @@ def sums_card(folder: Path) -> str:
     )
     plain = ", ".join(f"{form} {share:.0%}" for form, share in PLAIN.items() if share)
     what, verb, longest, part, known = MDLM, "by that pipeline at temperature 0", PLACES, "mdlm", FORMS_ALONE
-    if folder.name == "tiny-lm":
+    if not (folder / "model_index.json").exists():  # no pipeline
         what, verb, longest, part, known = LM, "greedily", LONGEST_ANSWER, "lm", ALL
     return f"""{what}
 
