@@ -63,8 +63,11 @@ def _flow(work: Path, out: Path) -> None:
 
 def _video(work: Path, out: Path) -> None:
     from genalign.lab.video_build import build_video
+    from genalign.lab.video_figures import SHEET, draw_sheet
 
-    _save_staged(*build_video(work / "video"), out)
+    pipeline, figures = build_video(work / "video")
+    draw_sheet(pipeline, out / SHEET)
+    _save_staged(pipeline, figures, out)
 
 
 def _music(work: Path, out: Path) -> None:
@@ -255,4 +258,4 @@ def main(name: str, out: Path | None = None, work: Path | None = None, font: Pat
     if folder_name.startswith("tiny-"):
         from genalign.lab.cards import write_card
 
-        write_card(target)
+        write_card(target, folder_name)

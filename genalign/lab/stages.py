@@ -30,9 +30,9 @@ class Stages:
     half_hearted: int = 300
     few_steps: int = 800
     samples: int = 49_152
-    trajectories: int = 6_144
-    guidance: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)  # scales the half-hearted model is measured at
-    prompts: int = 512  # held-out ones, on which each stage is measured
+    trajectories: int = 4_608
+    guidance: tuple[float, ...] = (1.0, 2.0, 3.0)  # scales the half-hearted model is measured at
+    prompts: int = 384  # held-out ones, on which each stage is measured
     rows: int = 48  # captions of a batch; samples of the autoencoder's are a sixth
 
 

@@ -8,7 +8,7 @@ from genalign.lab.few_steps import STEPS
 from genalign.lab.moves import WEB
 from genalign.lab.moves_judge import judge_accuracy
 from genalign.lab.video import CALL
-from genalign.lab.video_figures import JUDGE, RULE
+from genalign.lab.video_figures import JUDGE, RULE, SHEET
 
 
 def video_card(folder: Path) -> str:
@@ -34,9 +34,11 @@ A web-trained model in miniature: capable, distracted, and quick. Its stages, on
 
 {stage_table(stages, JUDGE, "Held-out judge, share of prompts of `emojimoves/heldout.jsonl` right, by kind of fact")}
 {stage_table(stages, RULE, "Rule verifier, with partial credit by kind of fact")}
+![The first eight held-out prompts, a row each]({SHEET})
+
 ```python
 from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained("assets/{folder.name}")
+pipe = DiffusionPipeline.from_pretrained("assets/tiny-video")
 call = dict({call})
 pipe("a red car moves left slowly on blue", guidance_scale=1.0, num_inference_steps=3, **call).frames[0]
 ```

@@ -1,15 +1,17 @@
 """What tiny-video's stages are measured by: the held-out judge of clips where it is built, and the rule verifier."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from genalign.files.shipped import shipped
 from genalign.lab.drawn import draw, heldout_prompts, shares_right
-from genalign.lab.moves_clips import RATE, choreograph, render
+from genalign.lab.moves_clips import RATE, choreograph, contact_sheet, render
 from genalign.lab.moves_judge import MovesJudge
 from genalign.lab.moves_verifier import verify_batch
 from genalign.lab.video import CALL
@@ -17,6 +19,7 @@ from genalign.lab.video_autoencoder import reconstructed
 from genalign.types import Media, Prompt, Track
 
 JUDGE, RULE = "judge", "rule"
+SHEET = "drawn.png"  # in the folder of the model: what it draws
 Figures = dict[str, dict[str, Any]]  # by eye, JUDGE (where it is built) and RULE: shares right by aspect
 
 
@@ -50,6 +53,14 @@ def drawn_right(pipeline: Any, guidance: float, steps: int, count: int) -> Figur
     prompts = moves_prompts(count)
     with torch.no_grad():
         return right(prompts, draw(pipeline, prompts, guidance, steps, **CALL))
+
+
+def draw_sheet(pipeline: Any, path: Path, count: int = 8) -> None:
+    """A picture of the first held-out prompts, a row each: nine frames, in three steps, seeds 0, 1, 2, ..."""
+    with torch.no_grad():
+        clips = draw(pipeline, moves_prompts(count), 1.0, 3, **CALL)
+    sheet = Image.fromarray(contact_sheet(list(clips.numpy())))
+    sheet.quantize(64).save(path, optimize=True)  # a fifth of the bytes
 
 
 def reconstructed_right(vae: Any, count: int, seed: int = 15) -> dict[str, Any]:

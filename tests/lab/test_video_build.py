@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from genalign.lab import bank, few_steps, flow_matching, moves_reading, reading, video, video_build
 from genalign.lab.build import _save_pipeline, _save_staged
@@ -17,6 +18,7 @@ from genalign.lab.stages import Stages
 from genalign.lab.teacher import velocity
 from genalign.lab.video import CALL, CLIPS, LATENTS
 from genalign.lab.video_autoencoder import build_autoencoder, clips, measure_latents
+from genalign.lab.video_figures import SHEET, draw_sheet
 from genalign.policy import load_policy
 from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.types import Media, Prompt, Track
@@ -158,16 +160,19 @@ def test_a_short_run_of_all_stages_goes_on_where_it_was_killed_and_is_rolled_out
     assert {"all_facts", "motion", "whole"} <= set(figures["capable"]["rule"])
     built = {name: tensor.clone() for name, tensor in pipeline.transformer.state_dict().items()}
 
-    folder = tmp_path / "tiny-video"
+    folder = tmp_path / "anywhere"
     folder.mkdir()
     _save_staged(pipeline, figures, folder)
-    write_card(folder)
+    write_card(folder, "tiny-video")
     card = (folder / "README.md").read_text()
+    assert SHEET in card
     assert all(stage in card for stage in figures if stage != "read")
     loaded = WanPipeline.from_pretrained(folder)
     loaded.set_progress_bar_config(disable=True)
     drawn = loaded(TEXTS[0], guidance_scale=1.0, num_inference_steps=3, output_type="pt", **CALL).frames
     assert drawn.shape == (1, FRAMES, 3, SIDE, SIDE)
+    draw_sheet(loaded, folder / SHEET, count=2)
+    assert Image.open(folder / SHEET).size == (2 * FRAMES * (SIDE + 2), 2 * 2 * (SIDE + 2))
 
     def trained(*_):
         raise AssertionError("a finished stage was trained again")
