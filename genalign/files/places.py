@@ -17,10 +17,7 @@ PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".parquet")  # what ends so i
 WEIGHT_FILES = (".gguf", ".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # likewise, and no model's or adapter's id
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_ADAPTER = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
-BUILT_BY_USERS = {
-    "tiny-video": "video",
-    "tiny-music": "music",
-}  # models of recipes that assets/ lacks, and what the lab calls each
+BUILT_BY_USERS = {"tiny-music": "music"}  # models of recipes that assets/ lacks, and what the lab calls each
 
 
 def find(name: str, folder: Path, *rooms: str) -> Path | None:

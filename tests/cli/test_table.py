@@ -37,15 +37,7 @@ def test_every_image_recipe_has_a_cell_and_no_name_comes_twice():
     assert {"image-d3po-rule-seed-0", "image-flow-grpo-clip-seed-0"} < set(names)
 
 
-@pytest.fixture
-def with_video(monkeypatch):
-    """The cells as they are once tiny-video is shipped."""
-    names = [path.stem for path in shipped("pipelines").glob("video-*.yaml") if "wan" not in path.stem]
-    real = table_cells.recipes_of
-    monkeypatch.setattr(table_cells, "recipes_of", lambda medium: sorted(names) if medium == VIDEO else real(medium))
-
-
-def test_video_rows_are_cells_of_the_same_table_three_seeds_for_the_papers_four(with_video):
+def test_video_rows_are_cells_of_the_same_table_three_seeds_for_the_papers_four():
     found = [cell for cell in table_cells.cells() if cell.medium == VIDEO]
     three = {cell.row for cell in found if cell.seed == 2}
     of_beta = "video-flow-dpo, time-dependent beta"
@@ -77,7 +69,7 @@ def test_a_video_cell_is_scored_by_the_three_aspects_beside_its_reward():
     )
 
 
-def test_video_rows_show_win_rates_whose_seeds_widen_the_interval(with_video):
+def test_video_rows_show_win_rates_whose_seeds_widen_the_interval():
     """Against the sum of squares written out: bootstrap half-width 3 points, wins of 60, 62 and 64 in 100."""
     seeds = []
     for k in range(3):

@@ -84,9 +84,9 @@ def test_tiny_mdlm_loads_by_the_pipeline_of_diffusers_and_obeys_the_forms_that_i
 def test_shipped_weights_fit_their_budget_and_are_half_precision():
     files = list(shipped("assets").rglob("*.safetensors"))
     folders = {f.relative_to(shipped("assets")).parts[0] for f in files}
-    kinds = ("flow", "sd", "turbo", "clip", "judge", "video-judge", "vlm-judge", "text-head", "expander", "lm")
+    kinds = ("flow", "sd", "video", "turbo", "clip", "judge", "video-judge", "vlm-judge", "text-head", "expander", "lm")
     assert {f"tiny-{kind}" for kind in kinds} <= folders
-    assert sum(f.stat().st_size for f in files) <= 75e6
+    assert sum(f.stat().st_size for f in files) <= 80e6
 
 
 def test_no_shipped_config_names_a_folder_of_the_machine_that_built_it():
@@ -108,6 +108,22 @@ def test_shipped_pipelines_load_by_plain_from_pretrained_and_draw(name):
     assert images.shape == (6, 64, 64, 3)
     assert images.std(axis=(1, 2, 3)).min() > 0.02  # something is drawn
     assert np.abs(border - pink).max(axis=1).min() < 0.12  # and the background is heard at least once
+
+
+def test_tiny_video_draws_what_its_card_says_and_the_background_it_is_asked_for():
+    from diffusers import WanPipeline
+
+    from genalign.lab.drawn import draw
+    from genalign.lab.video import CALL
+    from genalign.lab.video_figures import JUDGE, moves_prompts, right
+
+    folder, prompts = shipped("assets", "tiny-video"), moves_prompts(96)
+    pipe = WanPipeline.from_pretrained(folder)
+    with torch.no_grad():
+        found = right(prompts, draw(pipe, prompts, 1.0, 3, **CALL))[JUDGE]
+    stated = json.loads((folder / "stages.json").read_text())["few steps, 3"][JUDGE]
+    for kind in ("all_facts", "motion", "object"):  # of 96 prompts a share has a standard error of 0.051 at most
+        assert abs(found[kind] - stated[kind]) < 0.16, kind
 
 
 def test_tokenizer_is_the_same_in_every_process_and_gives_each_word_one_token():

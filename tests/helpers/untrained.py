@@ -1,4 +1,4 @@
-"""tiny-video and tiny-music with weights that nobody trained, as builders save them, while they are not shipped."""
+"""tiny-music with weights that nobody trained, as its builder saves it, while it is not shipped."""
 
 from __future__ import annotations
 
@@ -11,14 +11,6 @@ from genalign.files.shipped import holds_model, shipped
 from tests.helpers.tiny_videos import trained
 
 
-def _video(room: Path) -> Any:
-    from genalign.lab.moves_reading import build_text_tower
-    from genalign.lab.video import assemble, autoencoder
-
-    tower, tokenizer, _ = build_text_tower(room, steps=0)
-    return assemble(autoencoder(), tower, tokenizer)
-
-
 def _music(room: Path) -> Any:
     from genalign.lab.music import assemble, autoencoder
     from genalign.lab.music_reading import build_text_tower
@@ -29,7 +21,7 @@ def _music(room: Path) -> Any:
     return pipeline
 
 
-MODELS = {"tiny-video": _video, "tiny-music": _music}
+MODELS = {"tiny-music": _music}
 
 
 @cache
