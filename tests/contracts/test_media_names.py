@@ -36,7 +36,6 @@ REASONS = {
     "demo/room.py": "the features of --disputed are those of pictures",
     "demo/markup.py": "a text is no file to be carried inside",
     "demo/tab_draw.py": "texts have tokens and no guidance",
-    "files/places.py": "what the lab calls a model that is not shipped",
     "method/forward_preference.py": PAIRS,
     "method/kto.py": PAIRS,
     "method/pairs.py": PAIRS,
