@@ -108,8 +108,8 @@ def batch(bank: Bank, vae: Any, captioner: Captioner, step: int, rows: int, seed
 
 
 class Told(nn.Module):
-    """What is where, told from the states of a transformer's middle block: so the words of a caption find their places
-    in a fraction of the steps that squared differences of latents take.
+    """What is where, told from the states of a transformer's middle block, so that what it draws depends sooner on the
+    words of the caption than squared differences of latents alone would have it.
 
     Representation alignment (REPA, Yu et al. 2024, arXiv 2410.06940, section 3). Departs from the paper: the states are
     not drawn to those of a pretrained encoder, since the world itself knows what it shows.
@@ -136,7 +136,7 @@ def match(
     rows: int = 48, ema_decay: float = 0.999, muon: float = 0.0, world: World = SCENES,
 ) -> None:  # fmt: skip
     """Velocity matching of the pipeline's transformer on a bank's latents, captioned anew each time they are drawn."""
-    told = Told(pipeline.transformer, world.things) if world.things else None
+    told = Told(pipeline.transformer, world.things) if world.things and bank.shown is not None else None
     student = compiled(pipeline.transformer)
 
     def loss_of(step: int) -> Tensor:
@@ -145,7 +145,10 @@ def match(
         noisy = torch.lerp(made.clean, made.noise, per_row(sigma, made.clean))
         text = world.tokens(pipeline, made.texts, step)
         loss = (velocity(student, noisy, sigma, text, world.times) - (made.noise - made.clean)).square().mean()
-        return loss + told.loss(made.shown) if told is not None and made.shown is not None else loss
+        if told is not None:
+            assert made.shown is not None
+            loss = loss + told.loss(made.shown)
+        return loss
 
     pipeline.transformer.requires_grad_(True)
     fit(

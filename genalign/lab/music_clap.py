@@ -86,8 +86,8 @@ def build_clap(work: Path, steps: int = 2400, rows: int = 32, seed: int = 41) ->
     """The model and its tokenizer: contrastive training on true captions of rendered pieces, shaken as a generator
     would; each sound also meets one caption with a changed fact (NegCLIP, Yuksekgonul et al. 2023, arXiv 2210.01936),
     since in-batch strangers never differ in the key alone. Beside it linear heads tell each fact from the embedding of
-    a sound, and the same heads from that of a caption: by contrast alone order and drums are not heard after 2,400
-    steps, with them after 500. Melody, key and tempo take longer."""
+    a sound, and the same heads from that of a caption: by contrast alone, and AdamW, order and drums are not heard
+    after 2,400 steps, with them and Muon after 500. Melody, key and tempo take longer."""
     tokenizer, made = melody_tokenizer(), extractor()
     model = untrained(tokenizer, seed)
     heads = nn.ModuleList([nn.Linear(WIDTH, count) for count in ANSWERS])

@@ -14,8 +14,8 @@ from genalign.lab.video_figures import drawn_right, reconstructed_right
 
 
 def build_video(work: Path, stages: Stages = AS_SHIPPED) -> tuple[Any, Reached]:
-    """Train tiny-video; returns the pipeline and what each stage reached. About seven hours of one core, half
-    of them for the capable stage; each stage goes on from its checkpoint in `work`.
+    """Train tiny-video; returns the pipeline and what each stage reached. About two and a half hours of one
+    core, of which the capable stage takes one; each stage goes on from its checkpoint in `work`.
 
     autoencoder: reconstruction of rendered clips. read: a new tower learns to tell what a caption says. Then the
     transformer's stages, with two objects in nearly half of the clips: with one in seven, as they come, a transformer

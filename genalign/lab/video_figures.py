@@ -60,7 +60,7 @@ def draw_sheet(pipeline: Any, path: Path, count: int = 8) -> None:
     with torch.no_grad():
         clips = draw(pipeline, moves_prompts(count), 1.0, 3, **CALL)
     sheet = Image.fromarray(contact_sheet(list(clips.numpy())))
-    sheet.quantize(64).save(path, optimize=True)  # a fifth of the bytes
+    sheet.quantize(64).save(path, optimize=True)  # a quarter of the bytes
 
 
 def reconstructed_right(vae: Any, count: int, seed: int = 15) -> dict[str, Any]:
