@@ -23,8 +23,8 @@ RANK = 32  # of the adapter, and its alpha
 def pair_bank(
     pipeline: Any, work: Path, count: int, steps: int = 10, seed: int = 6, sigmas: list[float] | None = None
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Noises (N, 4, 16, 16), where the teacher's ODE takes them in `steps`, or by the levels `sigmas`, and the captions:
-    made by chunks, kept in `work`, so that a killed build goes on."""
+    """Noises (N, 4, 16, 16), where the teacher's ODE takes them in `steps`, or by the levels `sigmas`, and the
+    captions: made by chunks, kept in `work`, so that a killed build goes on."""
     pipeline.scheduler.set_timesteps(**({"sigmas": sigmas} if sigmas else {"num_inference_steps": steps}))
     work.mkdir(parents=True, exist_ok=True)
     noises, ends, captions = [], [], []
