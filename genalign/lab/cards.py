@@ -33,12 +33,11 @@ def shares_of(shares: Shares) -> str:
 def _sd_card(folder: Path) -> str:
     sweep, agreement = base_sweep(folder)
     row = " | ".join(f"{value:.1%}" for value in sweep.values())
-    text = f"""A v-prediction UNet with a DDIM scheduler, the autoencoder of tiny-flow and two of the three layers of its
-text tower. {_WORLD}
+    text = f"""A v-prediction UNet with a DDIM scheduler, the autoencoder of tiny-flow and two of the three layers of
+its text tower. {_WORLD}
 
-Fitted to 24,576 pictures that tiny-flow drew in its three steps on true captions of training scenes, a third of the
-captions' facts unheeded: it follows as half-heartedly as tiny-flow does, which is what alignment mends. Held-out
-combinations never occur in training.
+Fitted to 24,576 pictures that tiny-flow drew in its three steps on true captions of training scenes: it follows as
+half-heartedly as tiny-flow does, which is what alignment mends. Held-out combinations never occur in training.
 
 Held-out judge, whole prompt right, 512 prompts of `emojiworld/heldout.jsonl`, seeds 0-511, 10 steps:
 
