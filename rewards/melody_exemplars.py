@@ -7,11 +7,11 @@ A function here is named as `exemplars: melody_exemplars.py:pieces` in a reward 
 import numpy as np
 import torch
 
-from genalign.lab.lapped import at_rate
 from genalign.lab.melody import caption, sample_facts
 from genalign.lab.melody_bank import RATE
 from genalign.lab.melody_pieces import arrange, render
 from genalign.lab.music import SOUND_RATE
+from genalign.media.resample import resampled
 
 
 def pieces(count=256):
@@ -52,4 +52,4 @@ def _written(count, change):
 def _sounds(written):
     """At the rate of tiny-music: else every distance would be about the overtones that it cannot play."""
     rendered = torch.from_numpy(np.stack([render(piece) for piece in written]))
-    return {"sounds": at_rate(rendered, RATE, SOUND_RATE).numpy(), "rate": SOUND_RATE}
+    return {"sounds": resampled(rendered, RATE, SOUND_RATE).numpy(), "rate": SOUND_RATE}

@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genalign.media.resample import resampled
-
 SOFTLY = 0.3  # how loud the frequencies of a decoder's random layers are at first
 
 
@@ -58,8 +56,3 @@ def _put(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     given.weight_g.copy_(length)
     if bias is not None:
         given.bias.copy_(bias)
-
-
-def at_rate(waves: Tensor, old: int, new: int) -> Tensor:
-    """Sounds (B, 1, N) at another rate."""
-    return torch.stack([resampled(wave[0], old, new)[None] for wave in waves])

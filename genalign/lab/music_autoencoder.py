@@ -9,9 +9,9 @@ from torch import Tensor
 
 from genalign.lab.autoencoder import off_unit_size
 from genalign.lab.bank import KINDS
-from genalign.lab.lapped import at_rate
 from genalign.lab.melody_bank import RATE
 from genalign.lab.music import HOP, LATENTS, NOISE, SOUND_RATE, autoencoder
+from genalign.media.resample import resampled
 from genalign.training.fit import fit
 
 WINDOWS = (64, 256, 1024)  # samples
@@ -25,7 +25,7 @@ def pieces(seed: int, count: int) -> Tensor:
     """`count` rendered pieces of the training split at the rate of tiny-music, (B, 1, 24576); a function of seed."""
     rng, playing = np.random.default_rng(seed), KINDS["melodies"]
     rendered = [torch.from_numpy(playing.render(playing.lay_out(rng), rng))[None] for _ in range(count)]
-    return torch.cat([at_rate(wave, RATE, SOUND_RATE) for wave in rendered])
+    return torch.cat([resampled(wave, RATE, SOUND_RATE) for wave in rendered])
 
 
 def unlike(made: Tensor, wanted: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from genalign.files.shipped import shipped
 from genalign.lab.drawn import heldout_prompts, shares_right
-from genalign.lab.lapped import at_rate
 from genalign.lab.melody_bank import RATE
 from genalign.lab.melody_figure import draw_spectrograms
 from genalign.lab.melody_pieces import arrange, render
@@ -20,6 +19,7 @@ from genalign.lab.music_autoencoder import reconstructed
 from genalign.lab.music_judge import MusicJudge
 from genalign.lab.video_figures import JUDGE, RULE, Figures
 from genalign.media.audio import write
+from genalign.media.resample import resampled
 from genalign.types import Media, Prompt, Track
 
 BATCH = 64
@@ -76,5 +76,5 @@ def reconstructed_right(vae: Any, count: int, seed: int = 25) -> dict[str, Any]:
     """Of held-out pieces behind the autoencoder."""
     prompts, rng = melody_prompts(count), np.random.default_rng(seed)
     rendered = torch.from_numpy(np.stack([render(arrange(prompt.facts, rng)) for prompt in prompts]))
-    waves = at_rate(rendered, RATE, SOUND_RATE)
+    waves = resampled(rendered, RATE, SOUND_RATE)
     return {**right(prompts, reconstructed(vae, waves).clamp(-1, 1))}
