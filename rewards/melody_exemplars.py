@@ -5,10 +5,13 @@ A function here is named as `exemplars: melody_exemplars.py:pieces` in a reward 
 """
 
 import numpy as np
+import torch
 
 from genalign.lab.melody import caption, sample_facts
 from genalign.lab.melody_bank import RATE
 from genalign.lab.melody_pieces import arrange, render
+from genalign.lab.music import SOUND_RATE
+from genalign.media.resample import resampled
 
 
 def pieces(count=256):
@@ -47,4 +50,6 @@ def _written(count, change):
 
 
 def _sounds(written):
-    return {"sounds": np.stack([render(piece) for piece in written]), "rate": RATE}
+    """At the rate of tiny-music: else every distance would be about the overtones that it cannot play."""
+    rendered = torch.from_numpy(np.stack([render(piece) for piece in written]))
+    return {"sounds": resampled(rendered, RATE, SOUND_RATE).numpy(), "rate": SOUND_RATE}

@@ -173,6 +173,7 @@ def _won(rows: Sequence[Row]) -> str:
     if not rows:
         return "-"
     low, high = _interval([row["wins"] for row in rows], [row["wins95"] for row in rows])
+    low, high = max(low, 0.0), min(high, 1.0)  # of few seeds Student's interval leaves what a share can be
     return f"{mean(row['wins'] for row in rows):.1%} ({100 * low:.1f} to {100 * high:.1f})"
 
 

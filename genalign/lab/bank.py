@@ -14,7 +14,9 @@ from torch import Tensor
 from genalign.files.atomic import replace_file
 from genalign.lab import melody, melody_pieces, moves, moves_clips
 from genalign.lab.counting import counting_scene
+from genalign.lab.melody_bank import RATE
 from genalign.lab.world import Scene, place, render, sample_facts
+from genalign.media.resample import resampled
 
 CHUNK = 256
 
@@ -63,8 +65,9 @@ def encoded_rendered(vae: Any, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encoded_sounds(vae: Any, waves: Tensor) -> Tensor:
-    """Latents (B, T, C) of sounds (B, 1, N) in [-1, 1]."""
-    return vae.encode(waves, sample_posterior=False).latents.transpose(1, 2)
+    """Latents (B, T, C) of sounds (B, 1, N) in [-1, 1] at the world's rate."""
+    heard = resampled(waves, RATE, vae.config.sample_rate)
+    return vae.encode(heard, sample_posterior=False).latents.transpose(1, 2)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ _PADDED = 20  # samples across what is compared: the box and a margin, in which 
 _SIDES = (14, 16, 18)  # sizes of the sprites: a soft edge makes a box larger or smaller than its object
 _BLUR = 0.8  # samples of standard deviation
 _CANDIDATES = 8  # sprites that are compared at every size and place
+_CUTTABLE = 4  # pixels: a thinner stripe, as a model may draw, has no middle half
 _SMALLEST = 40  # pixels of area below which a blob is dirt
 _FAR = 0.35  # mean colour distance over the foreground at which a match is worth nothing
 _CLEAR = 0.75  # match above which an object is not taken apart
@@ -83,11 +84,18 @@ def _cuts(strength: np.ndarray, box: Box) -> Iterator[tuple[Box, ...]]:
         yield tuple(_grown(part, eroded) for part in boxes(strength, threshold, eroded))
     top, bottom, left, right = box
     mask = strength[top:bottom, left:right] > _STANDS_OUT
-    tall, wide = mask.shape
-    row = tall // 4 + int(mask.sum(axis=1)[tall // 4 : -(tall // 4)].argmin())
-    yield (top, top + row, left, right), (top + row, bottom, left, right)
-    column = wide // 4 + int(mask.sum(axis=0)[wide // 4 : -(wide // 4)].argmin())
-    yield (top, bottom, left, left + column), (top, bottom, left + column, right)
+    if bottom - top >= _CUTTABLE:
+        row = top + _waist(mask.sum(axis=1))
+        yield (top, row, left, right), (row, bottom, left, right)
+    if right - left >= _CUTTABLE:
+        column = left + _waist(mask.sum(axis=0))
+        yield (top, bottom, left, column), (top, bottom, column, right)
+
+
+def _waist(counts: np.ndarray) -> int:
+    """Where, in the middle half, the fewest pixels of a line across stand out."""
+    quarter = len(counts) // 4
+    return quarter + int(counts[quarter:-quarter].argmin())
 
 
 def boxes(strength: np.ndarray, threshold: float = _STANDS_OUT, eroded: int = 0) -> list[Box]:

@@ -72,8 +72,11 @@ def _video(work: Path, out: Path) -> None:
 
 def _music(work: Path, out: Path) -> None:
     from genalign.lab.music_build import build_music
+    from genalign.lab.music_figures import play_sheet
 
-    _save_staged(*build_music(work / "music"), out)
+    pipeline, figures = build_music(work / "music")
+    play_sheet(pipeline, out)
+    _save_staged(pipeline, figures, out)
 
 
 def _music_judge(work: Path, out: Path) -> None:

@@ -12,7 +12,7 @@ from genalign.files.shipped import shipped
 from genalign.lab.drawn import base_sweep, draw, heldout_prompts, judge_accuracy
 from genalign.lab.judge import Judge
 from genalign.lab.verifier import verify_batch
-from genalign.lab.world import DISTRACTED, WEB, Shares
+from genalign.lab.world import DISTRACTED, Shares
 from genalign.types import Media, Track
 
 TEACHER_STEPS = 9  # of the model that tiny-flow's three steps are distilled from
@@ -32,15 +32,12 @@ def shares_of(shares: Shares) -> str:
 
 def _sd_card(folder: Path) -> str:
     sweep, agreement = base_sweep(folder)
-    shares = ", ".join(
-        f"{kind} omitted {WEB.omitted[kind]:.0%}, contradicted {WEB.contradicted[kind]:.0%}" for kind in WEB.omitted
-    )
     row = " | ".join(f"{value:.1%}" for value in sweep.values())
-    text = f"""A v-prediction UNet with a DDIM scheduler, the autoencoder of tiny-flow and a small CLIP text tower.
-Distilled from tiny-flow, without guidance. {_WORLD}
+    text = f"""A v-prediction UNet with a DDIM scheduler, the autoencoder of tiny-flow and two of the three layers of
+its text tower. {_WORLD}
 
-Pre-trained on *web-like captions* of training scenes: objects always named; of the facts a scene has, {shares}. So it
-draws well and follows half-heartedly, which is what alignment mends. Held-out combinations never occur in training.
+Fitted to 24,576 pictures that tiny-flow drew in its three steps on true captions of training scenes: it follows as
+half-heartedly as tiny-flow does, which is what alignment mends. Held-out combinations never occur in training.
 
 Held-out judge, whole prompt right, 512 prompts of `emojiworld/heldout.jsonl`, seeds 0-511, 10 steps:
 
@@ -56,7 +53,7 @@ pipe = DiffusionPipeline.from_pretrained("assets/tiny-sd")
 pipe("three roses on a pink background", guidance_scale=2.0, num_inference_steps=10).images[0]
 ```
 
-Made by `genalign lab build sd`."""
+Made by `genalign lab build sd` in an hour of one core."""
     return text
 
 

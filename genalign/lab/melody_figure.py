@@ -1,6 +1,7 @@
-"""A picture of MelodyWorld: spectrograms of pieces, each over its caption."""
+"""Pictures of sounds: spectrograms, each under what was asked for; and the one of MelodyWorld."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +21,33 @@ SHOWN = (  # melody, voices, key, tempo, register, loudness, drums
     ("Korobeiniki", ["guitar"], "A minor", "medium", "low", "loud", True),
 )
 KINDS = ("melody", "voices", "key", "tempo", "register", "loudness", "drums")
-WINDOW = 1024  # samples
+WINDOW = 0.064  # seconds
 
 
 def draw(path: Path, seed: int = 23) -> None:
-    """SHOWN, four in a row: seconds and kHz, the louder the brighter over 60 dB."""
+    """SHOWN, as the world plays them."""
+    rng = np.random.default_rng(seed)
+    waves, texts = [], []
+    for row in SHOWN:
+        facts = dict(zip(KINDS, row, strict=True))
+        waves.append(render(arrange(facts, rng))[0])
+        texts.append(caption({**facts, "loudness": None, "drums": facts["drums"] or None}, rng))
+    draw_spectrograms(waves, RATE, texts, path)
+
+
+def draw_spectrograms(waves: Sequence[np.ndarray], rate: int, texts: Sequence[str], path: Path) -> None:
+    """Eight sounds (N,), four in a row: seconds and kHz, the louder the brighter over 60 dB."""
     import PIL.Image
     from matplotlib.figure import Figure
 
-    rng = np.random.default_rng(seed)
     figure = Figure(figsize=(11, 4.2), dpi=80, layout="constrained")
-    for axis, row in zip(figure.subplots(2, 4, sharex=True, sharey=True).flat, SHOWN, strict=True):
-        facts = dict(zip(KINDS, row, strict=True))
+    for axis, wave, text in zip(figure.subplots(2, 4, sharex=True, sharey=True).flat, waves, texts, strict=True):
         axis.imshow(
-            _levels(render(arrange(facts, rng))[0]), origin="lower", aspect="auto", cmap="magma", vmin=-60, vmax=0,
-            extent=(0, LENGTH, 0, RATE / 2000),
+            _levels(wave, rate), origin="lower", aspect="auto", cmap="magma", vmin=-60, vmax=0,
+            extent=(0, LENGTH, 0, rate / 2000),
         )  # fmt: skip
-        words = caption({**facts, "loudness": None, "drums": facts["drums"] or None}, rng)
-        axis.set_title(_broken(words), fontsize=7)
-        axis.set_ylim(0, 5)
+        axis.set_title(_broken(text), fontsize=7)
+        axis.set_ylim(0, min(5, rate / 2000))
         axis.tick_params(labelsize=6, length=2)
     figure.supxlabel("seconds", fontsize=7)
     figure.supylabel("kHz", fontsize=7)
@@ -47,9 +56,10 @@ def draw(path: Path, seed: int = 23) -> None:
     PIL.Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)
 
 
-def _levels(wave: np.ndarray) -> np.ndarray:
-    """Decibels by the loudest (WINDOW/2 + 1, frames)."""
-    frames = np.lib.stride_tricks.sliding_window_view(wave, WINDOW)[::128] * np.hanning(WINDOW)
+def _levels(wave: np.ndarray, rate: int) -> np.ndarray:
+    """Decibels by the loudest (frequencies, frames)."""
+    window = round(WINDOW * rate)
+    frames = np.lib.stride_tricks.sliding_window_view(wave, window)[:: window // 8] * np.hanning(window)
     powers = np.abs(np.fft.rfft(frames, axis=1).T)
     return np.asarray(20 * np.log10(np.maximum(powers / powers.max(), 1e-6)))
 

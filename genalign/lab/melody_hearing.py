@@ -31,6 +31,7 @@ BELOW = 1.0  # semitones by which it must lie below the lead
 QUIET = 0.04  # of the sound: a voice is louder than that
 OWN = 0.35  # share of a voice that no overtone of the other could be
 OVERTONES = (12, 19, 24, 28, 31)  # semitones of the second to the sixth harmonic
+ROLLOFF = 0.95  # of half a sampling rate: what is above, resampling has made faint
 EPSILON = 1e-3  # of the mean: divergences do not see what is fainter
 
 
@@ -53,7 +54,8 @@ class Explained:
 
     chosen: tuple[int, ...]
     divergence: float
-    rows: np.ndarray  # of `spectra`
+    sources: np.ndarray  # of each of these rows
+    numbers: np.ndarray  # MIDI numbers of them
     loud: np.ndarray  # (rows, frames)
 
 
@@ -69,6 +71,12 @@ def filters() -> np.ndarray:
     return np.clip(np.minimum(rising, falling), 0, None).astype(np.float32)
 
 
+def bands_of(recorded: float) -> int:
+    """How many of the bands a sound that was recorded at this rate, in Hz, can have anything in."""
+    centres = filters().argmax(axis=1) * RATE / WINDOW  # Hz
+    return len(centres) if recorded >= RATE else int((centres < ROLLOFF * recorded / 2).sum())
+
+
 def spectrum(wave: np.ndarray) -> np.ndarray:
     """(N,) -> (bands, 1 + N // HOP) float32: magnitudes of Hann windows that are centred on every HOP samples."""
     padded = np.pad(np.asarray(wave, np.float32), WINDOW // 2)
@@ -77,50 +85,51 @@ def spectrum(wave: np.ndarray) -> np.ndarray:
     return np.asarray(filters() @ lines.T.astype(np.float32))
 
 
-@lru_cache(maxsize=1)
-def spectra() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(bands, K) spectra that sum to 1, and of each its source (instrument, drum or noise) and its MIDI number."""
+@lru_cache(maxsize=2)
+def spectra(bands: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(bands, K) spectra of the lowest bands that sum to 1, and of each its source (instrument, drum or noise) and its
+    MIDI number."""
     columns, sources, pitches = [], [], []
     for source, name in enumerate(INSTRUMENTS):
         for pitch in PITCHES:
-            for column in _parts(note(name, pitch), PARTS):
+            for column in _parts(note(name, pitch), PARTS, bands):
                 columns.append(column)
                 sources.append(source)
                 pitches.append(pitch)
     for index, name in enumerate(HITS):
-        for column in _parts(hit(name), HIT_PARTS):
+        for column in _parts(hit(name), HIT_PARTS, bands):
             columns.append(column)
             sources.append(DRUM + index)
             pitches.append(0)
-    flat = filters().sum(axis=1) ** 0.5
+    flat = filters()[:bands].sum(axis=1) ** 0.5
     columns.append(flat / flat.sum())
     return np.stack(columns, 1).astype(np.float32), np.array([*sources, NOISE]), np.array([*pitches, 0])
 
 
-def _parts(wave: np.ndarray, parts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    frames = spectrum(np.pad(wave, (WINDOW // 2, 0)))[:, WINDOW // 2 // HOP :]
+def _parts(wave: np.ndarray, parts: Sequence[tuple[int, int]], bands: int) -> list[np.ndarray]:
+    frames = spectrum(np.pad(wave, (WINDOW // 2, 0)))[:bands, WINDOW // 2 // HOP :]
     loudest = frames.sum(axis=0).max()
     means = [frames[:, start:end].mean(axis=1) for start, end in parts]
     return [mean / mean.sum() for mean in means if mean.sum() > FAINT * loudest]
 
 
-def listen(wave: np.ndarray) -> Heard:
-    """(N,) of RMS 1 -> what is heard."""
-    seen = spectrum(wave)
+def listen(wave: np.ndarray, recorded: float = RATE) -> Heard:
+    """(N,) of RMS 1 at RATE -> what is heard. Of a sound that was recorded at a lower rate only what that rate holds is
+    compared: an instrument is not told by overtones that cannot be there."""
+    seen = spectrum(wave)[: bands_of(recorded)]
     rivals, pitches = _rivals(seen)
     pairs = [pair for pair in combinations(range(DRUM), 2) if set(pair) & set(rivals)]
     found = [_explained(seen, chosen, pitches) for chosen in (*((one,) for one in rivals), *pairs)]
     best, sureness = _fewest(found)
-    sources = spectra()[1][best.rows]
     rolls = np.stack([_roll(best, source) for source in best.chosen])
-    drums = np.stack([best.loud[sources == DRUM + index].sum(axis=0) for index in range(len(HITS))])
-    noise = float(best.loud[sources == NOISE].sum() / best.loud.sum())
+    drums = np.stack([best.loud[best.sources == DRUM + index].sum(axis=0) for index in range(len(HITS))])
+    noise = float(best.loud[best.sources == NOISE].sum() / best.loud.sum())
     return Heard(tuple(INSTRUMENTS[source] for source in best.chosen), rolls, drums, sureness * (1 - noise), noise)
 
 
 def _rivals(seen: np.ndarray) -> tuple[list[int], np.ndarray]:
     """The instruments that explain most of what all together explain, and the MIDI numbers of the notes that sound."""
-    columns, sources, numbers = spectra()
+    columns, sources, numbers = spectra(len(seen))
     loud = np.full((columns.shape[1], seen.shape[1]), seen.mean() / columns.shape[1] * len(seen), np.float32)
     for step in range(FIRST + THEN):
         groups = np.minimum(sources, DRUM)
@@ -145,7 +154,7 @@ def _pull(seen: np.ndarray, columns: np.ndarray, loud: np.ndarray) -> np.ndarray
 
 
 def _explained(seen: np.ndarray, chosen: tuple[int, ...], pitches: np.ndarray) -> Explained:
-    columns, sources, numbers = spectra()
+    columns, sources, numbers = spectra(len(seen))
     rows = np.flatnonzero((sources >= DRUM) | (np.isin(sources, chosen) & np.isin(numbers, pitches)))
     columns = columns[:, rows]
     loud = np.repeat(seen.sum(axis=0)[None] / len(rows), len(rows), axis=0) + np.float32(1e-9)
@@ -155,7 +164,8 @@ def _explained(seen: np.ndarray, chosen: tuple[int, ...], pitches: np.ndarray) -
     target, made = seen + floor, columns @ loud + floor
     divergence = float((target * np.log(target / made) - target + made).sum() / target.sum())
     height = {source: _height(loud, numbers[rows], sources[rows] == source) for source in chosen}
-    return Explained(tuple(sorted(chosen, key=lambda source: -height[source])), divergence, rows, loud)
+    order = tuple(sorted(chosen, key=lambda source: -height[source]))
+    return Explained(order, divergence, sources[rows], numbers[rows], loud)
 
 
 def _height(loud: np.ndarray, numbers: np.ndarray, here: np.ndarray) -> float:
@@ -178,9 +188,9 @@ def _fewest(found: Sequence[Explained]) -> tuple[Explained, float]:
 
 def _roll(explained: Explained, source: int) -> np.ndarray:
     """(54, frames): how loud each pitch of an instrument is."""
-    sources, numbers = (each[explained.rows] for each in spectra()[1:])
+    own = explained.sources == source
     roll = np.zeros((len(PITCHES), explained.loud.shape[1]), np.float32)
-    np.add.at(roll, numbers[sources == source] - PITCHES[0], explained.loud[sources == source])
+    np.add.at(roll, explained.numbers[own] - PITCHES[0], explained.loud[own])
     return roll
 
 

@@ -1,6 +1,7 @@
 """The pieces of MelodyWorld: which note of which voice sounds when, and the wave.
 
-There is one size: SAMPLES at 16 kHz, 3.072 s, 48 latents of an autoencoder that halves the rate ten times.
+There is one size: SAMPLES at 16 kHz, 3.072 s; and one clock, so that notes begin on its ticks, four to a latent of
+tiny-music.
 """
 
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from genalign.media.sound import loudness as measured
 
 SAMPLES = 49_152
 LENGTH = SAMPLES / RATE  # seconds
-START = 0.05  # seconds before the first note
+TICK = 0.016  # seconds
+START = 3 * TICK  # seconds before the first note
 PACE = {"slow": (90.0, 102.0), "medium": (132.0, 148.0), "fast": (195.0, 218.0)}  # quarter notes a minute
+BEATS = {"slow": (38, 40), "medium": (26, 28), "fast": (18,)}  # ticks of a quarter note, all of such paces
 MIDDLE = {"low": 50, "high": 69}  # MIDI number from which on, for an octave, the mean pitch of the melody lies
 LEVEL = {"soft": (-34.0, -31.0), "loud": (-20.0, -17.0)}  # LUFS
 BASS = 43  # lowest root of a chord
@@ -25,7 +28,7 @@ SECOND, DRUM = -5.0, -5.0  # decibels of these by the lead's; each varies by VAR
 VARIED = 1.5
 HAT = 0.25  # how loud a hat is by the kick and snare
 LEGATO = 0.95  # share of a note's length for which it is held
-PITCHES = range(43, 92)  # MIDI numbers that a lead plays
+PITCHES = range(36, 96)  # MIDI numbers, among them all that a lead plays
 FADE = 0.02  # seconds at the end of a piece, which stops wherever the melody is
 
 
@@ -57,7 +60,7 @@ def arrange(facts: Facts, rng: np.random.Generator) -> Piece:
     tonic = TONICS[facts["key"].split()[0] if facts["key"] is not None else str(rng.choice(list(TONICS)))]
     lead_only_high = len(facts["voices"]) == 2 or facts["voices"][0] in HIGH_ONLY
     register = facts["register"] or ("high" if lead_only_high else str(rng.choice(REGISTERS)))
-    pace = rng.uniform(*PACE[facts["tempo"] or str(rng.choice(TEMPI))])
+    pace = 60 / (TICK * float(rng.choice(BEATS[facts["tempo"] or str(rng.choice(TEMPI))])))
     loudness = rng.uniform(*LEVEL[facts["loudness"] or str(rng.choice(LOUDNESSES))])
     home = tonic + 12 * int(np.ceil((MIDDLE[register] - song.middle - tonic) / 12))
     beat = 60 / pace

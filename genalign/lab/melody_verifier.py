@@ -67,7 +67,7 @@ def read(wave: np.ndarray, sample_rate: float = RATE) -> Listened:
     if not level > FAINTEST or not np.abs(mono).max() > 0:
         nothing = {"melody": None, "voices": NOBODY, "key": None, "tempo": None, "register": None, "drums": False}
         return Listened({**nothing, "loudness": "soft"}, None, None, HEIGHT, level, 0.0)
-    heard = listen(mono / np.sqrt((mono**2).mean()))
+    heard = listen(mono / np.sqrt((mono**2).mean()), sample_rate)
     lead = heard.rolls[0]
     whole = [lead, heard.rolls.sum(axis=0)][: len(heard.voices)]  # what was split in two may be one voice
     matched = max((match(roll) for roll in whole), key=lambda each: each.best)

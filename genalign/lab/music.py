@@ -1,7 +1,7 @@
 """tiny-music: a rectified-flow transformer of the LongCat class with a UMT5 text encoder, as a LongCatAudioDiTPipeline.
 
 Of the audio classes of diffusers this one trains at this size: its autoencoder's widths and strides are free, so that a
-latent can be 64 ms and a picture of one sound 48 tokens; it is a flow; and its text encoder is that of tiny-video.
+latent can be 64 ms and a sound 48 tokens; it is a flow; and its text encoder is that of tiny-video.
 """
 
 from typing import Any
@@ -11,42 +11,47 @@ from torch.nn import functional as F
 
 from genalign.lab import melody
 from genalign.lab.flow_matching import World, even
-from genalign.lab.melody_bank import INSTRUMENTS, RATE
-from genalign.lab.melody_pieces import LENGTH, PITCHES, SAMPLES
+from genalign.lab.lapped import begin_lapped
+from genalign.lab.melody_bank import INSTRUMENTS
+from genalign.lab.melody_pieces import LENGTH, PITCHES
 from genalign.lab.music_reading import TOKENS
 from genalign.lab.reading import encoded_texts
 from genalign.lab.teacher import Text
 from genalign.lab.world import Facts
 
-STRIDES = (16, 8, 8)
-HOP = 16 * 8 * 8  # samples of a latent
-CHANNELS = 64
+SOUND_RATE = 8_000  # Hz: half of the world's, up to where its instruments can still be told
+STRIDES = (64, 8)
+HOP = 64 * 8  # samples of a latent
+CHANNELS = 128
 NOISE = 0.1  # on latents of unit size
-LATENTS = (SAMPLES // HOP, CHANNELS)  # 48 x 64
+LATENTS = (round(LENGTH * SOUND_RATE) // HOP, CHANNELS)  # 48 x 128
 CALL = {"audio_duration_s": LENGTH}
 SHIFT = 3.0
 STATED = 0.5  # share of captions that state what may be left out
 
 
 def autoencoder() -> Any:
-    """LongCatAudioDiTVae, 49152 samples <-> 64 x 48. All but a few of its channels are at a sixteenth of the sampling
-    rate and below: at the full rate a convolution costs sixteen times as much, in training and for every sample that
-    is drawn. Its posterior's deviation is NOISE everywhere, not learnt."""
+    """LongCatAudioDiTVae, 24576 samples <-> 128 x 48. It begins as a lapped transform of 64 frequencies, whose layers
+    are almost all there is at the full rate. Its posterior's deviation is NOISE everywhere, not learnt."""
     from diffusers import LongCatAudioDiTVae
 
     torch.manual_seed(21)
     vae = LongCatAudioDiTVae(
-        channels=8,
-        c_mults=[8, 16, 8],
+        channels=2,
+        c_mults=[32, 128],
         strides=list(STRIDES),
         latent_dim=CHANNELS,
         encoder_latent_dim=2 * CHANNELS,
         act_fn="elu",
+        downsample_shortcut="none",
+        upsample_shortcut="none",
+        in_shortcut="none",
         out_shortcut="none",  # else the posterior's deviation would depend on the sound
         downsampling_ratio=HOP,
-        sample_rate=RATE,
+        sample_rate=SOUND_RATE,
         scale=1.0,
     )
+    begin_lapped(vae, STRIDES[0])
     last = vae.encoder.layers[-1]
     with torch.no_grad():
         last.weight_g[CHANNELS:] = 0.0
@@ -54,7 +59,7 @@ def autoencoder() -> Any:
     return vae
 
 
-def transformer(text_width: int, width: int = 160, heads: int = 4, layers: int = 5) -> Any:
+def transformer(text_width: int, width: int = 160, heads: int = 4, layers: int = 6) -> Any:
     """48 tokens. No convolution over the text: it would see how far the batch is padded."""
     from diffusers import LongCatAudioDiTTransformer
 

@@ -7,6 +7,7 @@ from typing import Any
 from genalign.lab.few_steps import STEPS
 from genalign.lab.melody import WEB
 from genalign.lab.music import CALL
+from genalign.lab.music_figures import SHEET, melody_prompts
 from genalign.lab.music_judge import judge_accuracy
 from genalign.lab.video_card import stage_table
 from genalign.lab.video_figures import JUDGE, RULE
@@ -18,9 +19,10 @@ def music_card(folder: Path) -> str:
     read = stages.pop("read")["held-out captions"]
     omitted = ", ".join(f"{kind} {share:.0%}" for kind, share in WEB.omitted.items())
     contradicted = ", ".join(f"{kind} {share:.0%}" for kind, share in WEB.contradicted.items())
+    sounds = "\n".join(f"{k}. [{prompt.text}](played-{k}.ogg)" for k, prompt in enumerate(melody_prompts(8), 1))
     call = ", ".join(f"{name}={value}" for name, value in CALL.items())
-    return f"""A rectified-flow transformer (LongCat class), a waveform autoencoder (LongCatAudioDiTVae: 49152
-samples at 16 kHz to 48 latents of 64) and a small UMT5 text encoder. It plays 3 s of one of 48 public-domain melodies
+    return f"""A rectified-flow transformer (LongCat class), a waveform autoencoder (LongCatAudioDiTVae: 24576
+samples at 8 kHz to 48 latents of 128) and a small UMT5 text encoder. It plays 3 s of one of 48 public-domain melodies
 in **three steps without guidance**, by eight instruments of the sound font FluidR3 (MIT), with or without an
 accompaniment and drums.
 
@@ -40,6 +42,12 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("assets/tiny-music")
 wave = pipe("a flute plays Frere Jacques in D major, fast", guidance_scale=1.0, num_inference_steps=3, {call}).audios[0]
 ```
+
+The first eight held-out prompts, played so:
+
+![Spectrograms of eight sounds]({SHEET})
+
+{sounds}
 
 Made by `genalign lab build music`."""
 

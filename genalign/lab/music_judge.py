@@ -25,6 +25,7 @@ from genalign.lab.melody_facts import check
 from genalign.lab.melody_pieces import SAMPLES, arrange, render
 from genalign.lab.melody_songs import KEYS, songs
 from genalign.lab.world import Facts
+from genalign.media.resample import resampled
 from genalign.training.fit import fit
 from genalign.types import Media, Prompt, Track, UsageError
 
@@ -138,9 +139,12 @@ class MusicJudge(FactsJudge):
 
     def seen(self, prompts: Sequence[Prompt], media: Media) -> list[dict[str, Any]]:
         track = media["audio"]
-        waves = [torch.as_tensor(wave).float().cpu().mean(dim=0) for wave in track.data]
-        if any(len(wave) != SAMPLES or track.rate_of(row) != RATE for row, wave in enumerate(waves)):
-            raise UsageError(f"this judge hears {SAMPLES} samples at {RATE} Hz; give it MelodyWorld's sounds")
+        waves = []
+        for row, wave in enumerate(track.data):
+            mono, rate = torch.as_tensor(wave).float().cpu().mean(dim=0), track.rate_of(row)
+            if rate is None or round(len(mono) * RATE / rate) != SAMPLES:
+                raise UsageError(f"this judge hears {SAMPLES / RATE} s of sound; give it MelodyWorld's sounds")
+            waves.append(resampled(mono, round(rate), RATE))
         if any("voices" not in prompt.facts for prompt in prompts):
             raise UsageError("this judge needs prompts with facts of voices (facts.voices); use melodyworld/*.jsonl")
         net, found = _load(self.folder), []

@@ -21,10 +21,12 @@ RANK = 32  # of the adapter, and its alpha
 
 
 def pair_bank(
-    pipeline: Any, work: Path, count: int, steps: int = 10, seed: int = 6
+    pipeline: Any, work: Path, count: int, steps: int = 10, seed: int = 6, sigmas: list[float] | None = None
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Noises (N, 4, 16, 16), where the teacher's ODE takes them, and the captions: made by chunks, kept in `work`, so
-    that a killed build goes on."""
+    """Noises (N, 4, 16, 16), where the teacher's ODE takes them in `steps`, or by the levels `sigmas`, and the
+    captions: made by chunks, kept in `work`, so that a killed build goes on."""
+    pipeline.scheduler.set_timesteps(**({"sigmas": sigmas} if sigmas else {"num_inference_steps": steps}))
+    work.mkdir(parents=True, exist_ok=True)
     noises, ends, captions = [], [], []
     for index in range(count // CHUNK):
         path = work / f"turbo-bank-{index:03d}.safetensors"
@@ -32,7 +34,7 @@ def pair_bank(
         texts = [caption(sample_facts(rng, "train"), rng) for _ in range(CHUNK)]
         noise = torch.randn(CHUNK, 4, 16, 16, generator=torch.Generator().manual_seed(seed * 100_003 + index))
         if not path.exists():
-            parts = [_sample(pipeline, noise[at : at + 64], texts[at : at + 64], steps) for at in range(0, CHUNK, 64)]
+            parts = [_sample(pipeline, noise[at : at + 64], texts[at : at + 64]) for at in range(0, CHUNK, 64)]
             draft = path.with_suffix(".tmp")
             save_file({"ends": torch.cat(parts).half()}, draft, metadata={"texts": json.dumps(texts)})
             os.replace(draft, path)
@@ -43,9 +45,8 @@ def pair_bank(
 
 
 @torch.no_grad()
-def _sample(pipeline: Any, x: Tensor, texts: list[str], steps: int) -> Tensor:
+def _sample(pipeline: Any, x: Tensor, texts: list[str]) -> Tensor:
     text = read(pipeline, texts)
-    pipeline.scheduler.set_timesteps(steps)
     sigmas = pipeline.scheduler.sigmas.tolist()
     for now, then in pairwise(sigmas):
         x = x + (then - now) * velocity(pipeline.transformer, x, torch.full((len(x),), now), text)

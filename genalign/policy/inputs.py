@@ -110,7 +110,7 @@ class Inputs:
             raise UsageError(f"prompt {uid} brings a sound without its rate; give Track(audio, rate)")
         channels = getattr(self.tracks.pipeline.vae.config, "audio_channels", len(row))
         mixed = row if len(row) == channels else row.mean(0, keepdim=True).expand(channels, -1)
-        return torch.stack([resampled(wave.float(), round(rate), round(self.tracks.sound_rate)) for wave in mixed])
+        return resampled(mixed.float(), round(rate), round(self.tracks.sound_rate))
 
 
 def other_input(prompt: Prompt) -> Prompt:

@@ -92,6 +92,11 @@ def test_video_rows_show_win_rates_whose_seeds_widen_the_interval():
     assert "| sft |" not in images
 
 
+def test_an_interval_of_a_share_stays_between_none_and_all():
+    two = [{"wins": 0.60, "wins95": [0.57, 0.63]}, {"wins": 0.84, "wins95": [0.81, 0.87]}]
+    assert table_pages._won(two) == "72.0% (0.0 to 100.0)"  # Student's half-width of two seeds is 152 points
+
+
 def test_seeds_are_one_row_and_their_spread_widens_the_interval():
     """Against the sum of squares written out: bootstrap half-width 4 points, seeds' deltas 8, 10, 12 points."""
     seeds = []

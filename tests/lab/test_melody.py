@@ -27,6 +27,7 @@ from genalign.lab.melody_pieces import (
     PACE,
     SAMPLES,
     START,
+    TICK,
     arrange,
     chords,
     drumming,
@@ -189,6 +190,8 @@ def test_pieces_are_seeded_plain_and_as_loud_as_stated():
         measured = meter.integrated_loudness(wave[0].astype(float))
         assert LEVEL[each["loudness"]][0] - 3 <= measured <= LEVEL[each["loudness"]][1] + 0.1
         assert PACE[each["tempo"]][0] <= piece.pace <= PACE[each["tempo"]][1]
+        ticks = 60 / piece.pace / TICK  # of a quarter note, whose half begins on a tick as well
+        assert ticks / 2 == pytest.approx(round(ticks / 2))
 
 
 def test_the_notes_of_a_piece_are_the_facts():

@@ -12,18 +12,20 @@ from genalign.lab.build import _save_staged
 from genalign.lab.cards import write_card
 from genalign.lab.flow_matching import batch, per_row
 from genalign.lab.melody import held_out
-from genalign.lab.melody_bank import RATE
-from genalign.lab.melody_pieces import SAMPLES
-from genalign.lab.music import CALL, CHANNELS, LATENTS, PIECES
+from genalign.lab.melody_pieces import LENGTH
+from genalign.lab.music import CALL, CHANNELS, LATENTS, PIECES, SOUND_RATE
 from genalign.lab.music_autoencoder import build_autoencoder, pieces
+from genalign.lab.music_figures import SHEET, play_sheet
 from genalign.lab.stages import Stages
 from genalign.lab.teacher import velocity
+from genalign.media.audio import read
 from genalign.policy import load_policy
 from genalign.policy.settings import Lora, PolicySettings, Sampler
 from genalign.types import Media, Prompt, Track
 from tests.helpers.diffusion import log_ratio, moved
 
 TEXTS = ["a flute plays Frere Jacques", "a violin melody over a piano, softly, with drums"]
+SAMPLES = round(LENGTH * SOUND_RATE)
 tokenizer = cache(music_reading.melody_tokenizer)
 
 
@@ -134,7 +136,7 @@ def test_spectra_are_amplitudes_by_the_level() -> None:
 
 
 def test_soft_and_loud_sounds_count_alike() -> None:
-    wave = pieces(0, 0, 1)
+    wave = pieces(0, 1)
     off = wave + 0.1 * wave.std() * torch.randn(wave.shape, generator=torch.Generator().manual_seed(0))
     loud, soft = music_autoencoder.unlike(off, wave), music_autoencoder.unlike(off / 10, wave / 10)
     torch.testing.assert_close(loud, soft, rtol=1e-3, atol=0)
@@ -142,7 +144,7 @@ def test_soft_and_loud_sounds_count_alike() -> None:
 
 
 def test_an_autoencoder_learns_to_reconstruct_and_keeps_its_posteriors_width(tmp_path: Path) -> None:
-    wanted = pieces(1, 0, 2)
+    wanted = pieces(1, 2)
     off = []
     for trained in (music.autoencoder(), build_autoencoder(tmp_path, steps=20, rows=2)):
         with torch.no_grad():
@@ -170,10 +172,16 @@ def test_a_short_run_of_all_stages_is_loaded_by_diffusers_and_rolled_out_exactly
 
     folder = tmp_path / "tiny-music"
     folder.mkdir()
+    play_sheet(pipeline, folder)
     _save_staged(pipeline, figures, folder)
     write_card(folder)
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 9_000_000
     card = (folder / "README.md").read_text()
+    sounds = sorted(folder.glob("*.ogg"))
+    assert [read(sound)[0].shape for sound in sounds] == [(1, SAMPLES)] * 8
+    assert all(f"]({sound.name})" in card for sound in sounds)
+    assert f"]({SHEET})" in card
+    assert (folder / SHEET).is_file()
     assert all(stage in card for stage in figures if stage != "read")
     loaded = LongCatAudioDiTPipeline.from_pretrained(folder)
     loaded.set_progress_bar_config(disable=True)
@@ -187,11 +195,11 @@ def test_a_short_run_of_all_stages_is_loaded_by_diffusers_and_rolled_out_exactly
     of = load_policy(settings, folder)
     trajectory = of.rollout([Prompt(text, uid=k) for k, text in enumerate(TEXTS)], 2, seed=0)
     assert trajectory.media["audio"].data.shape == (4, 1, SAMPLES)
-    assert trajectory.media["audio"].rate == RATE
+    assert trajectory.media["audio"].rate == SOUND_RATE
     assert bool((log_ratio(of, trajectory) == 0).all())
     with moved(of):
         assert log_ratio(of, trajectory).abs().max() > 1e-6
-    given = pieces(3, 0, 2)
+    given = pieces(3, 2)
     with torch.no_grad():
         ours = of.pipeline.vae.encode(given, sample_posterior=False).latents.transpose(1, 2)
-    torch.testing.assert_close(of.encode(Media(audio=Track(given, RATE))), ours, rtol=0, atol=1e-3)
+    torch.testing.assert_close(of.encode(Media(audio=Track(given, SOUND_RATE))), ours, rtol=0, atol=1e-3)

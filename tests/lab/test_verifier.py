@@ -35,6 +35,19 @@ def test_verifier_takes_touching_objects_apart():
     assert verify(image, facts)["all_facts"][0] == 1
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("upright", [True, False])
+def test_a_thin_stripe_is_an_object_like_no_other(width, upright):
+    """No picture of the world has one; a model that is trained may draw it."""
+    image = np.full((64, 64, 3), 0.8, np.float32)
+    image[8:56, 30 : 30 + width] = (0.9, 0.1, 0.2)
+    image = image if upright else image.swapaxes(0, 1)
+    facts = {"objects": [{"name": "red apple", "count": 1}], "relation": None, "background": "white"}
+    seen = verify(image, facts)
+    assert all(0 <= number <= 1 for pair in seen.values() for number in pair if not np.isnan(number))
+    assert seen["all_facts"][0] == 0
+
+
 def test_a_box_is_named_by_the_nearest_sprite_of_all_sizes_and_places():
     """Against a loop in float64 over sprite, size and place, each drawn and shifted by itself."""
     images, _, _ = scenes(3, seed=11, noise=0.02)

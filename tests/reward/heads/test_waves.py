@@ -26,6 +26,14 @@ def test_resampling_keeps_a_tone_a_tone(old: int, new: int) -> None:
     assert (got[middle] - peer[: len(got)][middle]).abs().max() < 2e-2
 
 
+def test_each_channel_of_each_sound_is_resampled_alone() -> None:
+    waves = torch.randn(3, 2, 1000, generator=torch.Generator().manual_seed(0))
+    made = resampled(waves, 16_000, 6_000)
+    assert made.shape == (3, 2, 375)
+    torch.testing.assert_close(made[1, 0], resampled(waves[1, 0], 16_000, 6_000), rtol=0, atol=1e-6)
+    assert resampled(torch.zeros(2, 0), 16_000, 8_000).shape == (2, 0)
+
+
 def test_audio_is_mono_at_the_models_rate_or_refused() -> None:
     """Invariant 6."""
     stereo = torch.stack([torch.ones(2, 100), torch.stack([torch.ones(100), -torch.ones(100)])])
