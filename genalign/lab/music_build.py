@@ -30,5 +30,5 @@ def build_music(work: Path, stages: Stages = LENGTHS) -> tuple[Any, Reached]:
     reached["read"] = {"held-out captions": share}
     pipeline = assemble(vae, tower, tokenizer)
     seen = partial(played_right, pipeline, count=stages.prompts)
-    train_stages(pipeline, [bank], work, stages, PIECES, web_caption, seen, reached)
+    train_stages(pipeline, bank, work, stages, PIECES, web_caption, seen, reached)
     return pipeline, reached

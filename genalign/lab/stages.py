@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ class Stages:
 
     autoencoder: int = 6_000
     read: int = 4_600
-    capable: tuple[int, ...] = (8_000, 8_000)  # of each round
+    capable: tuple[int, ...] = (8_000,)  # of each round
     half_hearted: int = 300
     few_steps: int = 800
     samples: int = 49_152
@@ -48,28 +48,24 @@ class Reached(dict[str, Stage]):
 
 
 def train_stages(
-    pipeline: Any, banks: Sequence[Bank], work: Path, stages: Stages, world: World, web_caption: Captioner, seen: Seen,
+    pipeline: Any, bank: Bank, work: Path, stages: Stages, world: World, web_caption: Captioner, seen: Seen,
     reached: Reached,
 ) -> None:  # fmt: skip
     """Train the transformer of a pipeline whose autoencoder and text tower are done; each stage goes on from its
     checkpoint in `work`.
 
-    banks: of each round of the capable stage; the half-hearted stage has the first.
     capable: true captions, in rounds of a learning rate that falls to zero, by Muon: after 400 steps tiny-video's loss
     is 0.60 where AdamW's is 0.67. half-hearted: captions that contradict what is to be aligned. few steps: guidance, at
     the scale that is best for the half-hearted model, and nine steps distilled into three (PeRFlow).
     """
-    fitted = partial(match, pipeline, rows=stages.rows, world=world)
-    for index, (bank, steps) in enumerate(zip(banks, stages.capable, strict=True)):
+    fitted = partial(match, pipeline, bank, rows=stages.rows, world=world)
+    for index, steps in enumerate(stages.capable):
         state, share = work / f"capable-{index + 1}.safetensors", 2 / 3 if index else 1.0
-        fitted(
-            bank, world.caption, state, steps=steps, learning_rate=1.2e-3 * share, muon=0.02 * share,
-            seed=5 + 10 * index,
-        )  # fmt: skip
+        fitted(world.caption, state, steps=steps, learning_rate=1.2e-3 * share, muon=0.02 * share, seed=5 + 10 * index)
     reached["capable"] = seen(guidance=2.0, steps=10)
 
     fitted(
-        banks[0], web_caption, work / "half-hearted.safetensors", steps=stages.half_hearted, learning_rate=4e-4, seed=7,
+        web_caption, work / "half-hearted.safetensors", steps=stages.half_hearted, learning_rate=4e-4, seed=7,
         ema_decay=0.99, world=replace(world, things=()),
     )  # fmt: skip
     halves = {scale: seen(guidance=scale, steps=10) for scale in stages.guidance}

@@ -27,10 +27,9 @@ def build_video(work: Path, stages: Stages = AS_SHIPPED) -> tuple[Any, Reached]:
     moves = latent_bank(vae, work, "moves", stages.samples)
     measure_latents(vae, moves.latents)
     bank = joined(moves, latent_bank(vae, work, "pairs", stages.samples // 2))
-    paired = joined(bank, latent_bank(vae, work, "pairs", stages.samples, seed=4))
     tower, tokenizer, share = build_text_tower(work, stages.read, rows=min(64, stages.rows + 16))
     reached["read"] = {"held-out captions": share}
     pipeline = assemble(vae, tower, tokenizer)
     seen = partial(drawn_right, pipeline, count=stages.prompts)
-    train_stages(pipeline, (bank, paired), work, stages, CLIPS, web_caption, seen, reached)
+    train_stages(pipeline, bank, work, stages, CLIPS, web_caption, seen, reached)
     return pipeline, reached
