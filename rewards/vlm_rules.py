@@ -5,6 +5,7 @@ import re
 
 from genalign.lab.questions import KINDS
 from genalign.lab.vlm_figures import answers_right
+from genalign.lab.world import BACKGROUNDS
 from genalign.reward import reward
 from genalign.types import Prompt
 
@@ -17,7 +18,7 @@ FORMS = {
     "where": rf"{BOX}(?:\s*,\s*{BOX})*",
     "side": "left of|right of|above|below",
     "object": r"\w+(?: \w+)?",
-    "background": r"\w+",
+    "background": "|".join(BACKGROUNDS),
 }
 
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from genalign.data.prompts import read_prompts
 from genalign.files.places import fetch_model, model_path, shipped_recipes
+from genalign.files.settings import apply_override, settings_of
 from genalign.policy import modalities_of
 from genalign.run.build import Built, build
 from genalign.run.folder import load_run
@@ -75,26 +76,32 @@ class Sample:
 def open_source(source: str | Path, overrides: Sequence[str] = ()) -> Source:
     """A run folder, a recipe (a file, or a shipped name), a model's folder, a shipped model or a hub id, to draw from.
 
-    overrides: `a.b=c` of a recipe. Weights load when the first sample is drawn.
+    overrides: `a.b=c` of a recipe; of a model alone `policy.b=c`, such as the frame rate of one that does not say it.
+    Weights load when the first sample is drawn.
 
     Raises:
-        UsageError: none of these, or overrides of something that is not a recipe.
+        UsageError: none of these, overrides of a run, or of a model others than of its policy.
         GenalignError: the run has no adapter yet, or the hub cannot be reached.
     """
     name, folder = str(source), Path(source)
     run, recipe_file = (folder / RECIPE).is_file(), folder.suffix == ".yaml" or name in shipped_recipes()
-    if overrides and not recipe_file:
-        raise UsageError(f"{overrides[0]!r} would change a recipe, but {name} is not one; drop it")
+    for override in overrides if not recipe_file else ():
+        if run or not override.startswith("policy."):
+            keys = "" if run else ", and of a model only keys of policy can be set"
+            raise UsageError(f"{override!r} would change a recipe, but {name} is not one{keys}; drop it")
     if run or recipe_file:
         built = load_run(folder, device()) if run else build(load_recipe(name, overrides), device())
         settings = built.recipe.policy
         made = modalities_of(model_path(settings.model, built.recipe.folder))
         return Source(lambda: built.policy, run, settings.batch_size, made, built)
     from genalign.policy import load_policy
-    from genalign.policy.settings import PolicySettings, Sampler
+    from genalign.policy.settings import PolicySettings
 
-    plain = PolicySettings(model=name, sampler=Sampler(kernel="ode"))
-    found = model_path(name, Path())
+    given: dict[str, Any] = {"policy": {"model": name, "sampler": {"kernel": "ode"}}}
+    for override in overrides:
+        apply_override(given, override)
+    plain = settings_of(given["policy"], PolicySettings, "policy")
+    found = model_path(plain.model, Path())
     made = modalities_of(found)
     return Source(lambda: load_policy(plain, fetch_model(found), device()), False, plain.batch_size, made)
 
@@ -119,7 +126,7 @@ def sample(
         seed: of a prompt's first sample; its next one has the next seed.
         guidance: guidance scale (None: the pipeline's own). steps: denoising steps, or tokens (None: the recipe's).
         base: with the adapter of a run switched off.
-        overrides: `a.b=c` of a recipe.
+        overrides: see `open_source`.
         trajectories: a folder. Samples are then rollouts of the base as training draws them, and their trajectories
             are written there, to be labelled.
 

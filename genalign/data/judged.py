@@ -21,6 +21,7 @@ from genalign.media.form import ClipForm
 from genalign.types import Media, Modality, Prompt, UsageError
 
 Kind = Modality  # of a sample
+NOUNS: dict[Kind, str] = {"image": "picture", "video": "clip", "audio": "sound", "text": "text"}  # in sentences
 OVERALL = "overall"
 VIDEOS = 4  # that are held at a time: they are read whole, since each scorer takes frames of its own
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from genalign.data.comparisons import read_comparisons
 from genalign.data.forms import form_of
-from genalign.data.judged import Comparison, Comparisons, Kind
+from genalign.data.judged import NOUNS, Comparison, Comparisons, Kind
 from genalign.data.samples import Samples
 from genalign.data.suites import is_suite
 from genalign.data.tables import FILES, is_captions, read_table
@@ -135,5 +135,5 @@ def _check_files(found: Comparisons, pair: Comparison) -> None:
     """Refuse paths that lead nowhere, and two that lead to equal files."""
     files = [file for number in (pair.a, pair.b) for file in found.files(found.items[number])]
     if len(files) == 2 and filecmp.cmp(files[0], files[1], shallow=False):
-        best, noun = files[0] if pair.p > 0.5 else files[1], "picture" if found.kind == "image" else found.kind
-        raise UsageError(f"{pair.place} prefers a {noun} to an equal one ({best.name}); drop the line")
+        best = files[0] if pair.p > 0.5 else files[1]
+        raise UsageError(f"{pair.place} prefers a {NOUNS[found.kind]} to an equal one ({best.name}); drop the line")

@@ -130,9 +130,8 @@ def read_prompts(path: Path | str, kind: Kind | None = None, learnt: bool = Fals
     try:
         blob = path.read_bytes()
     except OSError as error:
-        raise UsageError(
-            f"cannot read the prompts file {path}: {error.strerror or error}; check data.prompts"
-        ) from error
+        cure = f"write it ./{path.name}" if Path(path.name).exists() else "check data.prompts"
+        raise UsageError(f"cannot read the prompts file {path}: {error.strerror or error}; {cure}") from error
     if path.suffix not in (".jsonl", ".txt"):
         raise UsageError(f"{path} is neither .jsonl nor .txt; name a prompts file that ends in one of them")
     lines = lines_of(decode_text(blob, path))

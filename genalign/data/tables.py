@@ -108,9 +108,10 @@ def _of_folder(folder: Path) -> Table:
     if records := sorted(folder.glob("battle_data/*/*.json")):
         return _of_records(folder, records)
     if len(lists) > 1 or not (saved or files):
+        cure = f"put the prompt of each file into a .txt of its name, or {SHAPE} of a pairs.jsonl"
         raise UsageError(
-            f"{folder} holds {len(lists) or 'no'} .jsonl files and no table of the datasets library; put one "
-            f"pairs.jsonl beside the pictures, and {SHAPE}"
+            f"{folder} holds {len(lists) or 'no'} .jsonl files and no table of the datasets library; "
+            f"{'name one of them' if lists else cure}"
         )
     for state in sorted(folder.glob("**/state.json")) if saved else []:
         _check_state(state)

@@ -15,6 +15,7 @@ from genalign.types import GenalignError, UsageError, nearest
 PATH_LENGTH = 256  # a longer text is not a path
 PROMPT_FILES = (".txt", ".jsonl", ".json", ".csv", ".parquet")  # what ends so is a file, and no dataset's id
 WEIGHT_FILES = (".gguf", ".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # likewise, and no model's or adapter's id
+LOCAL = r"\.(yaml|yml|jsonl?|txt|csv|parquet|safetensors|gguf|py:\w+)$"  # names of files that recipes read
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_ADAPTER = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.safetensors)?")
 BUILT_BY_USERS = {"tiny-music": "music"}  # models of recipes that assets/ lacks, and what the lab calls each
@@ -249,17 +250,17 @@ def stable_name(name: str, folder: Path, *rooms: str) -> str:
 
 
 def portable(value: Any, folder: Path, folders: bool = False) -> Any:
-    """Strings that name a file in `folder` become absolute paths; everything else stays.
+    """Strings that name a file in `folder`, of a kind that recipes name, become absolute paths; everything else stays.
 
-    folders: so do those with a slash that name a folder there.
+    folders: so do those with a slash that name a folder or any other file there.
     """
     if isinstance(value, dict):
         return {key: portable(item, folder, folders) for key, item in value.items()}
     if isinstance(value, list):
         return [portable(item, folder, folders) for item in value]
-    if folders and isinstance(value, str) and "/" in value and len(value) < PATH_LENGTH and (folder / value).is_dir():
+    if folders and isinstance(value, str) and "/" in value and len(value) < PATH_LENGTH and (folder / value).exists():
         return str((folder / value).resolve())
-    if not isinstance(value, str) or not re.search(r"\.(yaml|yml|jsonl|txt|safetensors|gguf|py:\w+)$", value):
+    if not isinstance(value, str) or not re.search(LOCAL, value):
         return value
     file, colon, function = value.partition(":") if ".py:" in value else (value, "", "")
     return f"{(folder / file).resolve()}{colon}{function}" if (folder / file).exists() else value

@@ -117,10 +117,19 @@ def read_recipe(name: str, overrides: Sequence[str], model: type[M]) -> tuple[M,
         raise UsageError(f"{path} holds no recipe; its top-level keys are {', '.join(model.model_fields)}")
     for override in overrides:
         apply_override(plain, override)
+    return settings_of(plain, model, f"recipe {path}"), path
+
+
+def settings_of(plain: dict[str, Any], model: type[M], name: str) -> M:
+    """Plain data as a `model`; `name` stands before the sentence about what does not fit.
+
+    Raises:
+        UsageError: an unknown key (the nearest is named) or a value that does not fit.
+    """
     try:
-        return model.model_validate(plain), path
+        return model.model_validate(plain)
     except ValidationError as error:
-        raise UsageError(f"recipe {path}: {sentence(error, model)}") from error
+        raise UsageError(f"{name}: {sentence(error, model)}") from error
 
 
 def apply_override(plain: dict[str, Any], override: str) -> None:

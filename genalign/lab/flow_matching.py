@@ -18,7 +18,6 @@ from genalign.training.fit import compiled, fit
 
 Captioner = Callable[[Facts, np.random.Generator], str]
 UNCONDITIONAL = 0.1  # share of captions left empty, for guidance
-TELLING = 0.1  # weight of telling what is where
 EMPTY = 0.2  # weight of a place that shows nothing
 
 
@@ -51,7 +50,8 @@ class World:
     zeros: how many these are as the lab calls the pipeline, and where its call is left at its defaults.
     latents: (C, ...) of one sample. set_steps: puts so many steps, evenly spaced before its shift, into a scheduler.
     times: what the transformer is given as the time of noise level 1. sigmas: noise levels of a training batch.
-    things: how many classes a bank's `shown` has, the last of them nothing; 0 where it has none.
+    things: how many classes each of the columns of a bank's `shown` has, the last of them nothing. telling: the weight
+    of telling them.
     """
 
     facts: Callable[[np.random.Generator], Facts]
@@ -62,7 +62,8 @@ class World:
     set_steps: Callable[[Any, int], None]
     times: float = 1000.0
     sigmas: Callable[[int, torch.Generator], Tensor] = draw_sigmas
-    things: int = 0
+    things: tuple[int, ...] = ()
+    telling: float = 0.1
 
     def tokens(self, pipeline: Any, texts: list[str], step: int) -> Text:
         """Of texts in a training step; one batch in 24 as the call's defaults have it, so that both layouts draw."""
@@ -86,8 +87,8 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised clean latents and noise, (rows, C, ...) fp32, their captions, what is shown where (rows, places) if
-    the bank tells it, and a generator for the times."""
+    """Normalised clean latents and noise, (rows, C, ...) fp32, their captions, what is shown where if the bank tells
+    it, and a generator for the times."""
 
     clean: Tensor
     noise: Tensor
@@ -115,20 +116,30 @@ class Told(nn.Module):
     not drawn to those of a pretrained encoder, since the world itself knows what it shows.
     """
 
-    def __init__(self, transformer: Any, things: int) -> None:
+    def __init__(self, transformer: Any, world: World) -> None:
         super().__init__()
         width = transformer.proj_out.in_features
-        self.transformer = transformer
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, things))
-        self.importance = torch.tensor([1.0] * (things - 1) + [EMPTY])
+        self.transformer, self.things, self.telling = transformer, world.things, world.telling
+        self.head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, sum(world.things))
+        )
         self.states: list[Tensor] = []
         middle = transformer.blocks[len(transformer.blocks) // 2]
         self.hook = middle.register_forward_hook(lambda module, given, states: self.states.append(states))
 
     def loss(self, shown: Tensor) -> Tensor:
-        """Of the forward pass before it; shown: (rows, places)."""
-        logits = self.head(self.states.pop().float())
-        return TELLING * F.cross_entropy(logits.flatten(0, 1), shown.flatten(), self.importance)
+        """Of the forward pass before it; shown: (rows, places), or with a column for each of `things`."""
+        logits = self.head(self.states.pop().float()).split(self.things, dim=-1)
+        columns = shown.view(*shown.shape[:2], len(self.things)).unbind(-1)
+        wrong = [_wrong(given, right) for given, right in zip(logits, columns, strict=True)]
+        return self.telling * torch.stack(wrong).sum()
+
+
+def _wrong(logits: Tensor, right: Tensor) -> Tensor:
+    """Cross entropy of (rows, places, classes) against (rows, places), whose last class is nothing."""
+    importance = torch.ones(logits.shape[-1])
+    importance[-1] = EMPTY
+    return F.cross_entropy(logits.flatten(0, 1), right.flatten(), importance)
 
 
 def match(
@@ -136,7 +147,7 @@ def match(
     rows: int = 48, ema_decay: float = 0.999, muon: float = 0.0, world: World = SCENES,
 ) -> None:  # fmt: skip
     """Velocity matching of the pipeline's transformer on a bank's latents, captioned anew each time they are drawn."""
-    told = Told(pipeline.transformer, world.things) if world.things and bank.shown is not None else None
+    told = Told(pipeline.transformer, world) if world.things and bank.shown is not None else None
     student = compiled(pipeline.transformer)
 
     def loss_of(step: int) -> Tensor:

@@ -29,6 +29,7 @@ VARIED = 1.5
 HAT = 0.25  # how loud a hat is by the kick and snare
 LEGATO = 0.95  # share of a note's length for which it is held
 PITCHES = range(36, 96)  # MIDI numbers, among them all that a lead plays
+HELD = 32  # ticks that are told apart
 FADE = 0.02  # seconds at the end of a piece, which stops wherever the melody is
 
 
@@ -121,15 +122,17 @@ def render(piece: Piece) -> np.ndarray:
 
 
 def shown(piece: Piece, places: int = 48) -> np.ndarray:
-    """Which note the lead plays where, by instrument and pitch: (places,) int16, of equal parts of the piece; one more
-    than all of them where it is silent. In a part with several notes it is the last that begins before its middle."""
-    silent = len(INSTRUMENTS) * len(PITCHES)
-    found, lead = np.full(places, silent, np.int16), INSTRUMENTS.index(piece.facts["voices"][0])
+    """Which note the lead plays where: (places, 3) int16, of equal parts of the piece, the instrument, the pitch, and
+    for how many ticks at most HELD - 1 it has been held; of each one class more where the lead is silent. In a part
+    with several notes it is the last that begins before its middle."""
+    found = np.tile(np.array([len(INSTRUMENTS), len(PITCHES), HELD], np.int16), (places, 1))
+    lead = INSTRUMENTS.index(piece.facts["voices"][0])
     middles = (np.arange(places) + 0.5) * LENGTH / places
     for note in piece.notes:
         if note.voice == 0:
             sounds = (middles >= note.start) & (middles < note.start + LEGATO * note.length)
-            found[sounds] = lead * len(PITCHES) + PITCHES.index(note.pitch)
+            held = np.minimum(np.rint((middles[sounds] - note.start) / TICK), HELD - 1)
+            found[sounds] = [(lead, PITCHES.index(note.pitch), int(ticks)) for ticks in held]
     return found
 
 

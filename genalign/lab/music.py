@@ -13,7 +13,7 @@ from genalign.lab import melody
 from genalign.lab.flow_matching import World, even
 from genalign.lab.lapped import begin_lapped
 from genalign.lab.melody_bank import INSTRUMENTS
-from genalign.lab.melody_pieces import LENGTH, PITCHES
+from genalign.lab.melody_pieces import HELD, LENGTH, PITCHES
 from genalign.lab.music_reading import TOKENS
 from genalign.lab.reading import encoded_texts
 from genalign.lab.teacher import Text
@@ -27,7 +27,7 @@ NOISE = 0.1  # on latents of unit size
 LATENTS = (round(LENGTH * SOUND_RATE) // HOP, CHANNELS)  # 48 x 128
 CALL = {"audio_duration_s": LENGTH}
 SHIFT = 3.0
-STATED = 0.5  # share of captions that state what may be left out
+STATED = 0.85  # share of captions that state what may be left out
 
 
 def autoencoder() -> Any:
@@ -126,5 +126,6 @@ PIECES = World(
     latents=LATENTS,
     set_steps=lambda scheduler, steps: scheduler.set_timesteps(sigmas=even(steps)),
     times=1.0,
-    things=len(INSTRUMENTS) * len(PITCHES) + 1,
+    things=(len(INSTRUMENTS) + 1, len(PITCHES) + 1, HELD + 1),
+    telling=0.5,
 )

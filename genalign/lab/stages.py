@@ -66,7 +66,7 @@ def train_stages(
 
     fitted(
         web_caption, work / "half-hearted.safetensors", steps=stages.half_hearted, learning_rate=4e-4, seed=7,
-        ema_decay=0.99, world=replace(world, things=0),
+        ema_decay=0.99, world=replace(world, things=()),
     )  # fmt: skip
     halves = {scale: seen(guidance=scale, steps=10) for scale in stages.guidance}
     for scale, half in halves.items():

@@ -124,5 +124,5 @@ CLIPS = World(
     latents=LATENTS,
     set_steps=lambda scheduler, steps: scheduler.set_timesteps(steps),
     sigmas=partial(draw_sigmas, mean=0.6, deviation=1.3, every=4),  # what an object looks like is decided below 0.85
-    things=len(sprites()) + 1,
+    things=(len(sprites()) + 1,),
 )

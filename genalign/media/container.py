@@ -114,7 +114,8 @@ def _opened(path: Path | str) -> IO[bytes]:
 
 
 def _unreadable(name: str, error: Exception) -> str:
-    return f"{name} cannot be read as a video: {error}; it may be cut short, so fetch or write it again, or drop it"
+    reason = "it holds none" if isinstance(error, IndexError) else getattr(error, "strerror", None) or error
+    return f"{name} cannot be read as a video: {reason}; it may be cut short, so fetch or write it again, or drop it"
 
 
 def _whole(container: Any, stream: Any, native: float, name: str) -> Iterator[Any]:

@@ -21,12 +21,13 @@ def read_media(files: Sequence[Path]) -> Media:
     """One Media of all files, which are of one medium; where every video has sound, that is a track beside them.
 
     Raises:
-        UsageError: no file, one that is missing, damaged, of another medium than the first or of none, or of another
-            rate.
+        UsageError: no file, one that is missing, damaged, or of another medium than the first or of none.
     """
     if not files:
         raise UsageError("there are no media files to score; name at least one")
     for file in files:
+        if file.is_dir():
+            raise UsageError(f"{file} is a folder; name the files in it, as {file}/*")
         if not file.is_file():
             raise UsageError(f"there is no media file {file}; check --media")
     kinds = {MEDIUM_OF.get(file.suffix.lower(), "") for file in files}
@@ -35,11 +36,11 @@ def read_media(files: Sequence[Path]) -> Media:
         given = ", ".join(sorted({file.suffix.lower() or file.name for file in files}))
         raise UsageError(f"files must be all of one kind, not {given}; genalign reads {known}")
     (name,) = kinds
-    tracks = {name: _one_rate(track_of([MEDIA[name].read(file) for file in files]))}
+    tracks = {name: track_of([MEDIA[name].read(file) for file in files])}
     if name == "video":
         sounds = [sound for file in files if (sound := load_sound(file)) is not None]
         if len(sounds) == len(files):
-            tracks["audio"] = _one_rate(track_of(sounds))
+            tracks["audio"] = track_of(sounds)
     return Media(**tracks)
 
 
@@ -54,21 +55,6 @@ def track_of(rows: Sequence[tuple[Any, float | None]]) -> Track:
     tensors = [row for row in data if isinstance(row, Tensor)]
     alike = bool(data) and len(tensors) == len(data) and len({row.shape for row in tensors}) == 1
     return Track.of(torch.stack(tensors) if alike else data, [rate for _, rate in rows])
-
-
-def _one_rate(track: Track) -> Track:
-    """The track, whose rows are written and compared at one rate.
-
-    Raises:
-        UsageError: it has several.
-    """
-    if track.rates is not None:
-        rates = sorted({rate or 0.0 for rate in track.rates})
-        raise UsageError(
-            f"the files have several rates ({', '.join(f'{rate:g}' for rate in rates)} a second); convert them to one, "
-            f"or read them apart"
-        )
-    return track
 
 
 def write_sample(media: Media, row: int, stem: Path) -> Path:
@@ -86,7 +72,7 @@ def write_sample(media: Media, row: int, stem: Path) -> Path:
             f"look at the adapter"
         )
     sound = None if beside is None else (beside.row(row), beside.rate_of(row))
-    return MEDIA[name].write(data, track.rate, stem, sound)
+    return MEDIA[name].write(data, track.rate_of(row), stem, sound)
 
 
 def written_for(media: Media, row: int) -> str | None:

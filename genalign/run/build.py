@@ -128,7 +128,7 @@ def build(recipe: Recipe, device: str = "cpu") -> Built:
     check_noise(method, recipe, made)
     rest = recipe.policy.offload is not None
     reward = None if recipe.reward is None else _reward(recipe.reward, folder, made, data, rest)
-    check_fit(method, reward)
+    check_fit(method, reward, kind_of(made) in recipe.method.learns_from)
     check_staleness(recipe, method, reward, made)
     built = Built(recipe, device, data, reward, method, environment=environment)
     if settings is not None:

@@ -74,14 +74,15 @@ def check_noise(method: Method, recipe: Recipe, made: Set[str]) -> None:
             )
 
 
-def check_fit(method: Method, reward: Reward | None) -> None:
-    """Refuse a method that needs what the reward cannot give.
+def check_fit(method: Method, reward: Reward | None, takes_pairs: bool = False) -> None:
+    """Refuse a method that needs what the reward cannot give. takes_pairs: it learns from given pairs as well.
 
     Raises:
         UsageError: naming both, and what to do.
     """
     if reward is None and method.needs & {"reward", "reward_grad"}:
-        raise UsageError(f"method {method.name} needs a reward, but the recipe has none; add the key 'reward'")
+        pairs = ", or 'chosen' and 'rejected' to each row of data.prompts" if takes_pairs else ""
+        raise UsageError(f"method {method.name} needs a reward, but the recipe has none; add the key 'reward'{pairs}")
     if reward is not None and "reward_grad" in method.needs and not reward.differentiable:
         raise UsageError(
             f"method {method.name} needs gradients of the reward, but reward {reward.name} is not differentiable; "

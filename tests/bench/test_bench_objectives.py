@@ -1,7 +1,7 @@
 """Ways to serve two rewards at once, at equal samples: the hypervolume of their samples of held-out prompts.
 
 `python -m tests.bench.test_bench_objectives [FOLDER] [STEPS]` trains the models, weighted sum, GDPO, dynamic weights, a
-constraint, Pareto fronts and Parrot, and prints the table: 24 steps take about a quarter of an hour of one core. FOLDER
+constraint, Pareto fronts and Parrot, and prints the table: 24 steps take about five minutes of one core. FOLDER
 keeps what is measured, plan by plan, so that the same command goes on where it was stopped.
 """
 

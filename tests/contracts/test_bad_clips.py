@@ -17,7 +17,11 @@ import yaml
 
 from genalign import build_reward
 from genalign.cli.main import main
+from genalign.cli.sample import sample
+from genalign.cli.score import score
 from genalign.media.film import write_video
+from genalign.run.build import build
+from genalign.run.recipe import load_recipe
 from genalign.types import Media, Prompt, Track, UsageError
 from tests.helpers.clips import bouncing, gliding, knocks
 from tests.helpers.tiny_videos import RATE
@@ -118,12 +122,30 @@ def test_a_clip_that_is_cut_short(refused: Any, tmp_path: Path, row: dict[str, s
 
 def test_a_row_that_is_no_clip(refused: Any, tmp_path: Path) -> None:
     (tmp_path / "words.mp4").write_text("not a clip")
-    assert "words.mp4 cannot be read as a video" in refused({"prompt": "a b", "video": "words.mp4"})
+    sentence = refused({"prompt": "a b", "video": "words.mp4"})
+    assert "words.mp4 cannot be read as a video: Invalid data found when processing input; it may be cut" in sentence
     assert "names the video 'none.mp4', which is not in" in refused({"prompt": "a b", "video": "none.mp4"})
     sentence = refused(A, {"prompt": "c d"})
     assert re.search(
         r"line 2 of .* brings no video to learn from, as other lines do; give it one, or drop the", sentence
     )
+
+
+def test_no_list_of_clips(refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip itself, a folder that is not found where it was looked for, and one without words."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "a.mp4").rename(tmp_path / "own" / "a.mp4")
+    data = {"policy": {"model": str(model("wan"))}, "method": {"name": "sft"}, "data": {"prompts": "own"}}
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "r.yaml").write_text(yaml.safe_dump({**data, "train": {"steps": 1}}))
+    monkeypatch.chdir(tmp_path)
+    for given, sentence in (
+        ("own", r"own: No such file or directory; write it \./own$"),
+        ("./own", r"put the prompt of each file into a \.txt of its name, or write one .* of a pairs\.jsonl$"),
+        ("own/a.mp4", r"own/a\.mp4 is neither \.jsonl nor \.txt; name a prompts file that ends in one of them$"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            build(load_recipe("recipes/r.yaml", ["policy.frame_rate=16", f"data.prompts={given}"]))
 
 
 def test_rows_without_clips(refused: Any, tmp_path: Path) -> None:
@@ -134,10 +156,30 @@ def test_rows_without_clips(refused: Any, tmp_path: Path) -> None:
     )
 
 
+def test_rows_without_a_clip_that_is_preferred(refused: Any, tmp_path: Path) -> None:
+    sentence = refused({"prompt": "a b", "chosen": None, "rejected": "b.mp4"})
+    assert re.search(r"has no path of a clip under 'chosen'", sentence)
+    assert refused({"prompt": "a b", "chosen": "a.mp4"}).endswith(
+        "add the key 'reward', or 'chosen' and 'rejected' to each row of data.prompts"
+    )
+
+
 def test_video_and_sound_at_once_cannot_be_encoded_from_files(refused: Any) -> None:
     assert refused(A, name="ltx-2", frame_rate=None).endswith(
         "makes video and audio at once, which cannot be encoded from files; train it on its own samples, with a reward"
     )
+
+
+def test_a_model_without_a_recipe_can_be_told_what_it_does_not_say() -> None:
+    source, call = str(model("wan", weights=True)), {**BOTH["wan"].call, "num_frames": 5}
+    with pytest.raises(UsageError, match=r"set policy\.frame_rate$"):
+        next(sample(source, "a b"))
+    drawn = next(sample(source, "a b", overrides=["policy.frame_rate=12", f"policy.call={call}"], steps=2))
+    assert (drawn.media["video"].rate, drawn.media["video"].data.shape) == (12.0, (1, 5, 3, 16, 16))
+    with pytest.raises(UsageError, match=r"'train\.steps=1' would change a recipe, but .* only keys of policy can be"):
+        sample(source, "a b", overrides=["train.steps=1"])
+    with pytest.raises(UsageError, match=r"policy: there is no key 'frame_rat'; did you mean 'frame_rate'\?$"):
+        sample(source, "a b", overrides=["policy.frame_rat=1"])
 
 
 def test_sizes_that_the_model_cannot_draw(refused: Any) -> None:
@@ -185,3 +227,16 @@ def test_clips_without_sound_are_abstained_from(tmp_path: Path, capfd: pytest.Ca
     assert main(["score", "moving", "--media", str(mute), str(heard)]) == 0
     assert main(["score", "sharpness", "--media", str(mute)]) == 2  # which reads pictures
     assert "needs 'image', which the data does not offer" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("reward", ["moving", "smooth-motion", "synchrony", "loudness", "tiny-video-reward"])
+def test_files_of_several_rates_have_the_scores_that_each_has_alone(tmp_path: Path, reward: str) -> None:
+    files = []
+    for rate, sound, bounces in ((8.0, 8000.0, 3), (12.0, 16000.0, 4)):
+        times = torch.arange(round(3 * sound)) / sound
+        knock = (0.5 * torch.sin(500 * 6.2832 * times) * (times % 0.75 < 0.05))[None]
+        files.append(write_video(torch.cat([bouncing()] * bounces), rate, tmp_path / f"{rate:g}.mp4", (knock, sound)))
+    together = [row["total"] for row in score(reward, files, "a star moves right")]
+    alone = [score(reward, [file], "a star moves right")[0]["total"] for file in files]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert None not in together

@@ -55,7 +55,7 @@ def test_a_shipped_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
 
 def test_a_run_with_pictures_in_its_prompts_resumes_bit_for_bit(tmp_path: Path) -> None:
     """Pictures, a rule, a judge in this process and a function in a worker: after a stop, as without one."""
-    words = [*SMALL, "eval=null", "train.checkpoint_every=1", "--out"]
+    words = [*SMALL, "eval=null", "train.checkpoint_every=1", "train.schedule=constant", "--out"]
     words = [word for word in words if not word.startswith(("eval.", "train.steps"))]
     assert main(["train", "vlm-grpo-hybrid", "train.steps=3", *words, str(tmp_path / "whole")]) == 0
     assert main(["train", "vlm-grpo-hybrid", "train.steps=2", *words, str(tmp_path / "parts")]) == 0

@@ -97,7 +97,7 @@ def test_pairs_of_clips_by_their_own_columns(folder: Path) -> None:
         find_pairs(path, "video")
     lines(path, {"prompt": "it moves", "chosen": "a.mp4", "rejected": "d.mp4"})
     (folder / "d.mp4").write_bytes((folder / "a.mp4").read_bytes())
-    with pytest.raises(UsageError, match="prefers a video to an equal one"):
+    with pytest.raises(UsageError, match="prefers a clip to an equal one"):
         find_pairs(path, "video")
 
 

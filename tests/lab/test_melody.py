@@ -322,16 +322,22 @@ def test_what_a_latent_shows_is_the_note_that_sounds_there():
         facts["voices"] = facts["voices"][:1]
         piece = melody_pieces.arrange(facts, rng)
         wave, places = melody_pieces.render(piece)[0], melody_pieces.shown(piece)
-        silent = len(INSTRUMENTS) * len(melody_pieces.PITCHES)
-        sounding = places[places != silent]
-        assert len(sounding) > 24
-        assert {INSTRUMENTS[int(place) // len(melody_pieces.PITCHES)] for place in sounding} == set(facts["voices"])
+        sounds = places[:, 0] < len(INSTRUMENTS)
+        assert sounds.sum() > 24
+        assert (places[~sounds] == [len(INSTRUMENTS), len(melody_pieces.PITCHES), melody_pieces.HELD]).all()
+        assert {INSTRUMENTS[lead] for lead in places[sounds, 0]} == set(facts["voices"])
+        starts = [note.start for note in piece.notes]
         for k in range(1, 47):
-            if places[k] == silent or not places[k - 1] == places[k] == places[k + 1]:
+            since = (k + 0.5) * 0.064 - melody_pieces.TICK * places[k, 2]
+            if 0 <= places[k, 2] < melody_pieces.HELD - 1:
+                assert min(abs(since - start) for start in starts) < 0.51 * melody_pieces.TICK
+            if not (
+                sounds[k] and (places[k - 1, :2] == places[k, :2]).all() and (places[k + 1, :2] == places[k, :2]).all()
+            ):
                 continue
             part = wave[(k - 1) * 1024 : (k + 2) * 1024]
             strongest = np.abs(np.fft.rfft(part * np.hanning(len(part)), 16384)).argmax() * RATE / 16384
-            pitch = melody_pieces.PITCHES[int(places[k]) % len(melody_pieces.PITCHES)]
+            pitch = melody_pieces.PITCHES[places[k, 1]]
             ratio = strongest / (440 * 2 ** ((pitch - 69) / 12))
             right += abs(ratio - max(1, round(ratio))) < 0.04 * ratio
             heard += 1

@@ -87,7 +87,7 @@ def test_what_is_matched_is_what_the_pipeline_follows_and_decodes(pipeline, tmp_
     made = bank.latent_bank(vae, tmp_path, "melodies", 4)
     assert not any(held_out(row) for row in made.facts)
     assert made.shown is not None
-    assert made.shown.shape == (4, LATENTS[0])
+    assert made.shown.shape == (4, LATENTS[0], len(PIECES.things))
     drawn_from = batch(made, vae, PIECES.caption, step=0, rows=2, seed=0)
     clean, noise = drawn_from.clean, drawn_from.noise
     assert clean.shape == (2, *LATENTS)

@@ -213,20 +213,21 @@ def test_clips_of_the_bank_and_captions_of_trajectories_are_of_the_training_spli
 def test_telling_what_is_where_trains_the_transformer_and_leaves_no_trace(pipeline) -> None:
     """Against the middle block's own states, in a float64 loop over the places."""
     net, places = pipeline.transformer, LATENTS[1] * LATENTS[2] * LATENTS[3]
-    told, kept = flow_matching.Told(net, CLIPS.things), []
+    told, kept = flow_matching.Told(net, CLIPS), []
+    (things,) = CLIPS.things
     tap = net.blocks[2].register_forward_hook(lambda module, given, states: kept.append(states))
     noisy, sigma = torch.randn(2, *LATENTS), torch.tensor([0.3, 0.9])
-    shown = torch.randint(CLIPS.things, (2, places))
-    shown[:, ::2] = CLIPS.things - 1
+    shown = torch.randint(things, (2, places))
+    shown[:, ::2] = things - 1
     net.requires_grad_(True)
     velocity(net, noisy, sigma, CLIPS.read(pipeline, TEXTS[:2], 0))
     loss, wanted, whole = told.loss(shown), 0.0, 0.0
     rows = told.head(kept[0].detach().float()).flatten(0, 1).double()
     for logits, right in zip(rows, shown.flatten().tolist(), strict=True):
-        weight = flow_matching.EMPTY if right == CLIPS.things - 1 else 1.0
+        weight = flow_matching.EMPTY if right == things - 1 else 1.0
         wanted -= weight * float(logits.log_softmax(0)[right])
         whole += weight
-    assert float(loss) == pytest.approx(flow_matching.TELLING * wanted / whole, rel=1e-5)
+    assert float(loss) == pytest.approx(CLIPS.telling * wanted / whole, rel=1e-5)
     loss.backward()
     reached = [block.ffn.net[-1].weight.grad is not None for block in net.blocks]
     assert reached == [True, True, True, False, False]

@@ -40,11 +40,18 @@ def test_mixtures_and_unknown_files_are_refused(tmp_path) -> None:
         read_media([tmp_path / "z.png"])
 
 
-def test_sounds_of_two_rates_are_refused(tmp_path) -> None:
+def test_each_sound_keeps_its_own_rate(tmp_path) -> None:
     for rate in (8000, 16000):
         soundfile.write(tmp_path / f"{rate}.wav", np.zeros(100), rate)
-    with pytest.raises(UsageError, match=r"several rates \(8000, 16000 a second\)"):
-        read_media([tmp_path / "8000.wav", tmp_path / "16000.wav"])
+    media = read_media([tmp_path / "8000.wav", tmp_path / "16000.wav"])
+    for row, rate in enumerate((8000, 16000)):
+        assert media["audio"].rate_of(row) == rate
+        assert soundfile.info(write_sample(media, row, tmp_path / f"copy-{row}")).samplerate == rate
+
+
+def test_a_folder_is_no_file(tmp_path) -> None:
+    with pytest.raises(UsageError, match=r"is a folder; name the files in it, as .*/\*$"):
+        read_media([tmp_path])
 
 
 def test_a_sample_is_written_as_what_it_mainly_is(tmp_path) -> None:

@@ -130,6 +130,20 @@ def test_the_rewards_of_answers_score_right_ones_above_wrong_ones(room: Path) ->
     assert only.total.tolist() == pytest.approx([3.0, 1.0])
 
 
+def test_what_answers_no_question_is_worth_nothing_though_the_judge_says_yes_to_it(room: Path) -> None:
+    """tiny-vlm-judge takes "two red cars on a red cars background" for a caption that the picture shows."""
+    from genalign.data.prompts import read_prompts
+
+    exam = read_prompts(shipped("assets", "emojiworld", "questions", "heldout.jsonl")).rows
+    row = next(row for row in exam if row.facts["before"] == "two red cars on a")
+    asked = [replace(row, facts={**row.facts, "answer": None})] * 2
+    told = texts(*(f"<think>I see it</think><answer>{answer}</answer>" for answer in ("red cars", row.facts["answer"])))
+    assert build_reward("vlm-seen", room)(asked, told).total.min() > 0.5
+    for name in ("vlm-model", "vlm-hybrid"):
+        nonsense, right = Runner(build_reward(name, room), max_failure=0.0)(asked, told).total.tolist()
+        assert right > nonsense + 0.5
+
+
 def test_scene_rules_give_partial_credit_with_confidence(room: Path) -> None:
     asked, media = scenes(8)
     true = build_reward("image-rule", Path())(asked, media)

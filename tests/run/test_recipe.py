@@ -74,6 +74,9 @@ def test_paths_of_overrides_are_seen_from_where_one_stands(tmp_path: Path, monke
     recipe = load_recipe("image-draft", ["reward={sum: [{use: ./models}, {use: clip, model: models/own}]}"])
     assert recipe.reward["sum"][0] == {"use": str(tmp_path / "models")}
     assert recipe.reward["sum"][1]["model"] == str(tmp_path / "models" / "own")
+    for name in ("pairs.csv", "pair.json", "rows.parquet", "models/clip.mp4"):
+        (tmp_path / name).touch()
+        assert load_recipe("image-flow-dpo", [f"data.prompts={name}"]).data.prompts == str(tmp_path / name)
     long = "yes/no " * 100
     assert load_recipe("image-draft", [f"reward={long}"]).reward == long.strip()
     with pytest.raises(UsageError, match=r"no model folder 'models'.*is written ./models"):
