@@ -25,7 +25,6 @@ REASONS = {
     "data/conversations.py": "the keys of a message's parts",
     "data/forms.py": COLUMN,
     "data/judged.py": "a value that is not a file is text, and bytes are an image",
-    "data/preferences.py": "texts stand in the row itself, other samples in files",
     "data/prompts.py": "the columns `image`, `video` and `audio` of a prompts file",
     "demo/align.py": "a grid is a picture",
     "demo/choice.py": "tiny-clip reads pictures",
