@@ -24,7 +24,7 @@ CHUNK = 256
 @dataclass(frozen=True)
 class Bank:
     """Latents (N, C, ...) fp16 as the autoencoder has them, their facts, and where a kind tells it, what is where: a
-    class (N, places) of each of the places that a transformer has as tokens."""
+    class (N, places), or several (N, places, columns), of each of the places that a transformer has as tokens."""
 
     latents: Tensor
     facts: list[dict[str, Any]]
@@ -74,7 +74,7 @@ def encoded_sounds(vae: Any, waves: Tensor) -> Tensor:
 class Kind:
     """What a bank is of: how one is laid out (an object with `facts`) and rendered, the axes of a batch of them in the
     order that the autoencoder has, channels second, how it encodes them, and what one that is laid out shows where
-    (places,)."""
+    (places,) or (places, columns)."""
 
     lay_out: Callable[[np.random.Generator], Any]
     render: Callable[[Any, np.random.Generator], np.ndarray]

@@ -87,8 +87,8 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised clean latents and noise, (rows, C, ...) fp32, their captions, what is shown where if the bank tells
-    it, and a generator for the times."""
+    """Normalised clean latents and noise, (rows, C, ...) fp32, their captions, what is shown where, (rows, places) or
+    with a column for each of the world's `things`, if the bank tells it, and a generator for the times."""
 
     clean: Tensor
     noise: Tensor

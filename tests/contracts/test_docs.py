@@ -61,6 +61,7 @@ NOT_RUN = {
     "genalign sample video-": "as above; test_shipped_recipes.py runs small ones",
     "genalign sample RUN": "needs a trained run",
     "genalign eval RUN": "needs a trained run; test_readme.py and tests/cli/test_evaluate.py evaluate one",
+    "genalign eval runs/": "as above",
     "genalign export RUN": "needs a trained run; tests/cli/test_export.py and test_comfyui.py",
     "genalign demo": "a server does not end; tests/demo/test_serve.py and test_page.py",
     "genalign fit-reward": "minutes; test_readme.py runs a small image-nrg, tests/reward/fit/test_fitted.py the others",

@@ -109,6 +109,31 @@ def test_what_is_matched_is_what_the_pipeline_follows_and_decodes(pipeline, tmp_
     torch.testing.assert_close(given[0].transpose(1, 2), wanted, rtol=0, atol=1e-2)
 
 
+def test_each_column_of_what_is_shown_is_told_for_itself(pipeline) -> None:
+    """Against a float64 loop over places and columns; a column's mean is by the importance of its own places."""
+    told = flow_matching.Told(pipeline.transformer, PIECES)
+    shown = torch.stack([torch.randint(things, (2, LATENTS[0])) for things in PIECES.things], dim=-1)
+    shown[:, ::3] = torch.tensor(PIECES.things) - 1
+    kept: list[torch.Tensor] = []
+    tap = pipeline.transformer.blocks[3].register_forward_hook(lambda module, given, states: kept.append(states))
+    with torch.no_grad():
+        velocity(pipeline.transformer, torch.randn(2, *LATENTS), torch.tensor([0.3, 1.0]),
+                 PIECES.read(pipeline, TEXTS, 0), PIECES.times)  # fmt: skip
+        rows, wanted, start = told.head(kept[0].float()).flatten(0, 1).double(), 0.0, 0
+        for column, things in enumerate(PIECES.things):
+            wrong = whole = 0.0
+            for logits, right in zip(
+                rows[:, start : start + things], shown[..., column].flatten().tolist(), strict=True
+            ):
+                weight = flow_matching.EMPTY if right == things - 1 else 1.0
+                wrong -= weight * float(logits.log_softmax(0)[right])
+                whole += weight
+            wanted, start = wanted + wrong / whole, start + things
+        assert float(told.loss(shown)) == pytest.approx(PIECES.telling * wanted, rel=1e-5)
+    tap.remove()
+    told.hook.remove()
+
+
 def test_a_trajectory_is_the_pipelines_own_guided_sampling(pipeline, tmp_path: Path) -> None:
     """Against the pipeline's call from the same noise, within bf16's products."""
     paths, texts = few_steps.trajectories(pipeline, tmp_path, 4, guidance=2.0, world=PIECES)
