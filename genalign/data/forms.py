@@ -21,8 +21,9 @@ from itertools import combinations, product
 from typing import Any, NamedTuple, get_args
 
 from genalign.data.conversations import answers_of, is_conversation, is_messages
-from genalign.data.judged import NOUNS, OVERALL, Comparisons, Kind, Listing, key_of
+from genalign.data.judged import OVERALL, Comparisons, Kind, Listing, key_of
 from genalign.data.tables import Table
+from genalign.media import MEDIA
 
 
 def _numbers(marks: Sequence[Any]) -> list[float]:
@@ -195,7 +196,7 @@ def _conversation(found: Comparisons, row: Mapping[str, Any]) -> None:
 def _chosen(found: Comparisons, row: Mapping[str, Any]) -> None:
     for side in ("chosen", "rejected"):
         if row[side] is None or isinstance(row[side], list):
-            kind = "text" if found.plain_kind == "text" else f"path of a {NOUNS[found.plain_kind]}"
+            kind = "text" if found.plain_kind == "text" else f"path of a {MEDIA[found.plain_kind].NOUN}"
             raise ValueError(f"has no {kind} under {side!r}")
     _plain(found, {**row, "a": row["chosen"], "b": row["rejected"], "p": 1.0})
 
@@ -217,7 +218,7 @@ def _plain(found: Comparisons, row: Mapping[str, Any]) -> None:
         found.undecided += 1
         return
     if a == b:
-        raise ValueError(f"prefers a {NOUNS[found.plain_kind]} to an equal one ({row['a']})")
+        raise ValueError(f"prefers a {MEDIA[found.plain_kind].NOUN} to an equal one ({row['a']})")
     aspect, user = str(row.get("aspect", OVERALL)), str(row.get("user", ""))
     group = _about(row["prompt"], begins) if found.plain_kind == "text" else row["prompt"]
     found.compare(a, b, p, found.group(group), aspect, user)

@@ -21,7 +21,6 @@ from genalign.media.form import ClipForm
 from genalign.types import Media, Modality, Prompt, UsageError
 
 Kind = Modality  # of a sample
-NOUNS: dict[Kind, str] = {"image": "picture", "video": "clip", "audio": "sound", "text": "text"}  # in sentences
 OVERALL = "overall"
 VIDEOS = 4  # that are held at a time: they are read whole, since each scorer takes frames of its own
 
@@ -177,7 +176,7 @@ class Comparisons:
                 continue
             found.append(neighbour(self.root, name, item.place))
             if not found[-1].is_file():
-                noun = "picture" if item.kind == "image" or len(names) > 1 else item.kind
+                noun = MEDIA["image" if len(names) > 1 else item.kind].NOUN
                 raise UsageError(
                     f"{item.place} names the {noun} {name!r}, which is not in {self.root}; add it or drop the line"
                 )
@@ -213,7 +212,7 @@ class Comparisons:
 
 def _row(kind: Kind, value: Any, root: Path, place: str, form: ClipForm | None = None) -> tuple[Any, float | None]:
     """One sample and its rate, as its medium reads it; a clip in this form."""
-    noun, where = "picture" if kind == "image" else kind, f"{place} names something that is not of kind "
+    noun, where = MEDIA[kind].NOUN, f"{place} names something that is not of kind "
     if isinstance(value, Cell):
         value, where = value.read(), f"{place} has no {noun} under {value.column!r}"
     else:

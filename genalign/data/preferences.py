@@ -14,11 +14,12 @@ from pathlib import Path
 
 from genalign.data.comparisons import read_comparisons
 from genalign.data.forms import form_of
-from genalign.data.judged import NOUNS, Comparison, Comparisons, Kind
+from genalign.data.judged import Comparison, Comparisons, Kind
 from genalign.data.samples import Samples
 from genalign.data.suites import is_suite
 from genalign.data.tables import FILES, is_captions, read_table
 from genalign.files.text import read_lines
+from genalign.media import MEDIA
 from genalign.media.form import ClipForm
 from genalign.types import Media, Prompt, UsageError
 
@@ -136,4 +137,6 @@ def _check_files(found: Comparisons, pair: Comparison) -> None:
     files = [file for number in (pair.a, pair.b) for file in found.files(found.items[number])]
     if len(files) == 2 and filecmp.cmp(files[0], files[1], shallow=False):
         best = files[0] if pair.p > 0.5 else files[1]
-        raise UsageError(f"{pair.place} prefers a {NOUNS[found.kind]} to an equal one ({best.name}); drop the line")
+        raise UsageError(
+            f"{pair.place} prefers a {MEDIA[found.kind].NOUN} to an equal one ({best.name}); drop the line"
+        )

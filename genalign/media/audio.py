@@ -20,6 +20,7 @@ from genalign.types import UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+NOUN = "sound"
 SUFFIXES: tuple[str, ...] = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif")
 WRITTEN = {".wav": "PCM_24", ".flac": "PCM_24", ".ogg": "VORBIS"}  # and how samples are stored
 RANGE: tuple[float, float] | None = (-1.01, 1.01)

@@ -23,6 +23,7 @@ from genalign.types.samples import as_floats, to_levels
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+NOUN = "picture"
 SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 RANGE: tuple[float, float] | None = (-0.01, 1.01)
 PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow hands EPS to Ghostscript, which is a program

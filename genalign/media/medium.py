@@ -18,10 +18,11 @@ Sounds = tuple[Sequence[Sound], Sequence[Sound]]  # of the base's rows and of th
 class Medium(Protocol):
     """One modality of types.Media; the modules image, video, audio and text are each one.
 
-    SUFFIXES: of the files that `read` takes, the first of which `write` writes. RANGE: the values a row may have, with
-    room for rounding; None for text.
+    NOUN: what sentences call one of it. SUFFIXES: of the files that `read` takes, the first of which `write` writes.
+    RANGE: the values a row may have, with room for rounding; None for text.
     """
 
+    NOUN: str
     SUFFIXES: tuple[str, ...]
     RANGE: tuple[float, float] | None
 

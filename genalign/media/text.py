@@ -12,6 +12,7 @@ from genalign.files.atomic import replace_file
 from genalign.files.text import read_text
 from genalign.media.medium import Budget, Sounds
 
+NOUN = "text"
 SUFFIXES: tuple[str, ...] = (".txt",)
 RANGE: tuple[float, float] | None = None
 

@@ -25,6 +25,7 @@ from genalign.types.samples import to_levels
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+NOUN = "clip"
 SUFFIXES: tuple[str, ...] = (".mp4", ".webm", ".mov", ".mkv", ".gif")
 RANGE: tuple[float, float] | None = (-0.01, 1.01)
 BLACK = 0.02  # mean below which a frame counts as black

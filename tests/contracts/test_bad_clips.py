@@ -124,7 +124,7 @@ def test_a_row_that_is_no_clip(refused: Any, tmp_path: Path) -> None:
     (tmp_path / "words.mp4").write_text("not a clip")
     sentence = refused({"prompt": "a b", "video": "words.mp4"})
     assert "words.mp4 cannot be read as a video: Invalid data found when processing input; it may be cut" in sentence
-    assert "names the video 'none.mp4', which is not in" in refused({"prompt": "a b", "video": "none.mp4"})
+    assert "names the clip 'none.mp4', which is not in" in refused({"prompt": "a b", "video": "none.mp4"})
     sentence = refused(A, {"prompt": "c d"})
     assert re.search(
         r"line 2 of .* brings no video to learn from, as other lines do; give it one, or drop the", sentence

@@ -93,7 +93,7 @@ def test_pairs_of_clips_by_their_own_columns(folder: Path) -> None:
     assert [track.rate_of(row) for row in (0, 1)] == pytest.approx([12.0, 8.0])
     assert (track.row(0) - bouncing()).abs().mean() < 0.05
     lines(path, {"prompt": "it moves", "chosen": "a.mp4", "rejected": "c.mp4"})
-    with pytest.raises(UsageError, match=r"names the video 'c.mp4', which is not in"):
+    with pytest.raises(UsageError, match=r"names the clip 'c.mp4', which is not in"):
         find_pairs(path, "video")
     lines(path, {"prompt": "it moves", "chosen": "a.mp4", "rejected": "d.mp4"})
     (folder / "d.mp4").write_bytes((folder / "a.mp4").read_bytes())

@@ -179,7 +179,7 @@ def test_rows_that_name_none_are_refused(folder: Path, rows: list[dict], fault: 
 def test_files_that_are_missing_or_damaged_are_refused_before_they_are_read(folder: Path) -> None:
     path = lines(folder / "rows.jsonl", {"prompt": "x", "video": "a.mp4"}, {"prompt": "x", "video": "none.mp4"})
     samples = read_prompts(path, "video", learnt=True).samples
-    with pytest.raises(UsageError, match=r"line 2 of .* names the video 'none.mp4', which is not in"):
+    with pytest.raises(UsageError, match=r"line 2 of .* names the clip 'none.mp4', which is not in"):
         samples.check()
     (folder / "none.mp4").write_bytes((folder / "a.mp4").read_bytes()[:-900])
     with pytest.raises(UsageError, match=r"none.mp4 cannot be read as a video.*cut short"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from genalign.clock import spent
+from genalign.media import MEDIA
 from genalign.ranks import gather, rank
 from genalign.reward.base import Stateless, digest
 from genalign.reward.heads.clip import ClipReward
@@ -103,7 +104,7 @@ class SetReward(Stateless):
         self.differentiable = measure not in (*COUNTING, "frechet-infinity")
 
     def _check(self, exemplars: str | None, pairs: str | None) -> None:
-        what = "picture" if self.medium == "image" else "sound"
+        what = MEDIA[self.medium].NOUN
         for source, given in ((exemplars, self.exemplars), (pairs, self.pairs)):
             other = given and (given.sounds if self.medium == "image" else given.pictures)
             if other:
