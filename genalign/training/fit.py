@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from genalign.files.atomic import replace_file
+from genalign.training.muon import Muon
 
 log = logging.getLogger("genalign.lab")
 
@@ -46,7 +47,7 @@ def fit(
         torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
     ]
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices.values(), lr=muon, weight_decay=weight_decay))
+        optimizers.append(Muon(matrices.values(), lr=muon, weight_decay=weight_decay))
     groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
     first = _restore(state, parameters, average, stepped, optimizers) if state.exists() else 0
     started, shown = time.monotonic(), 0.0

@@ -64,7 +64,9 @@ def _muon(groups: list[dict[str, Any]], named: Mapping[str, nn.Parameter], setti
             f"train.optimizer muon moves matrices only, and {flat} has shape {tuple(named[flat].shape)}; "
             f"take adamw, or leave it out of policy.lora.targets"
         )
-    return torch.optim.Muon(
+    from genalign.training.muon import Muon
+
+    return Muon(
         groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
 
