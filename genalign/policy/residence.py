@@ -1,16 +1,17 @@
 """Networks that are on the device only while they are asked; the others wait on the CPU.
 
 Of several networks, or of the blocks of one, the one that was asked last is there, as a copy of its own: what a graph
-keeps of it for the backward pass stays what it was, and leaves with the graph. What is trained never leaves. (The hooks
-of diffusers' group offload move a LoRA away with its block, and exchange the data of the very parameters that
-convolutions and norms read again in the backward pass.)
+keeps of it for the backward pass stays what it was. A graph of blocks keeps which weights it needs, and the block comes
+again when they are. What is trained never leaves. (The hooks of diffusers' group offload move a LoRA away with its
+block, and exchange the data of the very parameters that convolutions and norms read again in the backward pass.)
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,19 @@ from genalign.types import UsageError
 ASKED = ("forward", "encode", "decode")
 PLAIN = (Tensor, nn.Parameter)
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A tensor of a unit's weights, which a graph will need again: of which parameter, and which view of it."""
+
+    residence: Residence
+    unit: str
+    module: nn.Module
+    parameter: str
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
 
 
 class Residence:
@@ -38,6 +52,8 @@ class Residence:
         self.moves = 0
         self._staying = False
         self._returns: list[Callable[[], None]] = []
+        self._homes: dict[str, list[nn.Module]] = {}  # of each unit the modules that hold tensors
+        self._there: dict[int, tuple[str, nn.Module, str]] = {}  # unit, module and parameter, by where its data lie
         for name, unit in self.units.items():
             if hasattr(unit, "_hf_hook") or hasattr(unit, "_diffusers_hook"):
                 raise UsageError(
@@ -66,10 +82,15 @@ class Residence:
             self.leave()
         self.present.add(name)
         self.moves += 1
-        apart = self.inner[name].units.values() if name in self.inner else ()
         known: dict[int, nn.Parameter] = {}
-        for module in modules_outside(self.units[name], {id(part) for part in apart}):
-            self._lend(module, known)
+        for module in self._holding(name):
+            self._lend(name, module, known)
+
+    def _holding(self, name: str) -> list[nn.Module]:
+        if name not in self._homes:
+            apart = {id(part) for part in self.inner[name].units.values()} if name in self.inner else set()
+            self._homes[name] = [module for module in modules_outside(self.units[name], apart) if _own(module)]
+        return self._homes[name]
 
     def bring_network(self, network: nn.Module) -> None:
         """The same, by the network itself, where it is one of the units."""
@@ -84,6 +105,7 @@ class Residence:
         for back in self._returns:
             back()
         self._returns.clear()
+        self._there.clear()
         self.present.clear()
 
     @contextmanager
@@ -100,7 +122,21 @@ class Residence:
                 one._staying = False
                 one.leave()
 
-    def _lend(self, module: nn.Module, known: dict[int, nn.Parameter]) -> None:
+    def graphs_without_blocks(self) -> AbstractContextManager[Any]:
+        """Within the context graphs keep no weights of blocks, but which they need: the blocks come again for them."""
+        if not self.inner or not torch.is_grad_enabled():
+            return nullcontext()
+        return torch.autograd.graph.saved_tensors_hooks(self._note, _fetched)
+
+    def _note(self, tensor: Tensor) -> Tensor | Lent:
+        """What a graph keeps of a tensor that it needs."""
+        for residence in self.inner.values():
+            there = residence._there.get(tensor.untyped_storage().data_ptr())
+            if there is not None:
+                return Lent(residence, *there, tensor.size(), tensor.stride(), tensor.storage_offset())
+        return tensor
+
+    def _lend(self, unit: str, module: nn.Module, known: dict[int, nn.Parameter]) -> None:
         """Put copies of a module's own frozen tensors in their place. known: copies that other modules share."""
         frozen = [tensor for tensor in _own(module) if not tensor.requires_grad]
         if any(type(tensor) not in PLAIN for tensor in frozen):  # quantised: parts beside the data move along
@@ -112,6 +148,7 @@ class Residence:
                 if id(parameter) not in known:
                     known[id(parameter)] = nn.Parameter(self.here(parameter.data), requires_grad=False)
                 copy = module._parameters[name] = known[id(parameter)]
+                self._there[copy.untyped_storage().data_ptr()] = (unit, module, name)
                 self._returns.append(functools.partial(self._send_back, module, name, parameter, copy.data))
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -132,6 +169,15 @@ class Residence:
     def away(self, data: Tensor) -> Tensor:
         """What it holds while that is away."""
         return data.to(CPU)
+
+
+def _fetched(kept: Tensor | Lent) -> Tensor:
+    if isinstance(kept, Tensor):
+        return kept
+    kept.residence.bring(kept.unit)
+    weight = kept.module._parameters[kept.parameter]
+    assert weight is not None
+    return weight.data.as_strided(kept.size, kept.stride, kept.offset)
 
 
 def _own(module: nn.Module) -> list[Tensor]:

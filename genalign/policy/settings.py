@@ -105,8 +105,8 @@ class PolicySettings(BaseModel):
     stays float32. None: in dtype."""
     offload: Literal["phases", "blocks"] | None = None
     """What waits on the CPU: all networks but the one that is asked (phases), and of a denoiser or a language model all
-    blocks but one, too (blocks, which needs gradient_checkpointing). The same numbers, and time for the copies. None:
-    nothing."""
+    blocks but one, too (blocks; quantised ones need gradient_checkpointing). The same numbers, and time for the copies.
+    None: nothing."""
     vae: Vae = Vae()
     """How the autoencoder decodes; each of it changes rounding, and tiling the edges of tiles."""
     cache: Cache | None = None
@@ -151,10 +151,10 @@ class PolicySettings(BaseModel):
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:
-        if self.offload == "blocks" and not self.gradient_checkpointing:
+        if self.offload == "blocks" and self.quantization is not None and not self.gradient_checkpointing:
             raise ValueError(
-                "offload blocks needs gradient_checkpointing: true, without which every block's weights are kept for"
-                " the backward pass"
+                f"offload blocks of {self.quantization} needs gradient_checkpointing: true, without which every block's"
+                " quantised weights are kept for the backward pass"
             )
         if self.offload is not None and self.quantization == "bitsandbytes-int8":
             raise ValueError("bitsandbytes-int8 layers cannot be moved; offload with bitsandbytes-nf4 or torchao-int8")

@@ -99,6 +99,8 @@ class Stage:
             for place in [name for name in call if "." in name]:
                 component, name = place.split(".")
                 stack.enter_context(attribute(getattr(self.pipeline, component), name, call[place]))
+            if self.residence is not None:
+                stack.enter_context(self.residence.graphs_without_blocks())
             if torch.is_grad_enabled():
                 for module in self.pipeline.components.values():
                     if isinstance(module, torch.nn.Module) and hasattr(module, "decode"):

@@ -115,6 +115,8 @@ class Memory:
         denoiser = max(denoisers) if away else together
         learning, there = f.learning(settings), denoiser
         if self.climbs:  # through what was decoded, so that a graph holds both networks
+            if settings.offload == "blocks" and not settings.gradient_checkpointing:  # a step computed again keeps all
+                denoiser = max(f.weights(name, settings) for name in f.denoisers)
             learning, there = self._climbing(settings), denoiser + (autoencoder if away else 0)
         # In which gradients are counted, as they are with the adapter.
         update = None if learning is None else max(0, learning - 4 * f.trained)
@@ -149,7 +151,7 @@ class Memory:
         before = self.peak(self.settings)
         for words, changed in self.ladder:
             if self._is_new(self.settings, changed):
-                yield words, before - self.peak(_changed(self.settings, {**changed, **_needed(changed)}))
+                yield words, before - self.peak(_changed(self.settings, changed))
 
     def fitting(self, card: int) -> tuple[list[str], int] | None:
         """The overrides under which it fits a card of so many bytes, the first of the ladder; None: none of them."""
@@ -191,11 +193,11 @@ def _writes(model: Path | str) -> bool:
 
 
 def _changed(settings: PolicySettings, changed: Mapping[str, Any]) -> PolicySettings:
-    return settings.model_copy(update=dict(changed))
-
-
-def _needed(changed: Mapping[str, Any]) -> dict[str, Any]:
-    return {"gradient_checkpointing": True} if changed.get("offload") == "blocks" else {}
+    """With the lever that a lever needs."""
+    after = settings.model_copy(update=dict(changed))
+    if after.offload == "blocks" and after.quantization is not None:
+        return after.model_copy(update={"gradient_checkpointing": True})
+    return after
 
 
 def sizes_of_rewards(recipe: Recipe) -> dict[str, float]:

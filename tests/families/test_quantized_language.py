@@ -90,7 +90,10 @@ def test_a_class_without_linear_layers_is_one_sentence() -> None:
     [
         (["policy.vae.tiling=true"], r"policy\.vae is of models that draw, but tiny-lm writes text"),
         (["policy.quantization=x.gguf"], r"set policy\.model to a \.gguf file of a language model"),
-        (["policy.offload=blocks"], "offload blocks needs gradient_checkpointing: true"),
+        (
+            ["policy.offload=blocks", "policy.quantization=torchao-int8"],
+            "offload blocks of torchao-int8 needs gradient_checkpointing: true",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(words: list[str], sentence: str) -> None:

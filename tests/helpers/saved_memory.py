@@ -12,7 +12,8 @@ from genalign.types import Trajectory
 LEVERS: dict[str, dict[str, Any]] = {
     "gradient_checkpointing": {"gradient_checkpointing": True},
     "phases": {"offload": "phases"},
-    "blocks": {"offload": "blocks", "gradient_checkpointing": True},
+    "blocks": {"offload": "blocks"},
+    "blocks and checkpointing": {"offload": "blocks", "gradient_checkpointing": True},
 }
 
 

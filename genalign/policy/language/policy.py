@@ -246,7 +246,8 @@ class LanguagePolicy(Adapted):
         tape: Tokens = trajectory.tape
         columns = list(range(trajectory.logp.shape[1])) if steps is None else list(steps)
         mask = trajectory.mask[list(rows)][:, columns].to(self.device)
-        scored, hidden = self.scorer(tape, rows, versus)
+        with self.memory.graphs():
+            scored, hidden = self.scorer(tape, rows, versus)
 
         def spread(x: Tensor) -> Tensor:  # from these rows' own longest completion to the columns asked for
             return F.pad(x, (0, trajectory.logp.shape[1] - x.shape[1]))[:, columns]

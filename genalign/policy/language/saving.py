@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Saving:
         self.names = tuple(name for name in ("gradient_checkpointing", "offload") if getattr(settings, name))
         self._model, self._again = model, settings.gradient_checkpointing
         self._residence: Residence | None = None
-        layers = layers_of(model) if self._again else {}
+        layers = layers_of(model) if self._again or settings.offload == "blocks" else {}
         if settings.offload is not None:
             at = self.device if device is None else device
             inner = {MODEL: Residence(layers, at)} if settings.offload == "blocks" else {}
@@ -60,6 +60,10 @@ class Saving:
         """See that it is away, if it may be."""
         if self._residence is not None:
             self._residence.leave()
+
+    def graphs(self) -> AbstractContextManager[Any]:
+        """Where a graph may be recorded, which then keeps no weights of layers that wait elsewhere."""
+        return nullcontext() if self._residence is None else self._residence.graphs_without_blocks()
 
     @contextmanager
     def plainly(self) -> Iterator[None]:

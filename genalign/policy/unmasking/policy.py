@@ -121,7 +121,8 @@ class UnmaskingPolicy(Adapted):
         each, tape = trajectory.steps_together, trajectory.tape
         columns = list(range(trajectory.logp.shape[1])) if steps is None else list(steps)
         numbers = sorted({column // each for column in columns})
-        score = torch.cat([self._replayed(tape, rows, number, each) for number in numbers], 1)
+        with self.memory.graphs():
+            score = torch.cat([self._replayed(tape, rows, number, each) for number in numbers], 1)
         other = None
         if versus is not None:
             with torch.no_grad(), self.weights(versus):

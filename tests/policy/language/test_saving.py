@@ -54,7 +54,7 @@ def test_so_are_those_of_diffusion_language_models(kind: str, monkeypatch: pytes
 
 
 def test_layers_are_computed_again_in_the_backward_pass_alone() -> None:
-    again, ran = moved(policy("qwen3", **LEVERS["blocks"])), [0]
+    again, ran = moved(policy("qwen3", **LEVERS["blocks and checkpointing"])), [0]
     layers = layers_of(again.model)
     assert list(layers) == ["model.layers.0", "model.layers.1"]
     for layer in layers.values():
