@@ -114,7 +114,10 @@ class Cell:
         built = build(recipe)
         files = [built.data, built.eval_prompts]
         rewards = [built.reward, *built.held_out, *built.eval_rewards]
-        hashed = [self.name, json.dumps(read_yaml(shipped("pipelines", f"{self.recipe}.yaml")), sort_keys=True)]
+        told = read_yaml(shipped("pipelines", f"{self.recipe}.yaml"))
+        if told["policy"].get("dtype") == "auto":  # the same on every machine; rows were drawn in bfloat16 at first
+            told["policy"]["dtype"] = "bfloat16"
+        hashed = [self.name, json.dumps(told, sort_keys=True)]
         hashed += [prompts.digest for prompts in files if prompts] + [reward.version for reward in rewards if reward]
         hashed += [file_digest(path) for path in sorted(shipped("assets", recipe.policy.model).glob("*/*.safetensors"))]
         more = (recipe.policy.writer, *recipe.policy.adapters_merged, getattr(recipe.method, "noisy", None))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genalign.lab.world import place, render, sample_facts
+from genalign.precision import autocast
 from genalign.training.fit import fit
 
 LATENT_CHANNELS = 4
@@ -50,7 +51,7 @@ def build_autoencoder(work: Path, steps: int = 5000, seed: int = 1) -> Any:
     def loss_of(step: int) -> Tensor:
         images, _ = scenes(seed * 10_000_000 + step, 16)
         noise = torch.Generator().manual_seed(step)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             latents = vae.encoder(images.mul(2).sub(1).contiguous(memory_format=torch.channels_last)).float()
             shaken = latents + 0.08 * torch.randn(latents.shape, generator=noise)
             decoded = vae.decoder(shaken).float().add(1).div(2)

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genalign.lab.sums import Facts, Form, answer, question, sample_facts, verify, without_carry
 from genalign.lab.sums_text import LONGEST, encoded, padded, sums_tokenizer
+from genalign.precision import autocast
 from genalign.training.fit import fit
 
 WIDTH, LAYERS = 128, 3
@@ -78,7 +79,7 @@ def build_lm(
 
         def loss_of(step: int, place: int = place, said: Said = said) -> Tensor:
             ids, labels = examples(tokenizer, np.random.default_rng((seed, place, step)), rows, said)
-            with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            with autocast(), sdpa_kernel(SDPBackend.MATH):
                 return model(input_ids=ids, labels=labels, use_cache=False).loss  # causal: no token reads padding
 
         fit(model, loss_of, steps=count, learning_rate=rate, state=work / f"lm-{name}.safetensors", ema_decay=0.99)

@@ -15,6 +15,7 @@ from genalign.lab.flow_matching import UNCONDITIONAL
 from genalign.lab.reading import token_ids
 from genalign.lab.teacher import teacher
 from genalign.lab.turbo import pair_bank
+from genalign.precision import autocast
 from genalign.training.fit import compiled, fit
 
 
@@ -82,7 +83,7 @@ def build_sd(work: Path, steps: int = 6_000, samples: int = 24_576, rows: int = 
         noise = torch.randn(clean.shape, generator=draw)
         times = torch.randint(1000, (rows,), generator=draw)
         times[::2] = torch.randint(400, 950, (len(times[::2]),), generator=draw)
-        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with autocast(), sdpa_kernel(SDPBackend.MATH):
             context = text(token_ids(told_by.tokenizer, texts)).last_hidden_state
             out = forward(scheduler.add_noise(clean, noise, times), times, context, return_dict=False)[0]
         return (out.float() - scheduler.get_velocity(clean, noise, times)).square().mean()

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genalign.files.shipped import shipped
 from genalign.lab.text import MAX_TOKENS
+from genalign.precision import autocast
 
 Text = dict[str, Tensor]  # what a pipeline gives its transformer of texts, by the argument's name
 
@@ -52,7 +53,7 @@ def blank_like(empty: Text, text: Text) -> Text:
 def velocity(net: Callable[..., Any], x: Tensor, sigma: Tensor, text: Text, times: float = 1000.0) -> Tensor:
     """fp32 velocity, of the shape of x, at noise levels sigma (B,); the network is given `times` sigma."""
     # plain matrix products: the fused attention's backward pass is slow on a CPU
-    with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with autocast(), sdpa_kernel(SDPBackend.MATH):
         out = net(x, timestep=sigma * times, **text, return_dict=False)[0]
     return out.float()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from genalign.lab.teacher import read, teacher, velocity
 from genalign.lab.world import caption, sample_facts
+from genalign.precision import autocast
 from genalign.training.fit import fit
 
 CHUNK = 256  # pairs a file of the bank
@@ -68,7 +69,7 @@ def adapted(network: nn.Module) -> nn.Module:
 def regression(vae: Any, made: Tensor, wanted: Tensor) -> Tensor:
     """Mean square of latents, and L1 of pixels and edges behind the decoder, where a blur of two positions is dear."""
     scale = float(vae.config.scaling_factor)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast():
         drawn = vae.decode(made / scale).sample.float()
         with torch.no_grad():
             target = vae.decode(wanted / scale).sample.float()

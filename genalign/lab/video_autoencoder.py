@@ -10,6 +10,7 @@ from torch import Tensor
 from genalign.lab.autoencoder import difference, off_unit_size
 from genalign.lab.bank import KINDS
 from genalign.lab.video import NOISE, autoencoder
+from genalign.precision import autocast
 from genalign.training.fit import fit
 
 OF_SQUARES, OF_OBJECTS = 4.0, 3.0  # weights of squared differences, and in these of what is no background
@@ -36,7 +37,7 @@ def build_autoencoder(work: Path, steps: int, rows: int = 8, seed: int = 11) -> 
     def loss_of(step: int) -> Tensor:
         wanted = clips(seed, step, rows)
         noise = torch.Generator().manual_seed(step)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             mean = vae.encode(wanted).latent_dist.mean.float()
             decoded = vae.decode(mean + NOISE * torch.randn(mean.shape, generator=noise)).sample.float()
         squares = OF_SQUARES * (weights(wanted) * (decoded - wanted).square()).mean()

@@ -19,6 +19,7 @@ from genalign.lab.clip import PREPROCESS
 from genalign.lab.judge import shake
 from genalign.lab.text import build_tokenizer
 from genalign.lab.world import SIZE, caption, change_one_fact, place, render, sample_facts
+from genalign.precision import autocast
 from genalign.training.fit import fit
 
 PATCH = 8
@@ -175,7 +176,7 @@ def build_vlm(work: Path, steps: int = 8000, rows: int = 32, seed: int = 17) -> 
         rng = np.random.default_rng((seed, step))
         pictures, captions, label = scenes(rng, rows, easy=max(0.0, 1 - 3 * step / steps), intricate=0.5)
         pixels = (shake(pictures, rng) - mean) / std
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             logits, ids, words = read(model, tokenizer, pixels, captions)
         answer = F.cross_entropy(logits[torch.arange(len(captions)), words.sum(1) - 1], answers[label])
         true = label == 1

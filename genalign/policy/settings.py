@@ -88,8 +88,9 @@ class PolicySettings(BaseModel):
     """A LoRA that is merged into the frozen weights first, so that the reference has it too: one for few steps, or
     `adapter/` of an earlier run. A folder, a .safetensors file, a shipped one, or a hub id (`owner/name`, also
     `owner/name/file.safetensors`). Several: a list, merged in this order."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the frozen weights are held in; adapters stay float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """What the frozen weights are held in; adapters stay float32. auto: bfloat16 where that is no slower, on a GPU or a
+    CPU with AVX-512 or AMX, else float32; what it came to here is written into the run's recipe."""
     lora: Lora = Lora()
     """The trained adapter."""
     sampler: Sampler = Sampler()
@@ -136,6 +137,17 @@ class PolicySettings(BaseModel):
     """A language model that rewrites the prompt of an image model; both are trained. None: prompts stay as they are."""
     asked_share: float = Field(default=0.5, ge=0, le=1)
     """With a writer: the part of the guidance in generate that goes to the original prompt."""
+
+    @field_validator("dtype")
+    @classmethod
+    def _chosen(cls, value: str) -> str:
+        if value != "auto":
+            return value
+        import torch
+
+        from genalign.precision import computes_bfloat16
+
+        return "bfloat16" if computes_bfloat16("cuda" if torch.cuda.is_available() else "cpu") else "float32"
 
     @field_validator("quantization")
     @classmethod

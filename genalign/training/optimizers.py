@@ -66,9 +66,7 @@ def _muon(groups: list[dict[str, Any]], named: Mapping[str, nn.Parameter], setti
         )
     from genalign.training.muon import Muon
 
-    return Muon(
-        groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+    return Muon(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
 
 
 def share_of_rate(settings: TrainSettings, step: int) -> float:
