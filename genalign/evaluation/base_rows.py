@@ -41,8 +41,9 @@ def drawing_digest(models: Sequence[Path], policy: PolicySettings, settings: Eva
     """What the base's samples depend on, as one hash: 16 hexadecimal digits.
 
     models: folders of the model, of its writer and of what is merged into it, where it has them. prompts: the digest of
-    the prompts' file. Left out is what only rounds (the sizes of batches, and the dtype: of 256 pictures of tiny-flow the
-    judge sees one otherwise in float32 than in bfloat16), what only reaches rollouts, and the adapter, which is off.
+    the prompts' file. Left out is what only rounds (the sizes of batches, and the dtype: of 256 pictures of tiny-flow
+    the judge sees one otherwise in float32 than in bfloat16), what only reaches rollouts, and the adapter, which is
+    off.
     """
     keys = DRAWS | ({"asked_share"} if policy.writer is not None else set())
     if policy.quantization is not None or policy.vae != Vae():  # which base rows that are shipped were not drawn with

@@ -34,7 +34,7 @@ class Lent:
     parameter: str
     size: torch.Size
     stride: tuple[int, ...]
-    offset: int
+    offset: int | torch.SymInt
 
 
 class Residence:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 Kernel = Literal["flow-sde", "cps", "dance", "ddim", "ode"]
 QUANTIZED = ("bitsandbytes-nf4", "bitsandbytes-int8", "torchao-int8", "torchao-float8", "torchao-int4")
@@ -137,6 +138,20 @@ class PolicySettings(BaseModel):
     """A language model that rewrites the prompt of an image model; both are trained. None: prompts stay as they are."""
     asked_share: float = Field(default=0.5, ge=0, le=1)
     """With a writer: the part of the guidance in generate that goes to the original prompt."""
+
+    _dtype_is_open: bool = PrivateAttr(default=False)
+
+    @property
+    def dtype_is_open(self) -> bool:
+        """Whether `dtype` was left to the machine, which has chosen it."""
+        return self._dtype_is_open
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _open(cls, given: Any, parse: Callable[[Any], Self]) -> Self:
+        settings = parse(given)
+        settings._dtype_is_open = isinstance(given, Mapping) and given.get("dtype") == "auto"
+        return settings
 
     @field_validator("dtype")
     @classmethod

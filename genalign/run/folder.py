@@ -22,8 +22,8 @@ from genalign.training.metrics import METRICS
 from genalign.types import GenalignError, UsageError
 
 
-def run_folder(recipe: Recipe, out: Path | None, held: ExitStack) -> tuple[Path, bool]:
-    """Make the run's folder and write recipe.yaml into it, or find the one to resume; (folder, whether it is resumed).
+def run_folder(recipe: Recipe, out: Path | None, begun: Path | None, held: ExitStack) -> Path:
+    """Make the run's folder and write recipe.yaml into it; the one to resume, `begun`, must be this recipe's.
 
     held: keeps the folder for this process until it is closed.
 
@@ -32,8 +32,8 @@ def run_folder(recipe: Recipe, out: Path | None, held: ExitStack) -> tuple[Path,
             another recipe's.
     """
     resolved = recipe.resolved()
-    if recipe.train.resume is not None:
-        run = _run_to_resume(recipe, out)
+    if begun is not None:
+        run = begun
         # Both as this version resolves them: older ones wrote shipped models by their full path.
         changed = changed_key(load_recipe(run / RECIPE).resolved(), resolved, may_change(recipe))
         if changed is not None:
@@ -55,7 +55,7 @@ def run_folder(recipe: Recipe, out: Path | None, held: ExitStack) -> tuple[Path,
             replace_file(run / RECIPE, write_yaml(resolved), sync=True)
     except OSError as error:
         raise UsageError(f"cannot write the run folder {run} ({error.strerror}); choose another with --out") from error
-    return run, recipe.train.resume is not None
+    return run
 
 
 @contextmanager
@@ -94,7 +94,22 @@ def _new_folder(wanted: Path) -> Path:
     raise AssertionError("unreachable")
 
 
-def _run_to_resume(recipe: Recipe, out: Path | None) -> Path:
+def run_to_resume(recipe: Recipe, out: Path | None) -> Path | None:
+    """The folder to go on with, if any. Where the recipe leaves its dtype to the machine, the run's own is taken, which
+    another machine may have chosen.
+
+    Raises:
+        UsageError: there is none, or it is no run folder.
+    """
+    if recipe.train.resume is None:
+        return None
+    run = _named_run(recipe, out)
+    if recipe.policy.dtype_is_open:
+        recipe.policy.dtype = load_recipe(run / RECIPE).policy.dtype
+    return run
+
+
+def _named_run(recipe: Recipe, out: Path | None) -> Path:
     wanted = recipe.train.resume
     if is_url(str(wanted)):
         run = Path(_from_rank_0(str(fetched(str(wanted), out)) if rank() == 0 else ""))

@@ -14,7 +14,7 @@ from genalign.ranks import rank, world
 from genalign.run.build import build, check_prompts
 from genalign.run.copies import Copy
 from genalign.run.finish import finish, measure_search
-from genalign.run.folder import run_folder
+from genalign.run.folder import run_folder, run_to_resume
 from genalign.run.launcher import check_launcher, join_ranks, ranks_promised
 from genalign.run.recipe import load_recipe
 from genalign.run.steps import run_steps
@@ -59,6 +59,7 @@ def train_recipe(
         copy = None
     elif copy is not None:
         copy.claim(recipe)
+    begun = run_to_resume(recipe, out)
     built = build(recipe, device)
     if built.monitor is not None and len(built.monitor.chosen) < world():
         raise UsageError(
@@ -73,7 +74,7 @@ def train_recipe(
     if isinstance(built.method, Guidance):
         built.method.reward()  # before anything is drawn that it would guide
     with ExitStack() as held:
-        run, resumed = run_folder(recipe, out, held)
+        run = run_folder(recipe, out, begun, held)
         if copy is not None:
             copy.check_apart(run)
             held.enter_context(copy.held(recipe, run))
@@ -88,7 +89,7 @@ def train_recipe(
         if built.reward is not None:
             digests["reward"] = built.reward.version
         progress = start(policy, built.reward, recipe.train, digests)
-        if resumed:
+        if begun is not None:
             resume_from(progress, run)
         run_steps(built, progress, run, copy)
         finish(built, run)

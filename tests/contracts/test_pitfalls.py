@@ -564,9 +564,9 @@ def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
     recipe = load_recipe(write_recipe(tmp_path / "recipe"))
-    first, _ = run_folder(recipe, None, ExitStack())
+    first = run_folder(recipe, None, None, ExitStack())
     try:
-        second, _ = run_folder(recipe, None, ExitStack())
+        second = run_folder(recipe, None, None, ExitStack())
     except UsageError:
         return
     assert first != second

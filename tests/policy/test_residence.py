@@ -151,7 +151,7 @@ def test_what_another_library_moves_is_refused() -> None:
 
 
 def test_a_graph_of_blocks_keeps_none_of_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a linear layer (whose weight is saved transposed), a convolution and a norm; the copies die with their turn."""
+    """Of a linear layer (whose weight is saved transposed), a convolution and a norm; copies die with their turn."""
     blocks = nn.ModuleList(
         nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Conv1d(4, 4, 3, padding=1)).requires_grad_(False)
         for _ in range(3)

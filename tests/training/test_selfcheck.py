@@ -52,7 +52,12 @@ def experience(of: DiffusionPolicy, forward: bool = False) -> Any:
 @pytest.mark.parametrize("forward", [False, True])
 @pytest.mark.parametrize(
     "levers",
-    [{"gradient_checkpointing": True}, {"offload": "phases"}, {"gradient_checkpointing": True, "offload": "blocks"}, {"offload": "blocks"}],
+    [
+        {"gradient_checkpointing": True},
+        {"offload": "phases"},
+        {"offload": "blocks"},
+        {"gradient_checkpointing": True, "offload": "blocks"},
+    ],
 )
 def test_levers_that_are_exact_pass(levers: dict[str, Any], forward: bool) -> None:
     of = policy(**levers)
