@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from genalign.training.fit import fit
+from genalign.training.muon import Muon
 
 
 @pytest.mark.parametrize("muon", [0.0, 0.02])
@@ -31,7 +32,7 @@ def test_builders_resume_where_they_were_killed(tmp_path, muon):
 
 
 def test_kernels_are_stepped_by_muon_as_matrices_of_their_outputs(tmp_path):
-    """One step, against torch's Muon on the kernel as a matrix; the bias is AdamW's."""
+    """One step, against Muon on the kernel as a matrix; the bias is AdamW's."""
     torch.manual_seed(0)
     net, rows = nn.Conv1d(8, 6, 3), torch.randn(4, 8, 5)
     kernel = nn.Parameter(net.weight.detach().reshape(6, 24).clone())
@@ -39,7 +40,7 @@ def test_kernels_are_stepped_by_muon_as_matrices_of_their_outputs(tmp_path):
     loss = nn.functional.conv1d(rows, kernel.view(6, 8, 3), bias).square().mean()
     loss.backward()
     nn.utils.clip_grad_norm_([kernel, bias], 1.0)
-    torch.optim.Muon([kernel], lr=0.5 / 100, weight_decay=0.01).step()  # the first of 100 steps of warm-up
+    Muon([kernel], lr=0.5 / 100, weight_decay=0.01).step()  # the first of 100 steps of warm-up
     torch.optim.AdamW([bias], lr=0.1 / 100, betas=(0.9, 0.98), weight_decay=0.01).step()
     fit(
         net,
