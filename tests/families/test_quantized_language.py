@@ -48,6 +48,8 @@ def test_gradients_are_those_of_the_weights_that_are_held(name: str, kind: str, 
     for levers in LEVERS.values():
         if kind == "bitsandbytes-int8" and "offload" in levers:
             continue
+        if levers == {"offload": "blocks"}:  # of quantised layers it needs checkpointing
+            continue
         saving = loaded(folder, quantization=kind, **levers)
         again, theirs, off = updated(saving, prompts)
         assert off == 0
