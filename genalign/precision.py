@@ -9,8 +9,8 @@ import torch
 def computes_bfloat16(device: str) -> bool:
     """Whether products in bfloat16 take no longer than in float32 on this kind of device ("cpu", "cuda", ...).
 
-    oneDNN says so of CPUs with AVX-512 or AMX. On one that has AVX2 at most, as most laptops', a forward pass of
-    tiny-flow takes six times as long in bfloat16 as in float32, and Muon's iteration in it fifteen times.
+    oneDNN says so of CPUs with AVX-512 or AMX. On one that has AVX2 at most, as most laptops', a step of
+    image-nft takes between five and six times as long in bfloat16 as in float32.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

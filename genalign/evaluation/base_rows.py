@@ -22,13 +22,7 @@ from genalign.files.shipped import shipped
 from genalign.policy.settings import PolicySettings, Vae
 from genalign.types import GenalignError, Reward
 
-DRAWS = {
-    "attention",
-    "call",
-    "system",
-    "template",
-    "max_new_tokens",
-}  # keys of policy that reach a plain sample
+DRAWS = {"attention", "call", "system", "template", "max_new_tokens"}  # keys of policy that reach a plain sample
 ASKS = {"count", "seeds", "guidance", "steps"}  # keys of eval that do
 
 

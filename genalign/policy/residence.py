@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genalign.types import UsageError
+from genalign.types import GenalignError, UsageError
 
 ASKED = ("forward", "encode", "decode")
 PLAIN = (Tensor, nn.Parameter)
@@ -26,12 +26,15 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Lent:
-    """A tensor of a unit's weights, which a graph will need again: of which parameter, and which view of it."""
+    """A tensor of a unit's weights, which a graph will need again: of which parameter, and which view of it. home: the
+    parameter that waits on the CPU; state: see `_state`."""
 
     residence: Residence
     unit: str
     module: nn.Module
     parameter: str
+    home: nn.Parameter
+    state: tuple[int, int]
     size: torch.Size
     stride: tuple[int, ...]
     offset: int | torch.SymInt
@@ -53,7 +56,8 @@ class Residence:
         self._staying = False
         self._returns: list[Callable[[], None]] = []
         self._homes: dict[str, list[nn.Module]] = {}  # of each unit the modules that hold tensors
-        self._there: dict[int, tuple[str, nn.Module, str]] = {}  # unit, module and parameter, by where its data lie
+        # By where its data lie: unit, module and name of a parameter, and the one that waits on the CPU.
+        self._there: dict[int, tuple[str, nn.Module, str, nn.Parameter]] = {}
         for name, unit in self.units.items():
             if hasattr(unit, "_hf_hook") or hasattr(unit, "_diffusers_hook"):
                 raise UsageError(
@@ -133,7 +137,9 @@ class Residence:
         for residence in self.inner.values():
             there = residence._there.get(tensor.untyped_storage().data_ptr())
             if there is not None:
-                return Lent(residence, *there, tensor.size(), tensor.stride(), tensor.storage_offset())
+                return Lent(
+                    residence, *there, _state(there[-1]), tensor.size(), tensor.stride(), tensor.storage_offset()
+                )
         return tensor
 
     def _lend(self, unit: str, module: nn.Module, known: dict[int, nn.Parameter]) -> None:
@@ -148,7 +154,7 @@ class Residence:
                 if id(parameter) not in known:
                     known[id(parameter)] = nn.Parameter(self.here(parameter.data), requires_grad=False)
                 copy = module._parameters[name] = known[id(parameter)]
-                self._there[copy.untyped_storage().data_ptr()] = (unit, module, name)
+                self._there[copy.untyped_storage().data_ptr()] = (unit, module, name, parameter)
                 self._returns.append(functools.partial(self._send_back, module, name, parameter, copy.data))
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -174,10 +180,20 @@ class Residence:
 def _fetched(kept: Tensor | Lent) -> Tensor:
     if isinstance(kept, Tensor):
         return kept
+    if _state(kept.home) != kept.state:
+        raise GenalignError(
+            f"{kept.unit}: its weights were changed before the backward pass, so gradients would be those of another"
+            " network; set policy.offload to phases"
+        )
     kept.residence.bring(kept.unit)
     weight = kept.module._parameters[kept.parameter]
     assert weight is not None
     return weight.data.as_strided(kept.size, kept.stride, kept.offset)
+
+
+def _state(home: nn.Parameter) -> tuple[int, int]:
+    """Where its data lie, and how often they were written to."""
+    return home.data_ptr(), home._version
 
 
 def _own(module: nn.Module) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """torch's Muon, but for one thing: on a CPU its iteration runs in float32.
 
 torch has it in bfloat16, for whose products a CPU needs instructions of their own (AVX-512 BF16 or AMX). One without
-takes fifteen times as long for a step of a small model.
+takes ten times as long for a whole training step of tiny-music's autoencoder.
 """
 
 from __future__ import annotations

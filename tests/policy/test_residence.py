@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genalign.policy.diffusion import DiffusionPolicy
 from genalign.policy.residence import Residence
 from genalign.policy.settings import Lora, PolicySettings, Sampler
-from genalign.types import Trajectory, UsageError
+from genalign.types import GenalignError, Trajectory, UsageError
 from tests.helpers.absence import poison
 from tests.helpers.diffusion import PROMPTS
 from tests.helpers.tiny_pipelines import FAMILIES
@@ -176,6 +176,22 @@ def test_a_graph_of_blocks_keeps_none_of_their_weights(monkeypatch: pytest.Monke
     (found,) = torch.autograd.grad(out, x)
     assert torch.equal(found, wanted)
     assert inner.moves == 2 * 3
+
+
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_weights_that_change_before_the_backward_pass_are_found_out(how: str) -> None:
+    block = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False)
+    inner = Residence({"block": block}, torch.device("cpu"))
+    residence = Residence({"network": nn.Sequential(block)}, torch.device("cpu"), {"network": inner})
+    with residence.graphs_without_blocks():
+        out = block(torch.ones(1, 4, requires_grad=True)).sum()
+    residence.leave()
+    if how == "written":
+        block[0].weight.mul_(2)
+    else:
+        block[0].weight.data = block[0].weight.data * 2
+    with pytest.raises(GenalignError, match="block: its weights were changed before the backward pass"):
+        out.backward()
 
 
 def test_quantised_blocks_need_checkpointing() -> None:

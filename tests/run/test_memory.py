@@ -71,6 +71,16 @@ def test_rewards_are_counted_while_they_are_there(of: Memory) -> None:
     assert update.weights > rewards + 2 * 2_243_171_520 + 2 * 83_819_683  # the autoencoder's graph, too
 
 
+def test_a_step_that_is_computed_again_as_a_whole_keeps_all_blocks(of: Memory) -> None:
+    words = ["method={name: draft}", "policy.offload=blocks", "policy.gradient_checkpointing="]
+    kept, again = (Memory(load_recipe(NAME, [*words[:2], words[2] + value])) for value in ("false", "true"))
+    kept.footprint = again.footprint = of.footprint
+    update = {memory: memory.phases(memory.settings)[-1].weights for memory in (kept, again)}
+    denoiser = of.footprint.denoisers[0]
+    apart = of.footprint.weights(denoiser, kept.settings) - of.footprint.resident(denoiser, kept.settings)
+    assert update[kept] - update[again] == apart > 3 * GB
+
+
 def test_a_reward_of_rewards_counts_each_checkpoint_once() -> None:
     assert sizes_of_rewards(load_recipe("sdxl-turbo-reno")) == {
         **{"hpsv2.1": 2.0, "imagereward": 1.8, "pickscore": 3.9},
