@@ -146,6 +146,10 @@ class PolicySettings(BaseModel):
         """Whether `dtype` was left to the machine, which has chosen it."""
         return self._dtype_is_open
 
+    def __eq__(self, other: object) -> bool:
+        """Settings that say the same are equal, whoever has chosen the dtype."""
+        return isinstance(other, PolicySettings) and dict(self) == dict(other)
+
     @model_validator(mode="wrap")
     @classmethod
     def _open(cls, given: Any, parse: Callable[[Any], Self]) -> Self:

@@ -58,6 +58,7 @@ def test_a_dtype_that_is_left_to_the_machine_stays_what_it_was(tmp_path: Path, m
     with ExitStack() as held:
         begun = load_recipe(str(file), ["policy.dtype=auto"])
         assert begun.policy.dtype == "bfloat16"
+        assert begun.policy == load_recipe(str(file), ["policy.dtype=bfloat16"]).policy  # who chose makes no difference
         run_folder(begun, run, None, held)
     monkeypatch.setattr("genalign.precision.computes_bfloat16", lambda device: False)
     for chosen, goes_on in (("auto", True), ("float32", False)):
