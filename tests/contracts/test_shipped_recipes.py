@@ -56,6 +56,11 @@ def first_of_each(kind: Callable[[Recipe], Any], names: Iterable[str]) -> set[st
     return set(found.values())
 
 
+@pytest.fixture(autouse=True)
+def few_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genalign.run.steps.GRID_PROMPTS", 2)
+
+
 REPORTED = first_of_each(looked_at, sorted(TRAINED, key=AGAIN.__contains__)) | set(AGAIN)
 
 
@@ -75,8 +80,11 @@ def test_a_shipped_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
         words.append(f"reward={str(recipe.reward).replace('general', 'rules')}")
     elif not name.startswith(("text", "vlm")):
         words += reward_stand_in(recipe.reward, tmp_path / "reward")
-    if "/" in recipe.policy.model and recipe.policy.sampler.kernel == "ode":
-        words.append("policy.sampler.steps=4")
+    if "/" in recipe.policy.model:
+        words.append("data.prompts_per_step=1")
+        words += ["policy.sampler.steps=4"] if recipe.policy.sampler.kernel == "ode" else []
+    if recipe.method.name == "parrot":
+        words.append("method.group=2")  # for each of its tags
     if name in REPORTED:
         words += LOOKED_AT
         guidance = recipe.eval.guidance[-1] if recipe.eval and recipe.policy.model in PIPELINES else 1.0
