@@ -121,9 +121,8 @@ def picture(row: Tensor, rate: float) -> Image:
     shown.paste(PIL.Image.fromarray(_envelope(wave, width)), (LEFT, EDGE))
     shown.paste(PIL.Image.fromarray(_spectrum(wave, width)), (LEFT, EDGE + WAVE + GAP))
     draw, font = ImageDraw.Draw(shown), ImageFont.load_default(size=8)
-    for value in (1, 0, -1):
-        at = EDGE + (1 - value) / 2 * (WAVE - 1)
-        draw.text((LEFT - 2, at), str(value), "black", font, anchor="rm")
+    for level in (1, 0, -1):
+        draw.text((LEFT - 2, EDGE + (1 - level) / 2 * (WAVE - 1)), str(level), "black", font, anchor="rm")
     for value in MaxNLocator(4).tick_values(0, rate / 2000):
         if 0 < value <= rate / 2000:
             at = bottom - value / (rate / 2000) * SPECTRUM

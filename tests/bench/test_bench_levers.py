@@ -127,6 +127,7 @@ def peak(levers: dict[str, Any], patch: pytest.MonkeyPatch, *size: int) -> int:
     return meter.peak
 
 
+@pytest.mark.slow  # policy/test_residence.py says what is there, unit by unit
 def test_an_update_with_blocks_away_takes_a_quarter_of_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Side by side, in one run, with and without blocks that are computed again, which take the time."""
     none = peak({}, monkeypatch)
