@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -109,6 +110,7 @@ def candidates(prompts: int, each: int) -> tuple[Tensor, Tensor]:
     return torch.stack(features), torch.stack(right)
 
 
+@pytest.mark.slow
 def test_votes_give_back_what_wrong_labels_take() -> None:
     """Pictures; the accuracy with votes is at least nine tenths of what true labels give."""
     found = accuracies(scene_pairs(1500, "train", 0), scene_pairs(400, "heldout", 1))
