@@ -18,11 +18,11 @@ from genalign.media.sound import loudness as measured
 SAMPLES = 49_152
 LENGTH = SAMPLES / RATE  # seconds
 TICK = 0.016  # seconds
-START = 3 * TICK  # seconds before the first note
+START = 4 * TICK  # seconds before the first note
 PACE = {"slow": (90.0, 102.0), "medium": (132.0, 148.0), "fast": (195.0, 218.0)}  # quarter notes a minute
-BEATS = {"slow": (38, 40), "medium": (26, 28), "fast": (18,)}  # ticks of a quarter note, all of such paces
+BEATS = {"slow": 40, "medium": 28, "fast": 18}  # ticks of a quarter note, of such paces
 MIDDLE = {"low": 50, "high": 69}  # MIDI number from which on, for an octave, the mean pitch of the melody lies
-LEVEL = {"soft": (-34.0, -31.0), "loud": (-20.0, -17.0)}  # LUFS
+LEVEL = {"soft": (-31.0, -29.0), "loud": (-20.0, -17.0)}  # LUFS
 BASS = 43  # lowest root of a chord
 SECOND, DRUM = -5.0, -5.0  # decibels of these by the lead's; each varies by VARIED
 VARIED = 1.5
@@ -61,7 +61,7 @@ def arrange(facts: Facts, rng: np.random.Generator) -> Piece:
     tonic = TONICS[facts["key"].split()[0] if facts["key"] is not None else str(rng.choice(list(TONICS)))]
     lead_only_high = len(facts["voices"]) == 2 or facts["voices"][0] in HIGH_ONLY
     register = facts["register"] or ("high" if lead_only_high else str(rng.choice(REGISTERS)))
-    pace = 60 / (TICK * float(rng.choice(BEATS[facts["tempo"] or str(rng.choice(TEMPI))])))
+    pace = 60 / (TICK * BEATS[facts["tempo"] or str(rng.choice(TEMPI))])
     loudness = rng.uniform(*LEVEL[facts["loudness"] or str(rng.choice(LOUDNESSES))])
     home = tonic + 12 * int(np.ceil((MIDDLE[register] - song.middle - tonic) / 12))
     beat = 60 / pace
