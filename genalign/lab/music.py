@@ -4,14 +4,14 @@ Of the audio classes of diffusers this one trains at this size: its autoencoder'
 latent can be 64 ms and a sound 48 tokens; it is a flow; and its text encoder is that of tiny-video.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from genalign.lab import melody
-from genalign.lab.flow_matching import World, even
-from genalign.lab.lapped import begin_lapped
+from genalign.lab.flow_matching import World, draw_sigmas, even
 from genalign.lab.melody_bank import INSTRUMENTS
 from genalign.lab.melody_pieces import HELD, LENGTH, PITCHES
 from genalign.lab.music_reading import TOKENS
@@ -20,29 +20,27 @@ from genalign.lab.teacher import Text
 from genalign.lab.world import Facts
 
 SOUND_RATE = 8_000  # Hz: half of the world's, up to where its instruments can still be told
-STRIDES = (64, 8)
-HOP = 64 * 8  # samples of a latent
-CHANNELS = 128
+HOP = 512  # samples of a latent
+CHANNELS = 192
 NOISE = 0.1  # on latents of unit size
-LATENTS = (round(LENGTH * SOUND_RATE) // HOP, CHANNELS)  # 48 x 128
+LATENTS = (round(LENGTH * SOUND_RATE) // HOP, CHANNELS)  # 48 x 192
 CALL = {"audio_duration_s": LENGTH}
 SHIFT = 3.0
 STATED = 0.85  # share of captions that state what may be left out
 
 
 def autoencoder() -> Any:
-    """LongCatAudioDiTVae, 24576 samples <-> 128 x 48. It begins as a lapped transform of 64 frequencies, whose layers
-    are almost all there is at the full rate. Its posterior's deviation is NOISE everywhere, not learnt."""
+    """LongCatAudioDiTVae, 24576 samples <-> 192 x 48, of one block; lapped.py says what it is made to be."""
     from diffusers import LongCatAudioDiTVae
 
     torch.manual_seed(21)
-    vae = LongCatAudioDiTVae(
-        channels=2,
-        c_mults=[32, 128],
-        strides=list(STRIDES),
+    return LongCatAudioDiTVae(
+        channels=1,
+        c_mults=[CHANNELS],
+        strides=[HOP],
         latent_dim=CHANNELS,
         encoder_latent_dim=2 * CHANNELS,
-        act_fn="elu",
+        act_fn="snake",
         downsample_shortcut="none",
         upsample_shortcut="none",
         in_shortcut="none",
@@ -51,15 +49,9 @@ def autoencoder() -> Any:
         sample_rate=SOUND_RATE,
         scale=1.0,
     )
-    begin_lapped(vae, STRIDES[0])
-    last = vae.encoder.layers[-1]
-    with torch.no_grad():
-        last.weight_g[CHANNELS:] = 0.0
-        last.bias[CHANNELS:] = float(torch.tensor(NOISE).expm1().log())  # softplus of it is NOISE
-    return vae
 
 
-def transformer(text_width: int, width: int = 160, heads: int = 4, layers: int = 6) -> Any:
+def transformer(text_width: int, width: int = 160, heads: int = 4, layers: int = 5) -> Any:
     """48 tokens. No convolution over the text: it would see how far the batch is padded."""
     from diffusers import LongCatAudioDiTTransformer
 
@@ -70,7 +62,7 @@ def transformer(text_width: int, width: int = 160, heads: int = 4, layers: int =
         dit_text_dim=text_width,
         latent_dim=CHANNELS,
         text_conv=False,
-        ff_mult=2.0,
+        ff_mult=4.0,
     )
 
 
@@ -126,6 +118,7 @@ PIECES = World(
     latents=LATENTS,
     set_steps=lambda scheduler, steps: scheduler.set_timesteps(sigmas=even(steps)),
     times=1.0,
-    things=(len(INSTRUMENTS) + 1, len(PITCHES) + 1, HELD + 1),
+    sigmas=partial(draw_sigmas, mean=0.8, every=3),
+    things=(len(INSTRUMENTS) + 1, len(PITCHES) + 1, HELD + 1) * 2,
     telling=0.5,
 )

@@ -12,7 +12,7 @@ from genalign.lab.music_figures import played_right, reconstructed_right
 from genalign.lab.music_reading import build_text_tower
 from genalign.lab.stages import Reached, Stages, train_stages
 
-LENGTHS = Stages(autoencoder=10_000, samples=32_768)
+LENGTHS = Stages(autoencoder=1_500, samples=32_768)
 
 
 def build_music(work: Path, stages: Stages = LENGTHS) -> tuple[Any, Reached]:
@@ -23,7 +23,7 @@ def build_music(work: Path, stages: Stages = LENGTHS) -> tuple[Any, Reached]:
     transformer's stages.
     """
     reached = Reached()
-    vae = build_autoencoder(work, stages.autoencoder, rows=max(1, stages.rows // 6))
+    vae = build_autoencoder(stages.autoencoder)
     reached["autoencoder"] = reconstructed_right(vae, stages.prompts)
     bank = latent_bank(vae, work, "melodies", stages.samples)
     tower, tokenizer, share = build_text_tower(work, stages.read, rows=min(64, stages.rows + 16))

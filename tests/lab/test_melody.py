@@ -324,7 +324,9 @@ def test_what_a_latent_shows_is_the_note_that_sounds_there():
         wave, places = melody_pieces.render(piece)[0], melody_pieces.shown(piece)
         sounds = places[:, 0] < len(INSTRUMENTS)
         assert sounds.sum() > 24
-        assert (places[~sounds] == [len(INSTRUMENTS), len(melody_pieces.PITCHES), melody_pieces.HELD]).all()
+        nothing = [len(INSTRUMENTS), len(melody_pieces.PITCHES), melody_pieces.HELD]
+        assert (places[~sounds, :3] == nothing).all()
+        assert (places[:, 3:] == nothing).all()
         assert {INSTRUMENTS[lead] for lead in places[sounds, 0]} == set(facts["voices"])
         starts = [note.start for note in piece.notes]
         for k in range(1, 47):
@@ -343,3 +345,25 @@ def test_what_a_latent_shows_is_the_note_that_sounds_there():
             heard += 1
     assert heard > 100
     assert right / heard > 0.95
+
+
+def test_what_a_latent_shows_of_the_second_voice_is_a_note_that_is_held_there():
+    """Against a loop over the notes; the drawn pieces play together in most places."""
+    rng, together = np.random.default_rng(8), 0
+    for _ in range(8):
+        facts = {**melody.sample_facts(rng), "voices": ["flute", "piano"]}
+        piece = melody_pieces.arrange(facts, rng)
+        places = melody_pieces.shown(piece)
+        for k, (player, pitch, held) in enumerate(places[:, 3:].tolist()):
+            time = (k + 0.5) * 0.064
+            notes = [note for note in piece.notes if note.voice == 1 and 0 <= time - note.start < 0.95 * note.length]
+            if not notes:
+                assert player == len(INSTRUMENTS)
+                continue
+            assert INSTRUMENTS[player] == "piano"
+            fitting = [note for note in notes if note.pitch == melody_pieces.PITCHES[pitch]]
+            assert any(
+                abs(time - note.start - held * melody_pieces.TICK) < 0.51 * melody_pieces.TICK for note in fitting
+            )
+            together += places[k, 0] < len(INSTRUMENTS)
+    assert together > 200
