@@ -12,7 +12,7 @@ from genalign.lab.music_figures import played_right, reconstructed_right
 from genalign.lab.music_reading import build_text_tower
 from genalign.lab.stages import Reached, Stages, train_stages
 
-LENGTHS = Stages(autoencoder=1_500, capable=(6_000,), samples=32_768, trajectories=3_072, rows=32)
+LENGTHS = Stages(autoencoder=1_500, samples=32_768, trajectories=3_072, rows=32)
 
 
 def build_music(work: Path, stages: Stages = LENGTHS) -> tuple[Any, Reached]:
