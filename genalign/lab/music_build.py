@@ -22,6 +22,7 @@ def build_music(work: Path, stages: Stages = LENGTHS) -> tuple[Any, Reached]:
     autoencoder: what rendered pieces are made of. read: a new tower learns to tell what a caption says. Then the
     transformer's stages.
     """
+    work.mkdir(parents=True, exist_ok=True)
     reached = Reached()
     vae = build_autoencoder(stages.autoencoder)
     reached["autoencoder"] = reconstructed_right(vae, stages.prompts)

@@ -109,6 +109,16 @@ def test_what_is_matched_is_what_the_pipeline_follows_and_decodes(pipeline, tmp_
     torch.testing.assert_close(given[0].transpose(1, 2), wanted, rtol=0, atol=1e-2)
 
 
+@torch.no_grad()
+def test_a_transformer_begins_by_answering_with_what_it_is_given() -> None:
+    """Whatever the text and the noise level are, within a fiftieth of its power."""
+    made = music.transformer(text_width=64)
+    generator = torch.Generator().manual_seed(3)
+    noise, text = torch.randn(4, *LATENTS, generator=generator), torch.randn(4, 9, 64, generator=generator)
+    given = made(noise, text, torch.ones(4, 9, dtype=torch.bool), torch.tensor([1.0, 0.9, 0.6, 0.1])).sample
+    assert float((given - noise).square().mean()) < 0.02
+
+
 def test_each_column_of_what_is_shown_is_told_for_itself(pipeline) -> None:
     """Against a float64 loop over places and columns; a column's mean is by the importance of its own places."""
     told = flow_matching.Told(pipeline.transformer, PIECES)
