@@ -16,6 +16,7 @@ from torch import Tensor
 from genalign import ranks
 from genalign.method import MethodSettings, build_method
 from genalign.types import GenalignError, Prompt
+from tests.helpers.forked import run_ranks
 from tests.helpers.toy_policy import ToyPolicy, ToyReward
 
 PROMPTS = [Prompt(f"scene {i}", uid=i) for i in range(6)]
@@ -53,7 +54,7 @@ def free_port() -> int:
 def two_ranks(tmp_path_factory) -> Path:
     """Runs all cases in one pair of processes: starting them is what takes time."""
     out = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(_worker, (free_port(), out), nprocs=2)
+    run_ranks(_worker, (free_port(), out), 2)
     return out
 
 
@@ -103,7 +104,7 @@ def _dies(rank: int, port: int, out: Path) -> None:
 
 
 def test_where_a_rank_has_died_the_others_end_with_a_sentence(tmp_path):
-    torch.multiprocessing.spawn(_dies, (free_port(), tmp_path), nprocs=2)
+    run_ranks(_dies, (free_port(), tmp_path), 2)
     assert (tmp_path / "said").read_text().startswith("another rank has ended, so this one cannot go on")
 
 

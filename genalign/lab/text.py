@@ -18,14 +18,16 @@ def scene_caption(rng: np.random.Generator) -> str:
     return caption(sample_facts(rng), rng)
 
 
-def build_tokenizer(sentence: Callable[[np.random.Generator], str] = scene_caption, length: int = MAX_TOKENS) -> Any:
-    """A transformers CLIPTokenizer of the words of such sentences, for texts of `length` tokens; padding is the end
-    token, as CLIP's is. The same on every machine."""
+def build_tokenizer(
+    sentence: Callable[[np.random.Generator], str] = scene_caption, length: int = MAX_TOKENS, count: int = 20_000
+) -> Any:
+    """A transformers CLIPTokenizer of the words of `count` such sentences, for texts of `length` tokens; padding is the
+    end token, as CLIP's is. The same on every machine."""
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
     rng = np.random.default_rng(0)
-    words = Counter(word for _ in range(20_000) for word in sentence(rng).split())
+    words = Counter(word for _ in range(count) for word in sentence(rng).split())
     merges = learn_merges(words)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # so that any text can be spelled
     tokens = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(c + END for c in alphabet), *map("".join, merges)]

@@ -112,7 +112,8 @@ def candidates(prompts: int, each: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.slow
 def test_votes_give_back_what_wrong_labels_take() -> None:
-    """Pictures; the accuracy with votes is at least nine tenths of what true labels give."""
+    """What reward/fit/test_train.py has of planted features, of pictures; the accuracy with votes is at least nine
+    tenths of what true labels give."""
     found = accuracies(scene_pairs(1500, "train", 0), scene_pairs(400, "heldout", 1))
     assert found["true labels"] > 0.75
     for how in ("flip", "soften"):

@@ -23,10 +23,9 @@ from genalign.run.memory import GB, Memory, sizes_of_rewards
 from genalign.run.recipe import load_recipe
 from tests.helpers.hub_models import PICTURES, stand_in
 
-NAMES = [
-    path.stem for path in sorted(shipped("pipelines").glob("*.yaml")) if load_recipe(path.stem).policy.model in PICTURES
-]
-SEARCHES = [name for name in NAMES if isinstance(build_method(load_recipe(name).method), Searching)]
+ALL = {path.stem: load_recipe(path.stem) for path in sorted(shipped("pipelines").glob("*.yaml"))}
+NAMES = [name for name in ALL if ALL[name].policy.model in PICTURES]
+SEARCHES = [name for name in NAMES if isinstance(build_method(ALL[name].method), Searching)]
 TRAINED = [name for name in NAMES if name not in SEARCHES]
 SMALL = ["train.steps=2", "data.prompts_per_step=2", "policy.batch_size=4", "train.checkpoint_every=1"]
 EVALUATED = ["eval.count=2", "eval.batch_size=2", "eval.steps=2", "eval.guidance=[1.0]"]

@@ -1,17 +1,21 @@
 """Every shipped recipe trains two steps offline, from its own file, with its own rewards and prompts."""
 
 import json
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from genalign.cli.main import main
+from genalign.data.prompts import read_prompts
 from genalign.files.shipped import shipped
 from genalign.media.film import write_video
 from genalign.method import build_method
 from genalign.method.search.base import Searching
 from genalign.policy import clip_form_of
-from genalign.run.recipe import load_recipe
+from genalign.run.recipe import Recipe, load_recipe
 from genalign.types import UsageError
 from tests.helpers.clips import bouncing, gliding
 from tests.helpers.hub_models import PICTURES, PIPELINES, reward_stand_in, stand_in
@@ -19,63 +23,93 @@ from tests.helpers.tiny_sounds import SOUNDS
 from tests.helpers.tiny_videos import RATE
 from tests.helpers.untrained import MODELS
 
-ALL = sorted(path.stem for path in shipped("pipelines").glob("*.yaml"))
-RECIPES = [name for name in ALL if load_recipe(name).policy.model not in PICTURES]  # see test_recipes_of_bases.py
-SMALL = [
-    "train.steps=2",
-    "data.prompts_per_step=2",
-    "method.group=4",
-    "policy.batch_size=4",
-    "eval.count=2",
-    "eval.batch_size=2",
-]
+ALL = {path.stem: load_recipe(path.stem) for path in sorted(shipped("pipelines").glob("*.yaml"))}
+RECIPES = [name for name in ALL if ALL[name].policy.model not in PICTURES]  # see test_recipes_of_bases.py
+SMALL = ["train.steps=2", "data.prompts_per_step=2", "method.group=4", "policy.batch_size=4"]
+LOOKED_AT = ["eval.count=2", "eval.batch_size=2"]
 
-
-SEARCHES = [name for name in RECIPES if isinstance(build_method(load_recipe(name).method), Searching)]
-
-
-def first_of_its_kind(names: list[str]) -> list[str]:
-    """One recipe of each method and of each kind of model, among them that of `make align`."""
-    found: dict[str, str] = {}
-    for name in ("image-nft", *names):
-        found.setdefault(load_recipe(name).method.name, name)
-        found.setdefault(name.split("-")[0], name)
-    return sorted(set(found.values()))
-
-
+SEARCHES = [name for name in RECIPES if isinstance(build_method(ALL[name].method), Searching)]
 TRAINED = [name for name in RECIPES if name not in SEARCHES]
-EVALUATED = first_of_its_kind(TRAINED)
+
+# Another recipe trains the same model by the same method, and differs in its reward or in a number; what each of these
+# names is built in run/test_recipe.py, and its reward scores in reward/test_build.py.
+AGAIN = (
+    *("image-dragon-frechet", "image-dragon-instance", "image-dragon-text", "image-vlm-judge"),
+    *("music-dragon-aesthetics", "music-dragon-clap", "music-dragon-fad", "music-dragon-persong-fad"),
+    *("music-dragon-text-exemplars", "music-dragon-vendi", "vlm-grpo-hybrid"),
+)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+def learnt(recipe: Recipe) -> tuple[str, str]:
+    return recipe.policy.model, recipe.method.name
+
+
+def looked_at(recipe: Recipe) -> tuple[Any, ...]:
+    """The model and its evaluation, but for its size."""
+    report, policy = recipe.eval, recipe.policy
+    assert report is not None
+    return policy.model, policy.writer, report.prompts, str(report.rewards), str(report.held_out)
+
+
+def first_of_each(kind: Callable[[Recipe], Any], names: Iterable[str]) -> set[str]:
+    found: dict[Any, str] = {}
+    for name in names:
+        found.setdefault(kind(ALL[name]), name)
+    return set(found.values())
+
+
+read_once = cache(read_prompts)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few samples are shown, and the thousands of prompts that many recipes share are read once."""
+    monkeypatch.setattr("genalign.run.steps.GRID_PROMPTS", 2)
+    monkeypatch.setattr("genalign.run.build.read_prompts", read_once)
+
+
+REPORTED = first_of_each(looked_at, sorted(TRAINED, key=AGAIN.__contains__)) | set(AGAIN)
+
+
+def test_what_is_left_to_the_slow_tests_is_trained_by_another_recipe() -> None:
+    quick = {learnt(ALL[name]) for name in TRAINED if name not in AGAIN}
+    assert {learnt(ALL[name]) for name in TRAINED} == quick
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in AGAIN else n for n in TRAINED])
 def test_a_shipped_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
-    """One of each method and of each kind of model is looked at, evaluated and reported, too."""
-    recipe, evaluated = load_recipe(name), name in EVALUATED
-    words = [*(SMALL if evaluated else SMALL[:4]), *stand_in(recipe.policy, tmp_path / "model")]
-    if not evaluated:
-        words += ["eval=null", "train.monitor=null"]
-    elif recipe.train.monitor is not None:
-        words.append("train.monitor.count=2")
+    """And is evaluated, where no other of the same model already is on the same prompts by the same rewards."""
+    recipe = ALL[name]
+    words = [*SMALL, *stand_in(recipe.policy, tmp_path / "model")]
     if PIPELINES.get(recipe.policy.model) in SOUNDS:  # of the hub, whose stand-ins draw a hundredth of a second
         words.append("reward={sum: [{use: silence}, {use: clipping}]}")
     elif recipe.policy.model in PIPELINES:  # of the hub, as the weights of its reward are
         words.append(f"reward={str(recipe.reward).replace('general', 'rules')}")
     elif not name.startswith(("text", "vlm")):
         words += reward_stand_in(recipe.reward, tmp_path / "reward")
-    if evaluated and not name.startswith(("text", "vlm")):
-        words += ["eval.steps=4", *(["eval.guidance=[1.0]"] if recipe.policy.model not in PIPELINES else [])]
+    if "/" in recipe.policy.model:
+        words.append("data.prompts_per_step=1")
+        words += ["policy.sampler.steps=4"] if recipe.policy.sampler.kernel == "ode" else []
+    if recipe.method.name == "parrot":
+        words.append("method.group=2")  # for each of its tags
+    if name in REPORTED:
+        words += LOOKED_AT
+        guidance = recipe.eval.guidance[-1] if recipe.eval and recipe.policy.model in PIPELINES else 1.0
+        words += ["eval.steps=4", f"eval.guidance=[{guidance}]"] if not name.startswith(("text", "vlm")) else []
+        words += ["train.monitor.count=2"] if recipe.train.monitor is not None else []
+    else:
+        words += ["eval=null", "train.monitor=null"]
     assert main(["train", name, *words, "--out", str(tmp_path / "out")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert all("reward" in row for row in rows)
-    if evaluated:
+    if name in REPORTED:
         assert json.loads((tmp_path / "out" / "eval.json").read_text())["prompts"] == 2
 
 
 def test_a_run_with_pictures_in_its_prompts_resumes_bit_for_bit(tmp_path: Path) -> None:
     """Pictures, a rule, a judge in this process and a function in a worker: after a stop, as without one."""
-    words = [*SMALL, "eval=null", "train.checkpoint_every=1", "train.schedule=constant", "--out"]
-    words = [word for word in words if not word.startswith(("eval.", "train.steps"))]
+    words = [*SMALL[1:], "eval=null", "train.checkpoint_every=1", "train.schedule=constant", "--out"]
     assert main(["train", "vlm-grpo-hybrid", "train.steps=3", *words, str(tmp_path / "whole")]) == 0
     assert main(["train", "vlm-grpo-hybrid", "train.steps=2", *words, str(tmp_path / "parts")]) == 0
     assert main(["train", "vlm-grpo-hybrid", "train.steps=3", *words[:-1], "--resume", str(tmp_path / "parts")]) == 0
@@ -87,7 +121,7 @@ def test_a_run_with_pictures_in_its_prompts_resumes_bit_for_bit(tmp_path: Path) 
 def test_a_shipped_search_is_measured_and_samples(name: str, tmp_path: Path) -> None:
     """Whatever it searches with: here the shipped model in few steps, and a reward fitted in two."""
     model = (
-        stand_in(load_recipe(name).policy, tmp_path / "model")
+        stand_in(ALL[name].policy, tmp_path / "model")
         if name.startswith(("video", "music"))
         else ["policy.model=tiny-flow"]
     )
@@ -102,18 +136,18 @@ def test_a_shipped_search_is_measured_and_samples(name: str, tmp_path: Path) -> 
     assert main(["train", name, *tiny, "--out", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out" / "eval.json").read_text())["prompts"] == 2
     assert (tmp_path / "out" / "report.html").is_file()
-    report = load_recipe(name).eval
+    report = ALL[name].eval
     assert report is not None
     (tmp_path / "p.jsonl").write_text(shipped("assets", report.prompts).read_text().splitlines()[0])
     words = ["--prompts", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "s")]
     assert main(["sample", name, *words, *small]) == 0
     (row,) = map(json.loads, (tmp_path / "s" / "samples.jsonl").read_text().splitlines())
-    assert row["search"] == load_recipe(name).method.name
+    assert row["search"] == ALL[name].method.name
     assert (tmp_path / "s" / row["file"]).is_file()
 
 
 OTHERS = ("tiny-video", *MODELS, "tiny-lm", "tiny-mdlm")
-BUILT = [name for name in RECIPES if load_recipe(name).policy.model in OTHERS and name not in SEARCHES]
+BUILT = [name for name in RECIPES if ALL[name].policy.model in OTHERS and name not in SEARCHES]
 # Of each way of learning one: by gradients, by what was recorded, and by evidence bounds.
 QUICK = ("video-draft", "video-flow-grpo", "text-grpo", "mdlm-grpo", "mdlm-dpo")
 
@@ -123,8 +157,8 @@ QUICK = ("video-draft", "video-flow-grpo", "text-grpo", "mdlm-grpo", "mdlm-dpo")
 )
 def test_a_recipe_on_a_shipped_model_goes_on_where_it_was_killed(name: str, tmp_path: Path) -> None:
     """1 + 1 steps are 2 steps, bit for bit: the adapter, and what was logged but for its times."""
-    recipe = load_recipe(name)
-    words = [*SMALL[:4], *stand_in(recipe.policy, tmp_path / "model"), "eval=null", "train.monitor=null"]
+    recipe = ALL[name]
+    words = [*SMALL, *stand_in(recipe.policy, tmp_path / "model"), "eval=null", "train.monitor=null"]
     words += ["train.checkpoint_every=1", *reward_stand_in(recipe.reward, tmp_path / "reward")]
     assert main(["train", name, *words, "--out", str(tmp_path / "whole")]) == 0
     assert main(["train", name, *words, "train.steps=1", "--out", str(tmp_path / "parts")]) == 0
@@ -152,7 +186,7 @@ OWN = {  # recipe -> what its head says of clips of one's own: the keys of two r
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_recipe_learns_from_own_clips_and_another_goes_on(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name)
+    recipe = ALL[name]
     for file, clip in (("a.mp4", gliding), ("b.mp4", bouncing)):
         write_video(clip(), recipe.policy.frame_rate or RATE, tmp_path / file)
     rows = [{"prompt": f"it moves {k}", **row} for k, row in enumerate(OWN[name])]
@@ -190,9 +224,9 @@ AUTOENCODERS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if load_recipe(name).policy.model in AUTOENCODERS])
+@pytest.mark.parametrize("name", [name for name in RECIPES if ALL[name].policy.model in AUTOENCODERS])
 def test_real_autoencoders_hold_what_a_recipe_asks_for(name: str, tmp_path: Path) -> None:
-    policy = load_recipe(name).policy
+    policy = ALL[name].policy
     pipeline, autoencoder, config, side = AUTOENCODERS[policy.model]
     (tmp_path / "vae").mkdir()
     index = {"_class_name": pipeline, "vae": ["diffusers", autoencoder]}

@@ -111,7 +111,9 @@ def test_telemetry_is_off_and_nothing_of_another_host_is_named(address):
     assert hosts <= {"gradio.app"}, hosts  # a link in a notice for browsers without scripts
 
 
+@pytest.mark.slow
 def test_draws_beyond_the_queue_are_refused_and_the_others_answered(address):
+    """Without the gate by which test_serve_load.py counts them exactly."""
     number, drawing = number_of(address, "go"), ["base", "a bus above a rocket", 0, 1, 0, 0, False]
 
     def ask(k):

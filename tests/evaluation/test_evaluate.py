@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as spawn
 from scipy import stats
 
 from genalign.evaluation.evaluate import evaluate, print_table
@@ -17,6 +16,7 @@ from genalign.evaluation.intervals import compare, win_rate
 from genalign.evaluation.settings import EvalSettings
 from genalign.ranks import leave
 from genalign.types import Prompt, Scores, UsageError, sample_seed
+from tests.helpers.forked import run_ranks
 from tests.helpers.level import Level
 from tests.helpers.painter import GAIN, PROMPTS, SCALES, Painter
 
@@ -264,7 +264,7 @@ def test_two_ranks_share_the_work_and_rank_0_writes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn.spawn(_one_of_two, args=(port, str(tmp_path)), nprocs=2)
+    run_ranks(_one_of_two, (port, str(tmp_path)), 2)
     written = json.loads((tmp_path / "rank0" / "eval.json").read_text())
     assert written == run(tmp_path / "alone", held_out=[Level()], seeds=(0, 1))
     assert not (tmp_path / "rank1").exists()

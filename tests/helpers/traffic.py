@@ -24,6 +24,7 @@ from genalign.training.progress import start
 from genalign.training.settings import TrainSettings
 from genalign.types import Prompt
 from tests.helpers import diffusion
+from tests.helpers.forked import run_ranks
 from tests.helpers.tiny_pipelines import FAMILIES
 
 GROUP = 2
@@ -119,7 +120,7 @@ def on_ranks(world: int, out: Path, cases: Sequence[Case], **keys: int) -> dict[
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, (world, port, out, list(cases), keys), nprocs=world)
+    run_ranks(_worker, (world, port, out, list(cases), keys), world)
     return {
         (kind, backend): [json.loads((out / f"{kind}-{backend}-{rank}.json").read_text()) for rank in range(world)]
         for kind, backend in cases

@@ -21,6 +21,7 @@ from genalign.lab.world import held_out, sample_facts
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bank, "CHUNK", 4)
     monkeypatch.setattr(few_steps, "CHUNK", 4)
+    monkeypatch.setattr(reading, "reading", partial(reading.reading, rows=32))
     for module in (flow_matching, few_steps):  # compiling takes longer than these few steps
         monkeypatch.setattr(module, "compiled", lambda model: model.forward)
 
@@ -43,7 +44,7 @@ def test_mixed_scenes_contain_nothing_that_is_held_out() -> None:
 def test_size_does_not_give_the_number_away() -> None:
     """In EmojiWorld's own scenes the sizes of one, two and three objects overlap in 25 and 26 px of two and three."""
     rng, sizes = np.random.default_rng(1), dict[int, set[int]]()
-    for _ in range(1500):
+    for _ in range(500):
         placed = counting_scene(rng).placed
         sizes.setdefault(len(placed), set()).update(size for *_, size in placed)
     assert set(sizes) == {1, 2, 3, 4}
@@ -109,7 +110,7 @@ def test_three_steps_learn_to_cross_where_the_teacher_took_nine(tmp_path: Path) 
         return float((ends - paths[:, -1]).square().mean())
 
     before = gap()
-    few_steps.distil_steps(pipeline, paths, texts, tmp_path, steps=40, rows=12)
+    few_steps.distil_steps(pipeline, paths, texts, tmp_path, steps=40, rows=6)
     assert gap() < 0.7 * before
 
 

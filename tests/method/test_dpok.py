@@ -62,7 +62,11 @@ def test_a_heavy_kl_holds_the_policy_where_it_was():
 def test_the_value_learns_what_a_path_will_be_worth():
     """Given x_t it explains more of the reward than the prompt alone, which explains more than the mean."""
     left = {}
-    for name, policy, steps in (("mean", ToyPolicy(), 0), ("prompt", ToyPolicy(), 40), ("state", Seeing(), 40)):
+    for name, policy, steps in (
+        ("mean", ToyPolicy(rows_together=32), 0),
+        ("prompt", ToyPolicy(rows_together=32), 40),
+        ("state", Seeing(rows_together=32), 40),
+    ):
         learner = method("dpok", group=16, value_steps=steps, value_learning_rate=0.01)
         bright = [Prompt("bright one", uid=1), Prompt("dark other", uid=2)]
         for step in range(25):
@@ -76,7 +80,10 @@ def test_the_value_learns_what_a_path_will_be_worth():
 def test_a_learnt_baseline_leaves_the_expected_gradient_and_lowers_its_variance():
     gradients = {}
     for name, steps in (("mean", 0), ("value", 60)):
-        learner, policy = method("dpok", group=32, value_steps=steps, value_learning_rate=0.01, kl_beta=0.0), Seeing()
+        learner, policy = (
+            method("dpok", group=32, value_steps=steps, value_learning_rate=0.01, kl_beta=0.0),
+            Seeing(rows_together=32),
+        )
         learnt = []
         for step in range(60):
             gradient, _ = backward(learner, policy, learner.collect(policy, PROMPTS[:1], ToyReward(), 11, step))

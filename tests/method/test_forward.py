@@ -34,7 +34,7 @@ from tests.helpers.toy_policy import ToyPolicy, ToyReward
 
 @pytest.mark.parametrize("name", [*PAIRED, *ROWS, "dpok"])
 def test_every_preset_raises_the_reward(name):
-    learner, policy = method(name, group=8), ToyPolicy()
+    learner, policy = method(name, group=8), ToyPolicy(rows_together=32)
     rewards = train(learner, policy, 30)
     assert isinstance(learner, Method)
     assert isinstance(policy, ForwardProcess)

@@ -17,7 +17,7 @@ from tests.helpers.toy_policy import DIMS, ToyPolicy, ToyReward
 @pytest.mark.parametrize("name", [*GradientSettings.presets, *(p for p in PreferenceSettings.presets if p != "tgdpo")])
 @pytest.mark.parametrize("token_like", [False, True])
 def test_every_preset_of_recorded_steps_raises_the_reward(name, token_like):
-    learner, policy = method(name, group=8), ToyPolicy(token_like=token_like)
+    learner, policy = method(name, group=8), ToyPolicy(rows_together=32, token_like=token_like)
     if name == "orpo" or (name == "gspo" and not token_like):
         with pytest.raises(UsageError, match=r"all steps of a sample|needs probabilities"):
             train(learner, policy, 1)

@@ -23,6 +23,7 @@ from genalign.run.plan import print_plan
 from genalign.run.recipe import load_recipe
 from genalign.training import sharded
 from genalign.training.shares import blocks, share
+from tests.helpers.forked import run_ranks
 from tests.helpers.tiny_recipe import write_recipe
 
 OVERRIDES = ["train.backend=fsdp2", "data.prompts_per_step=2", "method.group=2", "policy.batch_size=2"]
@@ -72,7 +73,7 @@ def test_weights_and_bytes_of_two_ranks_are_those_that_are_there(recipe: Path, t
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_plan, (port, str(recipe), tmp_path), nprocs=2)
+    run_ranks(_plan, (port, str(recipe), tmp_path), 2)
     found = json.loads((tmp_path / "found.json").read_text())
     assert f"each rank         holds {found['held'] / 2**20:.3f} of the " in found["printed"]
     assert f"is sent         {found['bytes'] / 2**20:.3f} MiB of weights in the step" in found["printed"]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as spawn
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -26,6 +25,7 @@ from genalign.training.settings import TrainSettings
 from genalign.training.stopping import watched
 from genalign.types import Media, Prompt, Scores, Track, UsageError
 from tests.helpers.averaged import Averaged
+from tests.helpers.forked import run_ranks
 from tests.helpers.tiny_recipe import write_recipe
 from tests.helpers.toy_policy import ToyReward, make_scores
 
@@ -242,7 +242,7 @@ def test_two_ranks_look_and_stop_as_one(tmp_path: Path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (tmp_path / "both").mkdir()
-    spawn.spawn(_one_of_two, args=(port, str(tmp_path / "both")), nprocs=2)
+    run_ranks(_one_of_two, (port, str(tmp_path / "both")), 2)
     for index in (0, 1):
         end = load_file(tmp_path / f"both/end-{index}.safetensors")
         assert end["steps"].tolist() == [alone.step, logs[-1]["step"]]

@@ -27,6 +27,7 @@ from genalign.training.progress import Progress, restore, start
 from genalign.training.settings import TrainSettings
 from genalign.types import Policy, Prompt, UsageError
 from tests.helpers import diffusion, language_policies, video_policies
+from tests.helpers.forked import run_ranks
 from tests.helpers.tiny_pipelines import FAMILIES
 from tests.helpers.toy_policy import ToyPolicy
 
@@ -149,7 +150,7 @@ def on_ranks(world: int, out: Path, cases: list[str], steps: int) -> Path:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, (world, port, out, cases, steps), nprocs=world)
+    run_ranks(_worker, (world, port, out, cases, steps), world)
     return out
 
 
