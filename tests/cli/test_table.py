@@ -218,7 +218,7 @@ def test_a_video_cell_is_a_run_of_its_recipe_on_the_shipped_model(tmp_path, monk
 def test_a_music_cell_is_a_run_of_its_recipe_on_the_shipped_model(tmp_path, monkeypatch):
     """Here on a model of its size that nobody trained: per-song win rates beside the held-out judge."""
     small = ["train.steps=1", "data.prompts_per_step=1", "method.group=2", "policy.batch_size=2", "eval.count=2"]
-    small += stand_in(load_recipe("music-nft").policy, tmp_path / "model")
+    small += ["train.monitor.count=2", *stand_in(load_recipe("music-nft").policy, tmp_path / "model")]
     monkeypatch.setattr(table_cells, "TRAINING_PROMPTS", 2)
     monkeypatch.setattr(Cell, "digest", lambda cell: "another")
     given = Cell.overrides
