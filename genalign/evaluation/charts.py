@@ -15,7 +15,6 @@ COLOURS = ("#1f6feb", "#d1570a", "#1a7f37", "#8250df", "#bf3989", "#57606a")
 DASHES = ("-", "--", ":")  # of the first six curves, the next six ...
 SMOOTH_FROM = 20  # steps: fewer are drawn as they are
 INCH = 96  # CSS px
-LETTER = 7  # a digit's width, in CSS px
 STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "genalign",  # the same curves make the same file
@@ -64,7 +63,7 @@ def chart(title: str, curves: Mapping[str, Curve], smooth: bool = False, along: 
         warnings.filterwarnings(
             "ignore", "Glyph .* missing"
         )  # the text is drawn by whoever shows it, in their own fonts
-        figure = Figure(figsize=size)
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         axes.set_title(title, parse_math=False)
         axes.set_xlabel(along, loc="right", color="#57606a", labelpad=1)
@@ -74,25 +73,14 @@ def chart(title: str, curves: Mapping[str, Curve], smooth: bool = False, along: 
         if lines:
             keys = [Line2D([], [], **_pen(number)) for number in range(len(curves))]
             legend = figure.legend(
-                keys, [f" {name}" for name in curves], loc="lower left", ncols=columns, frameon=False,
+                keys, [f" {name}" for name in curves], loc="outside lower left", ncols=columns, frameon=False,
                 handlelength=1.2, labelspacing=0.2, borderaxespad=0.2, borderpad=0,
             )  # fmt: skip
             for text in legend.get_texts():
                 text.set_parse_math(False)
-        _place(axes, lines)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue().replace("'DejaVu Sans'", "system-ui")
-
-
-def _place(axes: Any, lines: int) -> None:
-    """Margins for the labels, whose width is that of so many letters: a browser draws them in a font of its own."""
-    width, height = axes.figure.get_size_inches() * INCH
-    ticks = axes.yaxis.get_major_formatter()
-    left = 16 + LETTER * max(map(len, ticks.format_ticks(axes.get_yticks())))
-    top = 38 if ticks.get_offset() else 24  # a power of ten stands between title and axis
-    bottom = 34 + lines * LEGEND_LINE
-    axes.figure.subplots_adjust(left / width, bottom / height, 1 - 12 / width, 1 - top / height)
 
 
 def _pen(number: int) -> dict[str, Any]:

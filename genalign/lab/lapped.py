@@ -1,15 +1,18 @@
-"""A waveform autoencoder that begins as a lapped transform, which takes sounds apart into frequencies and back exactly.
+"""A waveform autoencoder that nothing trains: the principal components of a lapped transform, and their way back.
 
-Begun at random, its layers at the full rate must first find out what a frequency is (docs/world.md#tiny-music).
+What it makes of two sounds together is the sum of what it makes of each, so that a denoiser meets a note as the same
+latents whatever else is played (docs/world.md#tiny-music).
 """
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-SOFTLY = 0.3  # how loud the frequencies of a decoder's random layers are at first
+LINEAR = -30.0, 30.0  # logarithms of a Snake's frequency and divisor at which it passes on what it is given
+FAINT = 1e-4  # of the mean power of a frequency: what is fainter is not weighed more
 
 
 def lapped_basis(hop: int) -> Tensor:
@@ -21,38 +24,55 @@ def lapped_basis(hop: int) -> Tensor:
     return torch.from_numpy(np.sqrt(2 / hop) * window * waves).float()
 
 
-@torch.no_grad()
-def begin_lapped(vae: Any, hop: int) -> None:
-    """Let a LongCatAudioDiTVae of ELUs, whose first stride is `hop`, begin with what follows as random as it is: the
-    layers at the full rate pass the wave on, and those of the first stride are the transform and its inverse.
+def principal_waves(sounds: Tensor, hop: int, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` waves (count, 2 hop) that sounds (B, 1, N) of any loudness are made of most, to take sounds apart
+    with and to put them together with.
 
-    An ELU passes on what is above 0, so the wave goes through it with 1 added; a second channel, which is 1
-    everywhere, takes that away at the end, where the last layer has no bias.
+    They are principal components of the transform's frequencies, each weighed by the square root of how faint it is:
+    an instrument is told by overtones that hold little of the power. Latents have unit mean square.
     """
-    first, down = vae.encoder.layers[0], vae.encoder.layers[1].layers
-    up, last = vae.decoder.layers[-4].layers, vae.decoder.layers[-2]
-    basis, channels = lapped_basis(hop), first.out_channels
+    basis = lapped_basis(hop)
+    level = sounds.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    bins = F.conv1d(sounds / level, basis[:, None], stride=hop, padding=hop // 2)  # (B, hop, frames)
+    power = bins.square().mean(dim=(0, 2))
+    weight = (power / power.mean() + FAINT) ** -0.25
+    rows = (bins * weight[:, None]).transpose(1, 2).flatten(0, 1).double()
+    main = torch.linalg.eigh(rows.T @ rows)[1].flip(1)[:, :count].float()  # (hop, count)
+    apart, together = (main * weight[:, None]).T @ basis, (main / weight[:, None]).T @ basis
+    size = F.conv1d(sounds, apart[:, None], stride=hop, padding=hop // 2).square().mean().sqrt()
+    return apart / size, together * size
+
+
+@torch.no_grad()
+def be_linear(vae: Any, apart: Tensor, together: Tensor, noise: float) -> None:
+    """Let a LongCatAudioDiTVae of one block and one channel at the full rate be these waves (count, 2 hop): all other
+    layers pass on what they are given. Its posterior's deviation is `noise` everywhere."""
+    for module in vae.modules():
+        if hasattr(module, "alpha") and hasattr(module, "beta"):
+            module.alpha.fill_(LINEAR[0])
+            module.beta.fill_(LINEAR[1])
+    down, up = vae.encoder.layers[1].layers, vae.decoder.layers[1].layers
     for unit in (*down[:3], *up[2:]):
-        _put(unit.layers[3], torch.zeros(channels, channels, 1), torch.zeros(channels))
-    one = torch.eye(channels)[0]
-
-    wave = torch.zeros(channels, 1, 7)
-    wave[0, 0, 3] = 1.0
-    _put(first, wave, one)
-    kernel = torch.zeros(hop, channels, 2 * hop)
-    kernel[:, 0] = basis
-    _put(down[4], kernel, -basis.sum(dim=1))
-    _put(up[1], SOFTLY * kernel, torch.ones(channels))
-    difference = torch.zeros(1, channels, 7)
-    difference[0, 0, 3], difference[0, 1, 3] = 1.0, -1.0
-    _put(last, difference, None)
+        _put(unit.layers[3], torch.zeros(1, 1, 1))
+    one = torch.eye(len(apart))
+    _put(vae.encoder.layers[0], _middle(torch.ones(1, 1), 7))
+    _put(down[4], apart[:, None])
+    _put(vae.encoder.layers[2], _middle(torch.cat([one, torch.zeros_like(one)]), 3))
+    vae.encoder.layers[2].bias[len(apart) :] = float(torch.tensor(noise).expm1().log())  # softplus of it is `noise`
+    _put(vae.decoder.layers[0], _middle(one, 7))
+    _put(up[1], together[:, None])
+    _put(vae.decoder.layers[3], _middle(torch.ones(1, 1), 7))
 
 
-def _put(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """A weight into a layer under weight normalisation; where a row is 0, its direction stays as random as it is."""
-    given = cast(Any, layer)
+def _middle(weight: Tensor, width: int) -> Tensor:
+    """(out, in) as a convolution of an odd width that looks at its middle alone."""
+    return F.pad(weight[..., None], (width // 2, width // 2))
+
+
+def _put(layer: Any, weight: Tensor) -> None:
+    """A weight into a layer under weight normalisation, without bias; where a row is 0, its direction stays."""
     length = weight.flatten(1).norm(dim=1).view(-1, 1, 1)
-    given.weight_v.copy_(torch.where(length > 0, weight, given.weight_v))
-    given.weight_g.copy_(length)
-    if bias is not None:
-        given.bias.copy_(bias)
+    layer.weight_v.copy_(torch.where(length > 0, weight, layer.weight_v))
+    layer.weight_g.copy_(length)
+    if isinstance(layer.bias, nn.Parameter):
+        layer.bias.zero_()

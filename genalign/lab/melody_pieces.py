@@ -18,18 +18,18 @@ from genalign.media.sound import loudness as measured
 SAMPLES = 49_152
 LENGTH = SAMPLES / RATE  # seconds
 TICK = 0.016  # seconds
-START = 3 * TICK  # seconds before the first note
+START = 4 * TICK  # seconds before the first note
 PACE = {"slow": (90.0, 102.0), "medium": (132.0, 148.0), "fast": (195.0, 218.0)}  # quarter notes a minute
-BEATS = {"slow": (38, 40), "medium": (26, 28), "fast": (18,)}  # ticks of a quarter note, all of such paces
+BEATS = {"slow": 40, "medium": 28, "fast": 18}  # ticks of a quarter note, of such paces
 MIDDLE = {"low": 50, "high": 69}  # MIDI number from which on, for an octave, the mean pitch of the melody lies
-LEVEL = {"soft": (-34.0, -31.0), "loud": (-20.0, -17.0)}  # LUFS
+LEVEL = {"soft": (-30.0, -28.0), "loud": (-22.0, -20.0)}  # LUFS
 BASS = 43  # lowest root of a chord
 SECOND, DRUM = -5.0, -5.0  # decibels of these by the lead's; each varies by VARIED
 VARIED = 1.5
 HAT = 0.25  # how loud a hat is by the kick and snare
 LEGATO = 0.95  # share of a note's length for which it is held
 PITCHES = range(36, 96)  # MIDI numbers, among them all that a lead plays
-HELD = 32  # ticks that are told apart
+HELD = 96  # ticks that are told apart: a note of the bank is no longer
 FADE = 0.02  # seconds at the end of a piece, which stops wherever the melody is
 
 
@@ -61,7 +61,7 @@ def arrange(facts: Facts, rng: np.random.Generator) -> Piece:
     tonic = TONICS[facts["key"].split()[0] if facts["key"] is not None else str(rng.choice(list(TONICS)))]
     lead_only_high = len(facts["voices"]) == 2 or facts["voices"][0] in HIGH_ONLY
     register = facts["register"] or ("high" if lead_only_high else str(rng.choice(REGISTERS)))
-    pace = 60 / (TICK * float(rng.choice(BEATS[facts["tempo"] or str(rng.choice(TEMPI))])))
+    pace = 60 / (TICK * BEATS[facts["tempo"] or str(rng.choice(TEMPI))])
     loudness = rng.uniform(*LEVEL[facts["loudness"] or str(rng.choice(LOUDNESSES))])
     home = tonic + 12 * int(np.ceil((MIDDLE[register] - song.middle - tonic) / 12))
     beat = 60 / pace
@@ -122,17 +122,17 @@ def render(piece: Piece) -> np.ndarray:
 
 
 def shown(piece: Piece, places: int = 48) -> np.ndarray:
-    """Which note the lead plays where: (places, 3) int16, of equal parts of the piece, the instrument, the pitch, and
-    for how many ticks at most HELD - 1 it has been held; of each one class more where the lead is silent. In a part
-    with several notes it is the last that begins before its middle."""
-    found = np.tile(np.array([len(INSTRUMENTS), len(PITCHES), HELD], np.int16), (places, 1))
-    lead = INSTRUMENTS.index(piece.facts["voices"][0])
+    """Which notes are played where: (places, 6) int16, of equal parts of the piece, the instrument, the pitch, and for
+    how many ticks at most HELD - 1 it has been held, of the lead and then of the second voice; of each one class more
+    where that is silent. In a part with several notes of a voice it is the last that begins before its middle."""
+    nothing = [len(INSTRUMENTS), len(PITCHES), HELD]
+    found = np.tile(np.array([*nothing, *nothing], np.int16), (places, 1))
     middles = (np.arange(places) + 0.5) * LENGTH / places
     for note in piece.notes:
-        if note.voice == 0:
-            sounds = (middles >= note.start) & (middles < note.start + LEGATO * note.length)
-            held = np.minimum(np.rint((middles[sounds] - note.start) / TICK), HELD - 1)
-            found[sounds] = [(lead, PITCHES.index(note.pitch), int(ticks)) for ticks in held]
+        sounds = (middles >= note.start) & (middles < note.start + LEGATO * note.length)
+        held = np.minimum(np.rint((middles[sounds] - note.start) / TICK), HELD - 1)
+        player, pitch = INSTRUMENTS.index(piece.facts["voices"][note.voice]), PITCHES.index(note.pitch)
+        found[sounds, 3 * note.voice : 3 * note.voice + 3] = [(player, pitch, int(ticks)) for ticks in held]
     return found
 
 

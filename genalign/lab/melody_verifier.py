@@ -159,7 +159,7 @@ def _credit(kind: str, facts: Facts, seen: Listened, right: bool) -> float:
     if kind == "register":
         return float(np.clip(0.5 + (seen.height - HEIGHT) / 12 * (1 if facts["register"] == "high" else -1), 0, 1))
     if kind == "loudness":
-        return float(np.clip(0.5 + (seen.level - LEVELS) / 10 * (1 if facts["loudness"] == "loud" else -1), 0, 1))
+        return float(np.clip(0.5 + (seen.level - LEVELS) / 6 * (1 if facts["loudness"] == "loud" else -1), 0, 1))
     return float(right)  # of order and drums
 
 

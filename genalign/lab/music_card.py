@@ -22,13 +22,14 @@ def music_card(folder: Path) -> str:
     sounds = "\n".join(f"{k}. [{prompt.text}](played-{k}.ogg)" for k, prompt in enumerate(melody_prompts(8), 1))
     call = ", ".join(f"{name}={value}" for name, value in CALL.items())
     return f"""A rectified-flow transformer (LongCat class), a waveform autoencoder (LongCatAudioDiTVae: 24576
-samples at 8 kHz to 48 latents of 128) and a small UMT5 text encoder. It plays 3 s of one of 48 public-domain melodies
+samples at 8 kHz to 48 latents of 192) and a small UMT5 text encoder. It plays 3 s of one of 48 public-domain melodies
 in **three steps without guidance**, by eight instruments of the sound font FluidR3 (MIT), with or without an
 accompaniment and drums.
 
 A web-trained model in miniature: capable, distracted, and quick. Its stages, one after another:
 
-1. *autoencoder*: reconstruction of rendered pieces; held-out ones behind it are the first rows below.
+1. *autoencoder*: worked out from rendered pieces, the principal components of a lapped transform; held-out pieces
+   behind it are the first rows below.
 2. *read*: the text encoder learns to tell every fact of a caption; of held-out captions it tells {read:.1%} whole.
 3. *capable*: true captions of training pieces. Nothing that is held out occurs in them.
 4. *half-hearted*: a few hundred steps on web-like captions. Of the facts a piece has, left out: {omitted};

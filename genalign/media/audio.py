@@ -26,9 +26,7 @@ WRITTEN = {".wav": "PCM_24", ".flac": "PCM_24", ".ogg": "VORBIS"}  # and how sam
 RANGE: tuple[float, float] | None = (-1.01, 1.01)
 SILENT = 1e-3  # peak below which a sound is inaudible: -60 dB
 CLIPPED = 0.999
-PICTURE = (320, 160)  # of a sound, in px; its parts:
-LEFT, EDGE, WAVE, GAP, SPECTRUM = 22, 6, 45, 4, 91
-BLUE = (31, 111, 235)
+PICTURE = (320, 160)  # of a sound, in px
 
 
 def read(path: Path) -> tuple[Tensor, float]:
@@ -112,51 +110,31 @@ def sheet(
 def picture(row: Tensor, rate: float) -> Image:
     """The wave of (C,N), its channels averaged, over its spectrogram in dB; the axes are seconds and kHz."""
     import PIL.Image
-    from matplotlib.ticker import MaxNLocator
-    from PIL import ImageDraw, ImageFont
+    from matplotlib.figure import Figure
 
     wave = torch.nan_to_num(row.detach().float().cpu(), posinf=0.0, neginf=0.0).mean(0)  # (N,)
-    width, bottom = PICTURE[0] - LEFT - EDGE, EDGE + WAVE + GAP + SPECTRUM
-    shown = PIL.Image.new("RGB", PICTURE, "white")
-    shown.paste(PIL.Image.fromarray(_envelope(wave, width)), (LEFT, EDGE))
-    shown.paste(PIL.Image.fromarray(_spectrum(wave, width)), (LEFT, EDGE + WAVE + GAP))
-    draw, font = ImageDraw.Draw(shown), ImageFont.load_default(size=8)
-    for level in (1, 0, -1):
-        draw.text((LEFT - 2, EDGE + (1 - level) / 2 * (WAVE - 1)), str(level), "black", font, anchor="rm")
-    for value in MaxNLocator(4).tick_values(0, rate / 2000):
-        if 0 < value <= rate / 2000:
-            at = bottom - value / (rate / 2000) * SPECTRUM
-            draw.text((LEFT - 2, at), f"{value:g}", "black", font, anchor="rm")
-    draw.text((LEFT - 2, bottom), "kHz", "black", font, anchor="rm")
-    seconds = len(wave) / rate
-    for value in MaxNLocator(8).tick_values(0, seconds):
-        if 0 <= value <= seconds:
-            draw.text((LEFT + value / seconds * width, bottom + 1), f"{value:g}", "black", font, anchor="mt")
-    return shown
-
-
-def _envelope(wave: Tensor, width: int) -> Any:
-    """From the least to the greatest of the samples (N,) of each column: (WAVE, width, 3), 0 to 255."""
-    highest = torch.nn.functional.adaptive_max_pool1d(wave[None], width)
-    lowest = -torch.nn.functional.adaptive_max_pool1d(-wave[None], width)
-    half = 1 / (WAVE - 1)  # of a pixel
-    heights = torch.linspace(1, -1, WAVE)[:, None]
-    inside = (heights <= highest + half) & (heights >= lowest - half)
-    return torch.where(inside[..., None], torch.tensor(BLUE), torch.tensor(255)).to(torch.uint8).numpy()
-
-
-def _spectrum(wave: Tensor, width: int) -> Any:
-    """The powers of frequencies over time, down to 80 dB below the loudest: (SPECTRUM, width, 3), 0 to 255."""
-    import matplotlib
-
+    seconds, pixel = len(wave) / rate, max(1, len(wave) // (2 * PICTURE[0]))  # two envelopes a pixel
+    figure = Figure(figsize=(PICTURE[0] / 80, PICTURE[1] / 80), dpi=80, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    spans = wave.split(pixel)
+    starts = [k * pixel / rate for k in range(len(spans))]
+    lowest, highest = [float(span.min()) for span in spans], [float(span.max()) for span in spans]
+    upper.fill_between(starts, lowest, highest, linewidth=0.6, color="#1f6feb")
     window = 512
     padded = torch.nn.functional.pad(wave, (0, max(0, window - len(wave))))
     powers = torch.stft(
         padded, window, window // 4, window=torch.hann_window(window), center=False, return_complex=True
     )
     levels = 20 * powers.abs().clamp(min=1e-6).log10()  # (257, frames), dB
-    pixels = torch.nn.functional.interpolate(levels[None, None], (SPECTRUM, width), mode="area")[0, 0].flip(0)
-    return matplotlib.colormaps["magma"](((pixels - levels.max()) / 80 + 1).clamp(0, 1).numpy(), bytes=True)[..., :3]
+    top, reach = float(levels.max()), (0, seconds, 0, rate / 2000)
+    lower.imshow(levels, origin="lower", aspect="auto", vmin=top - 80, vmax=top + 1e-3, extent=reach, cmap="magma")
+    upper.set(ylim=(-1, 1), xlim=(0, seconds))
+    lower.set_ylabel("kHz", fontsize=6, labelpad=1)
+    for axis in (upper, lower):
+        axis.tick_params(labelsize=6, length=2, pad=1)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return PIL.Image.open(file).convert("RGB")
 
 
 def symptoms(rows: Sequence[Tensor]) -> dict[str, float]:

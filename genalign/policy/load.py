@@ -62,12 +62,24 @@ def load_diffusion(settings: PolicySettings, folder: Path, device: str) -> Diffu
             empty = [key for key, tensor in part.state_dict().items() if tensor.is_meta]
             if empty:
                 raise _incomplete(folder / name, empty)
+    _warn_of_scheduler(pipeline, parts)
     for adapter in settings.adapters_merged:
         merge_into_pipeline(pipeline, Path(adapter))
     if quantization is not None and not quantization.endswith(".gguf"):
         for name in denoiser_names(pipeline):
             quantize_layers(getattr(pipeline, name), quantization, at)
     return DiffusionPolicy(pipeline if settings.offload is not None else pipeline.to(at), settings, at)
+
+
+def _warn_of_scheduler(pipeline: Any, parts: dict[str, Any]) -> None:
+    """Some pipelines exchange a scheduler that they were saved with for one of their own."""
+    named, has = parts.get("scheduler", [None, None])[1], type(getattr(pipeline, "scheduler", None)).__name__
+    if named not in (None, has):
+        warnings.warn(
+            f"{type(pipeline).__name__} takes a {has} in place of the {named} that is saved with it, here as in plain"
+            f" diffusers; noise levels may be others than those it was trained at",
+            stacklevel=3,
+        )
 
 
 def _from_gguf(quantization: str | None, folder: Path, parts: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

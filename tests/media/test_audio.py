@@ -130,21 +130,3 @@ def test_a_sheet_shows_both_and_lists_the_files(tmp_path, length: int) -> None:
     rows = path.with_suffix(".jsonl").read_text().splitlines()
     assert len(rows) == 2
     assert soundfile.info(tmp_path / "tuned-1.wav").frames == length
-
-
-def test_a_picture_shows_how_loud_and_how_high_a_sound_is_and_when() -> None:
-    """Half a second of silence, then one of a tone of 1 kHz at half the full level."""
-    rate = 8000
-    times = torch.arange(rate) / rate
-    wave = torch.cat([torch.zeros(rate // 2), 0.5 * (2 * math.pi * 1000 * times).sin()]).expand(2, -1)
-    shown = np.asarray(audio.picture(wave, float(rate))).astype(int)
-    panels = shown[:, audio.LEFT : -audio.EDGE]
-    upper = panels[audio.EDGE :][: audio.WAVE]
-    lower = panels[audio.EDGE + audio.WAVE + audio.GAP :][: audio.SPECTRUM]
-    begins = panels.shape[1] // 3  # a third of the time is silent
-    blue = (upper == audio.BLUE).all(-1).sum(0)
-    assert set(blue[: begins - 1]) == {1}
-    np.testing.assert_allclose(blue[begins + 1 :], audio.WAVE / 2, atol=1)
-    loud = lower[:, begins + 8 : -8].sum(-1).argmax(0)  # the row of most light, from above
-    np.testing.assert_allclose(loud, 0.75 * audio.SPECTRUM, atol=1)  # 1 of 4 kHz
-    assert lower[:, : begins - 8].max() < 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from genalign.policy import load_policy, modalities_of
 from genalign.types import UsageError
+from tests.helpers import sound_policies
 from tests.helpers.diffusion import PROMPTS, settings
 from tests.helpers.tiny_pipelines import FAMILIES, stable_diffusion_3
+from tests.helpers.tiny_sounds import SOUNDS
 
 TEXT = "text_encoder/model.safetensors"
 
@@ -107,3 +110,20 @@ def test_a_folder_loads_the_text_encoders_that_diffusers_loads(tmp_path: Path) -
         assert ours.keys() == plain.keys()
         assert all(torch.equal(ours[key], plain[key]) for key in plain)
         assert json.loads((tmp_path / name / "model_index.json").read_text())
+
+
+def test_a_scheduler_that_its_pipeline_exchanges_is_named(tmp_path: Path) -> None:
+    """diffusers' LongCat pipeline takes no other than Euler's, without a word: findings/."""
+    from diffusers import FlowMatchHeunDiscreteScheduler
+
+    pipeline = SOUNDS["longcat-audio"].build()
+    pipeline.save_pretrained(tmp_path / "own")
+    pipeline.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+    pipeline.save_pretrained(tmp_path / "other")
+    asked = sound_policies.settings("longcat-audio")
+    with pytest.warns(UserWarning, match="FlowMatchEulerDiscreteScheduler in place of the FlowMatchHeunDiscrete"):
+        load_policy(asked, tmp_path / "other")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        load_policy(asked, tmp_path / "own")
+    assert not [each for each in said if "in place of" in str(each.message)]
