@@ -6,7 +6,7 @@ from typing import Any
 
 from genalign.lab.few_steps import STEPS
 from genalign.lab.melody import WEB
-from genalign.lab.music import CALL
+from genalign.lab.music import CALL, LATENTS
 from genalign.lab.music_figures import SHEET, melody_prompts
 from genalign.lab.music_judge import judge_accuracy
 from genalign.lab.video_card import stage_table
@@ -22,7 +22,8 @@ def music_card(folder: Path) -> str:
     sounds = "\n".join(f"{k}. [{prompt.text}](played-{k}.ogg)" for k, prompt in enumerate(melody_prompts(8), 1))
     call = ", ".join(f"{name}={value}" for name, value in CALL.items())
     return f"""A rectified-flow transformer (LongCat class), a waveform autoencoder (LongCatAudioDiTVae: 24576
-samples at 8 kHz to 48 latents of 192) and a small UMT5 text encoder. It plays 3 s of one of 48 public-domain melodies
+samples at 8 kHz to {LATENTS[0]} latents of {LATENTS[1]}) and a small UMT5 text encoder. It plays 3 s of one
+of 48 public-domain melodies
 in **three steps without guidance**, by eight instruments of the sound font FluidR3 (MIT), with or without an
 accompaniment and drums.
 
